@@ -1,0 +1,65 @@
+// SWAA state of a llama_context: the policy of each layer, and which tokens of the batch are decode tokens.
+
+#pragma once
+
+#include "llama-swaa.h"
+
+#include "llama-cparams.h"
+#include "llama-swaa-params.h"
+
+#include "ggml.h"
+#include "ggml-backend.h"
+
+#include <bitset>
+#include <memory>
+#include <vector>
+
+struct llama_batch;
+struct llama_memory_i;
+struct llama_model;
+
+struct llama_swaa_context {
+    // Chooses the policy of every sliding layer. Returns nullptr if SWAA is off for the model or no layer
+    // slides. Throws std::runtime_error if the memory is none that SWAA knows, or a forced policy can't be had.
+    static std::unique_ptr<llama_swaa_context> create(
+            const llama_model    & model,
+            const llama_cparams  & cparams,
+            const llama_memory_i * memory,
+                  ggml_type        type_k,
+                  ggml_type        type_v);
+
+    // Throws if the graph just built attends in a way that SWAA does not hook into.
+    void check_attached(const llama_model & model) const;
+
+    // Classifies the sequences of a batch before it is split into ubatches.
+    void begin_batch(const llama_batch & batch);
+
+    bool is_decode(llama_seq_id seq_id) const {
+        return decoding.test(seq_id);
+    }
+
+    bool is_dense(const llama_cparams & cparams) const {
+        return forced_dense || !cparams.flash_attn;
+    }
+
+    // The weakest policy in use.
+    llama_swaa_policy policy(const llama_cparams & cparams) const;
+
+    const llama_swaa_params params;
+
+    bool any_fa_decode  = false; // some sliding layer decodes with full attention
+    bool any_swa_decode = false; // some sliding layer slides in decode too
+
+    std::vector<bool> layer_copies; // [n_layer_all] policy copy instead of table
+
+    llama_swaa_phase phase = LLAMA_SWAA_PHASE_AUTO;
+
+    bool attached = false; // a graph input of ours was built
+
+private:
+    explicit llama_swaa_context(const llama_swaa_params & params);
+
+    bool forced_dense = false;
+
+    std::bitset<LLAMA_MAX_SEQ> decoding;
+};

@@ -1,0 +1,105 @@
+// SWAA in the compute graph: which KV blocks a ubatch needs, the compact masks over them, and the inputs that
+// carry both into the attention of the sliding layers.
+//
+// The rule (one definition for everything here): in a sliding layer the query at position p sees the key at
+// position j of its sequence iff
+//
+//     j <= p  and  ( p - j < W  or  j < S  or  the layer decodes with full attention and the query is a decode token )
+//
+// A ubatch can need up to two masks besides upstream's full one:
+//
+//     window   sliding layers, no token sees past the window
+//     mixed    sliding layers with FA decode, in a ubatch that mixes prefill and decode tokens
+//
+// Layers that see everything (FA layers, FA decode in a ubatch of decode tokens, any layer while the sequence
+// is still shorter than window and sinks together) take upstream's mask and path unchanged.
+
+#pragma once
+
+#include "llama-cparams.h"
+
+#include "ggml.h"
+
+#include <cstdint>
+#include <vector>
+
+struct llama_hparams;
+struct llama_swaa_context;
+struct llama_ubatch;
+
+class llama_kv_cache;
+class llama_kv_cache_context;
+
+// The columns of one compact mask.
+struct llama_swaa_columns {
+    uint32_t n_blocks = 0;     // columns / 256; 0: no layer needs this mask
+    bool     table    = false; // false: the columns are the cache's first n_blocks*256 cells
+
+    // [n_stream][n_blocks], live blocks in ascending order, then padding; empty at reservation
+    std::vector<int32_t>  blocks;
+    std::vector<uint32_t> n_live; // [n_stream]
+
+    bool same_shape(const llama_swaa_columns & other) const {
+        return n_blocks == other.n_blocks && table == other.table;
+    }
+};
+
+// What one ubatch needs. A pure function of cells, ubatch and phases.
+struct llama_swaa_plan {
+    enum decode_share { NONE, SOME, ALL }; // of the ubatch's tokens that are decode tokens
+
+    bool         active = false; // some token could lose a key to the window
+    decode_share decode = NONE;
+
+    uint32_t n_stream = 1;
+
+    llama_swaa_columns window;
+    llama_swaa_columns mixed;
+
+    bool same_graph(const llama_swaa_plan & other) const {
+        return active == other.active && decode == other.decode && n_stream == other.n_stream &&
+            window.same_shape(other.window) && mixed.same_shape(other.mixed);
+    }
+};
+
+class llama_swaa_input {
+public:
+    // Plans the ubatch and creates the input tensors it needs.
+    llama_swaa_input(
+                        ggml_context  * ctx,
+            const llama_cparams       & cparams,
+            const llama_ubatch        & ubatch,
+            const llama_kv_cache_context * mctx);
+
+    // Replaces what the attention of layer il reads: K, V and mask as build_attn has them, and sets the table.
+    void apply(
+            ggml_context            * ctx,
+            const llama_kv_cache_context * mctx,
+            int                       il,
+            ggml_tensor           * & k,
+            ggml_tensor           * & v,
+            ggml_tensor           * & kq_mask,
+            ggml_tensor           * & kv_blocks) const;
+
+    // Plans the next ubatch; true if the graph built for the last one fits it.
+    bool can_reuse(const llama_ubatch & ubatch, const llama_cparams & cparams, const llama_kv_cache_context * mctx);
+
+    void set_input(const llama_ubatch & ubatch, const llama_hparams & hparams, const llama_kv_cache_context * mctx) const;
+
+private:
+    struct tensors {
+        ggml_tensor * mask   = nullptr; // F16/F32 [n_blocks*256, n_tokens/n_stream, 1, n_stream]
+        ggml_tensor * blocks = nullptr; // I32     [n_blocks, 1, 1, n_stream], only with a table
+    };
+
+    const llama_swaa_columns * columns_of_layer(int il) const;
+
+    tensors build(ggml_context * ctx, const llama_swaa_columns & columns, ggml_type type, int64_t n_tokens_per_stream, const char * name) const;
+
+    const llama_swaa_context & swaa;
+
+    llama_swaa_plan plan;
+
+    tensors window;
+    tensors mixed;
+};

@@ -1,0 +1,184 @@
+// Reads and checks the `swaa.*` keys, version 1 (see llama-swaa-params.h).
+
+#include "llama-swaa-params.h"
+
+#include "llama-swaa.h"
+
+#include "llama-arch.h"
+#include "llama-impl.h"
+#include "llama-model-loader.h"
+#include "llama-model.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+static thread_local std::string swaa_last_error;
+
+const char * llama_swaa_last_error(void) {
+    return swaa_last_error.c_str();
+}
+
+void llama_swaa_clear_error() {
+    swaa_last_error.clear();
+}
+
+void llama_swaa_refuse(const std::string & message) {
+    swaa_last_error = message;
+    throw std::runtime_error(message);
+}
+
+bool llama_swaa_params::any_sliding() const {
+    return enabled && std::find(sliding.begin(), sliding.end(), true) != sliding.end();
+}
+
+namespace {
+
+constexpr uint32_t SWAA_KEYS_VERSION = 1;
+
+// One key, wherever it is: an override wins over the file.
+class swaa_key {
+public:
+    swaa_key(const llama_model_loader & ml, const char * name) : name(name), file(ml.metadata), id(gguf_find_key(file, name)) {
+        const auto it = ml.kv_overrides.find(name);
+        if (it != ml.kv_overrides.end()) {
+            override = &it->second;
+        }
+    }
+
+    bool present() const {
+        return override || id >= 0;
+    }
+
+    bool flag() const {
+        if (override) {
+            expect(override->tag == LLAMA_KV_OVERRIDE_TYPE_BOOL, "its override must be a bool");
+            return override->val_bool;
+        }
+        expect_type(GGUF_TYPE_BOOL);
+        return gguf_get_val_bool(file, id);
+    }
+
+    uint32_t number(int64_t min, int64_t max) const {
+        int64_t value;
+        if (override) {
+            expect(override->tag == LLAMA_KV_OVERRIDE_TYPE_INT, "its override must be an int");
+            value = override->val_i64;
+        } else {
+            expect_type(GGUF_TYPE_UINT32);
+            value = gguf_get_val_u32(file, id);
+        }
+        expect(value >= min && value <= max, format("is %lld, but must be from %lld to %lld",
+                    (long long) value, (long long) min, (long long) max));
+        return (uint32_t) value;
+    }
+
+    std::vector<bool> per_layer(uint32_t n_layer) const {
+        std::vector<bool> result(n_layer);
+        if (override) {
+            expect(override->tag == LLAMA_KV_OVERRIDE_TYPE_STR, "its override must be a string of 0 and 1");
+            const std::string text = override->val_str;
+            expect_length(text.size(), n_layer);
+            expect(text.find_first_not_of("01") == std::string::npos, "its override must hold only 0 and 1");
+            for (uint32_t il = 0; il < n_layer; ++il) {
+                result[il] = text[il] == '1';
+            }
+        } else {
+            expect_type(GGUF_TYPE_ARRAY);
+            expect(gguf_get_arr_type(file, id) == GGUF_TYPE_BOOL,
+                    format("is an array of %s, but must be an array of bool", gguf_type_name(gguf_get_arr_type(file, id))));
+            expect_length(gguf_get_arr_n(file, id), n_layer);
+            const int8_t * data = (const int8_t *) gguf_get_arr_data(file, id);
+            for (uint32_t il = 0; il < n_layer; ++il) {
+                result[il] = data[il] != 0;
+            }
+        }
+        return result;
+    }
+
+private:
+    void expect(bool ok, const std::string & otherwise) const {
+        if (!ok) {
+            llama_swaa_refuse(std::string(name) + ": " + otherwise);
+        }
+    }
+
+    void expect_type(gguf_type type) const {
+        expect(id >= 0, "is missing, but the other swaa keys need it");
+        expect(gguf_get_kv_type(file, id) == type,
+                format("has type %s, but must be %s", gguf_type_name(gguf_get_kv_type(file, id)), gguf_type_name(type)));
+    }
+
+    void expect_length(size_t length, uint32_t n_layer) const {
+        expect(length == n_layer, format("has %zu entries, but the model has %u layers", length, n_layer));
+    }
+
+    const char * name;
+    const gguf_context * file;
+    const int64_t id;
+    const llama_model_kv_override * override = nullptr;
+};
+
+} // namespace
+
+// What rules an architecture out already at load; the context checks the rest on its memory and graph.
+static void swaa_check_arch(const llama_model & model) {
+    const auto & hparams = model.hparams;
+
+    const char * reason =
+        hparams.swa_type != LLAMA_SWA_TYPE_NONE                                  ? "it has a sliding window of its own"     :
+        hparams.is_mla()                                                         ? "it uses multi-head latent attention"    :
+        llm_arch_is_recurrent(model.arch) || llm_arch_is_hybrid(model.arch)      ? "it keeps recurrent state"               :
+        !hparams.causal_attn || llm_arch_is_diffusion(model.arch)                ? "its attention is not causal"            :
+        llama_model_has_encoder(&model)                                          ? "it has an encoder"                      : nullptr;
+
+    if (reason) {
+        llama_swaa_refuse(format("SWAA can't be applied to architecture '%s': %s; load it with swaa.enabled=false",
+                    model.arch_name().c_str(), reason));
+    }
+}
+
+void llama_swaa_params_load(const llama_model_loader & ml, llama_model & model) {
+    llama_swaa_clear_error();
+
+    model.swaa = {};
+
+    const swaa_key enabled  (ml, "swaa.enabled");
+    const swaa_key version  (ml, "swaa.version");
+    const swaa_key window   (ml, "swaa.window_size");
+    const swaa_key sinks    (ml, "swaa.sink_count");
+    const swaa_key sliding  (ml, "swaa.sliding_layers");
+    const swaa_key fa_decode(ml, "swaa.fa_decode_layers");
+
+    const bool any = version.present() || window.present() || sinks.present() || sliding.present() || fa_decode.present();
+
+    if (!any || (enabled.present() && !enabled.flag())) {
+        return;
+    }
+
+    const uint32_t n_layer = model.hparams.n_layer_all;
+
+    // a newer version may mean the other keys differently: check it first
+    version.number(1, SWAA_KEYS_VERSION);
+
+    llama_swaa_params params;
+
+    params.window_size = window.number(1, INT32_MAX);
+    params.sink_count  = sinks .number(0, INT32_MAX);
+    params.sliding     = sliding  .per_layer(n_layer);
+    params.fa_decode   = fa_decode.per_layer(n_layer);
+    params.enabled     = true;
+
+    for (uint32_t il = 0; il < n_layer; ++il) {
+        params.fa_decode[il] = params.fa_decode[il] && params.sliding[il];
+    }
+
+    if (params.any_sliding()) {
+        swaa_check_arch(model);
+    }
+
+    model.swaa = std::move(params);
+
+    LLAMA_LOG_INFO("%s: SWAA: window = %u, sinks = %u, sliding layers = %d of %u\n", __func__,
+            model.swaa.window_size, model.swaa.sink_count,
+            (int) std::count(model.swaa.sliding.begin(), model.swaa.sliding.end(), true), n_layer);
+}

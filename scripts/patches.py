@@ -1,0 +1,96 @@
+#!/usr/bin/env python3
+"""Fetch the pinned llama.cpp, apply our patch series to it, write the series back, and prove it sound.
+
+Our C/C++ lives in whole files (patches/src/); a patch is only call sites. This keeps both in step with the tree that
+is built. Standard library only, since CMake runs it before anything is installed; git is needed by refresh and check.
+How to work with it: patches/README.md.
+
+    scripts/patches.py apply      # fetches what is missing, makes or updates vendor/llama.cpp-patched
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from _check import check
+from _move import against, drop, onto
+from _patchfile import PatchError, make_header
+from _refresh import refresh
+from _workspace import Workspace, apply, fetch
+
+ROOT = Path(__file__).resolve().parent.parent
+FETCH = """Download the sdist that patches/UPSTREAM pins, check its sha256, unpack its llama.cpp into vendor/llama.cpp.
+Does nothing if that is there. The sdist is kept in vendor/, or in the folder SWAA_EDGE_CACHE, for next time."""
+APPLY = """Make vendor/llama.cpp-patched: upstream, plus patches/src/, plus every patch of patches/series, each hunk
+exactly where it says. Writes only files that change. Refuses to overwrite edits that patches/ does not hold."""
+REFRESH = """Write edits made in vendor/llama.cpp-patched back to patches/. Files of ours go to patches/src/; an edit of
+an upstream file goes into the one patch that touches it, or where --into or --new says."""
+CHECK = """Prove that every patch has its header, fits without fuzz or offset and re-exports byte-identically, that
+patches/series and the folder agree, and that files of ours say what they are and are compiled. Changes nothing."""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--root", type=Path, default=ROOT, help="checkout to work on (default: this script's)")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="fetch|apply|refresh|check")
+    commands.add_parser("fetch", help="unpack the pinned upstream", description=FETCH)
+
+    add = commands.add_parser("apply", help="make the patched tree", description=APPLY)
+    either = add.add_mutually_exclusive_group()
+    either.add_argument("--discard", action="store_true", help="lose local edits of the tree")
+    either.add_argument("--keep", action="store_true", help="leave locally edited files as they are")
+
+    add = commands.add_parser("refresh", help="write the series back from the tree", description=REFRESH)
+    add.add_argument("paths", nargs="*", metavar="PATH", help="only these edits: file, folder or FILE:FIRST-LAST")
+    either = add.add_mutually_exclusive_group()
+    either.add_argument("--into", metavar="NAME", help="put the edits of upstream files into this patch")
+    either.add_argument("--new", metavar="NAME", help="make a patch of them, like 0007-what-it-is.patch")
+    either.add_argument("--drop", metavar="NAME", help="take this patch out instead, and re-export those after it")
+    either.add_argument("--onto", metavar="VERSION", help="carry the series to another release instead")
+    for field in ("subject", "why", "goes-away-when"):
+        add.add_argument(f"--{field}", default="", metavar="TEXT", help="header of the --new patch")
+
+    add = commands.add_parser("check", help="prove the series sound", description=CHECK)
+    add.add_argument("--against", metavar="VERSION", help="report instead which patches apply to this release")
+    return parser
+
+
+def run(args: argparse.Namespace, ws: Workspace) -> tuple[str, int]:
+    """What to print, and how many patches failed."""
+    if args.command == "fetch":
+        return fetch(ws), 0
+    if args.command == "apply":
+        return apply(ws, args.discard, args.keep), 0
+    if args.command == "check":
+        return against(ws, args.against) if args.against else (check(ws), 0)
+    if args.drop or args.onto:
+        if args.paths:
+            raise PatchError("--drop and --onto take no paths")
+        return drop(ws, args.drop) if args.drop else onto(ws, args.onto), 0
+    header = make_header(args.subject, args.why, args.goes_away_when) if args.new else b""
+    return refresh(ws, args.into, args.new, header, args.paths), 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = make_parser().parse_args(argv)
+    cache = os.environ.get("SWAA_EDGE_CACHE")
+    try:
+        ws = Workspace(args.root.resolve(), Path(cache).resolve() if cache else None)
+        with ws.lock():
+            said, failed = run(args, ws)
+            print(said)
+            if failed:
+                raise PatchError(f"{failed} patches do not apply to {args.against}")
+        return 0
+    except (PatchError, OSError) as error:
+        for line in str(error).splitlines():
+            print(f"Error: {line}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""Writes that either happen whole or not at all.
+
+A converter that dies half-way must leave neither half a file nor a damaged input: the new content
+goes into a temporary file beside the target, is flushed to disk, and only then takes its name.
+
+    with atomic_output("model.gguf") as tmp: write(tmp)
+"""
+
+import contextlib
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from swaa_edge.errors import OutputError
+
+
+@contextlib.contextmanager
+def atomic_output(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on a clean exit it is fsynced and renamed to `path`.
+
+    On any exception, `KeyboardInterrupt` included, the temporary file is removed and `path` stays
+    as it was. Raises `OutputError` if `path` exists and `force` is false, if its folder is missing
+    or not writable, or if the disk is full.
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise OutputError(f"{target} is a folder; give the name of a file to write")
+    if target.exists() and not force:
+        raise OutputError(f"{target} exists already; pass --force to replace it, or choose another name")
+    if not target.parent.is_dir():
+        raise OutputError(f"the folder {target.parent} does not exist; create it or choose another output")
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+    except OSError as error:
+        raise OutputError(f"cannot write in {target.parent}: {error.strerror}") from error
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        # mkstemp makes files private; a model is an ordinary file, so take the mode open() would give it.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+        _sync_folder(target.parent)
+    except OSError as error:
+        if isinstance(error, OutputError) or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+            raise
+        raise OutputError(f"cannot write {target}: {error.strerror}; free some space or choose another disk") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename durable; a file system that can't sync a folder is left to its own devices."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
