@@ -33,7 +33,8 @@ def check(ws: Workspace) -> str:
     if not ours:
         found.append("patches/src/ holds no file: nothing of ours was checked")
     found += [f"patches/src/{path} would overwrite an upstream file" for path in ours if path in files]
-    if edited := [path for path in walk(ws.pristine) if read(ws.pristine / path) != files.get(path)]:
+    there = walk(ws.pristine)
+    if there and (edited := [p for p in sorted(files.keys() | there) if read(ws.pristine / p) != files.get(p)]):
         found.append(f"{ws.pristine / edited[0]} differs from the sdist; delete {ws.pristine} and run 'fetch'")
     if len(patches) == len(names):
         try:

@@ -15,6 +15,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,9 +47,10 @@ class Patch:
 
 
 def make_header(subject: str, why: str, goes_away_when: str) -> bytes:
-    """The header of a new patch; a line break inside a value continues on an indented line."""
-    values = [re.sub(r"\s*\n\s*", "\n  ", value.strip()) for value in (subject, why, goes_away_when)]
-    header = "".join(f"{key}: {value}\n" for key, value in zip(HEADER, values, strict=True)).encode() + b"\n"
+    """The header of a new patch; long text goes on in indented lines."""
+    wrap = textwrap.TextWrapper(110, subsequent_indent="  ", break_on_hyphens=False)
+    fields = zip(HEADER, (subject, why, goes_away_when), strict=True)
+    header = "".join(wrap.fill(f"{key}: {value}") + "\n" for key, value in fields).encode() + b"\n"
     check_header("--new", header)
     return header
 
@@ -198,6 +200,6 @@ def git(folder: Path, *args: str) -> subprocess.CompletedProcess[bytes]:
     if not shutil.which("git"):
         raise PatchError("git is needed for this and is not on PATH; install it")
     env = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
-    env |= {"GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": os.devnull, "GIT_ATTR_NOSYSTEM": "1", "LC_ALL": "C"}
+    env |= {"GIT_CONFIG_NOSYSTEM": "1", "GIT_ATTR_NOSYSTEM": "1", "LC_ALL": "C"}
     env |= {"HOME": str(folder), "XDG_CONFIG_HOME": str(folder), "GIT_CEILING_DIRECTORIES": str(folder.parent)}
     return subprocess.run(["git", *args], cwd=folder, env=env, capture_output=True)

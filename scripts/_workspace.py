@@ -67,7 +67,7 @@ class Workspace:
         """{path: sha256} of the files that were last put into the tree."""
         stamp = self._stamp()
         if stamp["pin"] != self.pin.sha256:
-            raise PatchError(f"{self.tree} is of another upstream; 'fetch' replaces it")
+            raise PatchError(f"{self.tree} is of another upstream; save what you need, delete it")
         return stamp["files"]
 
     def _stamp(self) -> dict:

@@ -219,7 +219,7 @@ def test_refresh_makes_a_new_patch_of_some_edits(checkout, run, fail):
     run("apply")
     edit_unpatched(checkout)
     checkout.edit("src/a.cpp", "a 12\n", "a twelve\n")
-    header = ["--subject", "b", "--why", "since\nb", "--goes-away-when", "never"]
+    header = ["--subject", "b", "--why", "since\n" + "b " * 60, "--goes-away-when", "never"]
     assert fail("refresh") == (
         f"src/a.cpp is in {N1} and {N2} (1 more like it); say 'refresh --into NAME src/a.cpp', or '--new NAME'"
     )
@@ -229,7 +229,7 @@ def test_refresh_makes_a_new_patch_of_some_edits(checkout, run, fail):
     out = run("refresh", "--new", "0003-b.patch", *header, "src/b.cpp")
     assert out == "patches: 0003-b.patch written; left 1 local edit (src/a.cpp) alone\n"
     assert (checkout.patches / "0003-b.patch").read_bytes() == (
-        b"Subject: b\nWhy: since\n  b\nGoes away when: never\n\n"
+        b"Subject: b\nWhy: since" + b" b" * 50 + b"\n " + b" b" * 10 + b"\nGoes away when: never\n\n"
         b"diff --git a/src/b.cpp b/src/b.cpp\n--- a/src/b.cpp\n+++ b/src/b.cpp\n"
         b"@@ -11,3 +11,3 @@ b 10\n b 11\n-b 12\n+b 21\n b 13\n"
     )

@@ -8,7 +8,6 @@ The last tests look at the repository's own series.
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -20,17 +19,16 @@ from fake_upstream import (
     OURS,
     ROOT,
     TWO,
+    UPSTREAM,
     edit_ours,
     edit_unpatched,
     fake_pip,
+    make_sdist,
     patches,
-    patchfile,
     release,
     upstream,
     workspace,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 pytest_plugins = ["fake_upstream_fixtures"]
 
@@ -136,9 +134,10 @@ def test_check_finds_everything_at_once(checkout, fail):
     assert len(fail("check").splitlines()) == 3
 
 
-def test_check_is_not_fooled_by_an_edited_pristine_tree(checkout, run, fail):
+@pytest.mark.parametrize("change", [lambda path: path.write_text("b\n"), lambda path: path.unlink()])
+def test_check_is_not_fooled_by_an_edited_pristine_tree(checkout, run, fail, change):
     run("apply")
-    checkout.swap("vendor/llama.cpp/src/b.cpp", "b 3\n", "b three\n")
+    change(checkout.pristine / "src/b.cpp")
     path = checkout.pristine
     assert fail("check") == f"{path}/src/b.cpp differs from the sdist; delete {path} and run 'fetch'"
 
@@ -178,6 +177,17 @@ def test_against_a_release_that_is_not_there(checkout, fail, monkeypatch):
         "pip could not download llama-cpp-python 9.9: No matching distribution found for llama-cpp-python==9.9"
     )
     assert "is no version" in fail("check", "--against", "../9")
+
+
+def test_against_a_release_that_lacks_the_file_or_has_ours(checkout, capsys):
+    make_sdist(checkout.vendor, "1.1", {"CMakeLists.txt": UPSTREAM["CMakeLists.txt"]})
+    status, out, _ = capture(checkout, capsys, "check", "--against", "1.1")
+    assert status == 1
+    assert out.startswith(f"{N1}: FAILS: src/a.cpp is gone\n{N2}: FAILS: src/a.cpp is gone\n")
+    make_sdist(checkout.vendor, "1.2", UPSTREAM | {"src/ours.cpp": "theirs"})
+    status, _, err = capture(checkout, capsys, "check", "--against", "1.2")
+    assert status == 1
+    assert err == "Error: llama-cpp-python 1.2 has a file src/ours.cpp of its own; rename patches/src/src/ours.cpp\n"
 
 
 def test_onto_another_release(checkout, run, fail):
@@ -232,39 +242,12 @@ def test_a_tree_of_another_release_is_replaced_only_if_unedited(checkout, run, f
     assert (checkout.tree / "src/a.cpp").read_text().endswith("tail\n")
 
 
-# the format
-
-TEXT = st.lists(st.sampled_from([b"x", b"y", b"{", b"", b"\r", b"- z", b"\xff"]), max_size=12).map(b"\n".join)
-
-
-@settings(max_examples=60, deadline=None)
-@given(old=TEXT, new=TEXT)
-def test_any_change_survives_export_and_apply(old, new):
-    if old == new:
-        assert patchfile.export(HEADER, {"f": (old, new)}) == HEADER
-        return
-    patch = patchfile.parse("x", patchfile.export(HEADER, {"f": (old, new)}))
-    assert patch.header == HEADER
-    assert patchfile.apply_hunks(old, patch.files["f"], "f") == new
-
-
-@pytest.mark.parametrize("where", ["environment", "GIT_CONFIG_GLOBAL", "HOME", "XDG_CONFIG_HOME", "repository"])
-def test_export_is_deaf_to_the_users_git(tmp_path, monkeypatch, where):
-    plain = patchfile.export(HEADER, {"f": (b"\nold\n", b"\nnew\n")})
-    assert b"\n \n-old" in plain
-    config = tmp_path / {"HOME": ".gitconfig", "repository": ".git/config"}.get(where, "git/config")
-    if where == "repository":
-        subprocess.run(["git", "init", "-q", tmp_path], check=True)
-        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    config.parent.mkdir(exist_ok=True)
-    with open(config, "a") as file:
-        file.write("[diff]\nsuppressBlankEmpty = true\nnoprefix = true\nexternal = /bin/false\n[color]\nui = always\n")
-    if where == "environment":
-        for key, value in (("COUNT", "1"), ("KEY_0", "diff.suppressBlankEmpty"), ("VALUE_0", "true")):
-            monkeypatch.setenv(f"GIT_CONFIG_{key}", value)
-    elif where != "repository":
-        monkeypatch.setenv(where, str(config if where == "GIT_CONFIG_GLOBAL" else tmp_path))
-    assert patchfile.export(HEADER, {"f": (b"\nold\n", b"\nnew\n")}) == plain
+def test_a_tree_that_is_not_of_the_pin_is_left_alone(checkout, run, fail):
+    run("apply")
+    checkout.swap("vendor/llama.cpp-patched.stamp", upstream.sha256_of(checkout.sdist), "0" * 64)
+    assert fail("apply") == f"{checkout.tree} is of another upstream; save what you need, delete it"
+    checkout.put("vendor/llama.cpp-patched.stamp", "{")
+    assert fail("apply") == f"{checkout.tree}.stamp: not JSON; delete it"
 
 
 def test_help_of_each_command():

@@ -123,3 +123,9 @@ def test_a_file_that_is_no_archive(checkout, fail, content):
     checkout.sdist.write_bytes(content)
     checkout.pin(upstream.sha256_of(checkout.sdist))
     assert "not a readable sdist" in fail("fetch")
+
+
+def test_unpacking_that_fails_leaves_nothing(tmp_path):
+    with pytest.raises(OSError):
+        upstream.unpack({"a": (b"", False), "a/b": (b"", False)}, tmp_path / "tree")
+    assert list(tmp_path.iterdir()) == []
