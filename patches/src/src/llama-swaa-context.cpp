@@ -17,11 +17,12 @@
 
 static std::atomic<int32_t> swaa_default_policy { LLAMA_SWAA_POLICY_AUTO };
 
-// Would this device run the layer's attention with a KV block table?
+// Would this device run the layer's attention with a KV block table, and a mask over n_masked of two blocks?
 static bool swaa_device_reads_table(
         ggml_backend_dev_t    dev,
         const llama_hparams & hparams,
         uint32_t              il,
+        int64_t               n_masked,
         ggml_type             type_k,
         ggml_type             type_v) {
     const ggml_init_params ctx_params = {
@@ -41,8 +42,8 @@ static bool swaa_device_reads_table(
     ggml_tensor * q = ggml_new_tensor_4d(ctx.get(), GGML_TYPE_F32, hparams.n_embd_head_k(il), n_tokens, hparams.n_head(il),    1);
     ggml_tensor * k = ggml_new_tensor_4d(ctx.get(), type_k,        hparams.n_embd_head_k(il), n_cells,  hparams.n_head_kv(il), 1);
     ggml_tensor * v = ggml_new_tensor_4d(ctx.get(), type_v,        hparams.n_embd_head_v(il), n_cells,  hparams.n_head_kv(il), 1);
-    ggml_tensor * m = ggml_new_tensor_4d(ctx.get(), GGML_TYPE_F16, GGML_KV_BLOCK_SIZE, n_tokens, 1, 1);
-    ggml_tensor * t = ggml_new_tensor_4d(ctx.get(), GGML_TYPE_I32, 1, 1, 1, 1);
+    ggml_tensor * m = ggml_new_tensor_4d(ctx.get(), GGML_TYPE_F16, n_masked*GGML_KV_BLOCK_SIZE, n_tokens, 1, 1);
+    ggml_tensor * t = ggml_new_tensor_4d(ctx.get(), GGML_TYPE_I32, 2, 1, 1, 1);
 
     ggml_tensor * op = ggml_flash_attn_ext(ctx.get(), q, k, v, m, 1.0f, hparams.f_max_alibi_bias,
             hparams.attn_soft_cap ? hparams.f_attn_logit_softcapping : 0.0f);
@@ -53,7 +54,7 @@ static bool swaa_device_reads_table(
 }
 
 llama_swaa_context::llama_swaa_context(const llama_swaa_params & params) :
-    params(params), layer_copies(params.sliding.size(), false) {
+    params(params), layer_reads_table(params.sliding.size(), false) {
     for (size_t il = 0; il < params.sliding.size(); ++il) {
         any_fa_decode  |= params.sliding[il] &&  params.fa_decode[il];
         any_swa_decode |= params.sliding[il] && !params.fa_decode[il];
@@ -98,20 +99,25 @@ std::unique_ptr<llama_swaa_context> llama_swaa_context::create(
     ggml_backend_dev_t dev_cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
 
     for (uint32_t il = 0; il < model.hparams.n_layer_all; ++il) {
-        if (!res->params.sliding[il] || !model.hparams.has_kv(il)) {
+        if (!model.hparams.has_kv(il)) {
             continue;
         }
 
         ggml_backend_dev_t dev = cparams.offload_kqv ? model.dev_layer(il) : dev_cpu;
 
-        const bool reads_table = swaa_device_reads_table(dev, model.hparams, il, type_k, type_v);
+        const bool sliding     = res->params.sliding[il];
+        const bool reads_table = forced != LLAMA_SWAA_POLICY_COPY &&
+            swaa_device_reads_table(dev, model.hparams, il, sliding ? 2 : 1, type_k, type_v);
 
-        if (forced == LLAMA_SWAA_POLICY_TABLE && !reads_table) {
+        res->layer_reads_table[il] = reads_table;
+
+        if (!sliding) {
+            // the past without a mask has no place for ALiBi's bias
+            res->any_causal_table |= reads_table && !model.hparams.use_alibi;
+        } else if (forced == LLAMA_SWAA_POLICY_TABLE && !reads_table) {
             llama_swaa_refuse(format("SWAA policy 'table' can't be had: flash attention on %s (layer %u) reads no KV block "
                         "table; use policy 'copy' or 'dense'", ggml_backend_dev_name(dev), il));
         }
-
-        res->layer_copies[il] = forced == LLAMA_SWAA_POLICY_COPY || !reads_table;
     }
 
     return res;
@@ -154,9 +160,13 @@ llama_swaa_policy llama_swaa_context::policy(const llama_cparams & cparams) cons
         return LLAMA_SWAA_POLICY_DENSE;
     }
 
-    const bool any_copy = std::find(layer_copies.begin(), layer_copies.end(), true) != layer_copies.end();
+    for (size_t il = 0; il < params.sliding.size(); ++il) {
+        if (params.sliding[il] && !layer_reads_table[il]) {
+            return LLAMA_SWAA_POLICY_COPY;
+        }
+    }
 
-    return any_copy ? LLAMA_SWAA_POLICY_COPY : LLAMA_SWAA_POLICY_TABLE;
+    return LLAMA_SWAA_POLICY_TABLE;
 }
 
 //

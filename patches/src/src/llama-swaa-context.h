@@ -50,7 +50,9 @@ struct llama_swaa_context {
     bool any_fa_decode  = false; // some sliding layer decodes with full attention
     bool any_swa_decode = false; // some sliding layer slides in decode too
 
-    std::vector<bool> layer_copies; // [n_layer_all] policy copy instead of table
+    bool any_causal_table = false; // some FA layer's device takes a table with a mask over its first columns
+
+    std::vector<bool> layer_reads_table; // [n_layer_all] false: policy copy, or upstream's path in an FA layer
 
     llama_swaa_phase phase = LLAMA_SWAA_PHASE_AUTO;
 

@@ -22,13 +22,17 @@ constexpr int64_t BLOCK = GGML_KV_BLOCK_SIZE;
 // Lengths past the capacity grow in this step, so that a graph outlives small changes.
 constexpr uint32_t N_BLOCKS_STEP = 4;
 
+// Which tokens see their whole past.
+enum class sight { WINDOW, MIXED, CAUSAL }; // none, decode tokens, all
+
 // The tokens of one sequence in one stream of the ubatch.
 struct span {
     llama_seq_id seq_id;
 
-    llama_pos pos_min = std::numeric_limits<llama_pos>::max(); // over the tokens that see only window and sinks
-    llama_pos pos_max = -1;                                    // over all
-    bool      sees_all = false;                                // some token sees its whole past
+    llama_pos pos_min  = std::numeric_limits<llama_pos>::max();
+    llama_pos pos_max  = -1;
+    llama_pos pos_from = std::numeric_limits<llama_pos>::max(); // smallest over the tokens that see only window and sinks
+    bool      sees_all = false;                                 // some token sees its whole past
 };
 
 uint32_t n_streams(const llama_ubatch & ubatch, const llama_cparams & cparams) {
@@ -49,7 +53,26 @@ uint32_t capacity(const llama_swaa_params & params, uint32_t n_tokens_per_stream
     return std::min<int64_t>(res, std::numeric_limits<int32_t>::max());
 }
 
-std::vector<span> find_spans(const llama_swaa_context & swaa, const llama_ubatch & ubatch, uint32_t i0, uint32_t i1, bool mixed) {
+// Blocks of an FA layer that contiguous sequences mask: the tokens of the ubatch start and end anywhere in one.
+uint32_t n_causal_masked(uint32_t n_tokens_per_stream) {
+    return div_up((int64_t) n_tokens_per_stream - 1, BLOCK) + 1;
+}
+
+// A mask over the cache's first cells, without a table.
+llama_swaa_columns whole_width(uint32_t n_blocks) {
+    llama_swaa_columns res;
+
+    res.n_blocks = n_blocks;
+    res.n_masked = n_blocks;
+
+    return res;
+}
+
+bool sees_all(const llama_swaa_context & swaa, sight kind, llama_seq_id seq_id) {
+    return kind == sight::CAUSAL || (kind == sight::MIXED && swaa.is_decode(seq_id));
+}
+
+std::vector<span> find_spans(const llama_swaa_context & swaa, const llama_ubatch & ubatch, uint32_t i0, uint32_t i1, sight kind) {
     std::vector<span> res;
 
     for (uint32_t i = i0; i < i1; ++i) {
@@ -60,11 +83,12 @@ std::vector<span> find_spans(const llama_swaa_context & swaa, const llama_ubatch
             it = res.insert(res.end(), span { seq_id });
         }
 
+        it->pos_min = std::min(it->pos_min, ubatch.pos[i]);
         it->pos_max = std::max(it->pos_max, ubatch.pos[i]);
-        if (mixed && swaa.is_decode(seq_id)) {
+        if (sees_all(swaa, kind, seq_id)) {
             it->sees_all = true;
         } else {
-            it->pos_min = std::min(it->pos_min, ubatch.pos[i]);
+            it->pos_from = std::min(it->pos_from, ubatch.pos[i]);
         }
     }
 
@@ -80,12 +104,84 @@ bool is_live(const llama_kv_cells & cells, uint32_t i, const std::vector<span> &
 
     for (const auto & s : spans) {
         if (pos <= s.pos_max && cells.seq_has(i, s.seq_id) &&
-                (s.sees_all || (int64_t) pos > (int64_t) s.pos_min - params.window_size || (uint32_t) pos < params.sink_count)) {
+                (s.sees_all || (int64_t) pos > (int64_t) s.pos_from - params.window_size || (uint32_t) pos < params.sink_count)) {
             return true;
         }
     }
 
     return false;
+}
+
+// Does every token see this cell, given that all see their whole past?
+bool is_past_of_all(const llama_kv_cells & cells, uint32_t i, const std::vector<span> & spans) {
+    return !cells.is_empty(i) && std::all_of(spans.begin(), spans.end(), [&](const span & s) {
+        return cells.seq_has(i, s.seq_id) && cells.pos_get(i) < s.pos_min;
+    });
+}
+
+// The columns of FA layers in prefill. They need a mask over the blocks that some token sees and another does not:
+// those of the ubatch itself, as a rule. None if that leaves nothing out, as when sequences share a stream.
+llama_swaa_columns find_causal_columns(
+        const llama_swaa_context & swaa,
+        const llama_ubatch       & ubatch,
+        const llama_kv_cache     & kv,
+        uint32_t                   n_stream,
+        uint32_t                   n_kv) {
+    llama_swaa_columns res;
+
+    const uint32_t n_tps = ubatch.n_tokens/n_stream;
+
+    std::vector<std::vector<int32_t>> masked(n_stream);
+    std::vector<std::vector<int32_t>> unmasked(n_stream);
+
+    for (uint32_t s = 0; s < n_stream; ++s) {
+        const auto & cells = kv.get_cells(ubatch.seq_id[s*n_tps][0]);
+        const auto   spans = find_spans(swaa, ubatch, s*n_tps, (s + 1)*n_tps, sight::CAUSAL);
+
+        for (uint32_t b = 0; b < n_kv/BLOCK; ++b) {
+            bool live = false;
+            bool past = true;
+            for (uint32_t i = b*BLOCK; i < (b + 1)*BLOCK && (past || !live); ++i) {
+                past = past && is_past_of_all(cells, i, spans);
+                live = live || is_live(cells, i, spans, swaa.params);
+            }
+            if (past) {
+                unmasked[s].push_back(b);
+            } else if (live) {
+                masked[s].push_back(b);
+            }
+        }
+    }
+
+    // all streams have the same number of unmasked blocks: the newest of the longer ones take a mask
+    size_t n_unmasked = unmasked[0].size();
+    for (const auto & blocks : unmasked) {
+        n_unmasked = std::min(n_unmasked, blocks.size());
+    }
+
+    for (uint32_t s = 0; s < n_stream; ++s) {
+        masked[s].insert(masked[s].begin(), unmasked[s].begin() + n_unmasked, unmasked[s].end());
+        unmasked[s].resize(n_unmasked);
+
+        res.n_live.push_back(masked[s].size());
+        res.n_masked = std::max<uint32_t>(res.n_masked, masked[s].size());
+    }
+
+    res.n_masked = std::max(res.n_masked, n_causal_masked(n_tps));
+    res.n_blocks = res.n_masked + n_unmasked;
+
+    if (n_unmasked == 0 || res.n_masked >= n_kv/BLOCK) {
+        return {};
+    }
+
+    res.table = true;
+    for (uint32_t s = 0; s < n_stream; ++s) {
+        masked[s].resize(res.n_masked, 0);
+        res.blocks.insert(res.blocks.end(), masked[s].begin(),   masked[s].end());
+        res.blocks.insert(res.blocks.end(), unmasked[s].begin(), unmasked[s].end());
+    }
+
+    return res;
 }
 
 llama_swaa_columns find_columns(
@@ -95,22 +191,21 @@ llama_swaa_columns find_columns(
         uint32_t                   n_stream,
         uint32_t                   n_kv,
         bool                       dense,
-        bool                       mixed) {
+        sight                      kind) {
     llama_swaa_columns res;
 
     const uint32_t n_kv_blocks = n_kv/BLOCK;
     const uint32_t n_tps       = ubatch.n_tokens/n_stream;
 
     if (dense) {
-        res.n_blocks = n_kv_blocks;
-        return res;
+        return whole_width(n_kv_blocks);
     }
 
     std::vector<std::vector<int32_t>> live(n_stream);
 
     for (uint32_t s = 0; s < n_stream; ++s) {
         const auto & cells = kv.get_cells(ubatch.seq_id[s*n_tps][0]);
-        const auto   spans = find_spans(swaa, ubatch, s*n_tps, (s + 1)*n_tps, mixed);
+        const auto   spans = find_spans(swaa, ubatch, s*n_tps, (s + 1)*n_tps, kind);
 
         for (uint32_t b = 0; b < n_kv_blocks; ++b) {
             for (uint32_t i = b*BLOCK; i < (b + 1)*BLOCK; ++i) {
@@ -128,11 +223,10 @@ llama_swaa_columns find_columns(
     const uint32_t n_capacity = capacity(swaa.params, n_tps, n_stream == 1 ? ubatch.n_seqs_unq : 1);
 
     res.n_blocks = n_live_max <= n_capacity ? n_capacity : GGML_PAD(n_live_max, N_BLOCKS_STEP);
+    res.n_masked = res.n_blocks;
 
     if (res.n_blocks >= n_kv_blocks) {
-        res = {};
-        res.n_blocks = n_kv_blocks;
-        return res;
+        return whole_width(n_kv_blocks);
     }
 
     res.table = true;
@@ -150,8 +244,28 @@ llama_swaa_columns reserve_columns(const llama_swaa_context & swaa, const llama_
 
     const uint32_t n_capacity = capacity(swaa.params, ubatch.n_tokens/n_stream, n_stream == 1 ? ubatch.n_seqs_unq : 1);
 
-    res.n_blocks = dense ? n_kv/BLOCK : std::min<uint32_t>(n_capacity, n_kv/BLOCK);
-    res.table    = res.n_blocks < n_kv/BLOCK;
+    if (dense || n_capacity >= n_kv/BLOCK) {
+        return whole_width(n_kv/BLOCK);
+    }
+
+    res.n_blocks = n_capacity;
+    res.n_masked = n_capacity;
+    res.table    = true;
+
+    return res;
+}
+
+llama_swaa_columns reserve_causal_columns(const llama_ubatch & ubatch, uint32_t n_stream, uint32_t n_kv) {
+    llama_swaa_columns res;
+
+    const uint32_t n_masked = n_causal_masked(ubatch.n_tokens/n_stream);
+
+    // sequences that share a stream see little in common: reserve upstream's mask
+    if (n_masked < n_kv/BLOCK && (n_stream > 1 || ubatch.n_seqs_unq == 1)) {
+        res.n_blocks = n_kv/BLOCK;
+        res.n_masked = n_masked;
+        res.table    = true;
+    }
 
     return res;
 }
@@ -194,11 +308,17 @@ llama_swaa_plan make_plan(
     if (swaa.any_swa_decode || res.decode == llama_swaa_plan::NONE) {
         res.window = reserve ?
             reserve_columns(swaa, ubatch, res.n_stream, mctx->get_n_kv(), dense) :
-            find_columns   (swaa, ubatch, mctx->get_kv(), res.n_stream, mctx->get_n_kv(), dense, false);
+            find_columns   (swaa, ubatch, mctx->get_kv(), res.n_stream, mctx->get_n_kv(), dense, sight::WINDOW);
     }
 
     if (swaa.any_fa_decode && res.decode == llama_swaa_plan::SOME) {
-        res.mixed = find_columns(swaa, ubatch, mctx->get_kv(), res.n_stream, mctx->get_n_kv(), dense, true);
+        res.mixed = find_columns(swaa, ubatch, mctx->get_kv(), res.n_stream, mctx->get_n_kv(), dense, sight::MIXED);
+    }
+
+    if (swaa.any_causal_table && !dense && res.decode != llama_swaa_plan::ALL && !ubatch.is_pos_2d()) {
+        res.causal = reserve ?
+            reserve_causal_columns(ubatch, res.n_stream, mctx->get_n_kv()) :
+            find_causal_columns   (swaa, ubatch, mctx->get_kv(), res.n_stream, mctx->get_n_kv());
     }
 
     return res;
@@ -228,8 +348,8 @@ void fill_mask(
         const llama_hparams      & hparams,
         const llama_kv_cache     & kv,
         uint32_t                   n_stream,
-        bool                       mixed) {
-    const int64_t n_cols = columns.n_blocks*BLOCK;
+        sight                      kind) {
+    const int64_t n_cols = columns.n_masked*BLOCK;
     const int64_t n_tps  = ubatch.n_tokens/n_stream;
     const bool    is_2d  = ubatch.is_pos_2d();
 
@@ -255,7 +375,7 @@ void fill_mask(
             const int64_t      i      = is*n_tps + it;
             const llama_seq_id seq_id = ubatch.seq_id[i][0];
             const llama_pos    p      = ubatch.pos[i];
-            const bool         all    = mixed && swaa.is_decode(seq_id);
+            const bool         all    = sees_all(swaa, kind, seq_id);
 
             auto cols = std::find_if(known.begin(), known.end(), [&](const column_positions & c) { return c.seq_id == seq_id; });
             if (cols == known.end()) {
@@ -337,6 +457,7 @@ llama_swaa_input::llama_swaa_input(
 
     window = build(ctx, plan.window, type, n_tps, "window");
     mixed  = build(ctx, plan.mixed,  type, n_tps, "mixed");
+    causal = build(ctx, plan.causal, type, n_tps, "causal");
 }
 
 llama_swaa_input::tensors llama_swaa_input::build(
@@ -347,7 +468,7 @@ llama_swaa_input::tensors llama_swaa_input::build(
         return res;
     }
 
-    res.mask = ggml_new_tensor_4d(ctx, type, columns.n_blocks*BLOCK, n_tps, 1, plan.n_stream);
+    res.mask = ggml_new_tensor_4d(ctx, type, columns.n_masked*BLOCK, n_tps, 1, plan.n_stream);
     ggml_set_input(res.mask);
     ggml_format_name(res.mask, "swaa_mask_%s", name);
 
@@ -360,16 +481,21 @@ llama_swaa_input::tensors llama_swaa_input::build(
     return res;
 }
 
-const llama_swaa_columns * llama_swaa_input::columns_of_layer(int il) const {
-    if (!plan.active || !swaa.params.sliding[il]) {
-        return nullptr;
+std::pair<const llama_swaa_columns *, const llama_swaa_input::tensors *> llama_swaa_input::of_layer(int il) const {
+    if (!plan.active) {
+        return {};
     }
 
-    if (swaa.params.fa_decode[il] && plan.decode != llama_swaa_plan::NONE) {
-        return plan.decode == llama_swaa_plan::ALL ? nullptr : &plan.mixed;
+    if (!swaa.params.sliding[il]) {
+        const bool use = plan.causal.n_blocks > 0 && swaa.layer_reads_table[il];
+        return use ? std::make_pair(&plan.causal, &causal) : std::pair<const llama_swaa_columns *, const tensors *>();
     }
 
-    return &plan.window;
+    if (!swaa.params.fa_decode[il] || plan.decode == llama_swaa_plan::NONE) {
+        return { &plan.window, &window };
+    }
+
+    return plan.decode == llama_swaa_plan::SOME ? std::make_pair(&plan.mixed, &mixed) : std::pair<const llama_swaa_columns *, const tensors *>();
 }
 
 void llama_swaa_input::apply(
@@ -380,15 +506,13 @@ void llama_swaa_input::apply(
         ggml_tensor                * & v,
         ggml_tensor                * & kq_mask,
         ggml_tensor                * & kv_blocks) const {
-    const auto * columns = columns_of_layer(il);
+    const auto [columns, inputs] = of_layer(il);
 
     if (columns == nullptr) {
         return;
     }
 
-    const auto & inputs = columns == &plan.mixed ? mixed : window;
-
-    kq_mask = inputs.mask;
+    kq_mask = inputs->mask;
 
     if (!columns->table) {
         return;
@@ -398,11 +522,11 @@ void llama_swaa_input::apply(
     k = whole_cache(ctx, k, mctx->get_kv().get_size());
     v = whole_cache(ctx, v, mctx->get_kv().get_size());
 
-    if (swaa.layer_copies[il]) {
-        k = gather(ctx, k, inputs.blocks);
-        v = gather(ctx, v, inputs.blocks);
+    if (swaa.layer_reads_table[il]) {
+        kv_blocks = inputs->blocks;
     } else {
-        kv_blocks = inputs.blocks;
+        k = gather(ctx, k, inputs->blocks);
+        v = gather(ctx, v, inputs->blocks);
     }
 }
 
@@ -417,13 +541,13 @@ bool llama_swaa_input::can_reuse(const llama_ubatch & ubatch, const llama_cparam
 }
 
 void llama_swaa_input::set_input(const llama_ubatch & ubatch, const llama_hparams & hparams, const llama_kv_cache_context * mctx) const {
-    const auto set = [&](const tensors & inputs, const llama_swaa_columns & columns, bool is_mixed) {
+    const auto set = [&](const tensors & inputs, const llama_swaa_columns & columns, sight kind) {
         if (inputs.mask && inputs.mask->buffer) {
             GGML_ASSERT(ggml_backend_buffer_is_host(inputs.mask->buffer));
             if (inputs.mask->type == GGML_TYPE_F16) {
-                fill_mask((ggml_fp16_t *) inputs.mask->data, columns, swaa, ubatch, hparams, mctx->get_kv(), plan.n_stream, is_mixed);
+                fill_mask((ggml_fp16_t *) inputs.mask->data, columns, swaa, ubatch, hparams, mctx->get_kv(), plan.n_stream, kind);
             } else {
-                fill_mask((float       *) inputs.mask->data, columns, swaa, ubatch, hparams, mctx->get_kv(), plan.n_stream, is_mixed);
+                fill_mask((float       *) inputs.mask->data, columns, swaa, ubatch, hparams, mctx->get_kv(), plan.n_stream, kind);
             }
         }
 
@@ -432,6 +556,7 @@ void llama_swaa_input::set_input(const llama_ubatch & ubatch, const llama_hparam
         }
     };
 
-    set(window, plan.window, false);
-    set(mixed,  plan.mixed,  true);
+    set(window, plan.window, sight::WINDOW);
+    set(mixed,  plan.mixed,  sight::MIXED);
+    set(causal, plan.causal, sight::CAUSAL);
 }

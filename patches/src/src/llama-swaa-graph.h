@@ -6,13 +6,15 @@
 //
 //     j <= p  and  ( p - j < W  or  j < S  or  the layer decodes with full attention and the query is a decode token )
 //
-// A ubatch can need up to two masks besides upstream's full one:
+// A ubatch can need up to three masks besides upstream's full one:
 //
 //     window   sliding layers, no token sees past the window
 //     mixed    sliding layers with FA decode, in a ubatch that mixes prefill and decode tokens
+//     causal   FA layers in prefill: only the blocks that not every token sees have a mask, so that it stays
+//              small however long the context is
 //
-// Layers that see everything (FA layers, FA decode in a ubatch of decode tokens, any layer while the sequence
-// is still shorter than window and sinks together) take upstream's mask and path unchanged.
+// Everything else (FA decode in a ubatch of decode tokens, any layer while the sequence is still shorter than
+// window and sinks together, devices that read no table) takes upstream's mask and path unchanged.
 
 #pragma once
 
@@ -21,6 +23,7 @@
 #include "ggml.h"
 
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 struct llama_hparams;
@@ -30,17 +33,18 @@ struct llama_ubatch;
 class llama_kv_cache;
 class llama_kv_cache_context;
 
-// The columns of one compact mask.
+// The columns that the layers of one kind attend over.
 struct llama_swaa_columns {
-    uint32_t n_blocks = 0;     // columns / 256; 0: no layer needs this mask
+    uint32_t n_blocks = 0;     // columns / 256; 0: no layer needs them
+    uint32_t n_masked = 0;     // of these blocks, the leading ones that have a mask
     bool     table    = false; // false: the columns are the cache's first n_blocks*256 cells
 
-    // [n_stream][n_blocks], live blocks in ascending order, then padding; empty at reservation
+    // [n_stream][n_blocks], masked blocks in ascending order, padding, unmasked blocks; empty at reservation
     std::vector<int32_t>  blocks;
-    std::vector<uint32_t> n_live; // [n_stream]
+    std::vector<uint32_t> n_live; // [n_stream], masked blocks that are no padding
 
     bool same_shape(const llama_swaa_columns & other) const {
-        return n_blocks == other.n_blocks && table == other.table;
+        return n_blocks == other.n_blocks && n_masked == other.n_masked && table == other.table;
     }
 };
 
@@ -55,10 +59,11 @@ struct llama_swaa_plan {
 
     llama_swaa_columns window;
     llama_swaa_columns mixed;
+    llama_swaa_columns causal;
 
     bool same_graph(const llama_swaa_plan & other) const {
         return active == other.active && decode == other.decode && n_stream == other.n_stream &&
-            window.same_shape(other.window) && mixed.same_shape(other.mixed);
+            window.same_shape(other.window) && mixed.same_shape(other.mixed) && causal.same_shape(other.causal);
     }
 };
 
@@ -88,11 +93,12 @@ public:
 
 private:
     struct tensors {
-        ggml_tensor * mask   = nullptr; // F16/F32 [n_blocks*256, n_tokens/n_stream, 1, n_stream]
+        ggml_tensor * mask   = nullptr; // F16/F32 [n_masked*256, n_tokens/n_stream, 1, n_stream]
         ggml_tensor * blocks = nullptr; // I32     [n_blocks, 1, 1, n_stream], only with a table
     };
 
-    const llama_swaa_columns * columns_of_layer(int il) const;
+    // What a layer attends over, as columns and input tensors; null for upstream's path.
+    std::pair<const llama_swaa_columns *, const tensors *> of_layer(int il) const;
 
     tensors build(ggml_context * ctx, const llama_swaa_columns & columns, ggml_type type, int64_t n_tokens_per_stream, const char * name) const;
 
@@ -102,4 +108,5 @@ private:
 
     tensors window;
     tensors mixed;
+    tensors causal;
 };

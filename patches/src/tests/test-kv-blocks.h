@@ -2,7 +2,8 @@
 //
 // Every case computes the attention twice, through the table and over the gathered rows (stock ops only), and
 // fails if they differ: so the row mapping is checked against something that knows nothing of it, on the CPU too.
-// Masks are those of sliding windows: sinks, window edges, wholly masked tiles and rows, padding entries.
+// Masks are those of sliding windows (sinks, window edges, wholly masked tiles and rows, padding entries), and those
+// of causal layers whose past has no mask.
 
 #pragma once
 
@@ -15,7 +16,7 @@ struct test_flash_attn_ext_kv_blocks : public test_case {
     const int64_t kv;  // cells of a stream
     const int64_t nb;  // tokens of a stream
     const int64_t ns;  // streams
-    const int64_t w;   // window
+    const int64_t w;   // window; 0: causal, and the blocks before the tokens come last, without a mask
     const int64_t s;   // sinks
     const int64_t pad; // entries that only pad the table
     const ggml_type type_K;
@@ -54,14 +55,19 @@ struct test_flash_attn_ext_kv_blocks : public test_case {
         for (int64_t b = 0; b < kv/GGML_KV_BLOCK_SIZE; ++b) {
             const int64_t j0 = b*GGML_KV_BLOCK_SIZE;
             const int64_t j1 = j0 + GGML_KV_BLOCK_SIZE - 1;
-            if (j0 < s || (j1 > pos_of(stream, 0) - w && j0 <= pos_of(stream, nb - 1))) {
+            if (j0 < s || (j1 > pos_of(stream, 0) - std::max<int64_t>(w, 1) && j0 <= pos_of(stream, nb - 1))) {
                 res.push_back(b);
             }
         }
         return res;
     }
 
-    int64_t n_blocks() const {
+    // Blocks without a mask, as many in every stream: the streams' tokens start in the same block or the one before.
+    int64_t n_unmasked() const {
+        return w > 0 ? 0 : pos_of(ns - 1, 0)/GGML_KV_BLOCK_SIZE - 1;
+    }
+
+    int64_t n_masked() const {
         size_t res = 0;
         for (int64_t r = 0; r < ns; ++r) {
             res = std::max(res, live_blocks(r).size());
@@ -82,15 +88,17 @@ struct test_flash_attn_ext_kv_blocks : public test_case {
     }
 
     ggml_tensor * build_graph(ggml_context * ctx) override {
-        const int64_t n_blk = n_blocks();
+        const int64_t n_blk = n_masked() + n_unmasked();
 
         ggml_tensor * q = ggml_new_tensor_4d(ctx, GGML_TYPE_F32, hs, nb, nh*nr, ns);
         ggml_tensor * k = ggml_new_tensor_3d(ctx, type_K, hs*nh, kv, ns);
         ggml_tensor * v = ggml_new_tensor_3d(ctx, type_V, hs*nh, kv, ns);
-        ggml_tensor * m = ggml_new_tensor_4d(ctx, GGML_TYPE_F16, n_blk*GGML_KV_BLOCK_SIZE, nb, 1, ns);
+        ggml_tensor * m = ggml_new_tensor_4d(ctx, GGML_TYPE_F16, n_masked()*GGML_KV_BLOCK_SIZE, nb, 1, ns);
+        ggml_tensor * a = ggml_new_tensor_4d(ctx, GGML_TYPE_F16, n_blk*GGML_KV_BLOCK_SIZE, nb, 1, ns); // over all columns
         ggml_tensor * t = ggml_new_tensor_4d(ctx, GGML_TYPE_I32, n_blk, 1, 1, ns);
         ggml_tensor * l = logit_sinks ? ggml_new_tensor_1d(ctx, GGML_TYPE_F32, nh*nr) : nullptr;
         ggml_set_name(m, "m");
+        ggml_set_name(a, "a");
         ggml_set_name(t, "t");
 
         ggml_tensor * by_table = attend(ctx, q, k, v, m, l);
@@ -101,7 +109,7 @@ struct test_flash_attn_ext_kv_blocks : public test_case {
             ggml_tensor * rows   = ggml_get_rows(ctx, blocks, ggml_reshape_2d(ctx, t, n_blk, ns));
             return ggml_reshape_3d(ctx, ggml_cast(ctx, rows, GGML_TYPE_F16), c->ne[0], n_blk*GGML_KV_BLOCK_SIZE, ns);
         };
-        ggml_tensor * by_rows = attend(ctx, q, gather(k), gather(v), m, l);
+        ggml_tensor * by_rows = attend(ctx, q, gather(k), gather(v), a, l);
 
         ggml_tensor * out = ggml_concat(ctx, by_table, by_rows, 3);
         ggml_set_name(out, "out");
@@ -117,7 +125,7 @@ struct test_flash_attn_ext_kv_blocks : public test_case {
             if (t->op != GGML_OP_NONE) {
                 continue; // results and views; a view of the table must not overwrite it
             }
-            if (strcmp(t->name, "m") == 0) {
+            if (strcmp(t->name, "m") == 0 || strcmp(t->name, "a") == 0) {
                 init_mask(t);
             } else if (strcmp(t->name, "t") == 0) {
                 init_table(t);
@@ -131,7 +139,10 @@ struct test_flash_attn_ext_kv_blocks : public test_case {
         std::vector<int32_t> data;
         for (int64_t r = 0; r < ns; ++r) {
             auto blocks = live_blocks(r);
-            blocks.resize(t->ne[0], blocks.back());
+            blocks.resize(n_masked(), blocks.back());
+            for (int64_t b = n_unmasked(); b > 0; --b) {
+                blocks.push_back(b - 1); // any order will do
+            }
             data.insert(data.end(), blocks.begin(), blocks.end());
         }
         ggml_backend_tensor_set(t, data.data(), 0, ggml_nbytes(t));
@@ -142,15 +153,16 @@ struct test_flash_attn_ext_kv_blocks : public test_case {
         for (int64_t r = 0; r < ns; ++r) {
             const auto blocks = live_blocks(r);
             for (int64_t i = 0; i < nb; ++i) {
-                if (nb > 8 && i == 3) {
-                    continue; // a row that sees nothing
-                }
                 const int64_t p = pos_of(r, i);
                 float * row = data.data() + (r*nb + i)*t->ne[0];
+                std::fill(row + n_masked()*GGML_KV_BLOCK_SIZE, row + t->ne[0], 0.0f);
+                if (nb > 8 && i == 3) {
+                    continue; // a row that sees nothing under the mask
+                }
                 for (size_t b = 0; b < blocks.size(); ++b) {
                     for (int64_t c = 0; c < GGML_KV_BLOCK_SIZE; ++c) {
                         const int64_t j = blocks[b]*GGML_KV_BLOCK_SIZE + c;
-                        if (j <= p && (p - j < w || j < s)) {
+                        if (j <= p && (w == 0 || p - j < w || j < s) && j >= n_unmasked()*GGML_KV_BLOCK_SIZE) {
                             row[b*GGML_KV_BLOCK_SIZE + c] = max_bias > 0.0f ? -std::min<int64_t>(p - j, 16)/16.0f : 0.0f;
                         }
                     }
@@ -200,6 +212,16 @@ static void add_flash_attn_ext_kv_blocks_cases(std::vector<std::unique_ptr<test_
             add(128, 2, 4, 4096, nb, ns, 700, 100, 3, GGML_TYPE_F16, GGML_TYPE_F16, true, 0.0f, 0.0f);
             add(128, 2, 4, 4096, nb, ns, 700, 100, 3, GGML_TYPE_F16, GGML_TYPE_F16, true, 8.0f, 30.0f);
         }
+    }
+
+    // causal layers whose past has no mask
+    for (int64_t ns : { 1, 2 }) {
+        for (int64_t nb : { 1, 2, 65, 130, 512 }) {
+            for (ggml_type type : { GGML_TYPE_F16, GGML_TYPE_Q8_0 }) {
+                add(128, 2, 2, 4096, nb, ns, 0, 0, 1, type, type);
+            }
+        }
+        add(64, 2, 2, 4096, 70, ns, 0, 0, 2, GGML_TYPE_F16, GGML_TYPE_F16, true, 0.0f, 30.0f);
     }
 
     // long caches

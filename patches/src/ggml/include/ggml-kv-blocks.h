@@ -8,10 +8,11 @@
 // Use: op = ggml_flash_attn_ext(ctx, q, k, v, mask, ...); ggml_flash_attn_ext_set_kv_blocks(op, table);
 //
 //   table  I32 [n_blocks, 1, 1, n_stream]   block numbers, each in [0, ne[1] of K / 256)
-//   mask   F16 [n_blocks*256, n_q, *, *]    compact: one column per row of a listed block
+//   mask   F16 [n_masked*256, n_q, *, *]    compact: one column per row of the first n_masked <= n_blocks blocks
 //   K, V   as without a table; column c of stream s reads row table[c/256, s]*256 + c%256
 //
-// An entry that only pads the table may repeat any valid block, below columns that are wholly masked.
+// Columns past the mask's width are visible to every query: the past of a causal layer needs no mask. An entry
+// that only pads the table may repeat any valid block, below columns that are wholly masked.
 
 #pragma once
 
@@ -29,7 +30,7 @@ extern "C" {
 
 typedef bool (*ggml_backend_supports_kv_blocks_t)(const struct ggml_tensor * op);
 
-// Attach a table to a flash attention op that has a mask of the compact width.
+// Attach a table to a flash attention op that has a mask over its first columns.
 GGML_API void ggml_flash_attn_ext_set_kv_blocks(struct ggml_tensor * op, struct ggml_tensor * table);
 
 // False for a flash attention op with a table on a device whose kernels would ignore it (they would read
@@ -39,6 +40,11 @@ GGML_API bool ggml_backend_dev_supports_kv_blocks(ggml_backend_dev_t dev, const 
 // Number of columns that the op attends over, masked ones included.
 static inline int64_t ggml_kv_blocks_n_cols(const struct ggml_tensor * op) {
     return op->src[5] ? op->src[5]->ne[0]*GGML_KV_BLOCK_SIZE : op->src[1]->ne[1];
+}
+
+// Number of leading columns that have a mask, if the op has one.
+static inline int64_t ggml_kv_blocks_n_masked_cols(const struct ggml_tensor * op) {
+    return op->src[5] ? op->src[3]->ne[0] : op->src[1]->ne[1];
 }
 
 // Entries of one stream, or NULL without a table.

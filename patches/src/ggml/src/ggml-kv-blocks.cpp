@@ -10,7 +10,7 @@ void ggml_flash_attn_ext_set_kv_blocks(struct ggml_tensor * op, struct ggml_tens
     GGML_ASSERT(op->src[5] == NULL);
     GGML_ASSERT(table->type == GGML_TYPE_I32 && table->nb[0] == sizeof(int32_t));
     GGML_ASSERT(table->ne[0] > 0 && table->ne[1] == 1 && table->ne[2] == 1 && table->ne[3] == k->ne[3]);
-    GGML_ASSERT(mask && mask->ne[0] == table->ne[0]*GGML_KV_BLOCK_SIZE);
+    GGML_ASSERT(mask && mask->ne[0] % GGML_KV_BLOCK_SIZE == 0 && mask->ne[0] <= table->ne[0]*GGML_KV_BLOCK_SIZE);
     GGML_ASSERT(k->ne[1] % GGML_KV_BLOCK_SIZE == 0);
 
     op->src[5] = table;
