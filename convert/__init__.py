@@ -1,0 +1,4 @@
+"""Makes GGUF files with SWAA keys: from a Hugging Face directory, or from an existing GGUF.
+
+from swaa_edge.convert.annotate import annotate
+"""

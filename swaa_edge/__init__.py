@@ -1,0 +1,32 @@
+"""swaa-edge: long prompts fast on laptops, by sliding-window attention adaptation without pretraining.
+
+    from swaa_edge import SwaaConfig, SwaaLlama
+    llm = SwaaLlama("model.gguf", swaa=SwaaConfig.from_recipe("balanced"), n_ctx=32768)
+"""
+
+from pathlib import Path as _Path
+from typing import TYPE_CHECKING
+
+from swaa_edge.config import SwaaConfig
+from swaa_edge.errors import SwaaError
+
+if TYPE_CHECKING:
+    from swaa_edge.llama import SwaaLlama
+
+__version__ = "0.1.0"
+__all__ = ["SwaaConfig", "SwaaError", "SwaaLlama", "__version__"]
+
+# Installed, the converter is the subpackage swaa_edge/convert. In a source tree the same folder lies
+# beside this package, as convert/, so there the tree's root joins the places where submodules are found.
+_source_root = _Path(__file__).resolve().parent.parent
+if not _Path(__file__).with_name("convert").exists() and (_source_root / "convert" / "METADATA.md").is_file():
+    __path__.append(str(_source_root))
+
+
+def __getattr__(name: str) -> object:
+    # SwaaLlama brings in llama_cpp and the native library, which reading a config must not need.
+    if name == "SwaaLlama":
+        from swaa_edge.llama import SwaaLlama
+
+        return SwaaLlama
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

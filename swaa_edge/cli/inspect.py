@@ -1,0 +1,202 @@
+"""`swaa-edge inspect`: what a model file is, what slides in it, and what its cache costs.
+
+    swaa-edge inspect model.gguf --json
+"""
+
+import json
+from typing import Any
+
+import click
+
+from swaa_edge.config import SwaaConfig
+from swaa_edge.metadata import VERSION, effective_config
+from swaa_edge.modelfile import CACHE_BYTES, ModelFile, read_model, swaa_refusal
+
+CONTEXTS = {"8k": 8192, "32k": 32768, "128k": 131072}
+
+#: llama.cpp's default; a ring holds one such batch besides window and sinks.
+UBATCH = 512
+
+FA, SLIDING_FA_DECODE, SLIDING = "fa", "sliding_fa_decode", "sliding"
+_SIGNS = {FA: "#", SLIDING_FA_DECODE: "+", SLIDING: "."}
+_LEGEND = {FA: "full attention (FA)", SLIDING_FA_DECODE: "sliding, decodes with FA", SLIDING: "sliding"}
+_PER_ROW = 40
+
+
+@click.command()
+@click.argument("model", metavar="MODEL.gguf")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def inspect(model: str, as_json: bool) -> None:
+    """Show a model, its SWAA keys, the map of its layers, and the memory of its KV cache.
+
+    Reads the file's header only. A file without SWAA keys is shown as what it is: full attention.
+
+    \b
+    swaa-edge inspect model.gguf
+    swaa-edge inspect model.gguf --json
+    """
+    report = describe(read_model(model))
+    click.echo(json.dumps(report, indent=2) if as_json else draw(report))
+
+
+def describe(model: ModelFile) -> dict[str, Any]:
+    """Everything that `inspect` shows, as plain JSON values; sizes in bytes."""
+    swaa = effective_config(model.header)
+    kinds = layer_kinds(swaa, model.n_layers)
+    return {
+        "file": str(model.paths[0]),
+        "files": len(model.paths),
+        "size": model.size,
+        "model": {
+            "name": model.name,
+            "architecture": model.architecture,
+            "parameters": model.n_parameters,
+            "file_type": model.file_type,
+            "tensor_types": model.tensor_types,
+            "layers": model.n_layers,
+            "heads": _one_or_all(model.n_heads),
+            "kv_heads": _one_or_all(model.n_kv_heads),
+            "key_length": model.key_length,
+            "value_length": model.value_length,
+            "context_length": model.context_length,
+            "vocabulary": model.n_vocab,
+            "swaa_refusal": swaa_refusal(model.header),
+        },
+        "swaa": None if swaa is None else {"version": VERSION, **swaa.to_dict()},
+        "layers": kinds,
+        "kv_memory": [_kv_memory(model, swaa, kinds, label) for label in CONTEXTS],
+    }
+
+
+def layer_kinds(swaa: SwaaConfig | None, n_layers: int) -> list[str]:
+    """One of "fa", "sliding_fa_decode", "sliding" for each layer."""
+    if swaa is None:
+        return [FA] * n_layers
+    return [
+        SLIDING_FA_DECODE if decodes else SLIDING if slides else FA
+        for slides, decodes in zip(swaa.sliding_layers(n_layers), swaa.fa_decode_layers(n_layers), strict=True)
+    ]
+
+
+def draw(report: dict[str, Any]) -> str:
+    """The report for people."""
+    return "\n\n".join("\n".join(part) for part in (_facts(report), _swaa(report), _map(report), _memory(report)))
+
+
+def _kv_memory(model: ModelFile, swaa: SwaaConfig | None, kinds: list[str], context: str) -> dict[str, Any]:
+    cells = CONTEXTS[context]
+    ring = cells if swaa is None else min(cells, swaa.window_size + swaa.sink_count + UBATCH)
+    layers = {kind: [layer for layer, found in enumerate(kinds) if found == kind] for kind in _SIGNS}
+    memory: dict[str, Any] = {"context": cells, "ring_cells": ring}
+    for cache_type in CACHE_BYTES:
+        full = {kind: model.kv_bytes(cache_type, cells, layers[kind]) for kind in _SIGNS}
+        in_ring = model.kv_bytes(cache_type, ring, layers[SLIDING])
+        memory[cache_type] = {
+            **full,
+            "allocated": sum(full.values()),
+            "sliding_in_ring": in_ring,
+            "total_with_ring": sum(full.values()) - full[SLIDING] + in_ring,
+        }
+    return memory
+
+
+def _facts(report: dict[str, Any]) -> list[str]:
+    model = report["model"]
+    types = ", ".join(f"{count} {name}" for name, count in model["tensor_types"].items()) or "none"
+    length = str(model["key_length"])
+    if model["value_length"] != model["key_length"]:
+        length = f"{length} (K), {model['value_length']} (V)"
+    files = f" in {report['files']} files" if report["files"] > 1 else ""
+    rows = {
+        "model": _plain(model["name"]),
+        "architecture": _plain(model["architecture"]),
+        "parameters": f"{_short(model['parameters'])} ({model['parameters']:,})",
+        "quantization": f"{model['file_type']}; tensors: {types}",
+        "size": f"{_bytes(report['size'])}{files}",
+        "layers": str(model["layers"]),
+        "heads": f"{_range(model['heads'])}, KV heads {_range(model['kv_heads'])}, head size {length}",
+        "context": f"{model['context_length']:,} tokens" if model["context_length"] else "not given",
+        "vocabulary": f"{model['vocabulary']:,} tokens",
+    }
+    return [f"{name:<14}{value}" for name, value in rows.items()]
+
+
+def _swaa(report: dict[str, Any]) -> list[str]:
+    swaa, refusal = report["swaa"], report["model"]["swaa_refusal"]
+    lines = []
+    if swaa is None:
+        lines.append("SWAA          off: the file has no SWAA keys, or swaa.enabled is false; full attention")
+    else:
+        sliding = sum(kind != FA for kind in report["layers"])
+        lines.append(f"SWAA          on, keys of version {swaa['version']}, recipe {_plain(swaa['recipe'])}")
+        lines.append(f"  window      {swaa['window_size']:,} tokens")
+        lines.append(f"  sinks       {swaa['sink_count']:,} tokens")
+        lines.append(f"  sliding     {sliding} of {len(report['layers'])} layers")
+        if swaa["adapter"]:
+            lines.append(f"  adapter     {_plain(swaa['adapter'])}")
+    if refusal:
+        lines.append(f"  note        {_plain(refusal)}")
+    return lines
+
+
+def _map(report: dict[str, Any]) -> list[str]:
+    signs = [_SIGNS[kind] for kind in report["layers"]]
+    lines = ["layers        " + "  ".join(f"{_SIGNS[kind]} {text}" for kind, text in _LEGEND.items())]
+    for start in range(0, len(signs), _PER_ROW):
+        row = signs[start : start + _PER_ROW]
+        tens = " ".join("".join(row[at : at + 10]) for at in range(0, len(row), 10))
+        lines.append(f"  {f'{start}-{start + len(row) - 1}':<11} {tens}")
+    return lines
+
+
+def _memory(report: dict[str, Any]) -> list[str]:
+    memory, kinds = report["kv_memory"], report["layers"]
+    has_ring = SLIDING in kinds
+    width = 46
+    title = "KV memory, if every layer kept plain K and V" if report["model"]["swaa_refusal"] else "KV memory"
+    lines = [f"{title:<{width}}" + "".join(f"{label:>20}" for label in CONTEXTS)]
+    lines.append(f"{'':<{width}}" + "".join(f"{kind:>10}" for _ in CONTEXTS for kind in CACHE_BYTES))
+
+    def row(label: str, key: str) -> None:
+        cells = "".join(f"{_bytes(at[kind][key]):>10}" for at in memory for kind in CACHE_BYTES)
+        lines.append(f"  {label:<{width - 2}}{cells}")
+
+    for kind, text in _LEGEND.items():
+        count = kinds.count(kind)
+        if count:
+            row(f"{text}: {count} {'layer' if count == 1 else 'layers'}", kind)
+    row("allocated now (every cache is full)", "allocated")
+    if has_ring:
+        cells = memory[-1]["ring_cells"]
+        row(f"sliding, rings of up to {cells:,} tokens*", "sliding_in_ring")
+        row("total with such rings*", "total_with_ring")
+        lines.append(f"  * window + sinks + {UBATCH}: what these layers need; this release has no rings yet")
+    return lines
+
+
+def _one_or_all(counts: tuple[int, ...]) -> int | list[int]:
+    return counts[0] if len(set(counts)) == 1 else list(counts)
+
+
+def _range(counts: int | list[int]) -> str:
+    return str(counts) if isinstance(counts, int) else f"{min(counts)} to {max(counts)}"
+
+
+def _plain(text: str) -> str:
+    """Text from a file, without what could move a terminal's cursor."""
+    return "".join(char if char.isprintable() else "?" for char in text)
+
+
+def _short(count: int) -> str:
+    for limit, sign in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
+        if count >= limit:
+            return f"{count / limit:.2f}{sign}"
+    return str(count)
+
+
+def _bytes(count: int) -> str:
+    for power, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
+        if count >= 1 << power:
+            value = count / (1 << power)
+            return f"{value:.0f} {unit}" if value >= 100 else f"{value:.1f} {unit}"
+    return f"{count} B"

@@ -1,0 +1,237 @@
+"""SWAA settings: what slides, how far, and who decodes with full attention.
+
+One frozen, hashable value is what every tool and the engine agree on; it is checked once, here, so
+nothing after it needs to doubt a window size or a layer list.
+
+    SwaaConfig(window_size=2048, sink_count=64, fa_layers="1::2", fa_decode=True).sliding_layers(28)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from swaa_edge.errors import ConfigError
+from swaa_edge.layers import SPEC_HELP, LayerSpec, layer_spec, selected_layers, shown, whole_number
+
+#: The label of a configuration that isn't one of `RECIPES`.
+CUSTOM = "custom"
+
+#: Labels are names for people; longer ones are a mistake or an attack.
+LABEL_LIMIT = 255
+
+# Our spelling of each setting, and that of the paper's code (arXiv 2512.10411).
+_PAPER_SPELLING = MappingProxyType(
+    {
+        "sliding_window_size": "window_size",
+        "keep_first": "sink_count",
+        "non_sliding_layers": "fa_layers",
+        "force_fa_decode": "fa_decode",
+    }
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class SwaaConfig:
+    """The settings of Sliding Window Attention Adaptation; immutable, hashable, checked when made.
+
+    window_size: W, in tokens, the current one included; 1 to 2**31 - 1.
+    sink_count: S, the first tokens that stay visible in every sliding layer; 0 to 2**31 - 1.
+    fa_layers: the layers that keep full attention (FA): a list of layer indices from 0, slice text
+        "start:stop:step" over the layers with Python's rules (negative numbers count from the end),
+        "none" or "all". Lists take no negative index. Kept as text or as a sorted tuple.
+    fa_decode: whether sliding layers decode with full attention: a bool, or the layers that do (any
+        spelling of `fa_layers`; FA layers in it change nothing). Kept as a bool, text or tuple.
+    recipe, adapter: labels, which take no part in comparisons: the name of the preset this came from
+        or "custom", and the fine-tune that the weights carry, if any.
+
+    Raises `ConfigError` naming the setting, its value and the limit.
+    """
+
+    window_size: int
+    sink_count: int = 0
+    fa_layers: LayerSpec | Iterable[int] = "none"
+    fa_decode: bool | LayerSpec | Iterable[int] = False
+    recipe: str = dataclasses.field(default=CUSTOM, compare=False)
+    adapter: str | None = dataclasses.field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        def put(name: str, value: Any) -> None:
+            object.__setattr__(self, name, value)
+
+        put("window_size", whole_number("window_size", self.window_size, 1))
+        put("sink_count", whole_number("sink_count", self.sink_count, 0))
+        put("fa_layers", layer_spec("fa_layers", self.fa_layers))
+        put("fa_decode", _fa_decode(self.fa_decode))
+        put("recipe", _label("recipe", self.recipe))
+        put("adapter", None if self.adapter is None else _label("adapter", self.adapter))
+
+    def sliding_layers(self, n_layers: int) -> list[bool]:
+        """One bool per layer of a model of `n_layers` layers: True where it slides, False where it is FA.
+
+        Raises `ConfigError` if `fa_layers` names a layer that the model doesn't have.
+        """
+        full = selected_layers("fa_layers", self.fa_layers, n_layers)
+        return [layer not in full for layer in range(n_layers)]
+
+    def fa_decode_layers(self, n_layers: int) -> list[bool]:
+        """One bool per layer: True where the layer slides in prefill and decodes with full attention.
+
+        Raises `ConfigError` if `fa_layers` or `fa_decode` names a layer that the model doesn't have.
+        """
+        sliding = self.sliding_layers(n_layers)
+        if isinstance(self.fa_decode, bool):
+            return [slides and self.fa_decode for slides in sliding]
+        full = selected_layers("fa_decode", self.fa_decode, n_layers)
+        return [slides and layer in full for layer, slides in enumerate(sliding)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as plain JSON values, in our spelling; `from_dict` reads them back."""
+        settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> SwaaConfig:
+        """Settings from a mapping in our spelling, the paper's, or a mix that doesn't contradict itself.
+
+        Our keys are the fields of this class; the paper's are sliding_window_size, keep_first,
+        force_fa_decode and non_sliding_layers. Only the window size is required. Raises `ConfigError`.
+        """
+        if not isinstance(settings, Mapping):
+            raise ConfigError(f"SWAA settings must be a JSON object, not {shown(settings)}")
+        names = [field.name for field in dataclasses.fields(cls)]
+        chosen: dict[str, tuple[str, Any]] = {}
+        for key, value in settings.items():
+            name = _PAPER_SPELLING.get(key, key) if isinstance(key, str) else key
+            if name not in names:
+                raise ConfigError(_unknown(f"SWAA setting {shown(key)}", key, [*names, *_PAPER_SPELLING]))
+            if name == "window_size" and value is None:
+                raise ConfigError(f"{key} is null, which means full attention; give a window, or turn SWAA off instead")
+            if name in chosen and _normal(name, chosen[name][1]) != _normal(name, value):
+                first, other = chosen[name]
+                raise ConfigError(
+                    f"{first} = {shown(other)} contradicts {key} = {shown(value)}: they are one setting; give one"
+                )
+            chosen.setdefault(name, (key, value))
+        if "window_size" not in chosen:
+            raise ConfigError("SWAA settings lack window_size (or sliding_window_size); give the window in tokens")
+        return cls(**{name: value for name, (_, value) in chosen.items()})
+
+    @classmethod
+    def from_json(cls, path: str | os.PathLike[str]) -> SwaaConfig:
+        """Settings from a JSON file that holds one object, as for `from_dict`. Raises `ConfigError`."""
+        try:
+            with open(path, encoding="utf-8") as file:
+                settings = json.load(file, object_pairs_hook=_without_duplicates)
+        except OSError as error:
+            raise ConfigError(f"cannot read the settings file {os.fspath(path)}: {error.strerror}") from error
+        except ConfigError as error:
+            raise ConfigError(f"{os.fspath(path)}: {error}") from None
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"{os.fspath(path)} is not a JSON file: {error}") from error
+        try:
+            return cls.from_dict(settings)
+        except ConfigError as error:
+            raise ConfigError(f"{os.fspath(path)}: {error}") from None
+
+    @classmethod
+    def from_recipe(cls, name: str) -> SwaaConfig:
+        """The preset called `name`; see `RECIPES`. Raises `ConfigError` naming those that exist."""
+        if not isinstance(name, str) or name not in RECIPES:
+            raise ConfigError(_unknown(f"recipe {shown(name)}", name, list(RECIPES)))
+        return RECIPES[name].config
+
+    @classmethod
+    def from_gguf(cls, path: str | os.PathLike[str]) -> SwaaConfig:
+        """The settings that a GGUF file carries, with `fa_layers` as an explicit tuple of layers.
+
+        Raises `ModelFileError` if the file isn't a sound GGUF, has no SWAA keys, or wrong ones.
+        `swaa_edge.metadata.read_swaa` returns None for a file without keys instead.
+        """
+        # Imports run one way, and metadata needs this module.
+        from swaa_edge.errors import ModelFileError
+        from swaa_edge.metadata import read_swaa
+
+        config = read_swaa(path)
+        if config is None:
+            raise ModelFileError(f"{os.fspath(path)} has no SWAA keys; write them with: swaa-edge annotate")
+        return config
+
+
+def _unknown(what: str, key: Any, valid: list[str]) -> str:
+    near = difflib.get_close_matches(str(key), valid, n=1)
+    return f"unknown {what}; " + (f"did you mean {near[0]}?" if near else f"there are: {', '.join(valid)}")
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # json keeps the last of two equal keys without a word, which would hide a contradiction.
+    settings = dict(pairs)
+    if len(settings) != len(pairs):
+        twice = next(key for index, (key, _) in enumerate(pairs) if key in dict(pairs[:index]))
+        raise ConfigError(f"{shown(twice)} is given twice; give it once")
+    return settings
+
+
+def _label(name: str, value: Any) -> str:
+    if not isinstance(value, str) or not 1 <= len(value) <= LABEL_LIMIT or not value.isprintable():
+        raise ConfigError(f"{name} = {shown(value)} must be one line of 1 to {LABEL_LIMIT} printable characters")
+    return value
+
+
+def _fa_decode(value: Any) -> bool | LayerSpec:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.strip().lower() in ("true", "false", "yes", "no"):
+        raise ConfigError(f"fa_decode = {shown(value)} must be true or false without quotes, or a list of layers")
+    if not isinstance(value, str | Iterable):
+        raise ConfigError(f"fa_decode = {shown(value)} must be true, false, or {SPEC_HELP}")
+    spec = layer_spec("fa_decode", value)
+    return {"none": False, "all": True}.get(spec, spec) if isinstance(spec, str) else spec
+
+
+def _normal(name: str, value: Any) -> Any:
+    if name == "fa_layers":
+        return layer_spec(name, value)
+    return _fa_decode(value) if name == "fa_decode" else (type(value), value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A preset, with what its authors measured (Qwen3-4B, arXiv 2512.10411); documentation, never computed with.
+
+    accuracy, accuracy_lora: LongMemEval at 24k, thinking/instruct in percent, as is and with their LoRA.
+    seconds: time for 128k tokens in and 512 out. Full attention: 73.0/62.0 at 3.44 s.
+    """
+
+    config: SwaaConfig
+    accuracy: str
+    accuracy_lora: str
+    seconds: float
+
+
+FULL_ATTENTION_ACCURACY = "73.0/62.0"
+FULL_ATTENTION_SECONDS = 3.44
+
+
+def _preset(name: str, fa_layers: str, fa_decode: bool, accuracy: str, accuracy_lora: str, seconds: float) -> Recipe:
+    return Recipe(SwaaConfig(2048, 100, fa_layers, fa_decode, recipe=name), accuracy, accuracy_lora, seconds)
+
+
+#: The presets by name, best accuracy first. Accuracies marked S=10 were measured with 10 sinks.
+RECIPES: Mapping[str, Recipe] = MappingProxyType(
+    {
+        preset.config.recipe: preset
+        for preset in (
+            _preset("quality", "1::2", True, "68.8/50.6", "73.2/58.8", 2.72),
+            _preset("balanced", "1::4", True, "53.2/31.4 (S=10)", "68.8/47.0", 2.37),
+            _preset("fast", "none", True, "50.0/17.8", "62.2/42.6", 2.01),
+            _preset("memory", "1::2", False, "25.8/36.4 (S=10)", "63.6/54.6", 1.92),
+            _preset("stream", "none", False, "16.0/15.6 (S=10)", "18.8/23.8", 0.43),
+        )
+    }
+)

@@ -1,0 +1,90 @@
+"""Layer lists as users write them: a list of indices, slice text, "none" or "all".
+
+Checked and brought to one form here, for every setting that names layers.
+
+    selected_layers("fa_layers", layer_spec("fa_layers", "1::2"), n_layers=6)   # {1, 3, 5}
+"""
+
+import numbers
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from swaa_edge.errors import ConfigError
+
+#: Positions are int32 in the engine, so no window, sink count or layer beyond it can mean anything.
+INT32_MAX = 2**31 - 1
+
+#: A checked layer list: "none", "all", slice text, or a sorted tuple of indices.
+LayerSpec = str | tuple[int, ...]
+
+SPEC_HELP = 'a list of layers, slice text such as "1::2", "none" or "all"'
+_SLICE = re.compile(r"([+-]?[0-9]*):([+-]?[0-9]*)(?::([+-]?[0-9]*))?")
+
+
+def shown(value: Any) -> str:
+    """A value for an error message: one line, and never longer than a line."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python refuses to print integers of thousands of digits
+        return f"a huge {type(value).__name__}"
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def whole_number(name: str, value: Any, least: int) -> int:
+    """`value` as an int from `least` to INT32_MAX; a bool is no number. Raises `ConfigError`."""
+    if not _is_whole(value):
+        raise ConfigError(f"{name} = {shown(value)} must be a whole number from {least} to {INT32_MAX}")
+    if not least <= value <= INT32_MAX:
+        raise ConfigError(f"{name} = {shown(int(value))} is out of range: {least} to {INT32_MAX}")
+    return int(value)
+
+
+def layer_spec(name: str, value: Any) -> LayerSpec:
+    """Text ("none", "all", a slice) or a sorted tuple of layer indices; [] becomes "none". Raises `ConfigError`."""
+    if isinstance(value, str):
+        text = "".join(value.split())
+        if text in ("none", "all") or (_SLICE.fullmatch(text) and _as_slice(text) is not None):
+            return text
+        # "1,3,5" and "5" are how a list is typed on a command line.
+        if re.fullmatch(r"[0-9]{1,9}(,[0-9]{1,9})*", text):
+            return tuple(sorted({int(part) for part in text.split(",")}))
+        raise ConfigError(f"{name} = {shown(value)} is not {SPEC_HELP}")
+    if isinstance(value, Mapping | bytes) or not isinstance(value, Iterable):
+        raise ConfigError(f"{name} = {shown(value)} is not {SPEC_HELP}")
+    layers = list(value)
+    for layer in layers:
+        if not _is_whole(layer):
+            raise ConfigError(f"{name} has {shown(layer)}, which is no layer index; those are whole numbers from 0")
+        if not 0 <= layer <= INT32_MAX:
+            raise ConfigError(
+                f'{name} has {shown(int(layer))}, but layers count from 0; to count from the end use slice text: "-1:"'
+            )
+    return tuple(sorted({int(layer) for layer in layers})) or "none"
+
+
+def _as_slice(text: str) -> slice | None:
+    """The slice that `text` spells, or None if Python has no such slice (step 0, a lone sign, absurd digits)."""
+    try:
+        parts = slice(*(int(part) if part else None for part in text.split(":")))
+        range(0)[parts]
+    except ValueError:
+        return None
+    return parts
+
+
+def selected_layers(name: str, spec: LayerSpec, n_layers: int) -> frozenset[int]:
+    """The layers of a model of `n_layers` that `spec` means. Raises `ConfigError` for one it doesn't have."""
+    if not _is_whole(n_layers) or n_layers < 1:
+        raise ConfigError(f"n_layers = {shown(n_layers)} must be a whole number of at least 1")
+    if isinstance(spec, str):
+        if spec == "none":
+            return frozenset()
+        return frozenset(range(n_layers)[slice(None) if spec == "all" else _as_slice(spec)])
+    if spec and spec[-1] >= n_layers:
+        raise ConfigError(f"{name} has layer {spec[-1]}, but the model has {n_layers} layers: 0 to {n_layers - 1}")
+    return frozenset(spec)
