@@ -1,0 +1,85 @@
+"""Runs a heavy step of a conversion in a Python process of its own.
+
+Torch's gigabytes come back only when a process ends, llama.cpp answers a broken assumption with abort(),
+and the system ends what takes too much memory: none of it must take the caller along.
+
+    child.run("swaa_edge.convert.lora:merge", {"base": base, "adapter": adapter, "output": folder})
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import swaa_edge
+from swaa_edge import errors
+
+# A long message is one that quotes data; its beginning tells enough.
+_REASON_LIMIT = 400
+
+
+class ChildError(Exception):
+    """The step failed for a reason that is none of `swaa_edge.errors`; the text says which, in one line."""
+
+
+def run(task: str, request: Mapping[str, Any], *, verbose: bool = False) -> Any:
+    """Call `task` ("module:function") with the keyword arguments `request` in a child process; return what it returns.
+
+    Arguments and result travel as JSON, paths as text. The child sees no network of the Hugging Face
+    libraries. Its stderr, with the progress bars, is passed through to a terminal and otherwise kept
+    quiet; `verbose` passes it through always, with all logs.
+
+    Raises what the task raised if that is a `SwaaError`, `OSError` if the disk is full, else `ChildError`.
+    """
+    with tempfile.TemporaryDirectory(prefix="swaa-edge-") as scratch:
+        report, log = Path(scratch, "report.json"), Path(scratch, "stderr")
+        program = [sys.executable, str(Path(__file__).with_name("child_main.py")), swaa_edge.__file__, task]
+        command = [*program, json.dumps(request, default=os.fspath), str(report)]
+        with open(log, "wb") as quiet:
+            shown = verbose or sys.stderr.isatty()
+            done = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=None if shown else quiet,
+                env=_environment(verbose),
+                check=False,
+            )
+        if done.returncode == 130:
+            raise KeyboardInterrupt
+        if not report.exists():
+            raise ChildError(_death(done.returncode, log.read_bytes()))
+        outcome = json.loads(report.read_text(encoding="utf-8"))
+    if "result" in outcome:
+        return outcome["result"]
+    reason = outcome["reason"] or "no reason given"
+    if "ours" in outcome:
+        raise getattr(errors, outcome["ours"])(reason)
+    if "errno" in outcome:
+        raise OSError(outcome["errno"], reason)
+    raise ChildError(reason if len(reason) <= _REASON_LIMIT else reason[:_REASON_LIMIT] + " ...")
+
+
+def _environment(verbose: bool) -> dict[str, str]:
+    # NO_LOCAL_GGUF would make the converter use another gguf package than the one it came with.
+    kept = {name: value for name, value in os.environ.items() if name not in ("NO_LOCAL_GGUF", "SWAA_EDGE_VERBOSE")}
+    loud = {"SWAA_EDGE_VERBOSE": "1"} if verbose else {"TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"}
+    return kept | loud | {
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONUTF8": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",  # upstream's folder is not ours to write in
+    }  # fmt: skip
+
+
+def _death(code: int, log: bytes) -> str:
+    lines = log.decode("utf-8", "replace").split("\n")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    if code == -9:  # SIGKILL, a name that Windows doesn't have
+        return "it was killed, most likely because memory ran out"
+    ended = f"it died of {signal.Signals(-code).name}" if code < 0 else f"it ended with code {code}"
+    return f"{ended}: {last}"[:_REASON_LIMIT] if last else ended

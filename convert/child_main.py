@@ -1,0 +1,82 @@
+"""The program of the child processes that child.py starts: one function call, its outcome written to a file.
+
+A script and not a module of the package, because it must find the very package that started it, without
+putting that package's folder, or the user's current one, where it could shadow other modules.
+
+    python child_main.py swaa_edge/__init__.py swaa_edge.convert.lora:merge '{"base": ...}' report.json
+"""
+
+import errno
+import importlib
+import importlib.util
+import json
+import logging
+import os
+import re
+import sys
+
+# How numpy and Rust libraries tell of a failed write, in their text alone.
+_SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+
+
+class _LastError(logging.Handler):
+    """Remembers the last error that was logged: upstream logs one, then exits with a bare code."""
+
+    text = ""
+
+    def emit(self, record):
+        self.text = record.getMessage()
+
+
+def main(package, task, request, report):
+    sys.path.pop(0)
+    # Whatever the task prints is for the user's eyes; stdout belongs to the command.
+    os.dup2(2, 1)
+    last = _LastError(logging.ERROR)
+    verbose = "SWAA_EDGE_VERBOSE" in os.environ
+    # With a handler there already, upstream's logging.basicConfig changes nothing.
+    logging.basicConfig(handlers=[last, *([logging.StreamHandler()] if verbose else [])], format="%(message)s")
+    logging.getLogger().setLevel(logging.INFO if verbose else logging.ERROR)
+    try:
+        _import_package(package)
+        module, function = task.split(":")
+        outcome = {"result": getattr(importlib.import_module(module), function)(**json.loads(request))}
+    except KeyboardInterrupt:
+        return 130
+    except BaseException as error:
+        if verbose:
+            logging.exception("%s failed", task)
+        outcome = _described(error, last.text)
+    with open(report, "w", encoding="utf-8") as file:
+        json.dump(outcome, file)
+    return 0
+
+
+def _import_package(path):
+    spec = importlib.util.spec_from_file_location("swaa_edge", path, submodule_search_locations=[os.path.dirname(path)])
+    sys.modules["swaa_edge"] = package = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(package)
+
+
+def _described(error, logged):
+    """The exception as {"reason": one line}, with "ours": its class in swaa_edge.errors, or "errno": of a write."""
+    text = " ".join(str(error).split())
+    if type(error).__module__ == "swaa_edge.errors":
+        return {"ours": type(error).__name__, "reason": text}
+    code = errno.ENOSPC if _SHORT_WRITE.search(text) else getattr(error, "errno", None)
+    if found := _OS_ERROR.search(text):
+        code = int(found[1])
+    if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return {"errno": code, "reason": os.strerror(code)}
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return {"reason": f"it needs the Python package {error.name}, which is not installed"}
+    if isinstance(error, MemoryError) or "can't allocate memory" in text:
+        return {"reason": "out of memory"}
+    if isinstance(error, SystemExit):
+        return {"result": None} if error.code in (None, 0) else {"reason": " ".join(logged.split()) or text}
+    return {"reason": f"{type(error).__name__}: {text}" if text else type(error).__name__}
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,138 @@
+"""Quantizes a GGUF file with llama.cpp's own quantizer.
+
+The quantizer is a function of the library that already runs the model, so no other program is needed. It
+runs in a child process, since it may abort(). All metadata of the file, the SWAA keys too, stay.
+
+    quantize("model-f16.gguf", "model-q4.gguf", "Q4_K_M")
+"""
+
+import difflib
+import errno
+import functools
+import importlib.util
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from swaa_edge.atomic import atomic_output
+from swaa_edge.convert import child
+from swaa_edge.errors import ConfigError, ModelFileError, NativeLibraryError
+from swaa_edge.header import read_header
+from swaa_edge.modelfile import read_shards
+
+# At so few bits llama.cpp refuses to guess which weights matter; Q2_K_S is the odd one of the K types.
+_NEED_IMATRIX = frozenset(
+    ["IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ3_XS", "Q2_K_S"]
+)  # fmt: skip
+# In the enumeration, but llama.cpp only reads it.
+_NOT_MADE = frozenset(["NVFP4"])
+_ERROR_LEVEL = 4  # GGML_LOG_LEVEL_ERROR
+
+
+@functools.cache
+def file_types() -> dict[str, int]:
+    """llama.cpp's quantization types: name, such as "Q4_K_M", and number.
+
+    Read from the source of `llama_cpp`, because importing it loads a native library. Raises
+    `NativeLibraryError` if it is not installed.
+    """
+    spec = importlib.util.find_spec("llama_cpp")
+    if spec is None or not spec.submodule_search_locations:
+        raise NativeLibraryError("llama-cpp-python is not installed; pip install swaa-edge again")
+    source = Path(spec.submodule_search_locations[0], "llama_cpp.py").read_text(encoding="utf-8")
+    return {
+        name: int(number)
+        for name, number in re.findall(r"^LLAMA_FTYPE_(?:ALL|MOSTLY)_(\w+) = (\d+)$", source, re.MULTILINE)
+        if name not in _NOT_MADE
+    }
+
+
+def check_type(name: str) -> str:
+    """`name` as llama.cpp spells it. Raises `ConfigError` if it is no type, or one that can't be made here."""
+    spelled = name.upper()
+    if spelled in _NEED_IMATRIX:
+        raise ConfigError(
+            f"{spelled} needs an importance matrix, which is not supported here; Q3_K_S is the next larger"
+        )
+    usable = [known for known in file_types() if known not in _NEED_IMATRIX]
+    if spelled not in usable:
+        near = difflib.get_close_matches(spelled, usable, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ConfigError(f"{name!r} is no quantization type; {hint}the types are {', '.join(usable)}")
+    return spelled
+
+
+def quantize(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    file_type: str,
+    *,
+    threads: int = 0,
+    force: bool = False,
+    verbose: bool = False,
+) -> Path:
+    """Write the GGUF `source`, its weights in `file_type` ("Q4_K_M"; any case), to `output`; return that path.
+
+    Tensors whose rows the type can't hold get the nearest type that can, as llama.cpp chooses. A split
+    source becomes one file. `threads` 0 takes all cores.
+
+    Raises `ModelFileError` for a source that is no sound GGUF or is quantized already, `ConfigError` for
+    the type, `OutputError` if `output` exists (without `force`) or can't be written, `NativeLibraryError`.
+    """
+    file_type = check_type(file_type)
+    header = read_header(source)
+    read_shards(header)
+    request = {"source": os.fspath(source), "number": file_types()[file_type], "threads": threads}
+    with atomic_output(output, force=force) as temporary:
+        try:
+            child.run("swaa_edge.convert.quantize:quantize_here", {**request, "output": temporary}, verbose=verbose)
+        except child.ChildError as error:
+            raise _explained(str(error), header.path, file_type) from None
+    return Path(output)
+
+
+def _explained(reason: str, source: Path, file_type: str) -> Exception:
+    if found := re.search(r"requantizing from type (\S+) is disabled", reason):
+        return ModelFileError(f"{source} is quantized already ({found[1]}); quantize an f32, f16 or bf16 file instead")
+    if "imatrix" in reason:
+        return ConfigError(f"{file_type} needs an importance matrix for this model; choose a larger type")
+    return ModelFileError(f"{source} can't be quantized to {file_type}: {reason}; --verbose shows llama.cpp's log")
+
+
+def quantize_here(source: str, output: str, number: int, threads: int) -> None:
+    """The child's part: call the quantizer, show its progress on a terminal, and raise what it logged as an error."""
+    from tqdm import tqdm
+
+    from swaa_edge import native
+
+    llama_cpp = native.load()
+    verbose = "SWAA_EDGE_VERBOSE" in os.environ
+    bar = tqdm(desc="Quantizing", unit=" tensors", disable=verbose or not sys.stderr.isatty())
+    logged: list[str] = []
+
+    def listen(level: int, text: bytes, _data: Any) -> None:
+        line = text.decode("utf-8", "replace")
+        if verbose:
+            sys.stderr.write(line)
+        if level == _ERROR_LEVEL and line.strip(" =\n"):
+            logged.append(line.strip())
+        # "[   3/ 291] blk.0.attn_q.weight - [ ..." opens each tensor's line.
+        if found := re.match(r"\[ *(\d+)/ *(\d+)\]", line):
+            bar.total = int(found[2])
+            bar.update(int(found[1]) - bar.n)
+
+    callback = llama_cpp.llama_log_callback(listen)
+    llama_cpp.llama_log_set(callback, None)
+    parameters = llama_cpp.llama_model_quantize_default_params()
+    parameters.ftype, parameters.nthread = number, threads
+    code = llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(output), parameters)
+    bar.close()
+    if code == 0:
+        return
+    reason = logged[-1].split("failed to quantize: ")[-1] if logged else f"llama_model_quantize returned {code}"
+    # C++ streams keep no errno; a stream that fails while a file is written has met a full disk or a limit.
+    if "basic_ios::clear" in reason or "iostream error" in reason:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    raise RuntimeError(reason)
