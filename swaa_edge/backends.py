@@ -1,0 +1,164 @@
+"""Loads ggml's backends where they are files of their own, and leaves AMX out where it would kill the process.
+
+A wheel carries one CPU backend per processor generation, and ggml loads the best that the CPU claims to
+run. Some virtual machines claim AMX and then die with SIGILL at its first tile instruction; ggml can't
+know, so the instructions are tried here first, in a child process.
+
+    load_backends(llama_cpp.llama_cpp._lib, folder)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import faulthandler
+import logging
+import mmap
+import os
+import platform
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from swaa_edge.errors import NativeLibraryError
+
+# enum ggml_backend_dev_type
+_DEVICE_CPU = 0
+# ggml_backend_score() of an x86 CPU backend is 1 plus a bit per feature it uses, and AMX is the highest, 1 << 11.
+_AMX_SCORE = 1 << 11
+# arch_prctl by which a Linux process asks for the tile registers, as ggml does before it uses them.
+_SYS_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA = 158, 0x1023, 18
+# ldtilecfg (%rdi); tilezero %tmm0, %tmm1, %tmm2; tdpbssd %tmm2, %tmm1, %tmm0; tilerelease; ret
+_TILE_CODE = bytes.fromhex("c4e2784907 c4e27b49c0 c4e27b49c8 c4e27b49d0 c4e26b5ec1 c4e27849c0 c3")
+
+
+def load_backends(lib: ctypes.CDLL, folder: Path, amx_works: Callable[[], bool] | None = None) -> None:
+    """Load the backends that lie in `folder` beside libggml, unless the library has its CPU backend built in.
+
+    `amx_works` answers whether AMX instructions run here; it is asked only if a backend would use them.
+    Raises `NativeLibraryError` if no CPU backend there runs on this processor.
+    """
+    ggml = _ggml(lib, folder)
+    if ggml.ggml_backend_dev_by_type(_DEVICE_CPU):
+        return
+    works = amx_works or tile_instructions_work
+    amx = amx_backends(folder)
+    with _without(folder, amx) if amx and not works() else contextlib.nullcontext(folder) as chosen, _quiet():
+        ggml.ggml_backend_load_all_from_path(os.fspath(chosen).encode())
+    if not ggml.ggml_backend_dev_by_type(_DEVICE_CPU):
+        raise NativeLibraryError(
+            f"no CPU backend in {folder} runs on this processor ({platform.machine()}); "
+            "build swaa-edge from source on this machine"
+        )
+
+
+def _ggml(lib: ctypes.CDLL, folder: Path) -> ctypes.CDLL:
+    # Only Windows looks symbols up in one file alone; elsewhere libllama answers for libggml too.
+    ggml = ctypes.CDLL(str(folder / "ggml.dll")) if sys.platform == "win32" else lib
+    ggml.ggml_backend_dev_by_type.restype = ctypes.c_void_p
+    ggml.ggml_backend_dev_by_type.argtypes = [ctypes.c_int]
+    ggml.ggml_backend_load_all_from_path.restype = None
+    ggml.ggml_backend_load_all_from_path.argtypes = [ctypes.c_char_p]
+    return ggml
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    # llama_cpp prints every log line until the first model has set its level; which backend was loaded is no news.
+    logger = logging.getLogger("llama-cpp-python")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def amx_backends(folder: Path) -> list[Path]:
+    """The CPU backend files in `folder` that would use AMX on this processor; [] where there is no Linux on x86."""
+    if not sys.platform.startswith("linux") or platform.machine() not in ("x86_64", "amd64"):
+        return []
+    return [path for path in sorted(folder.glob("libggml-cpu-*.so")) if _score(path) > _AMX_SCORE]
+
+
+def _score(path: Path) -> int:
+    """How well a backend file fits this processor, as ggml's chooser sees it; 0: not at all."""
+    import _ctypes
+
+    try:
+        backend = ctypes.CDLL(str(path))
+    except OSError:
+        return 0
+    try:
+        return backend.ggml_backend_score() if hasattr(backend, "ggml_backend_score") else 0
+    finally:
+        _ctypes.dlclose(backend._handle)
+
+
+@contextlib.contextmanager
+def _without(folder: Path, left_out: list[Path]) -> Iterator[Path]:
+    """A folder of links to the backends in `folder` but some, so that ggml's own chooser picks the best of the rest."""
+    with tempfile.TemporaryDirectory(prefix="swaa-edge-backends-") as links:
+        for path in folder.glob("libggml*.so"):
+            if path not in left_out:
+                (Path(links) / path.name).symlink_to(path.resolve())
+        yield Path(links)
+
+
+def tile_instructions_work() -> bool:
+    """Whether AMX tile instructions run on this machine, found out by running some in a child process.
+
+    True also where the kernel refuses a process the tile registers, since ggml then leaves them alone.
+    False where it can't be tried.
+    """
+    try:
+        code = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+    except OSError:  # a system that forbids memory both writable and executable
+        return False
+    code.write(_TILE_CODE)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(code))
+    run_tiles = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(start)
+    # Palette 1; tiles 0 to 2 of 16 rows of 64 bytes.
+    tiles = bytes([1]) + bytes(15) + b"\x40\x00" * 3 + bytes(26) + bytes([16] * 3) + bytes(13)
+
+    def use_tiles() -> None:
+        if ctypes.CDLL(None).syscall(_SYS_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA) == 0:
+            run_tiles(tiles)
+
+    return survives(use_tiles)
+
+
+def survives(work: Callable[[], object]) -> bool:
+    """Whether `work` returns, in a forked child, instead of raising or killing its process. False if none starts.
+
+    A fork and not a new interpreter: in a program that embeds Python, sys.executable is that program.
+    """
+    try:
+        with warnings.catch_warnings():
+            # Python warns about forking with threads; the child only runs `work` and ends.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            child = os.fork()
+    except OSError:
+        return False
+    if child == 0:
+        code = 1
+        try:
+            _die_quietly()
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    try:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    except ChildProcessError:  # a program that ignores SIGCHLD never learns how its children end
+        return False
+
+
+def _die_quietly() -> None:
+    """No traceback and no core file from a child that is expected to die."""
+    import resource
+
+    faulthandler.disable()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -1,0 +1,313 @@
+"""`SwaaLlama`: llama_cpp.Llama that runs models under sliding-window attention adaptation.
+
+A drop-in subclass. It loads the patched library, checks what it is given before any C code sees it,
+tells the engine exactly which tokens are prompt and which are generated, reports the prefill's
+progress, and can be cancelled.
+
+    llm = SwaaLlama("model.gguf", n_ctx=32768, on_prefill=lambda done, total: print(done, total))
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any, Literal
+
+import jinja2
+import numpy as np
+
+from swaa_edge import native
+from swaa_edge.config import SwaaConfig
+from swaa_edge.errors import ConfigError, GenerationCancelled, GenerationError, ModelFileError
+from swaa_edge.loading import check_context, effective_config, plan_swaa
+from swaa_edge.native import Phase
+from swaa_edge.timings import Timings
+
+# Deriving from llama_cpp's class imports llama_cpp, so the patched library must be under it by now.
+llama_cpp = native.load()
+
+OnPrefill = Callable[[int, int], object]
+_LOG = logging.getLogger("llama-cpp-python")
+# llama.cpp rounds a context up to whole blocks of this many cells; llama_cpp's arrays must have that size too.
+_CONTEXT_STEP = 256
+
+
+class SwaaLlama(llama_cpp.Llama):
+    """llama_cpp.Llama under SWAA; every method and argument of it, and these.
+
+    swaa: None runs what the file's keys say; a SwaaConfig runs that instead; False runs full attention.
+    on_prefill(done, total): called while a prompt is evaluated, first with done = 0 and then after each
+        ubatch; both count tokens, without a reused prefix. Called in the thread that evaluates.
+    flash_attn: on by default, since SWAA is fast only with it.
+    n_ctx: rounded up to a multiple of 256, as llama.cpp does.
+
+    Raises before any model is loaded: `ModelFileError` for a file that is missing, no GGUF, cut off or
+    has wrong SWAA keys; `UnsupportedModelError` for an architecture that can't slide; `ConfigError` for
+    settings that contradict each other; `NativeLibraryError` at import if the library doesn't fit.
+    `Timings` of the last generation are in `last_timings`.
+    """
+
+    def __init__(
+        self,
+        model_path: str,
+        *,
+        swaa: SwaaConfig | Literal[False] | None = None,
+        on_prefill: OnPrefill | None = None,
+        flash_attn: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        model_path = str(model_path)
+        self.on_prefill = on_prefill
+        self.last_timings = Timings()
+        self._swaa_argument, self._given_overrides = swaa, kwargs.get("kv_overrides")
+        self._abort = native.AbortFlag()
+        self._completions = 0
+        self._turn: Literal["prompt", "feedback"] | None = None
+        self._sampled: tuple[int, int] | None = None
+        kwargs["kv_overrides"], meant = plan_swaa(model_path, swaa, self._given_overrides)
+        check_context(flash_attn=flash_attn, **kwargs)
+        if kwargs.get("n_ctx", 512) % _CONTEXT_STEP:
+            kwargs["n_ctx"] = -(-kwargs.get("n_ctx", 512) // _CONTEXT_STEP) * _CONTEXT_STEP
+        try:
+            super().__init__(model_path, flash_attn=flash_attn, **kwargs)
+        except ValueError as error:
+            raise self._load_error(error, model_path) from error
+        except jinja2.TemplateError as error:
+            why = " ".join(str(error).split())
+            raise ModelFileError(f"{model_path} has a chat template that is no valid Jinja: {why}") from error
+        # Upstream turns this on for a draft model, for every token of the prompt, without the memory for it.
+        self._logits_all = bool(kwargs.get("logits_all", False))
+        self._abort.attach(self.ctx)
+        self._swaa = effective_config(native.model_config(self.model), meant)
+
+    @staticmethod
+    def _load_error(error: ValueError, path: str) -> ValueError:
+        if str(error).startswith("Failed to load model"):
+            why = "load it with verbose=True to see why"
+            return ModelFileError(native.last_error() or f"llama.cpp can't load {path}; {why}")
+        if str(error).startswith("Failed to create llama_context"):
+            why = "llama.cpp can't make the context: too little memory? lower n_ctx"
+            return ConfigError(native.last_error() or why)
+        return error
+
+    @property
+    def swaa(self) -> SwaaConfig | None:
+        """The settings in force, as the engine reports them; None if the model runs full attention."""
+        return self._swaa
+
+    @property
+    def swaa_policy(self) -> str | None:
+        """How sliding layers are computed here: "table", "copy" or "dense"; None if the model runs full attention."""
+        return None if self._swaa is None else native.get_policy(self.ctx).name.lower()
+
+    # Evaluation
+
+    def eval(self, tokens: Sequence[int], phase: Phase | None = None) -> None:
+        """Evaluate `tokens` after those evaluated before, as upstream; the phase of each is found out.
+
+        In `generate`, and all that is built on it, the prompt is PREFILL and what is fed back (drafted
+        tokens too) is DECODE. Called directly: the token that `sample` just returned is DECODE; a single
+        token after others, when `sample` wasn't called (a caller with a sampler of its own), is DECODE;
+        all else is PREFILL. `phase` overrules that.
+
+        Raises `GenerationError` if the tokens don't fit or the engine fails, `GenerationCancelled` after
+        `cancel`. Tokens evaluated until then stay, and the object stays usable.
+        """
+        room = min(self._n_ctx, self.input_ids.size)
+        if self.n_tokens + len(tokens) > room:
+            raise GenerationError(
+                f"{len(tokens)} tokens after {self.n_tokens} don't fit the context of {room}; raise n_ctx"
+            )
+        if self._turn == "prompt":
+            self.last_timings.reused_tokens = self.n_tokens
+            if self.n_tokens + len(tokens) == 0:
+                raise GenerationError("the prompt is empty; give at least one token")
+        parts = self._phases(tokens) if phase is None else [(phase, tokens)]
+        self._turn = self._turn and "feedback"
+        self._sampled = None
+        for part_phase, part in parts:
+            self._evaluate(part, part_phase)
+
+    def _phases(self, tokens: Sequence[int]) -> list[tuple[Phase, Sequence[int]]]:
+        if self._turn is not None:
+            return [(Phase.PREFILL if self._turn == "prompt" else Phase.DECODE, tokens)]
+        if self._sampled is None:
+            return [(Phase.DECODE if len(tokens) == 1 and self.n_tokens else Phase.PREFILL, tokens)]
+        generated = int(len(tokens) > 0 and self._sampled == (self.n_tokens, tokens[0]))
+        return [(Phase.DECODE, tokens[:generated]), (Phase.PREFILL, tokens[generated:])]
+
+    def _evaluate(self, tokens: Sequence[int], phase: Phase) -> None:
+        if len(tokens) == 0:
+            return
+        timings, started = self.last_timings, time.perf_counter()
+        report = self.on_prefill if phase is Phase.PREFILL else None
+        # Each drafted token is judged by the logits before it, so they must all come out of one llama_decode.
+        drafted = phase is Phase.DECODE and len(tokens) > 1
+        done = 0
+        # Whatever stops this, the logits at hand are no longer those of the last token.
+        self._requires_eval = True
+        try:
+            with self._phase(phase):
+                if report:
+                    report(0, len(tokens))
+                self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1)
+                for chunk in self._chunks(tokens, self.n_batch if drafted else self.context_params.n_ubatch):
+                    if self._abort:
+                        raise GenerationCancelled("cancelled")
+                    self._decode(chunk, every_row=self._logits_all or drafted)
+                    done += len(chunk)
+                    if report:
+                        llama_cpp.llama_synchronize(self.ctx)
+                        report(done, len(tokens))
+                if phase is Phase.PREFILL:
+                    llama_cpp.llama_synchronize(self.ctx)
+        except RuntimeError as error:
+            failure = self._decode_error(error, len(tokens))
+            self._recover()
+            raise failure from error
+        except BaseException:
+            self._recover()
+            raise
+        finally:
+            seconds = time.perf_counter() - started
+            if phase is Phase.PREFILL:
+                timings.prompt_tokens += done
+                timings.prefill_seconds += seconds
+            else:
+                timings.decode_tokens += done
+                if self._turn is None:  # generate() times its own turns, sampling included
+                    timings.decode_seconds += seconds
+
+    def _chunks(self, tokens: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+        # The ubatches that llama_decode would make of upstream's batches, so that results stay the same to the bit.
+        for start in range(0, len(tokens), self.n_batch):
+            end = min(start + self.n_batch, len(tokens))
+            for first in range(start, end, size):
+                yield tokens[first : min(first + size, end)]
+
+    def _decode(self, tokens: Sequence[int], every_row: bool) -> None:
+        """One llama_decode; every_row: logits for each token, not only for the last."""
+        past, count = self.n_tokens, len(tokens)
+        self._batch.set_batch(batch=tokens, n_past=past, logits_all=every_row)
+        self._ctx.decode(self._batch)
+        self.input_ids[past : past + count] = tokens
+        if self._logits_all:
+            rows = np.ctypeslib.as_array(self._ctx.get_logits(), shape=(count, self._n_vocab))
+            self.scores[past : past + count, :] = rows
+        self.n_tokens += count
+        self._requires_eval = False
+
+    @contextlib.contextmanager
+    def _phase(self, phase: Phase) -> Iterator[None]:
+        if self._swaa is None:
+            yield
+            return
+        native.set_phase(self.ctx, phase)
+        try:
+            yield
+        finally:
+            # Chat handlers for images call llama_decode on the context themselves.
+            native.set_phase(self.ctx, Phase.AUTO)
+
+    def _decode_error(self, error: RuntimeError, count: int) -> RuntimeError:
+        code = re.search(r"llama_decode returned (-?\d+)", str(error))
+        if code is None:
+            return error
+        if int(code[1]) == 2 or self._abort:
+            return GenerationCancelled("cancelled")
+        if int(code[1]) == 1:
+            return GenerationError(f"the context of {self._n_ctx} tokens has no room for {count} more; raise n_ctx")
+        if int(code[1]) == -1:
+            return GenerationError(f"the engine refused {count} tokens; each must be from 0 to {self._n_vocab - 1}")
+        return GenerationError(f"the engine failed (llama_decode returned {code[1]}); too little memory?")
+
+    def _recover(self) -> None:
+        """Bring the cache back to the tokens that are known to be in it."""
+        self._forget_cancel()
+        self._sampled = None
+        # An aborted batch can leave ubatches behind, and a recurrent state can't be cut back at all.
+        if not self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1):
+            self.reset()
+
+    # Generation
+
+    def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Generator[int, Sequence[int] | None, None]:
+        """As upstream: yields generated tokens; `last_timings` counts from here."""
+        if not self._completions:
+            self._forget_cancel()
+        self._sampled = None
+        timings = self.last_timings = Timings()
+        turn: Literal["prompt", "feedback"] | None = "prompt"
+        upstream = super().generate(tokens, *args, **kwargs)
+        sent = None
+        try:
+            while True:
+                started, prefill = time.perf_counter(), timings.prefill_seconds
+                self._turn = turn
+                try:
+                    token = upstream.send(sent)
+                except StopIteration:
+                    return
+                finally:
+                    turn, self._turn = self._turn, None
+                    in_prefill = timings.prefill_seconds - prefill
+                    timings.decode_seconds += time.perf_counter() - started - in_prefill
+                timings.generated_tokens += 1
+                sent = yield token
+        finally:
+            upstream.close()
+
+    def sample(self, *args: Any, idx: int | None = None, **kwargs: Any) -> int:
+        """As upstream; the token is remembered, so that `eval` knows it when it comes back."""
+        token = super().sample(*args, idx=idx, **kwargs)
+        self._sampled = (self.n_tokens if idx is None else idx + 1, token)
+        return token
+
+    def _create_completion(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        # A cancel that comes while a long prompt is tokenized must still count when generate() starts.
+        self._forget_cancel()
+        self._completions += 1
+        try:
+            yield from super()._create_completion(*args, **kwargs)
+        finally:
+            self._completions -= 1
+
+    def embed(self, *args: Any, **kwargs: Any) -> Any:
+        """As upstream; texts to embed are prompts."""
+        self._forget_cancel()
+        with self._phase(Phase.PREFILL):
+            try:
+                return super().embed(*args, **kwargs)
+            except RuntimeError as error:
+                raise self._decode_error(error, self._batch.n_tokens()) from error
+
+    def cancel(self) -> None:
+        """Stop the evaluation or generation that runs, from any thread, within one ubatch; it raises
+        `GenerationCancelled`. With none running, the next direct `eval` stops; a new generation doesn't."""
+        if not self.verbose:
+            _LOG.setLevel(logging.CRITICAL)  # llama.cpp logs what it aborts
+        self._abort.set()
+
+    def _forget_cancel(self) -> None:
+        if self._abort:
+            self._abort.clear()
+            _LOG.setLevel(logging.DEBUG if self.verbose else logging.ERROR)
+
+    # State
+
+    def load_state(self, state: Any) -> None:
+        """As upstream; the state must come from a model and context like this one."""
+        self._sampled = None
+        super().load_state(state)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # on_prefill stays behind: a callback belongs to the program that made it.
+        return super().__getstate__() | {"swaa": self._swaa_argument, "kv_overrides": self._given_overrides}
+
+    def close(self) -> None:
+        """Free the model and its context; also what remains of a load that failed."""
+        if hasattr(self, "_stack"):
+            super().close()

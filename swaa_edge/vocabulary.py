@@ -1,0 +1,36 @@
+"""Tokens of a text by a model's vocabulary alone, without its weights.
+
+How many tokens a prompt has must be known before the model is loaded, because its context is sized then.
+
+    tokens = tokenize("model.gguf", "Once upon a time")
+"""
+
+import os
+
+from swaa_edge import native
+from swaa_edge.errors import ModelFileError
+from swaa_edge.header import read_header
+
+
+def tokenize(path: str | os.PathLike[str], text: str) -> list[int]:
+    """`text` in tokens of the model at `path`, special tokens recognized, with a start token if the model wants one.
+
+    SWAA keys in the file don't matter. Raises `ModelFileError` if it is no sound GGUF or has no vocabulary.
+    """
+    llama_cpp = native.load()
+    read_header(path)
+    off = (llama_cpp.llama_model_kv_override * 2)()  # the second, empty one ends the list
+    off[0].key, off[0].tag = b"swaa.enabled", llama_cpp.LLAMA_KV_OVERRIDE_TYPE_BOOL
+    params = llama_cpp.llama_model_default_params()
+    params.vocab_only, params.kv_overrides = True, off
+    # llama_cpp.Llama would make a context too, and warn that it doesn't suit a model without weights.
+    from llama_cpp._internals import LlamaModel
+
+    try:
+        model = LlamaModel(path_model=os.fspath(path), params=params, verbose=False)
+    except ValueError as error:
+        raise ModelFileError(f"{path} has no vocabulary that llama.cpp can read; convert the model again") from error
+    try:
+        return model.tokenize(text.encode("utf-8"), add_bos=True, special=True)
+    finally:
+        model.close()
