@@ -482,20 +482,27 @@ llama_swaa_input::tensors llama_swaa_input::build(
 }
 
 std::pair<const llama_swaa_columns *, const llama_swaa_input::tensors *> llama_swaa_input::of_layer(int il) const {
-    if (!plan.active) {
+    // a graph may run layers of its own past those that the file counts
+    if (!plan.active || il >= (int) swaa.params.sliding.size()) {
         return {};
     }
 
     if (!swaa.params.sliding[il]) {
-        const bool use = plan.causal.n_blocks > 0 && swaa.layer_reads_table[il];
-        return use ? std::make_pair(&plan.causal, &causal) : std::pair<const llama_swaa_columns *, const tensors *>();
+        if (plan.causal.n_blocks > 0 && swaa.layer_reads_table[il]) {
+            return { &plan.causal, &causal };
+        }
+        return {};
     }
 
     if (!swaa.params.fa_decode[il] || plan.decode == llama_swaa_plan::NONE) {
         return { &plan.window, &window };
     }
 
-    return plan.decode == llama_swaa_plan::SOME ? std::make_pair(&plan.mixed, &mixed) : std::pair<const llama_swaa_columns *, const tensors *>();
+    if (plan.decode == llama_swaa_plan::SOME) {
+        return { &plan.mixed, &mixed };
+    }
+
+    return {};
 }
 
 void llama_swaa_input::apply(
