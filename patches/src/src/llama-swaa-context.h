@@ -58,6 +58,18 @@ struct llama_swaa_context {
 
     bool attached = false; // a graph input of ours was built
 
+    // Our graphs differ in which layers read which input, so in how long each lives. ggml's allocator keeps its
+    // plan while counts and sizes fit, which would let a temporary overwrite an input that is still to be read.
+    uint32_t graph_shape   = 0; // of the graph built last
+    uint32_t planned_shape = 0; // of the graph that the allocator last planned for; 0: unknown
+
+    // True if the allocator must plan for the graph just built, and then takes it that it will.
+    bool needs_plan() {
+        const bool res = planned_shape != graph_shape;
+        planned_shape = graph_shape;
+        return res;
+    }
+
 private:
     explicit llama_swaa_context(const llama_swaa_params & params);
 

@@ -450,7 +450,11 @@ llama_swaa_input::llama_swaa_input(
          const llama_cparams           & cparams,
          const llama_ubatch            & ubatch,
          const llama_kv_cache_context  * mctx) : swaa(*cparams.swaa), plan(make_plan(*cparams.swaa, cparams, ubatch, mctx)) {
-    cparams.swaa->attached = true;
+    cparams.swaa->attached    = true;
+    cparams.swaa->graph_shape = plan.shape();
+    if (mctx->is_reserve()) {
+        cparams.swaa->planned_shape = 0;
+    }
 
     const ggml_type type  = cparams.flash_attn ? GGML_TYPE_F16 : GGML_TYPE_F32;
     const int64_t   n_tps = ubatch.n_tokens/plan.n_stream;

@@ -61,6 +61,15 @@ struct llama_swaa_plan {
     llama_swaa_columns mixed;
     llama_swaa_columns causal;
 
+    // Which layers read which input, as a number from 1. Two graphs of one shape may still differ in sizes.
+    uint32_t shape() const {
+        uint32_t res = 1;
+        for (const auto * columns : { &window, &mixed, &causal }) {
+            res = 3*res + (columns->n_blocks == 0 ? 0 : columns->table ? 2 : 1);
+        }
+        return 2*(3*res + decode) + active;
+    }
+
     bool same_graph(const llama_swaa_plan & other) const {
         return active == other.active && decode == other.decode && n_stream == other.n_stream &&
             window.same_shape(other.window) && mixed.same_shape(other.mixed) && causal.same_shape(other.causal);
