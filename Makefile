@@ -15,8 +15,8 @@ BASELINE := build/baseline
 VERSION  := $(shell sed -n 's/^version *= *//p' patches/UPSTREAM)
 SDIST    := $(or $(SWAA_EDGE_CACHE),vendor)/llama_cpp_python-$(VERSION).tar.gz
 
-# What the native build is made from. Python files are not: the install is editable.
-SOURCES  := CMakeLists.txt pyproject.toml $(wildcard cmake/* scripts/*.py) $(shell find patches -type f -not -name '*.md')
+# What the native build is made from. Other Python files are not: the install is editable.
+SOURCES  := CMakeLists.txt pyproject.toml swaa_edge/__init__.py $(wildcard cmake/* scripts/*.py) $(shell find patches -type f -not -name '*.md')
 
 # PATH: the environment's cmake and ninja come first, so every build here uses the same ones.
 export PATH                      := $(CURDIR)/$(BIN):$(PATH)

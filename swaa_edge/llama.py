@@ -22,7 +22,7 @@ import numpy as np
 from swaa_edge import native
 from swaa_edge.config import SwaaConfig
 from swaa_edge.errors import ConfigError, GenerationCancelled, GenerationError, ModelFileError
-from swaa_edge.loading import check_context, effective_config, plan_swaa
+from swaa_edge.loading import check_context, check_tokenizer, effective_config, plan_swaa
 from swaa_edge.native import Phase
 from swaa_edge.timings import Timings
 
@@ -68,6 +68,7 @@ class SwaaLlama(llama_cpp.Llama):
         self._turn: Literal["prompt", "feedback"] | None = None
         self._sampled: tuple[int, int] | None = None
         kwargs["kv_overrides"], meant = plan_swaa(model_path, swaa, self._given_overrides)
+        check_tokenizer(model_path)
         check_context(flash_attn=flash_attn, **kwargs)
         if kwargs.get("n_ctx", 512) % _CONTEXT_STEP:
             kwargs["n_ctx"] = -(-kwargs.get("n_ctx", 512) // _CONTEXT_STEP) * _CONTEXT_STEP

@@ -8,12 +8,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from swaa_edge import metadata
 from swaa_edge.config import CUSTOM, SwaaConfig
-from swaa_edge.errors import ConfigError, UnsupportedModelError
+from swaa_edge.errors import ConfigError, ModelFileError, UnsupportedModelError
 from swaa_edge.header import read_header
 from swaa_edge.layers import shown, whole_number
 from swaa_edge.metadata import PREFIX, to_kv_overrides
@@ -53,6 +54,12 @@ def plan_swaa(
     if meant is not None and (refusal := swaa_refusal(header)):
         raise UnsupportedModelError(refusal)
     return overrides or None, meant if not swaa else dataclasses.replace(meant, recipe=swaa.recipe)
+
+
+def check_tokenizer(path: str | os.PathLike[str]) -> None:
+    """Refuse a model without a tokenizer: llama.cpp aborts the process on the first text. Raises `ModelFileError`."""
+    if read_header(path).value("tokenizer.ggml.model", "none") in ("none", "no_vocab"):
+        raise ModelFileError(f"{path} has no tokenizer; convert the model again from a folder that holds its tokenizer")
 
 
 def check_context(

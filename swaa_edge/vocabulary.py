@@ -9,7 +9,7 @@ import os
 
 from swaa_edge import native
 from swaa_edge.errors import ModelFileError
-from swaa_edge.header import read_header
+from swaa_edge.loading import check_tokenizer
 
 
 def tokenize(path: str | os.PathLike[str], text: str) -> list[int]:
@@ -18,7 +18,7 @@ def tokenize(path: str | os.PathLike[str], text: str) -> list[int]:
     SWAA keys in the file don't matter. Raises `ModelFileError` if it is no sound GGUF or has no vocabulary.
     """
     llama_cpp = native.load()
-    read_header(path)
+    check_tokenizer(path)
     off = (llama_cpp.llama_model_kv_override * 2)()  # the second, empty one ends the list
     off[0].key, off[0].tag = b"swaa.enabled", llama_cpp.LLAMA_KV_OVERRIDE_TYPE_BOOL
     params = llama_cpp.llama_model_default_params()

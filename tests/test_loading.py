@@ -5,7 +5,7 @@ import pytest
 
 from swaa_edge.config import SwaaConfig
 from swaa_edge.errors import ConfigError, ModelFileError, UnsupportedModelError
-from swaa_edge.loading import check_context, effective_config, plan_swaa
+from swaa_edge.loading import check_context, check_tokenizer, effective_config, plan_swaa
 from swaa_edge.native import ModelConfig
 
 CONFIG = SwaaConfig(7, 3, fa_layers="1::2", fa_decode=[0], recipe="mine")
@@ -145,3 +145,11 @@ def test_the_settings_in_force_are_written_as_a_file_would_be_read(sliding, fa_d
     assert (found, found.recipe, found.adapter) == (expected, "mine", "lora")
     assert effective_config(native, None).recipe == "custom"
     assert effective_config(None, None) is None
+
+
+@pytest.mark.parametrize("kind", [None, "none", "no_vocab"])
+def test_a_model_without_a_tokenizer_is_refused(model, kind):
+    path = model(extra=[] if kind is None else [gguf_bytes.kv("tokenizer.ggml.model", "str", kind)])
+    with pytest.raises(ModelFileError, match="no tokenizer; convert the model again"):
+        check_tokenizer(path)
+    check_tokenizer(model(extra=[gguf_bytes.kv("tokenizer.ggml.model", "str", "gpt2")]))

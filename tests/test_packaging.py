@@ -95,6 +95,28 @@ def test_a_machine_that_only_claims_amx_is_built_without_it(tmp_path, probe):
 
 
 @pytest.mark.native
+@pytest.mark.skipif(CMAKE is None, reason="needs cmake")
+@pytest.mark.parametrize("state", ["wheel", "editable"])
+def test_a_wheel_runs_on_other_cpus_and_every_backend_asked_for_is_in_it(tmp_path, state):
+    tree = ROOT / "vendor/llama.cpp-patched"
+    if not tree.is_dir():
+        pytest.skip(f"no {tree}; make setup makes it")
+    options = [f"-DSKBUILD_STATE={state}", "-DSKBUILD=2", f"-DSWAA_EDGE_TREE={tree}", "-DGGML_RPC=ON"]
+    command = [CMAKE, "-S", str(ROOT), "-B", str(tmp_path), *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    script = read(tmp_path / "cmake_install.cmake")
+    installed = set(re.findall(r"swaa_edge/lib/(?:lib)?([\w.-]+)\.(?:so|dylib|dll)\b", script))
+    assert {"llama", "ggml", "ggml-base", "ggml-rpc"} <= installed
+    cpu = {name for name in installed if name.startswith("ggml-cpu")}
+    if state == "wheel":
+        assert len(cpu) > 1
+        assert "march=native" not in done.stdout
+    else:
+        assert cpu == {"ggml-cpu"}
+
+
+@pytest.mark.native
 def test_one_plain_file_per_library():
     files = sorted(library_folder().iterdir())
     names = {re.sub(r"\.(so|dylib|dll)$", "", file.name).removeprefix("lib") for file in files}
