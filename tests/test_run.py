@@ -114,7 +114,7 @@ def test_a_model_without_a_tokenizer(model, tmp_path):
     path.write_bytes(gguf_bytes.model())
     code, out, error = swaa_edge("run", path, "-p", "x")
     assert (code, out) == (1, "")
-    assert error == f"Error: {path} has no vocabulary that llama.cpp can read; convert the model again\n"
+    assert error == f"Error: {path} has no tokenizer; convert the model again from a folder that holds its tokenizer\n"
 
 
 @pytest.mark.native
