@@ -1,0 +1,191 @@
+#!/usr/bin/env python3
+"""Break the native code on purpose, one small way at a time, and see whether the tests notice.
+
+A test suite that stays green over a window that is off by one proves nothing. Each mutation in mutations.txt is one
+edit of the patched sources, made in a copy of the tree, built incrementally, and run against the oracle's tests. A
+mutant that no test fails on has survived: a test is missing, or the edit changes nothing that can be seen (then it has
+no place in the list).
+
+    scripts/mutate.py                       # all; about two minutes each for the build and what of the tests it takes
+    scripts/mutate.py --only sinks --list
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TREE = ROOT / "vendor" / "llama.cpp-patched"
+TESTS = ["tests/test_semantics.py", "tests/test_oracle.py"]
+# What is run needs the engine; the rest of these files would pass anyway.
+SELECTED = "test_grid or test_semantics"
+TIMEOUT_SECONDS = 1800
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """In `file` of the tree, `old` (which is there exactly once) becomes `new`."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+
+
+def read_mutations(path: Path = ROOT / "scripts" / "mutations.txt") -> list[Mutation]:
+    """The mutations of a file like scripts/mutations.txt; ValueError with the line number if one is not whole."""
+    found, part = [], []
+    for number, line in enumerate([*path.read_text(encoding="utf-8").splitlines(), ""], start=1):
+        if line.startswith("#"):
+            continue
+        if line.strip():
+            part.append(line)
+            continue
+        if part:
+            marks = ("", "  in ", "  -  ", "  +  ")
+            if len(part) != len(marks) or not all(map(str.startswith, part, marks)):
+                raise ValueError(f"{path}:{number}: expected a name, then lines that start with 'in', '-' and '+'")
+            found.append(Mutation(*(line[len(mark) :] for line, mark in zip(part, marks, strict=True))))
+            part = []
+    return found
+
+
+def stale(tree: Path, mutations: Sequence[Mutation]) -> list[str]:
+    """Why mutations don't fit the tree, one line each; [] if all do."""
+    problems = []
+    for mutation in mutations:
+        path = tree / mutation.file
+        count = path.read_text(encoding="utf-8").count(mutation.old) if path.is_file() else None
+        if count != 1:
+            found = "is missing" if count is None else f"has it {count} times"
+            problems.append(f"{mutation.name}: {mutation.file} {found}, expected once: {mutation.old!r}")
+    return problems
+
+
+class Lab:
+    """A copy of the patched tree, its build, and the tests run on it."""
+
+    def __init__(self, folder: Path, jobs: int, cases: int):
+        self.tree, self.build, self.cases, self.jobs = folder / "llama.cpp", folder / "build", cases, jobs
+        self.library = folder / "lib"
+
+    def prepare(self) -> None:
+        """Copy the tree (times kept, so a build made before is still good) and configure."""
+        shutil.rmtree(self.tree, ignore_errors=True)
+        shutil.copytree(TREE, self.tree, symlinks=True)
+        run(
+            [
+                "cmake",
+                "-S",
+                ROOT,
+                "-B",
+                self.build,
+                f"-DSWAA_EDGE_TREE={self.tree}",
+                f"-DPython_EXECUTABLE={sys.executable}",
+            ]
+        )
+
+    def make(self) -> None:
+        """Build and lay the libraries into `library`."""
+        run(["cmake", "--build", self.build, "--target", "swaa-edge-libraries", "-j", str(self.jobs)])
+        run(["cmake", "--install", self.build, "--prefix", self.library.parent, "--component", "swaa_edge"])
+
+    def test(self) -> tuple[str, str]:
+        """("passed" or "failed", the first test that failed); RuntimeError if the tests could not run."""
+        environment = dict(os.environ, SWAA_EDGE_LIB_PATH=str(self.library), SWAA_GRID_CASES=str(self.cases))
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-k", SELECTED, *TESTS]
+        try:
+            done = subprocess.run(
+                command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
+            )
+        except subprocess.TimeoutExpired:
+            return "failed", f"no end within {TIMEOUT_SECONDS} s"
+        if done.returncode not in (0, 1):
+            raise RuntimeError(f"pytest ended with code {done.returncode}:\n{(done.stdout + done.stderr)[-2000:]}")
+        failures = [line.split()[1] for line in done.stdout.splitlines() if line.startswith(("FAILED ", "ERROR "))]
+        if done.returncode == 1 and not failures:
+            raise RuntimeError(f"pytest failed without naming a test:\n{done.stdout[-2000:]}")
+        return ("failed", failures[0]) if done.returncode else ("passed", "")
+
+
+def run(command: Sequence[object]) -> None:
+    """Run a build step; RuntimeError with the end of its output if it fails."""
+    words = [str(word) for word in command]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(words)} failed:\n{(done.stdout + done.stderr)[-2000:]}")
+
+
+def try_mutation(lab: Lab, mutation: Mutation) -> dict:
+    """Make the edit, build, test, undo it. Returns name, outcome (killed, survived or not built), by, seconds."""
+    path, start = lab.tree / mutation.file, time.monotonic()
+    original = path.read_text(encoding="utf-8")
+    try:
+        path.write_text(original.replace(mutation.old, mutation.new), encoding="utf-8")
+        try:
+            lab.make()
+        except RuntimeError as error:
+            return {"name": mutation.name, "outcome": "not built", "by": str(error)[-300:], "seconds": 0}
+        result, test = lab.test()
+        outcome = "killed" if result == "failed" else "survived"
+        return {"name": mutation.name, "outcome": outcome, "by": test, "seconds": round(time.monotonic() - start)}
+    finally:
+        path.write_text(original, encoding="utf-8")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0 if every mutant was killed, 1 if one survived or could not be tried, 2 for a wrong call."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", metavar="TEXT", default="", help="only mutations with TEXT in their name")
+    parser.add_argument(
+        "--list", action="store_true", help="print the mutations, and whether they fit the tree; run none"
+    )
+    parser.add_argument("--cases", type=int, default=80, help="cases of the grid per mutant (default: %(default)s)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="compilers at once (default: all cores)")
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "mutants", help="folder to build in (kept)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the outcomes there")
+    options = parser.parse_args(arguments)
+
+    chosen = [mutation for mutation in read_mutations() if options.only in mutation.name]
+    if not chosen:
+        parser.error(f"no mutation has {options.only!r} in its name; --list shows them")
+    if not TREE.is_dir():
+        parser.error(f"{TREE} is missing; run `make setup` first")
+    problems = stale(TREE, chosen)
+    for line in problems:
+        print(line, file=sys.stderr)
+    if options.list:
+        for mutation in chosen:
+            print(f"{mutation.name:40s} {mutation.file}: {mutation.old} -> {mutation.new}")
+    if problems or options.list:
+        return int(bool(problems))
+
+    lab = Lab(options.work.resolve(), options.jobs, options.cases)
+    lab.prepare()
+    lab.make()
+    result, test = lab.test()
+    if result == "failed":
+        print(f"without a mutation {test} fails already; nothing can be learnt", file=sys.stderr)
+        return 1
+    outcomes = []
+    for mutation in chosen:
+        outcomes.append(try_mutation(lab, mutation))
+        print("{outcome:9s} {seconds:4d} s  {name:40s} {by}".format(**outcomes[-1]), flush=True)
+    if options.json:
+        options.json.write_text(json.dumps(outcomes, indent=1) + "\n", encoding="utf-8")
+    killed = sum(outcome["outcome"] == "killed" for outcome in outcomes)
+    print(f"{killed} of {len(outcomes)} mutants killed")
+    return int(killed != len(outcomes))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
