@@ -7,9 +7,9 @@ the machine, so it is taken from the measured times of full attention and not fr
     best = bound(line, config, n_tokens=8192, n_ubatch=512, heads=[16] * 4)
 
 The method. A ubatch of u tokens from position p on sees v = p + (u + 1) / 2 keys per query on average. All its
-work but attention is the same at every p, so its time is t = a + b * v: least squares over the ubatches of a
-prompt give a and b, and b * v is the attention. Where a layer slides, a query at position q sees
-min(q + 1, W) keys and of the sinks min(S, max(0, q + 1 - W)) more. Each layer has a share of b that goes by
+work but attention is the same at every p, so its time is t = a + b * v: least squares (of relative errors) over
+the ubatches of a prompt give a and b, and b * v is the attention. Where a layer slides, a query at position q
+sees min(q + 1, W) keys and of the sinks min(S, max(0, q + 1 - W)) more. Each layer has a share of b that goes by
 its number of heads; sliding layers get their mean of visible keys in place of v. The bound is the sum of the
 full times over the sum of these. docs/bench.md says what it leaves out.
 """
@@ -17,6 +17,7 @@ full times over the sum of these. docs/bench.md says what it leaves out.
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Iterator, Sequence
 
 from swaa_edge.config import SwaaConfig
@@ -51,17 +52,25 @@ def ubatches(n_tokens: int, n_ubatch: int) -> Iterator[tuple[int, int]]:
 
 
 def fit_line(seconds: Sequence[float], n_ubatch: int) -> Line | None:
-    """Least squares over the times of full ubatches, in order from position 0.
+    """Least squares of relative errors over the times of full ubatches, in order from position 0.
 
-    None if they tell no line: fewer than three, or times that noise keeps from growing.
+    Relative, because a machine's speed drifts by a factor: else the long late ubatches alone would place the
+    line, and its start, which decides the bound of a long prompt, would be anywhere. None if the times tell
+    no line: fewer than three, or noise that keeps them from growing.
     """
-    n = len(seconds)
-    if n < 3:
+    if len(seconds) < 3:
         return None
-    keys = [visible_full(i * n_ubatch, n_ubatch) for i in range(n)]
-    mean_keys, mean_seconds = sum(keys) / n, sum(seconds) / n
-    spread = sum((key - mean_keys) ** 2 for key in keys)
-    b = sum((key - mean_keys) * (second - mean_seconds) for key, second in zip(keys, seconds, strict=True)) / spread
+    keys = [visible_full(i * n_ubatch, n_ubatch) for i in range(len(seconds))]
+    weights = [second**-2 for second in seconds]
+    total = sum(weights)
+    mean_keys = sum(map(operator.mul, weights, keys)) / total
+    mean_seconds = sum(map(operator.mul, weights, seconds)) / total
+    spread = sum(weight * (key - mean_keys) ** 2 for weight, key in zip(weights, keys, strict=True))
+    rise = sum(
+        weight * (key - mean_keys) * (second - mean_seconds)
+        for weight, key, second in zip(weights, keys, seconds, strict=True)
+    )
+    b = rise / spread
     a = mean_seconds - b * mean_keys
     return Line(a, b) if a > 0 and b > 0 else None
 

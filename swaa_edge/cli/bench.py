@@ -114,14 +114,12 @@ def bench(
         document = report.to_dict()
         if not document["rows"]:
             raise KeyboardInterrupt
-        if json_file == "-":
-            click.echo(json.dumps(document, indent=2))
-        else:
-            click.echo(table(document))
         if json_file in files:
             files[json_file].write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
         if plot_file is not None:
             plot(document, files[plot_file], Path(plot_file).suffix.lstrip(".").lower() or "png")
+    # After the files: minutes of measuring must not be lost to a reader of stdout that went away.
+    click.echo(json.dumps(document, indent=2) if json_file == "-" else table(document))
     if isinstance(report.stopped, SwaaError):
         raise report.stopped
     if report.stopped:
