@@ -6,6 +6,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -220,7 +221,12 @@ def test_values_out_of_range_are_refused(built):
     with pytest.raises(ValueError, match="policy 9 must be one of"):
         native.set_default_policy(9)
     native.set_default_policy(native.Policy.AUTO)
-    assert native.last_error() == ""
+
+
+@pytest.mark.native
+def test_a_refusal_is_remembered_by_the_thread_that_met_it(built):
+    with ThreadPoolExecutor(1) as fresh:
+        assert fresh.submit(native.last_error).result() == ""
 
 
 @pytest.mark.native
