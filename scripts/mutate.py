@@ -25,7 +25,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TREE = ROOT / "vendor" / "llama.cpp-patched"
-TESTS = ["tests/test_semantics.py", "tests/test_oracle.py"]
+TESTS = ["tests/test_oracle.py", "tests/test_semantics.py"]
 # What is run needs the engine; the rest of these files would pass anyway.
 SELECTED = "test_grid or test_semantics"
 TIMEOUT_SECONDS = 1800
@@ -76,10 +76,12 @@ class Lab:
 
     def __init__(self, folder: Path, jobs: int, cases: int):
         self.tree, self.build, self.cases, self.jobs = folder / "llama.cpp", folder / "build", cases, jobs
-        self.library = folder / "lib"
+        self.library, self.models = folder / "lib", folder / "models"
 
     def prepare(self) -> None:
         """Copy the tree (times kept, so a build made before is still good) and configure."""
+        shutil.rmtree(self.models, ignore_errors=True)
+        self.models.mkdir(parents=True)
         shutil.rmtree(self.tree, ignore_errors=True)
         shutil.copytree(TREE, self.tree, symlinks=True)
         run(
@@ -101,7 +103,12 @@ class Lab:
 
     def test(self) -> tuple[str, str]:
         """("passed" or "failed", the first test that failed); RuntimeError if the tests could not run."""
-        environment = dict(os.environ, SWAA_EDGE_LIB_PATH=str(self.library), SWAA_GRID_CASES=str(self.cases))
+        environment = dict(
+            os.environ,
+            SWAA_EDGE_LIB_PATH=str(self.library),
+            SWAA_GRID_CASES=str(self.cases),
+            SWAA_GRID_MODELS=str(self.models),
+        )
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-k", SELECTED, *TESTS]
         try:
             done = subprocess.run(
@@ -120,7 +127,10 @@ class Lab:
 def run(command: Sequence[object]) -> None:
     """Run a build step; RuntimeError with the end of its output if it fails."""
     words = [str(word) for word in command]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    # cmake and ninja of the environment that this Python is in, as in the Makefile.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    words[0] = shutil.which(words[0], path=path) or words[0]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=dict(os.environ, PATH=path))
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(words)} failed:\n{(done.stdout + done.stderr)[-2000:]}")
 

@@ -25,7 +25,7 @@ from swaa_edge.llama import SwaaLlama
 RECIPES = ("quality", "balanced", "fast")
 WRITTEN = "balanced"
 QUANTIZED = "Q4_K_M"
-PROMPT_TOKENS = 16384
+PROMPT_TOKENS = 12288
 
 # Qwen3's shape, small: so few numbers per token that attention takes most of the time of a long prompt, as it
 # does in a large model. Every width is a multiple of 256, which Q4_K_M asks for.

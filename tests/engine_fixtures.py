@@ -3,6 +3,9 @@
 from engine_fixtures import engine, zoo  # noqa: F401
 """
 
+import os
+from pathlib import Path
+
 import pytest
 from engine import Engine, library_dir
 
@@ -24,10 +27,13 @@ def engine():
 
 @pytest.fixture(scope="session")
 def zoo(request, tmp_path_factory):
-    """The grid's models; files of all that the selected tests name as a `case` are made in one go."""
+    """The grid's models; files of all that the selected tests name as a `case` are made in one go.
+
+    SWAA_GRID_MODELS names a folder that keeps them for the next run, which must be of the same sources.
+    """
     from grid_models import Zoo
 
-    made = Zoo(tmp_path_factory.mktemp("zoo"))
+    made = Zoo(Path(os.environ.get("SWAA_GRID_MODELS") or tmp_path_factory.mktemp("zoo")))
     cases = [
         item.callspec.params["case"]
         for item in request.session.items

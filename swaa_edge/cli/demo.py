@@ -22,7 +22,7 @@ _NOTE = (
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document: the table and what was run.")
 @click.option("--keep", metavar="DIR", help="Leave the checkpoint and the GGUF in this folder.")
 @click.option(
-    "--prompt-tokens", type=click.IntRange(1), metavar="N", default=16384, show_default=True, help="How much is read."
+    "--prompt-tokens", type=click.IntRange(1), metavar="N", default=12288, show_default=True, help="How much is read."
 )
 @click.option("--progress/--no-progress", default=None, help="Show each step.  [if stderr is a terminal]")
 def demo(as_json: bool, keep: str | None, prompt_tokens: int, progress: bool | None) -> None:
