@@ -2,9 +2,11 @@
 
 llama.cpp answers a broken assumption with abort(), which would take pytest along; here it becomes `EngineDied` with
 the log's tail, and the next call starts a fresh child. One child serves many runs, and each run has its own model and
-context, so runs can't influence each other.
+context, so runs can't influence each other. A run's steps are fixed beforehand; where the next step depends on the
+last answer, `open` keeps one context and takes calls one at a time.
 
 Use: `Engine(library_dir()).run("tiny.gguf", [("decode", tokens_of([5, 9, 2]))], {"swaa.window_size": 7})`
+     `context = engine.open("tiny.gguf"); context.call("seq_rm", 0, 40, -1).value`
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -37,7 +40,8 @@ class EngineDied(EngineError):
 
 @dataclass(frozen=True)
 class Settings:
-    """What llama_context_params gets. kv: type of K and V; sequences: n_seq_max; policy: forced before creation."""
+    """What llama_context_params gets. kv: type of K and V; sequences: n_seq_max; policy: forced before creation;
+    swa_full: sliding layers keep everything, no ring."""
 
     n_ctx: int = 2048
     n_batch: int = 512
@@ -48,6 +52,7 @@ class Settings:
     flash_attn: bool = True
     unified: bool = True
     policy: str = "auto"
+    swa_full: bool = False
 
 
 @dataclass
@@ -60,6 +65,28 @@ class Result:
     config: dict | None = None
     state: list[int] = field(default_factory=list)
     log: str = ""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """value: what the C function returned (see engine_calls.Calls); reason: llama_swaa_last_error after it."""
+
+    value: Any
+    reason: str
+
+
+class Context:
+    """A model and a context that stay open in the child until another is opened or a run is made."""
+
+    def __init__(self, engine: Engine, config: dict | None, policy: str):
+        self.engine, self.config, self.policy = engine, config, policy
+
+    def call(self, name: str, *arguments) -> Answer:
+        """Call the method `name` of engine_calls.Calls; EngineDied if that ends the process."""
+        return Answer(**self.engine.request("call", name, arguments))
+
+    def close(self) -> None:
+        self.engine.request("close")
 
 
 def tokens_of(tokens: Sequence[int], start: int = 0, seq: int | tuple[int, ...] = 0) -> list[tuple]:
@@ -89,12 +116,13 @@ class Engine:
       ("state_get", seq), ("state_set", seq)          take a sequence's state; put it into a sequence
       ("threads", n)                                  n threads from here on
       ("abort",)                                      what llama.cpp does about a broken assumption
+    or any other method of engine_calls.Calls, whose answer is dropped.
     """
 
     def __init__(self, library: Path):
         self.library = Path(library)
         self.child: subprocess.Popen | None = None
-        self.has_swaa = False
+        self.has_swaa, self.abi = False, 0
 
     def __enter__(self) -> Engine:
         return self
@@ -103,7 +131,8 @@ class Engine:
         self.close()
 
     def start(self) -> None:
-        """Start the child now, if it doesn't run; `has_swaa` is true afterwards if the library has our functions."""
+        """Start the child now, if it doesn't run; afterwards `has_swaa` says whether the library has our functions,
+        and `abi` in which version."""
         if self.child is not None:
             return
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115
@@ -115,18 +144,28 @@ class Engine:
             stderr=self.errors,
             env=environment,
         )
-        self.has_swaa = self._receive()["swaa"]
+        greeting = self._receive()
+        self.has_swaa, self.abi = greeting["swaa"], greeting["abi"]
 
     def run(self, model: Path, steps: Sequence[tuple], overrides: dict | None = None, **settings) -> Result:
         """Load `model` with `overrides` (key -> bool, int, float or str), make a context, execute `steps`.
 
         settings: the fields of Settings. EngineError if anything is refused, EngineDied if the child is lost.
         """
+        answer = self.request("run", *self._arguments(model, overrides, settings), list(steps))
+        return Result(log=self._log(), **answer)
+
+    def open(self, model: Path, overrides: dict | None = None, **settings) -> Context:
+        """As `run`, but the context stays open for calls; whatever was open before is closed."""
+        return Context(self, **self.request("open", *self._arguments(model, overrides, settings)))
+
+    def request(self, name: str, *arguments) -> dict:
+        """Have the child call its method `name`."""
         self.start()
-        self.errors.seek(0, os.SEEK_END)
-        self.mark = self.errors.tell()
-        request = (str(model), dict(overrides or {}), asdict(Settings(**settings)), list(steps))
-        body = pickle.dumps(request)
+        if name != "call":
+            self.errors.seek(0, os.SEEK_END)
+            self.mark = self.errors.tell()
+        body = pickle.dumps((name, *arguments))
         try:
             self.child.stdin.write(struct.pack("<Q", len(body)) + body)
             self.child.stdin.flush()
@@ -135,7 +174,11 @@ class Engine:
         answer = self._receive()
         if "error" in answer:
             raise EngineError(f"{answer['error']}\n{self._log()[-3000:]}")
-        return Result(log=self._log(), **answer)
+        return answer
+
+    @staticmethod
+    def _arguments(model: Path, overrides: dict | None, settings: dict) -> tuple:
+        return str(model), dict(overrides or {}), asdict(Settings(**settings))
 
     def close(self) -> None:
         """End the child; a later run starts a new one."""

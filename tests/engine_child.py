@@ -1,7 +1,8 @@
 """The process that `engine.Engine` starts and that may abort: it serves runs with the library of LLAMA_CPP_LIB_PATH.
 
 It is apart from the tests so that a crash in C ends this process only. Requests and answers are pickles with their
-length in front, on stdin and stdout; whatever C prints goes to stderr.
+length in front, on stdin and stdout; whatever C prints goes to stderr. A request names a method of Child that takes
+what follows in it: a whole run, or a context that is opened, called and closed.
 
 Use: none by hand; `python tests/engine_child.py` is what Engine runs.
 """
@@ -16,15 +17,14 @@ import struct
 import sys
 from pathlib import Path
 
-import numpy as np
+from engine_calls import Calls, last_error
 
-PHASES = {"auto": 0, "prefill": 1, "decode": 2}
 POLICIES = {"auto": 0, "table": 1, "copy": 2, "dense": 3}
 KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8, "bf16": 30}
 
 
 class Child:
-    """The library and what a run needs of it; methods named step_* are the steps."""
+    """The library, and at most one model with its context. Steps that aren't methods here are those of Calls."""
 
     def __init__(self):
         import llama_cpp.llama_cpp as api
@@ -38,32 +38,54 @@ class Child:
         self.swaa = hasattr(api._lib, "llama_swaa_abi_version")
         if self.swaa:
             api._lib.llama_swaa_last_error.restype = ctypes.c_char_p
+        self.model = self.ctx = self.calls = None
 
     def reason(self) -> str:
-        return (api_text(self.api._lib.llama_swaa_last_error()) if self.swaa else "") or "no reason given"
+        return last_error(self.api, self.swaa) or "no reason given"
+
+    def abi(self) -> int:
+        """Version of the llama_swaa functions; 0 without them."""
+        return self.api._lib.llama_swaa_abi_version() if self.swaa else 0
 
     def run(self, path: str, overrides: dict, settings: dict, steps: list) -> dict:
-        model = self.load(path, overrides)
-        context = None
+        """Open, take all steps, close."""
         try:
-            context = self.context(model, settings)
-            self.ctx, self.memory = context, self.api.llama_get_memory(context)
-            self.vocab = self.api.llama_vocab_n_tokens(self.api.llama_model_get_vocab(model))
-            self.out = {"logits": [], "state": [], "config": self.config(model), "policy": "off"}
-            if self.swaa:
-                self.api._lib.llama_swaa_get_policy.argtypes = [ctypes.c_void_p]
-                names = {v: k for k, v in POLICIES.items()}
-                self.out["policy"] = (
-                    names[self.api._lib.llama_swaa_get_policy(context)] if self.out["config"] else "off"
-                )
+            self.out = {"logits": [], "state": [], **self.open(path, overrides, settings)}
             self.saved = None
             for name, *arguments in steps:
-                getattr(self, f"step_{name}")(*arguments)
+                (getattr(self, f"step_{name}", None) or getattr(self.calls, name))(*arguments)
             return self.out
         finally:
-            if context is not None:
-                self.api.llama_free(context)
-            self.api.llama_model_free(model)
+            self.close()
+
+    def open(self, path: str, overrides: dict, settings: dict) -> dict:
+        """Load a model and make a context for `call`; closes what was open."""
+        self.close()
+        self.model = self.load(path, overrides)
+        self.ctx = self.context(self.model, settings)
+        vocab = self.api.llama_vocab_n_tokens(self.api.llama_model_get_vocab(self.model))
+        self.calls = Calls(self.api, self.swaa, self.ctx, vocab)
+        told = {"config": self.config(self.model), "policy": "off"}
+        if told["config"]:
+            self.api._lib.llama_swaa_get_policy.argtypes = [ctypes.c_void_p]
+            names = {v: k for k, v in POLICIES.items()}
+            told["policy"] = names[self.api._lib.llama_swaa_get_policy(self.ctx)]
+        return told
+
+    def call(self, name: str, arguments: tuple) -> dict:
+        """One call of the open context: its value, and what last_error says afterwards."""
+        if self.calls is None:
+            raise RuntimeError("no context is open")
+        value = getattr(self.calls, name)(*arguments)
+        return {"value": value, "reason": self.calls.last_error()}
+
+    def close(self) -> dict:
+        if self.ctx is not None:
+            self.api.llama_free(self.ctx)
+        if self.model is not None:
+            self.api.llama_model_free(self.model)
+        self.model = self.ctx = self.calls = None
+        return {}
 
     def load(self, path: str, overrides: dict):
         params = self.api.llama_model_default_params()
@@ -92,6 +114,7 @@ class Child:
         params = self.api.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch = settings["n_ctx"], settings["n_batch"], settings["n_ubatch"]
         params.n_seq_max, params.kv_unified = settings["sequences"], settings["unified"]
+        params.swa_full = settings["swa_full"]
         params.n_threads = params.n_threads_batch = settings["threads"]
         params.type_k = params.type_v = KV_TYPES[settings["kv"]]
         params.flash_attn_type = int(settings["flash_attn"])
@@ -123,74 +146,34 @@ class Child:
             "fa_decode": tuple(bool(x) for x in fa_decode),
         }
 
+    # The steps of `run`; what is refused is raised.
+
     def step_phase(self, name: str) -> None:
-        if not self.swaa:
-            raise RuntimeError("a phase was asked of a library without SWAA")
-        function = self.api._lib.llama_swaa_set_phase
-        function.argtypes = [ctypes.c_void_p, ctypes.c_int32]
-        if function(self.ctx, PHASES[name]) != 0:
+        if self.calls.phase(name) != 0:
             raise RuntimeError(f"phase {name} refused")
 
-    def step_threads(self, n: int) -> None:
-        self.api.llama_set_n_threads(self.ctx, n, n)
-
     def step_decode(self, entries: list, phase: str | None = None) -> None:
-        if phase is not None:
-            self.step_phase(phase)
-        owners = max(len(seqs) for _, _, seqs, _ in entries)
-        batch = self.api.llama_batch_init(len(entries), 0, owners)
-        try:
-            batch.n_tokens = len(entries)
-            for i, (token, position, seqs, want) in enumerate(entries):
-                batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.logits[i] = token, position, len(seqs), want
-                for k, seq in enumerate(seqs):
-                    batch.seq_id[i][k] = seq
-            code = self.api.llama_decode(self.ctx, batch)
-        finally:
-            self.api.llama_batch_free(batch)
-        if code != 0:
-            raise RuntimeError(f"llama_decode returned {code}")
-        rows = sum(bool(want) for *_, want in entries)
-        shape = (rows, self.vocab)
-        pointer = self.api.llama_get_logits(self.ctx)
-        self.out["logits"].append(np.ctypeslib.as_array(pointer, shape).copy() if rows else np.zeros(shape, np.float32))
+        self.keep_logits(*self.calls.decode(entries, phase))
 
     def step_decode_plain(self, tokens: list) -> None:
-        array = (self.api.llama_token * len(tokens))(*tokens)
-        code = self.api.llama_decode(self.ctx, self.api.llama_batch_get_one(array, len(tokens)))
+        self.keep_logits(*self.calls.decode_plain(tokens))
+
+    def keep_logits(self, code: int, logits) -> None:
         if code != 0:
             raise RuntimeError(f"llama_decode returned {code}")
-        pointer = self.api.llama_get_logits_ith(self.ctx, -1)
-        self.out["logits"].append(np.ctypeslib.as_array(pointer, (1, self.vocab)).copy())
-
-    def step_abort(self) -> None:
-        os.abort()
+        self.out["logits"].append(logits)
 
     def step_seq_rm(self, seq: int, p0: int, p1: int) -> None:
-        if not self.api.llama_memory_seq_rm(self.memory, seq, p0, p1):
+        if not self.calls.seq_rm(seq, p0, p1):
             raise RuntimeError(f"llama_memory_seq_rm({seq}, {p0}, {p1}) refused")
 
-    def step_seq_cp(self, source: int, target: int, p0: int, p1: int) -> None:
-        self.api.llama_memory_seq_cp(self.memory, source, target, p0, p1)
-
-    def step_seq_keep(self, seq: int) -> None:
-        self.api.llama_memory_seq_keep(self.memory, seq)
-
-    def step_seq_add(self, seq: int, p0: int, p1: int, delta: int) -> None:
-        self.api.llama_memory_seq_add(self.memory, seq, p0, p1, delta)
-
     def step_state_get(self, seq: int) -> None:
-        size = self.api.llama_state_seq_get_size(self.ctx, seq)
-        self.saved = (ctypes.c_uint8 * size)()
-        self.out["state"].append(self.api.llama_state_seq_get_data(self.ctx, self.saved, size, seq))
+        self.saved = self.calls.state_get(seq)
+        self.out["state"].append(len(self.saved))
 
     def step_state_set(self, seq: int) -> None:
-        if not self.api.llama_state_seq_set_data(self.ctx, self.saved, len(self.saved), seq):
+        if not self.calls.state_set(self.saved, seq):
             raise RuntimeError(f"the state could not be put into sequence {seq}")
-
-
-def api_text(value: bytes | None) -> str:
-    return (value or b"").decode("utf-8", "replace")
 
 
 def main() -> None:
@@ -205,11 +188,12 @@ def main() -> None:
         out.flush()
 
     child = Child()
-    send({"swaa": child.swaa})
+    send({"swaa": child.swaa, "abi": child.abi()})
     while head := sys.stdin.buffer.read(8):
         request = pickle.loads(sys.stdin.buffer.read(struct.unpack("<Q", head)[0]))
         try:
-            answer = child.run(*request)
+            name, *arguments = request
+            answer = getattr(child, name)(*arguments)
         except Exception as error:  # reported to the parent, which raises it there
             answer = {"error": f"{type(error).__name__}: {error}"}
         send(answer)
