@@ -27,7 +27,7 @@ from swaa_edge.backends import load_backends
 from swaa_edge.errors import NativeLibraryError
 
 #: Version of the `llama_swaa_*` functions that this module declares.
-ABI_VERSION = 1
+ABI_VERSION = 2
 #: The one release of llama-cpp-python whose struct declarations match the library.
 LLAMA_CPP_VERSION = "0.3.36"
 #: Environment variable: the folder of the library, instead of those that are searched.
@@ -86,6 +86,10 @@ _FUNCTIONS = {
     ),
     "llama_swaa_set_phase": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_int32]),
     "llama_swaa_get_policy": (ctypes.c_int32, [ctypes.c_void_p]),
+    "llama_swaa_fingerprint": (ctypes.c_uint64, [ctypes.c_void_p]),
+    "llama_swaa_can_continue": (ctypes.c_bool, [ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32]),
+    "llama_swaa_kv_bytes": (ctypes.c_uint64, [ctypes.c_void_p]),
+    "llama_swaa_ring_cells": (ctypes.c_uint32, [ctypes.c_void_p]),
     "llama_swaa_set_default_policy": (ctypes.c_int32, [ctypes.c_int32]),
 }
 
@@ -209,7 +213,7 @@ def _lib() -> ctypes.CDLL:
 
 
 def last_error() -> str:
-    """Why SWAA refused the last model or context made on this thread; "" if it didn't."""
+    """Why SWAA refused the last model, context, batch, state or cut of a sequence on this thread; "" if it didn't."""
     return (_lib().llama_swaa_last_error() or b"").decode("utf-8", "replace")
 
 
@@ -232,6 +236,30 @@ def set_phase(context: int, phase: Phase) -> None:
 def get_policy(context: int) -> Policy:
     """The policy that a `llama_context *` uses; AUTO if SWAA is off in it."""
     return Policy(_lib().llama_swaa_get_policy(context))
+
+
+def fingerprint(context: int) -> int:
+    """The same 64-bit number for contexts of the same model, SWAA settings and encoding of positions: K and V that one
+    `llama_context *` computed are valid in another."""
+    return _lib().llama_swaa_fingerprint(context)
+
+
+def can_continue(context: int, sequence: int, position: int) -> bool:
+    """If `sequence` were cut so that its next token had `position`, would that token find all the keys it must see?
+
+    Always true without a ring. Where it is false, llama_memory_seq_rm refuses to cut there.
+    """
+    return _lib().llama_swaa_can_continue(context, sequence, position)
+
+
+def kv_bytes(context: int) -> int:
+    """Bytes that a `llama_context *` has allocated for K and V."""
+    return _lib().llama_swaa_kv_bytes(context)
+
+
+def ring_cells(context: int) -> int:
+    """Cells of the ring of one stream of a `llama_context *`; 0 if no layer is in a ring."""
+    return _lib().llama_swaa_ring_cells(context)
 
 
 def set_default_policy(policy: Policy) -> None:
