@@ -16,7 +16,7 @@ extern "C" {
 #endif
 
 // Changes when a function here changes its meaning; a binding checks it once.
-#define LLAMA_SWAA_ABI_VERSION 1
+#define LLAMA_SWAA_ABI_VERSION 2
 
 // What the tokens of the following llama_decode calls are.
 enum llama_swaa_phase {
@@ -42,7 +42,8 @@ struct llama_swaa_config {
 
 LLAMA_API uint32_t llama_swaa_abi_version(void);
 
-// Why the last model load or context creation on this thread was refused because of SWAA; "" if it was not.
+// Why the last model load, context creation, batch, state or request for a sequence on this thread was refused because
+// of SWAA; "" if it was not.
 LLAMA_API const char * llama_swaa_last_error(void);
 
 // The configuration in effect: the file's keys, then the overrides. Returns false if SWAA is off.
@@ -60,6 +61,19 @@ LLAMA_API int32_t llama_swaa_set_phase(struct llama_context * ctx, int32_t phase
 
 // The policy in use: the weakest over the layers; 0 if SWAA is off in this context.
 LLAMA_API int32_t llama_swaa_get_policy(const struct llama_context * ctx);
+
+// The same for contexts of the same model, SWAA settings and encoding of positions: K and V of one are valid in another.
+LLAMA_API uint64_t llama_swaa_fingerprint(const struct llama_context * ctx);
+
+// If the sequence were cut so that its next token had position pos, would that token find all the keys it must see?
+// Where this is false, llama_memory_seq_rm refuses to cut there.
+LLAMA_API bool llama_swaa_can_continue(const struct llama_context * ctx, llama_seq_id seq_id, llama_pos pos);
+
+// Bytes allocated for K and V.
+LLAMA_API uint64_t llama_swaa_kv_bytes(const struct llama_context * ctx);
+
+// Cells of the ring of one stream; 0 if no layer is in a ring.
+LLAMA_API uint32_t llama_swaa_ring_cells(const struct llama_context * ctx);
 
 // The policy for contexts made later in this process. Returns 0, or -1 for an unknown policy.
 LLAMA_API int32_t llama_swaa_set_default_policy(int32_t policy);

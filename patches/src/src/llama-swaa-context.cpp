@@ -6,6 +6,7 @@
 #include "llama-impl.h"
 #include "llama-kv-cache.h"
 #include "llama-model.h"
+#include "llama-swaa-memory.h"
 
 #include "ggml-cpp.h"
 #include "ggml-kv-blocks.h"
@@ -13,7 +14,6 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
-#include <typeinfo>
 
 static std::atomic<int32_t> swaa_default_policy { LLAMA_SWAA_POLICY_AUTO };
 
@@ -53,33 +53,36 @@ static bool swaa_device_reads_table(
     return ggml_backend_dev_supports_op(dev, op);
 }
 
-llama_swaa_context::llama_swaa_context(const llama_swaa_params & params) :
-    params(params), layer_reads_table(params.sliding.size(), false) {
+llama_swaa_context::llama_swaa_context(const llama_swaa_params & params, llama_swaa_memory & memory) :
+    params(params), memory(memory), layer_reads_table(params.sliding.size(), false) {
     for (size_t il = 0; il < params.sliding.size(); ++il) {
         any_fa_decode  |= params.sliding[il] &&  params.fa_decode[il];
-        any_swa_decode |= params.sliding[il] && !params.fa_decode[il];
+        any_swa_decode |= params.sliding[il] && !params.fa_decode[il] && !memory.in_ring(il);
     }
 }
 
 std::unique_ptr<llama_swaa_context> llama_swaa_context::create(
-        const llama_model    & model,
-        const llama_cparams  & cparams,
-        const llama_memory_i * memory,
-              ggml_type        type_k,
-              ggml_type        type_v) {
+        const llama_model   & model,
+        const llama_cparams & cparams,
+             llama_memory_i * memory,
+              ggml_type       type_k,
+              ggml_type       type_v) {
     llama_swaa_clear_error();
 
     if (!model.swaa.any_sliding()) {
         return nullptr;
     }
 
-    // classes derived from or composed of the plain cache bring masks of their own
-    if (memory == nullptr || typeid(*memory) != typeid(llama_kv_cache)) {
+    // the model makes ours where it would make a plain KV cache
+    auto * swaa_memory = dynamic_cast<llama_swaa_memory *>(memory);
+    if (swaa_memory == nullptr) {
         llama_swaa_refuse(format("SWAA can't be applied to architecture '%s': its memory is not a plain KV cache; "
                     "load it with swaa.enabled=false", model.arch_name().c_str()));
     }
 
-    std::unique_ptr<llama_swaa_context> res(new llama_swaa_context(model.swaa));
+    std::unique_ptr<llama_swaa_context> res(new llama_swaa_context(model.swaa, *swaa_memory));
+
+    swaa_memory->attach(*res);
 
     const int32_t forced = swaa_default_policy;
 
@@ -130,7 +133,16 @@ void llama_swaa_context::check_attached(const llama_model & model) const {
     }
 }
 
-void llama_swaa_context::begin_batch(const llama_batch & batch) {
+bool llama_swaa_context::begin_batch(const llama_batch & batch, const llama_cparams & cparams) {
+    llama_swaa_clear_error();
+
+    classify(batch);
+
+    // without causal attention there is no window either
+    return memory.check_batch(batch, !cparams.causal_attn);
+}
+
+void llama_swaa_context::classify(const llama_batch & batch) {
     decoding.reset();
 
     if (phase == LLAMA_SWAA_PHASE_PREFILL) {
@@ -218,6 +230,36 @@ int32_t llama_swaa_get_policy(const llama_context * ctx) {
     const auto & cparams = ctx->get_cparams();
 
     return cparams.swaa ? cparams.swaa->policy(cparams) : LLAMA_SWAA_POLICY_AUTO;
+}
+
+uint64_t llama_swaa_fingerprint(const llama_context * ctx) {
+    const auto & model = ctx->get_model();
+
+    return llama_swaa_model_hash(model, ctx->get_cparams()) ^ model.swaa.hash();
+}
+
+bool llama_swaa_can_continue(const llama_context * ctx, llama_seq_id seq_id, llama_pos pos) {
+    const auto * swaa = ctx->get_cparams().swaa;
+
+    return swaa ? swaa->memory.can_continue(seq_id, pos) : true;
+}
+
+uint64_t llama_swaa_kv_bytes(const llama_context * ctx) {
+    uint64_t res = 0;
+
+    if (const auto * memory = ctx->get_memory()) {
+        for (const auto & [buft, size] : memory->memory_breakdown()) {
+            res += size;
+        }
+    }
+
+    return res;
+}
+
+uint32_t llama_swaa_ring_cells(const llama_context * ctx) {
+    const auto * swaa = ctx->get_cparams().swaa;
+
+    return swaa ? swaa->memory.n_ring_cells() : 0;
 }
 
 int32_t llama_swaa_set_default_policy(int32_t policy) {

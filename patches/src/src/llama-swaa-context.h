@@ -18,21 +18,24 @@ struct llama_batch;
 struct llama_memory_i;
 struct llama_model;
 
+class llama_swaa_memory;
+
 struct llama_swaa_context {
     // Chooses the policy of every sliding layer. Returns nullptr if SWAA is off for the model or no layer
     // slides. Throws std::runtime_error if the memory is none that SWAA knows, or a forced policy can't be had.
     static std::unique_ptr<llama_swaa_context> create(
-            const llama_model    & model,
-            const llama_cparams  & cparams,
-            const llama_memory_i * memory,
-                  ggml_type        type_k,
-                  ggml_type        type_v);
+            const llama_model   & model,
+            const llama_cparams & cparams,
+                 llama_memory_i * memory,
+                  ggml_type       type_k,
+                  ggml_type       type_v);
 
     // Throws if the graph just built attends in a way that SWAA does not hook into.
     void check_attached(const llama_model & model) const;
 
-    // Classifies the sequences of a batch before it is split into ubatches.
-    void begin_batch(const llama_batch & batch);
+    // Classifies the sequences of a batch before it is split into ubatches. False, with the last error set, if one of
+    // them would miss a key that it must see.
+    bool begin_batch(const llama_batch & batch, const llama_cparams & cparams);
 
     bool is_decode(llama_seq_id seq_id) const {
         return decoding.test(seq_id);
@@ -47,6 +50,9 @@ struct llama_swaa_context {
 
     const llama_swaa_params params;
 
+    llama_swaa_memory & memory;
+
+    // in the full cache
     bool any_fa_decode  = false; // some sliding layer decodes with full attention
     bool any_swa_decode = false; // some sliding layer slides in decode too
 
@@ -71,7 +77,9 @@ struct llama_swaa_context {
     }
 
 private:
-    explicit llama_swaa_context(const llama_swaa_params & params);
+    llama_swaa_context(const llama_swaa_params & params, llama_swaa_memory & memory);
+
+    void classify(const llama_batch & batch);
 
     bool forced_dense = false;
 

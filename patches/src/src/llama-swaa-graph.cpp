@@ -3,6 +3,7 @@
 #include "llama-swaa-graph.h"
 
 #include "llama-swaa-context.h"
+#include "llama-swaa-memory.h"
 
 #include "llama-batch.h"
 #include "llama-hparams.h"
@@ -274,7 +275,8 @@ llama_swaa_plan make_plan(
         const llama_swaa_context     & swaa,
         const llama_cparams          & cparams,
         const llama_ubatch           & ubatch,
-        const llama_kv_cache_context * mctx) {
+        const llama_kv_cache_context * mctx,
+        bool                           in_ring) {
     llama_swaa_plan res;
 
     res.n_stream = n_streams(ubatch, cparams);
@@ -299,13 +301,18 @@ llama_swaa_plan make_plan(
         }
     }
 
+    if (in_ring) {
+        // its layers see the window in either phase
+        n_decode = 0;
+    }
+
     res.decode = n_decode == 0 ? llama_swaa_plan::NONE : n_decode == ubatch.n_tokens ? llama_swaa_plan::ALL : llama_swaa_plan::SOME;
 
     if (!res.active) {
         return res;
     }
 
-    if (swaa.any_swa_decode || res.decode == llama_swaa_plan::NONE) {
+    if (in_ring || swaa.any_swa_decode || (swaa.any_fa_decode && res.decode == llama_swaa_plan::NONE)) {
         res.window = reserve ?
             reserve_columns(swaa, ubatch, res.n_stream, mctx->get_n_kv(), dense) :
             find_columns   (swaa, ubatch, mctx->get_kv(), res.n_stream, mctx->get_n_kv(), dense, sight::WINDOW);
@@ -315,7 +322,7 @@ llama_swaa_plan make_plan(
         res.mixed = find_columns(swaa, ubatch, mctx->get_kv(), res.n_stream, mctx->get_n_kv(), dense, sight::MIXED);
     }
 
-    if (swaa.any_causal_table && !dense && res.decode != llama_swaa_plan::ALL && !ubatch.is_pos_2d()) {
+    if (swaa.any_causal_table && !in_ring && !dense && res.decode != llama_swaa_plan::ALL && !ubatch.is_pos_2d()) {
         res.causal = reserve ?
             reserve_causal_columns(ubatch, res.n_stream, mctx->get_n_kv()) :
             find_causal_columns   (swaa, ubatch, mctx->get_kv(), res.n_stream, mctx->get_n_kv());
@@ -449,9 +456,11 @@ llama_swaa_input::llama_swaa_input(
                           ggml_context * ctx,
          const llama_cparams           & cparams,
          const llama_ubatch            & ubatch,
-         const llama_kv_cache_context  * mctx) : swaa(*cparams.swaa), plan(make_plan(*cparams.swaa, cparams, ubatch, mctx)) {
+         const llama_kv_cache_context  * mctx,
+                                  bool   in_ring) :
+    swaa(*cparams.swaa), in_ring(in_ring), plan(make_plan(*cparams.swaa, cparams, ubatch, mctx, in_ring)) {
     cparams.swaa->attached    = true;
-    cparams.swaa->graph_shape = plan.shape();
+    cparams.swaa->graph_shape = in_ring ? llama_swaa_plan::N_SHAPES*cparams.swaa->graph_shape + plan.shape() : plan.shape();
     if (mctx->is_reserve()) {
         cparams.swaa->planned_shape = 0;
     }
@@ -462,6 +471,14 @@ llama_swaa_input::llama_swaa_input(
     window = build(ctx, plan.window, type, n_tps, "window");
     mixed  = build(ctx, plan.mixed,  type, n_tps, "mixed");
     causal = build(ctx, plan.causal, type, n_tps, "causal");
+}
+
+const llama_kv_cache_context * llama_swaa_input::ring_of(const llama_kv_cache_context * mctx) {
+    return static_cast<const llama_swaa_memory_context *>(mctx)->get_ring();
+}
+
+llm_graph_input_attn_kv * llama_swaa_input::input_of_layer(llm_graph_input_attn_kv * full, int il) const {
+    return ring && swaa.memory.in_ring(il) ? ring : full;
 }
 
 llama_swaa_input::tensors llama_swaa_input::build(
@@ -489,6 +506,10 @@ std::pair<const llama_swaa_columns *, const llama_swaa_input::tensors *> llama_s
     // a graph may run layers of its own past those that the file counts
     if (!plan.active || il >= (int) swaa.params.sliding.size()) {
         return {};
+    }
+
+    if (in_ring) {
+        return { &plan.window, &window };
     }
 
     if (!swaa.params.sliding[il]) {
@@ -542,7 +563,7 @@ void llama_swaa_input::apply(
 }
 
 bool llama_swaa_input::can_reuse(const llama_ubatch & ubatch, const llama_cparams & cparams, const llama_kv_cache_context * mctx) {
-    auto next = make_plan(swaa, cparams, ubatch, mctx);
+    auto next = make_plan(swaa, cparams, ubatch, mctx, in_ring);
 
     const bool res = next.same_graph(plan);
 

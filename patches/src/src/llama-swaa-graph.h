@@ -15,6 +15,8 @@
 //
 // Everything else (FA decode in a ubatch of decode tokens, any layer while the sequence is still shorter than
 // window and sinks together, devices that read no table) takes upstream's mask and path unchanged.
+//
+// Layers in the ring have an attention input of their own, over the ring's cells, that needs the window's mask alone.
 
 #pragma once
 
@@ -32,6 +34,7 @@ struct llama_ubatch;
 
 class llama_kv_cache;
 class llama_kv_cache_context;
+class llm_graph_input_attn_kv;
 
 // The columns that the layers of one kind attend over.
 struct llama_swaa_columns {
@@ -61,7 +64,9 @@ struct llama_swaa_plan {
     llama_swaa_columns mixed;
     llama_swaa_columns causal;
 
-    // Which layers read which input, as a number from 1. Two graphs of one shape may still differ in sizes.
+    static constexpr uint32_t N_SHAPES = 324;
+
+    // Which layers read which input, as a number from 1 below N_SHAPES. Two graphs of one shape may still differ in sizes.
     uint32_t shape() const {
         uint32_t res = 1;
         for (const auto * columns : { &window, &mixed, &causal }) {
@@ -78,12 +83,26 @@ struct llama_swaa_plan {
 
 class llama_swaa_input {
 public:
-    // Plans the ubatch and creates the input tensors it needs.
+    // Plans the ubatch and creates the input tensors it needs. in_ring: mctx is the ring's, and the input its layers'.
     llama_swaa_input(
                         ggml_context  * ctx,
             const llama_cparams       & cparams,
             const llama_ubatch        & ubatch,
-            const llama_kv_cache_context * mctx);
+            const llama_kv_cache_context * mctx,
+                              bool      in_ring);
+
+    // The ring's part of a batch's memory; nullptr without a ring.
+    static const llama_kv_cache_context * ring_of(const llama_kv_cache_context * mctx);
+
+    // The part of a batch's memory that this input is about.
+    const llama_kv_cache_context * own(const llama_kv_cache_context * mctx) const {
+        return in_ring ? ring_of(mctx) : mctx;
+    }
+
+    // The attention input of layer il, of these two.
+    llm_graph_input_attn_kv * input_of_layer(llm_graph_input_attn_kv * full, int il) const;
+
+    llm_graph_input_attn_kv * ring = nullptr; // set beside an input over the full cache
 
     // Replaces what the attention of layer il reads: K, V and mask as build_attn has them, and sets the table.
     void apply(
@@ -112,6 +131,8 @@ private:
     tensors build(ggml_context * ctx, const llama_swaa_columns & columns, ggml_type type, int64_t n_tokens_per_stream, const char * name) const;
 
     const llama_swaa_context & swaa;
+
+    const bool in_ring;
 
     llama_swaa_plan plan;
 

@@ -5,12 +5,15 @@
 #include "llama-swaa.h"
 
 #include "llama-arch.h"
+#include "llama-cparams.h"
 #include "llama-impl.h"
 #include "llama-model-loader.h"
 #include "llama-model.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <stdexcept>
+#include <type_traits>
 
 static thread_local std::string swaa_last_error;
 
@@ -22,8 +25,12 @@ void llama_swaa_clear_error() {
     swaa_last_error.clear();
 }
 
-void llama_swaa_refuse(const std::string & message) {
+void llama_swaa_set_error(const std::string & message) {
     swaa_last_error = message;
+}
+
+void llama_swaa_refuse(const std::string & message) {
+    llama_swaa_set_error(message);
     throw std::runtime_error(message);
 }
 
@@ -34,6 +41,64 @@ bool llama_swaa_params::any_sliding() const {
 namespace {
 
 constexpr uint32_t SWAA_KEYS_VERSION = 1;
+
+// FNV-1a, 64 bit: fixed for all platforms, since it ends up in files
+class swaa_hash {
+public:
+    void add(const void * data, size_t size) {
+        for (size_t i = 0; i < size; ++i) {
+            value = (value ^ ((const uint8_t *) data)[i])*0x100000001b3;
+        }
+    }
+
+    void add(const std::string & text) {
+        add(text.data(), text.size());
+        add(uint64_t(text.size()));
+    }
+
+    template<typename T> void add(T number) {
+        static_assert(std::is_arithmetic_v<T>);
+        add(&number, sizeof(number));
+    }
+
+    uint64_t value = 0xcbf29ce484222325;
+};
+
+constexpr size_t N_SAMPLES   = 64;   // tensors that are looked into
+constexpr size_t SAMPLE_SIZE = 1024; // bytes of each
+
+// The shape of a model and a sample of its weights, without its metadata, so that a file keeps its hash under other
+// swaa keys, names or devices.
+uint64_t hash_file(const llama_model_loader & ml) {
+    swaa_hash res;
+
+    res.add(ml.get_arch_name());
+
+    const size_t step = std::max<size_t>(1, ml.weights_map.size()/N_SAMPLES);
+
+    size_t i = 0;
+    for (const auto & [name, weight] : ml.weights_map) {
+        res.add(name);
+        res.add((int32_t) weight.tensor->type);
+        for (const int64_t n : weight.tensor->ne) {
+            res.add(n);
+        }
+
+        // reads through O_DIRECT would need aligned buffers
+        if (i++ % step == 0 && weight.idx < ml.files.size() && !ml.files[weight.idx]->has_direct_io()) {
+            const size_t size = ggml_nbytes(weight.tensor);
+
+            std::vector<uint8_t> sample(std::min(size, SAMPLE_SIZE));
+
+            ml.files[weight.idx]->seek(weight.offs + (size - sample.size())/2, SEEK_SET);
+            ml.files[weight.idx]->read_raw(sample.data(), sample.size());
+
+            res.add(sample.data(), sample.size());
+        }
+    }
+
+    return res.value;
+}
 
 // One key, wherever it is: an override wins over the file.
 class swaa_key {
@@ -120,6 +185,36 @@ private:
 
 } // namespace
 
+uint64_t llama_swaa_params::hash() const {
+    if (!any_sliding()) {
+        return 0;
+    }
+
+    swaa_hash res;
+
+    res.add(window_size);
+    res.add(sink_count);
+    for (size_t il = 0; il < sliding.size(); ++il) {
+        res.add(uint8_t(sliding[il] + 2*fa_decode[il]));
+    }
+
+    return res.value;
+}
+
+uint64_t llama_swaa_model_hash(const llama_model & model, const llama_cparams & cparams) {
+    swaa_hash res;
+
+    res.add(model.swaa.file_hash);
+
+    for (const float value : { cparams.rope_freq_base, cparams.rope_freq_scale, cparams.yarn_ext_factor,
+            cparams.yarn_attn_factor, cparams.yarn_beta_fast, cparams.yarn_beta_slow }) {
+        res.add(value);
+    }
+    res.add(cparams.n_ctx_orig_yarn);
+
+    return res.value;
+}
+
 // What rules an architecture out already at load; the context checks the rest on its memory and graph.
 static void swaa_check_arch(const llama_model & model) {
     const auto & hparams = model.hparams;
@@ -141,6 +236,7 @@ void llama_swaa_params_load(const llama_model_loader & ml, llama_model & model) 
     llama_swaa_clear_error();
 
     model.swaa = {};
+    model.swaa.file_hash = hash_file(ml);
 
     const swaa_key enabled  (ml, "swaa.enabled");
     const swaa_key version  (ml, "swaa.version");
@@ -167,6 +263,7 @@ void llama_swaa_params_load(const llama_model_loader & ml, llama_model & model) 
     params.sliding     = sliding  .per_layer(n_layer);
     params.fa_decode   = fa_decode.per_layer(n_layer);
     params.enabled     = true;
+    params.file_hash   = model.swaa.file_hash;
 
     for (uint32_t il = 0; il < n_layer; ++il) {
         params.fa_decode[il] = params.fa_decode[il] && params.sliding[il];

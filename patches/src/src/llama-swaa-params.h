@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+struct llama_cparams;
 struct llama_model;
 struct llama_model_loader;
 
@@ -18,7 +19,12 @@ struct llama_swaa_params {
     std::vector<bool> sliding;   // [n_layer_all]
     std::vector<bool> fa_decode; // [n_layer_all], true only where the layer slides
 
+    uint64_t file_hash = 0; // of the model itself: its shape and a sample of its weights
+
     bool any_sliding() const;
+
+    // Of the settings in effect; 0 if nothing slides.
+    uint64_t hash() const;
 
     // Full attention sees no more than the window does from a token at this position.
     bool hides_nothing_from(int32_t pos) const {
@@ -30,7 +36,13 @@ struct llama_swaa_params {
 // if the architecture can't run under SWAA.
 void llama_swaa_params_load(const llama_model_loader & ml, llama_model & model);
 
-// Records the message for llama_swaa_last_error() and throws it.
+// What the values of K and V depend on besides SWAA: the model and how positions are encoded.
+uint64_t llama_swaa_model_hash(const llama_model & model, const llama_cparams & cparams);
+
+// Records the message for llama_swaa_last_error().
+void llama_swaa_set_error(const std::string & message);
+
+// The same, and throws it.
 [[noreturn]] void llama_swaa_refuse(const std::string & message);
 
 void llama_swaa_clear_error();

@@ -1,0 +1,682 @@
+// KV cache of a context under SWAA (see llama-swaa-memory.h).
+
+#include "llama-swaa-memory.h"
+
+#include "llama-swaa-context.h"
+
+#include "llama-batch.h"
+#include "llama-impl.h"
+#include "llama-io.h"
+#include "llama-model.h"
+
+#include <algorithm>
+#include <limits>
+#include <stdexcept>
+
+namespace {
+
+constexpr llama_pos POS_MAX = std::numeric_limits<llama_pos>::max();
+
+// "SWAA", before the part of a state that upstream wrote
+constexpr uint32_t STATE_MAGIC   = 0x41415753;
+constexpr uint32_t STATE_VERSION = 1;
+
+const char * const EVALUATE_AGAIN = "remove the whole sequence and evaluate it again";
+
+void normalize(llama_pos & p0, llama_pos & p1) {
+    p0 = p0 < 0 ? 0       : p0;
+    p1 = p1 < 0 ? POS_MAX : p1;
+}
+
+// For requests that llama.h gives no way to answer: they change nothing and say so.
+void refuse_request(const std::string & message) {
+    llama_swaa_set_error(message);
+    LLAMA_LOG_ERROR("SWAA: %s\n", message.c_str());
+}
+
+template<typename T> void write(llama_io_write_i & io, T value) {
+    io.write(&value, sizeof(value));
+}
+
+template<typename T> T read(llama_io_read_i & io) {
+    T res;
+    io.read(&res, sizeof(res));
+    return res;
+}
+
+} // namespace
+
+// The next tokens of a batch for which `wanted` is true of the token's index; none if there are none left.
+llama_ubatch llama_batch_allocr::split_if(uint32_t n_ubatch, const std::function<bool(int32_t)> & wanted) {
+    std::vector<int32_t> idxs;
+
+    for (uint32_t i = 0; i < used.size() && idxs.size() < n_ubatch; ++i) {
+        if (!used[i] && wanted(i)) {
+            used[i] = true;
+            ++n_used;
+            idxs.push_back(i);
+        }
+    }
+
+    return idxs.empty() ? llama_ubatch {} : ubatch_add(idxs, idxs.size(), false);
+}
+
+//
+// llama_swaa_memory
+//
+
+llama_swaa_memory::llama_swaa_memory(
+        const llama_model         & model,
+        const llama_memory_params & mparams,
+        const llama_cparams       & cparams,
+        const layer_filter_cb     & filter) :
+    params(model.swaa),
+    model_hash(llama_swaa_model_hash(model, cparams)),
+    n_seq_max(cparams.n_seq_max),
+    n_ubatch(cparams.n_ubatch),
+    unified(cparams.kv_unified) {
+
+    const auto & hparams = model.hparams;
+
+    const uint64_t n_seqs  = unified ? n_seq_max : 1; // in one stream
+    const uint64_t n_cells = GGML_PAD(n_seqs*((uint64_t) params.window_size + params.sink_count) + n_ubatch, 256);
+
+    // a window counts positions: where several cells share one, as an image's do, it needs any number of cells
+    has_ring = !mparams.swa_full && cparams.causal_attn && hparams.n_pos_per_embd() == 1 && n_cells < cparams.n_ctx_seq;
+
+    const auto make = [&](uint32_t size, bool ring, const char * name) {
+        const layer_filter_cb in_cache = [&, ring](int32_t il) {
+            return (!filter || filter(il)) && in_ring(il) == ring;
+        };
+        return std::make_unique<llama_kv_cache>(
+                model, hparams, mparams.type_k, mparams.type_v, !cparams.flash_attn, cparams.offload_kqv, unified,
+                size, n_seq_max, 1, 0, LLAMA_SWA_TYPE_NONE, nullptr, in_cache, nullptr, nullptr, name);
+    };
+
+    kv_full = make(cparams.n_ctx_seq, false, "");
+
+    bool any_in_ring = false;
+    for (uint32_t il = 0; il < hparams.n_layer_all; ++il) {
+        any_in_ring |= in_ring(il) && hparams.has_kv(il) && (!filter || filter(il));
+    }
+    if (any_in_ring) {
+        kv_ring = make(n_cells, true, "ring_");
+    }
+}
+
+bool llama_swaa_memory::in_ring(uint32_t il) const {
+    return has_ring && il < params.sliding.size() && params.sliding[il] && !params.fa_decode[il];
+}
+
+bool llama_swaa_memory::is_valid(llama_seq_id seq_id) const {
+    if (seq_id >= 0 && (uint32_t) seq_id < n_seq_max) {
+        return true;
+    }
+
+    refuse_request(format("sequence %d does not exist; this context has 0 to %u", seq_id, n_seq_max - 1));
+
+    return false;
+}
+
+//
+// what the ring has lost
+//
+
+llama_pos llama_swaa_memory::window_start(llama_pos pos) const {
+    return (llama_pos) std::max<int64_t>(0, (int64_t) pos - params.window_size + 1);
+}
+
+llama_pos llama_swaa_memory::find_lost(llama_seq_id seq_id, llama_pos pos, bool all) const {
+    if (!kv_ring) {
+        return -1;
+    }
+
+    const auto & listed = kv_full->get_cells(seq_id).seq_pos_get(seq_id);
+    const auto & held   = kv_ring->get_cells(seq_id).seq_pos_get(seq_id);
+
+    const auto find = [&](llama_pos p0, llama_pos p1) -> llama_pos {
+        auto it = held.lower_bound({ p0, 0 });
+        for (auto cur = listed.lower_bound({ p0, 0 }); cur != listed.end() && cur->first < p1; ++cur) {
+            if (it == held.end() || it->first != cur->first) {
+                return cur->first;
+            }
+            ++it;
+        }
+        return -1;
+    };
+
+    const llama_pos start = all ? 0 : window_start(pos);
+    const llama_pos sinks = (llama_pos) std::min<int64_t>(params.sink_count, start);
+
+    const llama_pos lost = find(0, sinks);
+
+    return lost >= 0 ? lost : find(start, pos);
+}
+
+bool llama_swaa_memory::can_continue(llama_seq_id seq_id, llama_pos pos) const {
+    return seq_id >= 0 && (uint32_t) seq_id < n_seq_max && find_lost(seq_id, pos, false) < 0;
+}
+
+bool llama_swaa_memory::check_batch(const llama_batch & batch, bool all) {
+    if (!kv_ring || (unchecked.none() && !all)) {
+        return true;
+    }
+
+    std::vector<llama_pos> first(n_seq_max, POS_MAX);
+
+    for (int32_t i = 0; i < batch.n_tokens; ++i) {
+        for (int32_t s = 0; s < batch.n_seq_id[i]; ++s) {
+            auto & pos = first[batch.seq_id[i][s]];
+            pos = std::min(pos, batch.pos[i]);
+        }
+    }
+
+    for (uint32_t s = 0; s < n_seq_max; ++s) {
+        if (first[s] == POS_MAX || (!unchecked.test(s) && !all)) {
+            continue;
+        }
+
+        const llama_pos lost = find_lost(s, first[s], all);
+        if (lost >= 0) {
+            refuse_request(format("sequence %u can't go on at position %d: its sliding layers no longer hold the key at "
+                        "position %d; %s", s, first[s], lost, EVALUATE_AGAIN));
+            return false;
+        }
+
+        unchecked.reset(s);
+    }
+
+    return true;
+}
+
+//
+// cells of the ring
+//
+
+bool llama_swaa_memory::make_room(llama_seq_id seq_id, uint32_t n_cells, const llama_ubatch * ubatch) {
+    const auto & cells = kv_ring->get_cells(seq_id);
+
+    const uint32_t stream = kv_ring->get_stream(seq_id);
+
+    // positions from here on may still be seen
+    std::vector<llama_pos> needed(n_seq_max, -1);
+
+    for (uint32_t s = 0; s < n_seq_max; ++s) {
+        if (kv_ring->get_stream(s) == stream) {
+            needed[s] = cells.seq_pos_max(s) + 1;
+        }
+    }
+    if (ubatch) {
+        for (uint32_t i = 0; i < ubatch->n_tokens; ++i) {
+            for (int32_t s = 0; s < ubatch->n_seq_id[i]; ++s) {
+                auto & pos = needed[ubatch->seq_id[i][s]];
+                pos = std::min(pos, ubatch->pos[i]);
+            }
+        }
+    }
+    for (auto & pos : needed) {
+        pos = pos < 0 ? -1 : window_start(pos);
+    }
+
+    const std::pair<llama_pos, uint32_t> after_sinks { (llama_pos) std::min<int64_t>(params.sink_count, POS_MAX), 0 };
+
+    while (cells.size() - cells.get_used() < n_cells) {
+        // take from the sequence that can spare most
+        llama_seq_id best    = -1;
+        llama_pos    n_spare = 0;
+
+        for (uint32_t s = 0; s < n_seq_max; ++s) {
+            const auto & held   = cells.seq_pos_get(s);
+            const auto   oldest = held.lower_bound(after_sinks);
+            if (oldest != held.end() && needed[s] - oldest->first > n_spare) {
+                best    = s;
+                n_spare = needed[s] - oldest->first;
+            }
+        }
+
+        if (best < 0) {
+            return false;
+        }
+
+        const auto & held = cells.seq_pos_get(best);
+
+        const auto first = held.lower_bound(after_sinks);
+
+        auto last = first;
+        for (uint32_t n = n_cells - (cells.size() - cells.get_used()); n > 1; --n) {
+            const auto next = std::next(last);
+            if (next == held.end() || next->first >= needed[best]) {
+                break;
+            }
+            last = next;
+        }
+
+        kv_ring->seq_rm(best, first->first, last->first + 1);
+    }
+
+    return true;
+}
+
+llama_kv_cache::slot_info llama_swaa_memory::place_in_ring(const llama_ubatch & ubatch) {
+    const uint32_t n_streams = unified ? 1 : ubatch.n_seqs_unq;
+
+    for (uint32_t s = 0; s < n_streams; ++s) {
+        if (!make_room(ubatch.seq_id_unq[s], ubatch.n_tokens/n_streams, &ubatch)) {
+            refuse_request(format("the ring of %u cells has no room for %u tokens: several tokens of a sequence share positions",
+                        kv_ring->get_size(), ubatch.n_tokens));
+            return {};
+        }
+    }
+
+    return kv_ring->find_slot(ubatch, false);
+}
+
+void llama_swaa_memory::trim_ring(llama_seq_id seq_id) const {
+    const int64_t end = (int64_t) kv_ring->seq_pos_max(seq_id) + 1 - params.window_size - n_ubatch;
+
+    if (end > params.sink_count) {
+        kv_ring->seq_rm(seq_id, params.sink_count, (llama_pos) end);
+    }
+}
+
+//
+// batches
+//
+
+llama_memory_context_ptr llama_swaa_memory::init_batch(llama_batch_allocr & balloc, uint32_t n_ubatch, bool embd_all) {
+    GGML_UNUSED(embd_all);
+
+    const auto & batch = balloc.get_batch();
+
+    bool decode  = false;
+    bool prefill = false;
+    bool coupled = false; // one token of several sequences
+    for (int32_t i = 0; i < batch.n_tokens; ++i) {
+        (swaa->is_decode(batch.seq_id[i][0]) ? decode : prefill) = true;
+        coupled |= batch.n_seq_id[i] > 1;
+    }
+
+    // a token that decodes with full attention makes its whole past live for all tokens of its ubatch
+    const bool by_phase = swaa->any_fa_decode && decode && prefill && !coupled;
+
+    const auto split = [&]() {
+        if (!unified) {
+            return balloc.split_equal(n_ubatch, true, 0);
+        }
+        if (!by_phase) {
+            return balloc.split_simple(n_ubatch);
+        }
+        for (const bool phase : { true, false }) {
+            auto ubatch = balloc.split_if(n_ubatch, [&](int32_t i) { return swaa->is_decode(batch.seq_id[i][0]) == phase; });
+            if (ubatch.n_tokens > 0) {
+                return ubatch;
+            }
+        }
+        return llama_ubatch {};
+    };
+
+    balloc.split_reset();
+
+    std::vector<llama_ubatch> ubatches;
+    while (true) {
+        auto ubatch = split();
+        if (ubatch.n_tokens == 0) {
+            break;
+        }
+        ubatches.push_back(std::move(ubatch));
+    }
+
+    if (balloc.get_n_used() == balloc.get_n_tokens()) {
+        auto slots = kv_full->prepare(ubatches);
+        if (!slots.empty()) {
+            return std::make_unique<llama_swaa_memory_context>(
+                    llama_kv_cache_context(kv_full.get(), std::move(slots), std::move(ubatches)), *this);
+        }
+    }
+
+    return std::make_unique<llama_swaa_memory_context>(LLAMA_MEMORY_STATUS_FAILED_PREPARE);
+}
+
+llama_memory_context_ptr llama_swaa_memory::init_full() {
+    return std::make_unique<llama_swaa_memory_context>(
+            llama_kv_cache_context(kv_full.get()),
+            kv_ring ? std::make_unique<llama_kv_cache_context>(kv_ring.get()) : nullptr);
+}
+
+llama_memory_context_ptr llama_swaa_memory::init_update(llama_context * lctx, bool optimize) {
+    const auto update_of = [&](llama_kv_cache & kv) {
+        const auto mctx = kv.init_update(lctx, optimize);
+        return static_cast<const llama_kv_cache_context &>(*mctx);
+    };
+
+    return std::make_unique<llama_swaa_memory_context>(
+            update_of(*kv_full), kv_ring ? std::make_unique<llama_kv_cache_context>(update_of(*kv_ring)) : nullptr);
+}
+
+//
+// sequences
+//
+
+bool llama_swaa_memory::get_can_shift() const {
+    return kv_full->get_can_shift();
+}
+
+void llama_swaa_memory::clear(bool data) {
+    kv_full->clear(data);
+    if (kv_ring) {
+        kv_ring->clear(data);
+    }
+    unchecked.reset();
+}
+
+bool llama_swaa_memory::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
+    if (seq_id != -1 && !is_valid(seq_id)) {
+        return false;
+    }
+
+    normalize(p0, p1);
+
+    bool any = false;
+
+    for (uint32_t s = 0; s < n_seq_max; ++s) {
+        const llama_pos pos_max = kv_full->seq_pos_max(s);
+        if ((seq_id != -1 && (uint32_t) seq_id != s) || pos_max < p0) {
+            continue;
+        }
+
+        any = true;
+
+        // only a removed tail changes what comes next
+        if (pos_max < p1) {
+            const auto & listed = kv_full->get_cells(s).seq_pos_get(s);
+            const auto   rest   = listed.lower_bound({ p0, 0 });
+
+            const llama_pos next = rest == listed.begin() ? 0 : std::prev(rest)->first + 1;
+            const llama_pos lost = find_lost(s, next, false);
+            if (lost >= 0) {
+                llama_swaa_set_error(format("sequence %u can't be cut back to position %d: its sliding layers no longer hold the "
+                            "key at position %d; %s", s, next, lost, EVALUATE_AGAIN));
+                return false;
+            }
+        }
+    }
+
+    if (any) {
+        kv_full->seq_rm(seq_id, p0, p1);
+        if (kv_ring) {
+            kv_ring->seq_rm(seq_id, p0, p1);
+        }
+    }
+
+    return true;
+}
+
+void llama_swaa_memory::seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama_pos p0, llama_pos p1) {
+    if (!is_valid(seq_id_src) || !is_valid(seq_id_dst) || seq_id_src == seq_id_dst) {
+        return;
+    }
+
+    normalize(p0, p1);
+
+    for (auto * kv : { kv_full.get(), kv_ring.get() }) {
+        if (!kv) {
+            continue;
+        }
+        if (kv->get_stream(seq_id_src) == kv->get_stream(seq_id_dst)) {
+            kv->seq_cp(seq_id_src, seq_id_dst, p0, p1);
+        } else {
+            // another stream gets a copy of the whole
+            kv->seq_cp(seq_id_src, seq_id_dst, -1, -1);
+            kv->seq_rm(seq_id_dst, 0, p0);
+            kv->seq_rm(seq_id_dst, p1, -1);
+        }
+    }
+
+    unchecked.set(seq_id_dst);
+}
+
+void llama_swaa_memory::seq_keep(llama_seq_id seq_id) {
+    if (!is_valid(seq_id)) {
+        return;
+    }
+
+    for (auto * kv : { kv_full.get(), kv_ring.get() }) {
+        if (!kv) {
+            continue;
+        }
+        kv->seq_keep(seq_id);
+        for (uint32_t s = 0; s < n_seq_max; ++s) {
+            if (kv->get_stream(s) != kv->get_stream(seq_id)) {
+                kv->seq_rm(s, -1, -1);
+            }
+        }
+    }
+}
+
+bool llama_swaa_memory::has_shared_cells(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const {
+    const auto & cells  = kv_full->get_cells(seq_id);
+    const auto & listed = cells.seq_pos_get(seq_id);
+
+    for (auto it = listed.lower_bound({ p0, 0 }); it != listed.end() && it->first < p1; ++it) {
+        if (cells.seq_count(it->second) > 1) {
+            return true;
+        }
+    }
+
+    return false;
+}
+
+void llama_swaa_memory::seq_add(llama_seq_id seq_id, llama_pos p0, llama_pos p1, llama_pos shift) {
+    if (!is_valid(seq_id)) {
+        return;
+    }
+
+    normalize(p0, p1);
+
+    if (!get_can_shift()) {
+        return refuse_request("this model's keys can't be moved to other positions");
+    }
+    if (has_shared_cells(seq_id, p0, p1)) {
+        return refuse_request(format("sequence %d shares cells with another one, which would be moved too; copy it into a "
+                    "context with kv_unified = false, or evaluate it again", seq_id));
+    }
+    if ((int64_t) std::min(p1, kv_full->seq_pos_max(seq_id)) + shift >= POS_MAX) {
+        return refuse_request(format("positions of sequence %d moved by %d end past the largest position", seq_id, shift));
+    }
+
+    kv_full->seq_add(seq_id, p0, p1, shift);
+    if (kv_ring) {
+        kv_ring->seq_add(seq_id, p0, p1, shift);
+    }
+
+    unchecked.set(seq_id);
+}
+
+void llama_swaa_memory::seq_div(llama_seq_id seq_id, llama_pos p0, llama_pos p1, int d) {
+    if (!is_valid(seq_id)) {
+        return;
+    }
+
+    normalize(p0, p1);
+
+    if (!get_can_shift()) {
+        return refuse_request("this model's keys can't be moved to other positions");
+    }
+    if (d < 1) {
+        return refuse_request(format("positions can't be divided by %d; give a number from 1", d));
+    }
+    if (has_shared_cells(seq_id, p0, p1)) {
+        return refuse_request(format("sequence %d shares cells with another one, which would be moved too", seq_id));
+    }
+
+    kv_full->seq_div(seq_id, p0, p1, d);
+    if (kv_ring) {
+        kv_ring->seq_div(seq_id, p0, p1, d);
+    }
+
+    unchecked.set(seq_id);
+}
+
+llama_pos llama_swaa_memory::seq_pos_min(llama_seq_id seq_id) const {
+    return is_valid(seq_id) ? kv_full->seq_pos_min(seq_id) : -1;
+}
+
+llama_pos llama_swaa_memory::seq_pos_max(llama_seq_id seq_id) const {
+    return is_valid(seq_id) ? kv_full->seq_pos_max(seq_id) : -1;
+}
+
+std::map<ggml_backend_buffer_type_t, size_t> llama_swaa_memory::memory_breakdown() const {
+    auto res = kv_full->memory_breakdown();
+
+    if (kv_ring) {
+        for (const auto & [buft, size] : kv_ring->memory_breakdown()) {
+            res[buft] += size;
+        }
+    }
+
+    return res;
+}
+
+//
+// state
+//
+
+void llama_swaa_memory::state_write(llama_io_write_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) const {
+    if (seq_id != -1 && !is_valid(seq_id)) {
+        throw std::runtime_error(llama_swaa_last_error());
+    }
+
+    write(io, STATE_MAGIC);
+    write(io, STATE_VERSION);
+    write(io, model_hash);
+    write(io, params.hash());
+    write<uint32_t>(io, kv_ring != nullptr);
+
+    if ((flags & LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY) == 0) {
+        kv_full->state_write(io, seq_id, flags);
+    }
+
+    if (kv_ring) {
+        if (seq_id != -1) {
+            // so that it fits beside the windows of any other sequences
+            trim_ring(seq_id);
+        }
+        kv_ring->state_write(io, seq_id, flags);
+    }
+}
+
+void llama_swaa_memory::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) {
+    llama_swaa_clear_error();
+
+    if (seq_id != -1 && !is_valid(seq_id)) {
+        throw std::runtime_error(llama_swaa_last_error());
+    }
+
+    const auto refuse = [](const char * what) {
+        llama_swaa_refuse(format("the state was saved %s; evaluate the prompt again, or load a state of this model and recipe", what));
+    };
+
+    if (read<uint32_t>(io) != STATE_MAGIC) {
+        refuse("without SWAA");
+    }
+    if (read<uint32_t>(io) != STATE_VERSION) {
+        refuse("by another version");
+    }
+    if (read<uint64_t>(io) != model_hash) {
+        refuse("with another model");
+    }
+    if (read<uint64_t>(io) != params.hash()) {
+        refuse("under other SWAA settings");
+    }
+    if (read<uint32_t>(io) != (uint32_t) (kv_ring != nullptr)) {
+        refuse(kv_ring ? "from a context without a ring (swa_full, or a shorter n_ctx)" : "from a context with a ring (without swa_full)");
+    }
+
+    const bool partial = flags & LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY;
+
+    try {
+        if (!partial) {
+            kv_full->state_read(io, seq_id, flags);
+        }
+
+        if (kv_ring) {
+            if (seq_id != -1) {
+                kv_ring->seq_rm(seq_id, -1, -1);
+                make_room(seq_id, (uint32_t) std::min<uint64_t>(kv_ring->get_size(),
+                            (uint64_t) params.window_size + params.sink_count + n_ubatch), nullptr);
+            }
+
+            kv_ring->state_read(io, seq_id, flags);
+
+            if (partial && seq_id != -1) {
+                kv_ring->seq_rm(seq_id, kv_full->seq_pos_max(seq_id) + 1, -1);
+            }
+        }
+
+        check_positions();
+    } catch (const std::exception & err) {
+        // half a state must not look like one
+        kv_full->state_clear(seq_id);
+        if (kv_ring) {
+            kv_ring->state_clear(seq_id);
+        }
+        llama_swaa_refuse(format("the state is damaged or does not fit this context (%s); evaluate the prompt again", err.what()));
+    }
+
+    if (seq_id == -1) {
+        unchecked.set();
+    } else {
+        unchecked.set(seq_id);
+    }
+}
+
+void llama_swaa_memory::check_positions() const {
+    for (uint32_t s = 0; s < n_seq_max; ++s) {
+        for (const auto * kv : { kv_full.get(), kv_ring.get() }) {
+            if (kv) {
+                const auto & held = kv->get_cells(s).seq_pos_get(s);
+                if (!held.empty() && held.begin()->first < 0) {
+                    throw std::runtime_error("a position is negative");
+                }
+            }
+        }
+    }
+}
+
+//
+// llama_swaa_memory_context
+//
+
+llama_swaa_memory_context::llama_swaa_memory_context(llama_memory_status status) : llama_kv_cache_context(status) {}
+
+llama_swaa_memory_context::llama_swaa_memory_context(const llama_kv_cache_context & full, std::unique_ptr<llama_kv_cache_context> ring) :
+    llama_kv_cache_context(full), ring(std::move(ring)) {}
+
+llama_swaa_memory_context::llama_swaa_memory_context(const llama_kv_cache_context & full, llama_swaa_memory & memory) :
+    llama_kv_cache_context(full), memory(&memory) {}
+
+bool llama_swaa_memory_context::apply() {
+    if (!llama_kv_cache_context::apply()) {
+        return false;
+    }
+
+    if (memory && memory->get_ring()) {
+        const auto & ubatch = get_ubatch();
+
+        auto slot = memory->place_in_ring(ubatch);
+        if (slot.empty()) {
+            return false;
+        }
+
+        ring = std::make_unique<llama_kv_cache_context>(
+                memory->get_ring(), llama_kv_cache::slot_info_vec_t { std::move(slot) }, std::vector<llama_ubatch> { ubatch });
+    }
+
+    return !ring || ring->apply();
+}
+
+llama_memory_status llama_swaa_memory_context::get_status() const {
+    const auto status = llama_kv_cache_context::get_status();
+
+    return ring ? llama_memory_status_combine(status, ring->get_status()) : status;
+}
