@@ -45,7 +45,9 @@ class Settings:
     ubatch: int = 512
     threads: int | None = None
     cache_type: str = "f16"
+    swa_full: bool = False
     gpu_layers: int = -1
+    swa_full: bool = False
 
     def rounds(self, n_tokens: int) -> int:
         """How often each side measures a prompt of `n_tokens`."""

@@ -36,6 +36,7 @@ class Job:
     """One measurement: prefill `tokens`, then feed `decode` more, one at a time. Sizes in tokens.
 
     threads, prefill_threads: None for what SwaaLlama takes by itself. cache_type: number of the ggml type.
+    swa_full: keep K and V of the whole context where a ring would do.
     """
 
     model: str
@@ -48,7 +49,9 @@ class Job:
     threads: int | None = None
     prefill_threads: int | None = None
     cache_type: int = 1
+    swa_full: bool = False
     gpu_layers: int = -1
+    swa_full: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
