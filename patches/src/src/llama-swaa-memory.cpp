@@ -550,7 +550,7 @@ void llama_swaa_memory::state_write(llama_io_write_i & io, llama_seq_id seq_id, 
     write(io, STATE_VERSION);
     write(io, model_hash);
     write(io, params.hash());
-    write<uint32_t>(io, kv_ring != nullptr);
+    write(io, n_ring_cells());
 
     if ((flags & LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY) == 0) {
         kv_full->state_write(io, seq_id, flags);
@@ -588,8 +588,16 @@ void llama_swaa_memory::state_read(llama_io_read_i & io, llama_seq_id seq_id, ll
     if (read<uint64_t>(io) != params.hash()) {
         refuse("under other SWAA settings");
     }
-    if (read<uint32_t>(io) != (uint32_t) (kv_ring != nullptr)) {
-        refuse(kv_ring ? "from a context without a ring (swa_full, or a shorter n_ctx)" : "from a context with a ring (without swa_full)");
+
+    const uint32_t n_saved = read<uint32_t>(io);
+    if (n_saved == 0 && kv_ring) {
+        refuse("in a context without a ring (swa_full, or a short n_ctx)");
+    }
+    if (n_saved > 0 && !kv_ring) {
+        refuse("in a context with a ring (without swa_full, and a long n_ctx)");
+    }
+    if (n_saved > n_ring_cells() && seq_id == -1) {
+        refuse("in a context with a larger ring (n_ubatch, n_seq_max)");
     }
 
     const bool partial = flags & LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY;
