@@ -172,7 +172,6 @@ def _job(model: str, tokens: Sequence[int], overrides: Mapping[str, Any], settin
         threads=settings.threads,
         prefill_threads=settings.threads,
         cache_type=_CACHE_TYPES[settings.cache_type],
-        swa_full=settings.swa_full,
         gpu_layers=settings.gpu_layers,
         swa_full=settings.swa_full,
     )

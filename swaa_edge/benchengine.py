@@ -168,7 +168,6 @@ class _Engine:
         params.n_threads_batch = job.prefill_threads or os.cpu_count() or 1
         params.type_k = params.type_v = job.cache_type
         params.swa_full = job.swa_full
-        params.swa_full = job.swa_full
         params.flash_attn_type = 1  # LLAMA_FLASH_ATTN_TYPE_ENABLED
         context = self.api.llama_init_from_model(self._model, params)
         if not context:

@@ -45,7 +45,6 @@ class Settings:
     ubatch: int = 512
     threads: int | None = None
     cache_type: str = "f16"
-    swa_full: bool = False
     gpu_layers: int = -1
     swa_full: bool = False
 

@@ -49,7 +49,6 @@ class Job:
     threads: int | None = None
     prefill_threads: int | None = None
     cache_type: int = 1
-    swa_full: bool = False
     gpu_layers: int = -1
     swa_full: bool = False
 
