@@ -1,6 +1,6 @@
-"""Facts about a model in GGUF form, without loading it: its shape, its memory for K and V, its fitness for SWAA.
+"""Facts about a model in GGUF form, without loading it: its shape, its size, its fitness for SWAA.
 
-    model = read_model("model.gguf"); model.kv_bytes("f16", n_cells=32768, layers=range(model.n_layers))
+    model = read_model("model.gguf"); print(model.n_layers, swaa_refusal(model.header))
 """
 
 import dataclasses
@@ -12,9 +12,6 @@ from typing import Any
 from swaa_edge.errors import ModelFileError
 from swaa_edge.header import Header, read_header
 from swaa_edge.shards import shard_count, shard_paths
-
-#: Bytes of one cached number: f16 is two; q8_0 keeps 32 of them in 34.
-CACHE_BYTES = {"f16": 2.0, "q8_0": 34 / 32}
 
 
 def _names(text: str) -> frozenset[str]:
@@ -63,11 +60,6 @@ class ModelFile:
     file_type: str
     tensor_types: dict[str, int]
     size: int
-
-    def kv_bytes(self, cache_type: str, n_cells: int, layers: Iterable[int]) -> int:
-        """Bytes of K and V for `n_cells` tokens in the given layers, with a cache of type "f16" or "q8_0"."""
-        numbers = sum(self.n_kv_heads[layer] for layer in layers) * (self.key_length + self.value_length)
-        return round(numbers * n_cells * CACHE_BYTES[cache_type])
 
 
 def read_model(path: str | os.PathLike[str]) -> ModelFile:

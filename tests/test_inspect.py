@@ -13,6 +13,7 @@ from swaa_edge.cli.inspect import describe, draw
 from swaa_edge.convert.annotate import annotate
 from swaa_edge.errors import ModelFileError
 from swaa_edge.header import read_header
+from swaa_edge.kvsize import kv_size
 from swaa_edge.modelfile import read_model, swaa_refusal
 
 
@@ -25,14 +26,15 @@ def write(tmp_path):
     return put
 
 
+HEADS = [kv("llama.attention.key_length", "u32", 32), kv("llama.attention.value_length", "u32", 32)]
 MIXED = """\
 model         tiny
 architecture  llama
 parameters    45 (45)
 quantization  F32; tensors: 2 F32
-size          928 B
+size          1.0 KiB
 layers        4
-heads         8, KV heads 2, head size 8
+heads         8, KV heads 2, head size 32
 context       4,096 tokens
 vocabulary    3 tokens
 
@@ -46,20 +48,26 @@ layers        # full attention (FA)  + sliding, decodes with FA  . sliding
 
 KV memory                                                       8k                 32k                128k
                                                      f16      q8_0       f16      q8_0       f16      q8_0
-  full attention (FA): 2 layers                  1.0 MiB   544 KiB   4.0 MiB   2.1 MiB  16.0 MiB   8.5 MiB
-  sliding, decodes with FA: 1 layer              512 KiB   272 KiB   2.0 MiB   1.1 MiB   8.0 MiB   4.2 MiB
-  sliding: 1 layer                               512 KiB   272 KiB   2.0 MiB   1.1 MiB   8.0 MiB   4.2 MiB
-  allocated now (every cache is full)            2.0 MiB   1.1 MiB   8.0 MiB   4.2 MiB  32.0 MiB  17.0 MiB
-  sliding, rings of up to 2,624 tokens*          164 KiB  87.1 KiB   164 KiB  87.1 KiB   164 KiB  87.1 KiB
-  total with such rings*                         1.7 MiB   903 KiB   6.2 MiB   3.3 MiB  24.2 MiB  12.8 MiB
-  * window + sinks + 512: what these layers need; this release has no rings yet
+  full attention (FA): 2 layers                  4.0 MiB   2.1 MiB  16.0 MiB   8.5 MiB  64.0 MiB  34.0 MiB
+  sliding, decodes with FA: 1 layer              2.0 MiB   1.1 MiB   8.0 MiB   4.2 MiB  32.0 MiB  17.0 MiB
+  sliding: 1 layer                               704 KiB   374 KiB   704 KiB   374 KiB   704 KiB   374 KiB
+  total                                          6.7 MiB   3.6 MiB  24.7 MiB  13.1 MiB  96.7 MiB  51.4 MiB
+  total with --swa-full                          8.0 MiB   4.2 MiB  32.0 MiB  17.0 MiB   128 MiB  68.0 MiB
+  sliding layers keep a ring of 2,816 tokens (window, sinks and a ubatch of 512)
 """
 
 
 def test_the_text(write):
-    result = CliRunner().invoke(cli, ["inspect", str(write(model(extra=swaa_keys())))])
+    result = CliRunner().invoke(cli, ["inspect", str(write(model(extra=[*HEADS, *swaa_keys()])))])
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout == MIXED
+
+
+def test_a_type_that_does_not_fit_the_heads_has_no_size(write):
+    path = write(model())
+    text = CliRunner().invoke(cli, ["inspect", str(path)]).stdout
+    assert "  total                                          2.0 MiB         -   8.0 MiB         -  32.0 MiB" in text
+    assert json.loads(CliRunner().invoke(cli, ["inspect", str(path), "--json"]).stdout)["kv_memory"][0]["q8_0"] is None
 
 
 def test_a_file_without_keys_is_full_attention(write):
@@ -69,7 +77,7 @@ def test_a_file_without_keys_is_full_attention(write):
 
 
 def test_the_json_is_one_document_with_the_same_facts(write):
-    path = write(model(extra=swaa_keys()))
+    path = write(model(extra=[*HEADS, *swaa_keys()]))
     result = CliRunner().invoke(cli, ["inspect", str(path), "--json"])
     report = json.loads(result.stdout)
     assert (report["file"], report["files"], report["size"]) == (str(path), 1, path.stat().st_size)
@@ -82,8 +90,8 @@ def test_the_json_is_one_document_with_the_same_facts(write):
         "layers": 4,
         "heads": 8,
         "kv_heads": 2,
-        "key_length": 8,
-        "value_length": 8,
+        "key_length": 32,
+        "value_length": 32,
         "context_length": 4096,
         "vocabulary": 3,
         "swaa_refusal": None,
@@ -98,17 +106,17 @@ def test_the_json_is_one_document_with_the_same_facts(write):
         "adapter": None,
     }
     assert report["layers"] == ["sliding_fa_decode", "fa", "sliding", "fa"]
-    # One layer of 2 KV heads of 8: 32 numbers a token; f16 is 64 bytes, q8_0 34.
+    # One layer of 2 KV heads of 32: 128 numbers a token; f16 is 256 bytes, q8_0 136.
     at_8k, _, at_128k = report["kv_memory"]
+    assert at_8k["ring_cells"] == 2816  # 2048 + 64 + 512 in blocks of 256
     assert at_8k["f16"] == {
-        "fa": 2 * 64 * 8192,
-        "sliding_fa_decode": 64 * 8192,
-        "sliding": 64 * 8192,
-        "allocated": 4 * 64 * 8192,
-        "sliding_in_ring": 64 * (2048 + 64 + 512),
-        "total_with_ring": 3 * 64 * 8192 + 64 * 2624,
+        "fa": 2 * 256 * 8192,
+        "sliding_fa_decode": 256 * 8192,
+        "sliding": 256 * 2816,
+        "total": 3 * 256 * 8192 + 256 * 2816,
+        "total_swa_full": 4 * 256 * 8192,
     }
-    assert at_128k["q8_0"]["fa"] == 2 * 34 * 131072 and at_128k["context"] == 131072
+    assert at_128k["q8_0"]["fa"] == 2 * 136 * 131072 and at_128k["context"] == 131072
     assert SwaaConfig.from_dict({key: report["swaa"][key] for key in report["swaa"] if key != "version"}) == (
         SwaaConfig.from_gguf(path)
     )
@@ -137,7 +145,7 @@ def test_heads_that_differ_and_sizes_that_are_given(write):
     found = read_model(write(content.replace(one, array("qwen3.attention.head_count_kv", "u32", [1, 2, 4]))))
     # The padding is wrong after that replacement, so the tensors may not be: only the facts are looked at.
     assert found.n_kv_heads == (1, 2, 4) and (found.key_length, found.value_length) == (128, 64)
-    assert found.kv_bytes("f16", 100, [1, 2]) == 6 * (128 + 64) * 100 * 2
+    assert kv_size(found, None, n_ctx=256).total == 7 * (128 + 64) * 256 * 2
     wrong = array("qwen3.attention.head_count_kv", "u32", [1, 2])
     with pytest.raises(ModelFileError, match=r"head_count_kv has 2 elements; the model has 3 layers"):
         read_model(write(content.replace(one, wrong)))

@@ -9,15 +9,14 @@ from typing import Any
 import click
 
 from swaa_edge.config import SwaaConfig
+from swaa_edge.errors import ConfigError
+from swaa_edge.kvsize import FA, KINDS, SLIDING, SLIDING_FA_DECODE, kv_size, layer_kinds
 from swaa_edge.metadata import VERSION, effective_config
-from swaa_edge.modelfile import CACHE_BYTES, ModelFile, read_model, swaa_refusal
+from swaa_edge.modelfile import ModelFile, read_model, swaa_refusal
 
 CONTEXTS = {"8k": 8192, "32k": 32768, "128k": 131072}
+CACHE_TYPES = ("f16", "q8_0")
 
-#: llama.cpp's default; a ring holds one such batch besides window and sinks.
-UBATCH = 512
-
-FA, SLIDING_FA_DECODE, SLIDING = "fa", "sliding_fa_decode", "sliding"
 _SIGNS = {FA: "#", SLIDING_FA_DECODE: "+", SLIDING: "."}
 _LEGEND = {FA: "full attention (FA)", SLIDING_FA_DECODE: "sliding, decodes with FA", SLIDING: "sliding"}
 _PER_ROW = 40
@@ -64,18 +63,8 @@ def describe(model: ModelFile) -> dict[str, Any]:
         },
         "swaa": None if swaa is None else {"version": VERSION, **swaa.to_dict()},
         "layers": kinds,
-        "kv_memory": [_kv_memory(model, swaa, kinds, label) for label in CONTEXTS],
+        "kv_memory": [_kv_memory(model, swaa, n_ctx) for n_ctx in CONTEXTS.values()],
     }
-
-
-def layer_kinds(swaa: SwaaConfig | None, n_layers: int) -> list[str]:
-    """One of "fa", "sliding_fa_decode", "sliding" for each layer."""
-    if swaa is None:
-        return [FA] * n_layers
-    return [
-        SLIDING_FA_DECODE if decodes else SLIDING if slides else FA
-        for slides, decodes in zip(swaa.sliding_layers(n_layers), swaa.fa_decode_layers(n_layers), strict=True)
-    ]
 
 
 def draw(report: dict[str, Any]) -> str:
@@ -83,20 +72,19 @@ def draw(report: dict[str, Any]) -> str:
     return "\n\n".join("\n".join(part) for part in (_facts(report), _swaa(report), _map(report), _memory(report)))
 
 
-def _kv_memory(model: ModelFile, swaa: SwaaConfig | None, kinds: list[str], context: str) -> dict[str, Any]:
-    cells = CONTEXTS[context]
-    ring = cells if swaa is None else min(cells, swaa.window_size + swaa.sink_count + UBATCH)
-    layers = {kind: [layer for layer, found in enumerate(kinds) if found == kind] for kind in _SIGNS}
-    memory: dict[str, Any] = {"context": cells, "ring_cells": ring}
-    for cache_type in CACHE_BYTES:
-        full = {kind: model.kv_bytes(cache_type, cells, layers[kind]) for kind in _SIGNS}
-        in_ring = model.kv_bytes(cache_type, ring, layers[SLIDING])
-        memory[cache_type] = {
-            **full,
-            "allocated": sum(full.values()),
-            "sliding_in_ring": in_ring,
-            "total_with_ring": sum(full.values()) - full[SLIDING] + in_ring,
-        }
+def _kv_memory(model: ModelFile, swaa: SwaaConfig | None, n_ctx: int) -> dict[str, Any]:
+    """Bytes by kind of layer, and in all, with rings and (`total_swa_full`) without; None: the type doesn't fit."""
+    memory: dict[str, Any] = {"context": n_ctx, "ring_cells": kv_size(model, swaa, n_ctx=n_ctx).ring_cells}
+    for kind in CACHE_TYPES:
+        try:
+            size, full = (
+                kv_size(model, swaa, n_ctx=n_ctx, type_k=kind, type_v=kind, swa_full=swa_full)
+                for swa_full in (False, True)
+            )
+        except ConfigError:
+            memory[kind] = None
+        else:
+            memory[kind] = {**size.bytes, "total": size.total, "total_swa_full": full.total}
     return memory
 
 
@@ -151,26 +139,25 @@ def _map(report: dict[str, Any]) -> list[str]:
 
 def _memory(report: dict[str, Any]) -> list[str]:
     memory, kinds = report["kv_memory"], report["layers"]
-    has_ring = SLIDING in kinds
     width = 46
     title = "KV memory, if every layer kept plain K and V" if report["model"]["swaa_refusal"] else "KV memory"
     lines = [f"{title:<{width}}" + "".join(f"{label:>20}" for label in CONTEXTS)]
-    lines.append(f"{'':<{width}}" + "".join(f"{kind:>10}" for _ in CONTEXTS for kind in CACHE_BYTES))
+    lines.append(f"{'':<{width}}" + "".join(f"{kind:>10}" for _ in CONTEXTS for kind in CACHE_TYPES))
 
     def row(label: str, key: str) -> None:
-        cells = "".join(f"{_bytes(at[kind][key]):>10}" for at in memory for kind in CACHE_BYTES)
+        sizes = (at[kind] for at in memory for kind in CACHE_TYPES)
+        cells = "".join(f"{_bytes(size[key]) if size else '-':>10}" for size in sizes)
         lines.append(f"  {label:<{width - 2}}{cells}")
 
-    for kind, text in _LEGEND.items():
+    for kind in KINDS:
         count = kinds.count(kind)
         if count:
-            row(f"{text}: {count} {'layer' if count == 1 else 'layers'}", kind)
-    row("allocated now (every cache is full)", "allocated")
-    if has_ring:
-        cells = memory[-1]["ring_cells"]
-        row(f"sliding, rings of up to {cells:,} tokens*", "sliding_in_ring")
-        row("total with such rings*", "total_with_ring")
-        lines.append(f"  * window + sinks + {UBATCH}: what these layers need; this release has no rings yet")
+            row(f"{_LEGEND[kind]}: {count} {'layer' if count == 1 else 'layers'}", kind)
+    row("total", "total")
+    ring = max(at["ring_cells"] for at in memory)
+    if ring:
+        row("total with --swa-full", "total_swa_full")
+        lines.append(f"  sliding layers keep a ring of {ring:,} tokens (window, sinks and a ubatch of 512)")
     return lines
 
 

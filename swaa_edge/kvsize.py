@@ -1,0 +1,124 @@
+"""How many bytes of K and V a context takes, before it is made: by kind of layer, and equal to what is allocated.
+
+Layers in full attention, and those that decode with it, keep K and V of the whole context. The other sliding
+layers keep what their window and sinks need, in a ring.
+
+    size = kv_size(read_model("model.gguf"), SwaaConfig(2048, 64), n_ctx=32768); print(size.total, size.ring_cells)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from swaa_edge.config import SwaaConfig
+from swaa_edge.errors import ConfigError
+from swaa_edge.header import Header
+from swaa_edge.modelfile import ModelFile
+
+#: The kinds of layers: full attention; sliding, but decoding with full attention; sliding.
+FA, SLIDING_FA_DECODE, SLIDING = "fa", "sliding_fa_decode", "sliding"
+KINDS = (FA, SLIDING_FA_DECODE, SLIDING)
+
+# Caches are whole blocks of this many cells.
+_BLOCK = 256
+# Models whose tokens have several position numbers; these never get a ring. The second: only with the key for it.
+_MULTI_POSITION = frozenset(
+    ["paddleocr", "qwen2vl", "qwen35", "qwen35moe", "qwen3tts", "qwen3vl", "qwen3vlmoe", "qwen4exp"]
+)
+_MULTI_POSITION_IF_GIVEN = frozenset(["dflash", "glm4", "glm4moe", "hunyuan_vl"])
+
+
+@dataclasses.dataclass(frozen=True)
+class KVSize:
+    """Bytes of K and V by kind of layer, and cells (tokens) of one stream; ring_cells is 0 where there is no ring."""
+
+    bytes: Mapping[str, int]
+    full_cells: int
+    ring_cells: int
+    streams: int
+
+    @property
+    def total(self) -> int:
+        """Bytes of all layers."""
+        return sum(self.bytes.values())
+
+
+def layer_kinds(swaa: SwaaConfig | None, n_layers: int) -> list[str]:
+    """One of `KINDS` for each layer; `swaa` is None for full attention."""
+    if swaa is None:
+        return [FA] * n_layers
+    return [
+        SLIDING_FA_DECODE if decodes else SLIDING if slides else FA
+        for slides, decodes in zip(swaa.sliding_layers(n_layers), swaa.fa_decode_layers(n_layers), strict=True)
+    ]
+
+
+def kv_size(
+    model: ModelFile,
+    swaa: SwaaConfig | None,
+    *,
+    n_ctx: int,
+    n_batch: int | None = None,
+    n_ubatch: int = 512,
+    n_seq_max: int = 1,
+    kv_unified: bool = False,
+    type_k: str | int = "f16",
+    type_v: str | int = "f16",
+    swa_full: bool = False,
+    flash_attn: bool = True,
+) -> KVSize:
+    """What a context of llama.cpp with these parameters allocates for K and V of `model` under `swaa`.
+
+    Sizes are in tokens. n_ctx: 0 is what the model was trained for; n_batch: None is n_ubatch. type_k, type_v: name
+    or number of a ggml type. swa_full: no rings. Raises `ConfigError` for a type that doesn't exist or doesn't fit
+    the model's heads.
+    """
+    n_ctx = n_ctx or model.context_length
+    n_ubatch = min(n_ctx, n_ubatch if n_batch is None else n_batch, n_ubatch)
+    streams = 1 if kv_unified else n_seq_max
+    full_cells = _padded(_padded(n_ctx) // streams)
+    kinds = layer_kinds(swaa, model.n_layers)
+    ring_cells = 0
+    if swaa is not None and SLIDING in kinds and not swa_full and not _several_positions(model.header):
+        needed = (n_seq_max if kv_unified else 1) * (swaa.window_size + swaa.sink_count) + n_ubatch
+        ring_cells = _padded(needed) if _padded(needed) < full_cells else 0
+
+    # Layers at the end that predict further tokens are not part of the model that runs.
+    cached = range(model.n_layers - int(model.header.value(f"{model.architecture}.nextn_predict_layers", 0)))
+    # Without flash attention V is stored transposed, and all layers' rows are as wide as the widest.
+    widest = max(model.n_kv_heads, default=0)
+    sizes = dict.fromkeys(KINDS, 0)
+    for layer in cached:
+        heads = model.n_kv_heads[layer]
+        row = heads * _head_bytes("type_k", type_k, model.key_length)
+        row += (heads if flash_attn else widest) * _head_bytes("type_v", type_v, model.value_length)
+        in_ring = ring_cells and kinds[layer] == SLIDING
+        sizes[kinds[layer]] += row * streams * (ring_cells if in_ring else full_cells)
+    return KVSize(sizes, full_cells, ring_cells, streams)
+
+
+def _padded(cells: int) -> int:
+    return -(-cells // _BLOCK) * _BLOCK
+
+
+def _head_bytes(name: str, kind: str | int, length: int) -> int:
+    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    try:
+        block, size = GGML_QUANT_SIZES[
+            GGMLQuantizationType[kind.upper()] if isinstance(kind, str) else GGMLQuantizationType(kind)
+        ]
+    except (KeyError, ValueError):
+        raise ConfigError(f"{name} = {kind} is no type of ggml; take f16, q8_0 or q4_0") from None
+    if length % block:
+        raise ConfigError(f"{name} = {kind} keeps {block} numbers together; a head's {length} don't fit; take f16")
+    return length // block * size
+
+
+def _several_positions(header: Header) -> bool:
+    name = header.architecture
+    if name in _MULTI_POSITION:
+        return True
+    sections = header.value(f"{name}.rope.dimension_sections", ())
+    return name in _MULTI_POSITION_IF_GIVEN and len(sections) > 1 and min(sections[:2]) > 0
