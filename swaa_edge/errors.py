@@ -38,3 +38,12 @@ class GenerationError(SwaaError, RuntimeError):
 
 class GenerationCancelled(GenerationError):
     """An evaluation was stopped on request; what was evaluated before stays, and the model stays usable."""
+
+
+class StateError(SwaaError, KeyError):
+    """A saved state can't be used: it is of another model or other settings, too long, or damaged.
+
+    As a `KeyError` it is what llama_cpp takes for a miss of its cache.
+    """
+
+    __str__ = Exception.__str__  # KeyError's own shows the message in quotes

@@ -10,18 +10,21 @@ progress, and can be cancelled.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
-import re
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, Literal
 
-import jinja2
 import numpy as np
 
 from swaa_edge import native
 from swaa_edge.config import SwaaConfig
-from swaa_edge.errors import ConfigError, GenerationCancelled, GenerationError, ModelFileError
+from swaa_edge.errors import GenerationCancelled, GenerationError
+from swaa_edge.failures import decode_failure, load_failure
+from swaa_edge.kvcache import CachedLlama
+from swaa_edge.layers import whole_number
 from swaa_edge.loading import check_context, check_tokenizer, effective_config, plan_swaa
 from swaa_edge.native import Phase
 from swaa_edge.timings import Timings
@@ -31,17 +34,21 @@ llama_cpp = native.load()
 
 OnPrefill = Callable[[int, int], object]
 _LOG = logging.getLogger("llama-cpp-python")
+_GENERATE = inspect.signature(llama_cpp.Llama.generate)
 # llama.cpp rounds a context up to whole blocks of this many cells; llama_cpp's arrays must have that size too.
 _CONTEXT_STEP = 256
 
 
-class SwaaLlama(llama_cpp.Llama):
+class SwaaLlama(CachedLlama):
     """llama_cpp.Llama under SWAA; every method and argument of it, and these.
 
     swaa: None runs what the file's keys say; a SwaaConfig runs that instead; False runs full attention.
     on_prefill(done, total): called while a prompt is evaluated, first with done = 0 and then after each
         ubatch; both count tokens, without a reused prefix. Called in the thread that evaluates.
     flash_attn: on by default, since SWAA is fast only with it.
+    swa_full: True keeps K and V of the whole context also in the layers that need a window only, instead of a ring;
+        then every prefix can be reused. None is False under SWAA, and llama_cpp's default without it.
+    checkpoints: how many copies of the ring are kept, each to reuse one prompt after a longer answer.
     n_ctx: rounded up to a multiple of 256, as llama.cpp does.
 
     Raises before any model is loaded: `ModelFileError` for a file that is missing, no GGUF, cut off or
@@ -57,6 +64,8 @@ class SwaaLlama(llama_cpp.Llama):
         swaa: SwaaConfig | Literal[False] | None = None,
         on_prefill: OnPrefill | None = None,
         flash_attn: bool = True,
+        swa_full: bool | None = None,
+        checkpoints: int = 1,
         **kwargs: Any,
     ) -> None:
         model_path = str(model_path)
@@ -67,32 +76,38 @@ class SwaaLlama(llama_cpp.Llama):
         self._completions = 0
         self._turn: Literal["prompt", "feedback"] | None = None
         self._sampled: tuple[int, int] | None = None
+        self._n_checkpoints = whole_number("checkpoints", checkpoints, 0)
         kwargs["kv_overrides"], meant = plan_swaa(model_path, swaa, self._given_overrides)
         check_tokenizer(model_path)
         check_context(flash_attn=flash_attn, **kwargs)
         if kwargs.get("n_ctx", 512) % _CONTEXT_STEP:
             kwargs["n_ctx"] = -(-kwargs.get("n_ctx", 512) // _CONTEXT_STEP) * _CONTEXT_STEP
+        if swa_full is None and meant is not None:
+            swa_full = False
         try:
-            super().__init__(model_path, flash_attn=flash_attn, **kwargs)
-        except ValueError as error:
-            raise self._load_error(error, model_path) from error
-        except jinja2.TemplateError as error:
-            why = " ".join(str(error).split())
-            raise ModelFileError(f"{model_path} has a chat template that is no valid Jinja: {why}") from error
-        # Upstream turns this on for a draft model, for every token of the prompt, without the memory for it.
-        self._logits_all = bool(kwargs.get("logits_all", False))
-        self._abort.attach(self.ctx)
-        self._swaa = effective_config(native.model_config(self.model), meant)
+            super().__init__(model_path, flash_attn=flash_attn, swa_full=swa_full, **kwargs)
+            # Upstream turns this on for a draft model, for every token of the prompt, without the memory for it.
+            self._logits_all = bool(kwargs.get("logits_all", False))
+            self._abort.attach(self.ctx)
+            self._swaa = effective_config(native.model_config(self.model), meant)
+            self._open_cache(self._n_checkpoints, self._given_overrides)
+            self._shrink_buffers()
+        except BaseException as error:
+            # The traceback keeps this object alive for as long as the caller keeps the error.
+            self.close()
+            failure = load_failure(error, model_path)
+            if failure is error:
+                raise
+            raise failure from error
 
-    @staticmethod
-    def _load_error(error: ValueError, path: str) -> ValueError:
-        if str(error).startswith("Failed to load model"):
-            why = "load it with verbose=True to see why"
-            return ModelFileError(native.last_error() or f"llama.cpp can't load {path}; {why}")
-        if str(error).startswith("Failed to create llama_context"):
-            why = "llama.cpp can't make the context: too little memory? lower n_ctx"
-            return ConfigError(native.last_error() or why)
-        return error
+    def _shrink_buffers(self) -> None:
+        # Upstream's batch has room for n_ctx sequences in each row; there is one.
+        self._batch.close()
+        batch = llama_cpp._internals.LlamaBatch(n_tokens=self.n_batch, embd=0, n_seq_max=1, verbose=self.verbose)
+        self._batch = self._stack.enter_context(contextlib.closing(batch))
+        if not self._logits_all:
+            # Upstream's n_batch rows are never written, but read by index; this has all rows in four bytes.
+            self.scores = np.broadcast_to(np.float32(np.nan), (self.input_ids.size, self._n_vocab))
 
     @property
     def swaa(self) -> SwaaConfig | None:
@@ -104,6 +119,12 @@ class SwaaLlama(llama_cpp.Llama):
         """How sliding layers are computed here: "table", "copy" or "dense"; None if the model runs full attention."""
         return None if self._swaa is None else native.get_policy(self.ctx).name.lower()
 
+    @property
+    def eval_logits(self) -> deque[list[float]]:
+        """As upstream: the logits of all tokens with logits_all; else one row, which upstream leaves undefined."""
+        rows = self._scores if self._logits_all else self._scores[-1:]
+        return deque(rows.tolist(), maxlen=self._n_ctx if self._logits_all else 1)
+
     # Evaluation
 
     def eval(self, tokens: Sequence[int], phase: Phase | None = None) -> None:
@@ -114,8 +135,10 @@ class SwaaLlama(llama_cpp.Llama):
         token after others, when `sample` wasn't called (a caller with a sampler of its own), is DECODE;
         all else is PREFILL. `phase` overrules that.
 
-        Raises `GenerationError` if the tokens don't fit or the engine fails, `GenerationCancelled` after
-        `cancel`. Tokens evaluated until then stay, and the object stays usable.
+        To go back, as upstream, lower `n_tokens` before; a ring may refuse to, and then nothing is changed.
+
+        Raises `GenerationError` if the tokens don't fit, can't follow the first `n_tokens` or the engine fails,
+        `GenerationCancelled` after `cancel`. Tokens evaluated until then stay, and the object stays usable.
         """
         room = min(self._n_ctx, self.input_ids.size)
         if self.n_tokens + len(tokens) > room:
@@ -126,6 +149,11 @@ class SwaaLlama(llama_cpp.Llama):
             self.last_timings.reused_tokens = self.n_tokens
             if self.n_tokens + len(tokens) == 0:
                 raise GenerationError("the prompt is empty; give at least one token")
+        elif self._turn == "feedback":
+            # The first was sampled, the others are a draft, of which only what proves right stays. A ring can take
+            # back a ubatch, so the draft is cut to that.
+            tokens = tokens[: self.context_params.n_ubatch]
+        self._cut()
         parts = self._phases(tokens) if phase is None else [(phase, tokens)]
         self._turn = self._turn and "feedback"
         self._sampled = None
@@ -154,10 +182,10 @@ class SwaaLlama(llama_cpp.Llama):
             with self._phase(phase):
                 if report:
                     report(0, len(tokens))
-                self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1)
                 for chunk in self._chunks(tokens, self.n_batch if drafted else self.context_params.n_ubatch):
                     if self._abort:
                         raise GenerationCancelled("cancelled")
+                    self._checkpoints.advance(self.n_tokens, len(chunk))
                     self._decode(chunk, every_row=self._logits_all or drafted)
                     done += len(chunk)
                     if report:
@@ -165,8 +193,9 @@ class SwaaLlama(llama_cpp.Llama):
                         report(done, len(tokens))
                 if phase is Phase.PREFILL:
                     llama_cpp.llama_synchronize(self.ctx)
+                    self._checkpoints.mark(self.n_tokens)
         except RuntimeError as error:
-            failure = self._decode_error(error, len(tokens))
+            failure = self._failure(error, tokens)
             self._recover()
             raise failure from error
         except BaseException:
@@ -213,17 +242,10 @@ class SwaaLlama(llama_cpp.Llama):
             # Chat handlers for images call llama_decode on the context themselves.
             native.set_phase(self.ctx, Phase.AUTO)
 
-    def _decode_error(self, error: RuntimeError, count: int) -> RuntimeError:
-        code = re.search(r"llama_decode returned (-?\d+)", str(error))
-        if code is None:
-            return error
-        if int(code[1]) == 2 or self._abort:
+    def _failure(self, error: RuntimeError, tokens: Sequence[int]) -> RuntimeError:
+        if self._abort:
             return GenerationCancelled("cancelled")
-        if int(code[1]) == 1:
-            return GenerationError(f"the context of {self._n_ctx} tokens has no room for {count} more; raise n_ctx")
-        if int(code[1]) == -1:
-            return GenerationError(f"the engine refused {count} tokens; each must be from 0 to {self._n_vocab - 1}")
-        return GenerationError(f"the engine failed (llama_decode returned {code[1]}); too little memory?")
+        return decode_failure(error, tokens, n_vocab=self._n_vocab, n_ctx=self._n_ctx)
 
     def _recover(self) -> None:
         """Bring the cache back to the tokens that are known to be in it."""
@@ -242,6 +264,9 @@ class SwaaLlama(llama_cpp.Llama):
         self._sampled = None
         timings = self.last_timings = Timings()
         turn: Literal["prompt", "feedback"] | None = "prompt"
+        tokens = list(tokens)
+        if _GENERATE.bind(self, tokens, *args, **kwargs).arguments.get("reset", True):
+            self._reach_prefix(tokens)
         upstream = super().generate(tokens, *args, **kwargs)
         sent = None
         try:
@@ -272,7 +297,10 @@ class SwaaLlama(llama_cpp.Llama):
         self._forget_cancel()
         self._completions += 1
         try:
-            yield from super()._create_completion(*args, **kwargs)
+            for answer in super()._create_completion(*args, **kwargs):
+                if "usage" in answer:
+                    answer["usage"]["prompt_tokens_details"] = {"cached_tokens": self.last_timings.reused_tokens}
+                yield answer
         finally:
             self._completions -= 1
 
@@ -283,7 +311,8 @@ class SwaaLlama(llama_cpp.Llama):
             try:
                 return super().embed(*args, **kwargs)
             except RuntimeError as error:
-                raise self._decode_error(error, self._batch.n_tokens()) from error
+                batch = self._batch.batch
+                raise self._failure(error, batch.token[: batch.n_tokens]) from error
 
     def cancel(self) -> None:
         """Stop the evaluation or generation that runs, from any thread, within one ubatch; it raises
@@ -297,18 +326,22 @@ class SwaaLlama(llama_cpp.Llama):
             self._abort.clear()
             _LOG.setLevel(logging.DEBUG if self.verbose else logging.ERROR)
 
-    # State
-
-    def load_state(self, state: Any) -> None:
-        """As upstream; the state must come from a model and context like this one."""
-        self._sampled = None
-        super().load_state(state)
+    # Copies and the end
 
     def __getstate__(self) -> dict[str, Any]:
         # on_prefill stays behind: a callback belongs to the program that made it.
-        return super().__getstate__() | {"swaa": self._swaa_argument, "kv_overrides": self._given_overrides}
+        ours = {"swaa": self._swaa_argument, "kv_overrides": self._given_overrides, "checkpoints": self._n_checkpoints}
+        return super().__getstate__() | ours
 
     def close(self) -> None:
-        """Free the model and its context; also what remains of a load that failed."""
-        if hasattr(self, "_stack"):
-            super().close()
+        """Free the model, its context and all buffers, also what remains of a load that failed; again: nothing."""
+        if not hasattr(self, "_stack"):
+            return
+        self._sampler = None
+        super().close()
+        if hasattr(self, "_checkpoints"):
+            self._checkpoints.clear()
+        self.cache = self._candidates = None
+        self.n_tokens = 0
+        self.input_ids = np.empty(0, np.intc)
+        self.scores = np.empty((0, 0), np.single)

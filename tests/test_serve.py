@@ -85,6 +85,7 @@ def test_completions_chats_streams_and_an_end(server):
     body = {"prompt": "The list of keys", "max_tokens": 6, "temperature": 0}
     answer = ask(f"{address}/completions", body)
     assert answer["usage"]["completion_tokens"] == 6
+    assert answer["usage"]["prompt_tokens_details"] == {"cached_tokens": 0}
     text = answer["choices"][0]["text"]
 
     from swaa_edge import SwaaConfig, SwaaLlama
@@ -102,6 +103,9 @@ def test_completions_chats_streams_and_an_end(server):
     answer = ask(f"{address}/chat/completions", chat)
     assert answer["choices"][0]["message"]["role"] == "assistant"
     assert answer["usage"]["completion_tokens"] >= 1
+    assert answer["usage"]["prompt_tokens_details"] == {"cached_tokens": 0}
+    again = ask(f"{address}/chat/completions", chat)["usage"]
+    assert again["prompt_tokens_details"] == {"cached_tokens": again["prompt_tokens"] - 1}
     assert [model["id"] for model in ask(f"{address}/models")["data"]] == ["qwen3-f32.gguf"]
 
     with pytest.raises(urllib.error.HTTPError) as caught:

@@ -43,6 +43,7 @@ class Engine:
     ubatch: int = 512
     threads: int | None = None
     cache_type: str = "f16"
+    swa_full: bool = False
     gpu_layers: int = -1
 
     def load(
@@ -70,6 +71,7 @@ class Engine:
             n_threads_batch=self.threads,
             type_k=CACHE_TYPES[self.cache_type],
             type_v=CACHE_TYPES[self.cache_type],
+            swa_full=self.swa_full or None,
             n_gpu_layers=self.gpu_layers,
             verbose=False,
             **more,
@@ -183,6 +185,11 @@ _ENGINE_OPTIONS = [
         default="f16",
         show_default=True,
         help="Type of the KV cache; q8_0 halves its memory.",
+    ),
+    click.option(
+        "--swa-full",
+        is_flag=True,
+        help="Keep the whole context in every layer, so that any part of a conversation can be reused.",
     ),
     click.option(
         "--gpu-layers",

@@ -113,6 +113,8 @@ def make_app(llm: SwaaLlama, api_key: str | None = None) -> fastapi.FastAPI:
     from llama_cpp.server.model import LlamaProxy
     from llama_cpp.server.settings import ModelSettings, ServerSettings
 
+    _declare_details()
+
     class LoadedModel(LlamaProxy):
         @staticmethod
         def load_llama_from_model_settings(settings: ModelSettings) -> SwaaLlama:
@@ -138,6 +140,14 @@ def run_server(app: fastapi.FastAPI, llm: SwaaLlama, listener: socket.socket) ->
             super().handle_exit(sig, frame)
 
     Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
+
+
+def _declare_details() -> None:
+    # FastAPI drops what an answer's type doesn't have, and upstream's lacks what SwaaLlama says about the cache.
+    from llama_cpp.llama_types import CompletionUsage
+    from typing_extensions import NotRequired
+
+    CompletionUsage.__annotations__["prompt_tokens_details"] = NotRequired[dict[str, int]]
 
 
 @contextlib.contextmanager
