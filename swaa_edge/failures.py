@@ -40,6 +40,6 @@ def decode_failure(error: RuntimeError, tokens: Sequence[int], *, n_vocab: int, 
         return GenerationError(f"the context of {n_ctx} tokens has no room for {count} more; raise n_ctx")
     if code == -1 and not all(0 <= token < n_vocab for token in tokens):
         return GenerationError(f"the engine refused {count} tokens; each must be from 0 to {n_vocab - 1}")
-    return GenerationError(
-        native.last_error() or f"the engine failed (llama_decode returned {code}); too little memory?"
-    )
+    # What it says may be about something before, unless the batch was refused.
+    why = native.last_error() if code == -1 else ""
+    return GenerationError(why or f"the engine failed (llama_decode returned {code}); too little memory?")

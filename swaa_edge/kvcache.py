@@ -123,6 +123,9 @@ class CachedLlama(llama_cpp.Llama):
             if not llama_cpp.llama_memory_seq_rm(memory, 0, first, last):
                 raise GenerationError(f"the engine can't forget tokens: {native.last_error()}")
         llama_cpp.llama_memory_seq_add(memory, 0, start, -1, -n_discard)
+        if llama_cpp.llama_memory_seq_pos_max(memory, 0) != end - n_discard - 1:
+            self.reset()  # another sequence shares the cells: only a caller of the C functions can bring that about
+            raise GenerationError(f"the engine can't move tokens: {native.last_error()}")
         self._checkpoints.forget(n_keep)
         self.n_tokens = end - n_discard
         for array in (self.input_ids, self.scores) if self._logits_all else (self.input_ids,):

@@ -68,7 +68,7 @@ def save(llm: llama_cpp.Llama, facts: Facts) -> llama_cpp.llama.LlamaState:
     data = bytearray(size)  # upstream's bytes could only be made by copying
     written = llama_cpp.llama_state_get_data(llm.ctx, (ctypes.c_uint8 * size).from_buffer(data), size)
     if not 0 < written <= size:
-        raise StateError(f"the engine can't save its state: {native.last_error() or 'too little memory?'}")
+        raise StateError("the engine can't save its state; too little memory?")
     del data[written:]
     state = llama_cpp.llama.LlamaState(
         input_ids=llm.input_ids[: llm.n_tokens].copy(),
@@ -126,9 +126,8 @@ def load(llm: llama_cpp.Llama, state: llama_cpp.llama.LlamaState) -> None:
     data = np.frombuffer(state.llama_state, np.uint8)
     pointer = data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
     if llama_cpp.llama_state_set_data(llm.ctx, pointer, data.size) != data.size:
-        why = native.last_error()
         llm._ctx.kv_cache_clear()
-        raise StateError(f"the engine can't load the state: {why}" if why else f"the state is damaged; {_AGAIN}")
+        raise StateError(f"the state is damaged, or memory ran out; {_AGAIN}")
 
 
 class OwnStates(llama_cpp.llama_cache.BaseLlamaCache):
@@ -144,8 +143,7 @@ class OwnStates(llama_cpp.llama_cache.BaseLlamaCache):
         self._owner = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
     def _key(self, tokens: Sequence[int]) -> tuple[Any, ...]:
-        first, *rest = tokens
-        return ((self._owner, first), *rest)
+        return ((self._owner, *tokens[:1]), *tokens[1:])
 
     @property
     def cache_size(self) -> int:

@@ -123,7 +123,8 @@ def test_a_library_without_swaa_or_with_another_version_of_it():
     with pytest.raises(NativeLibraryError) as caught:
         native._check_abi(newer)
     assert str(caught.value) == (
-        f"/lib/libllama.so has version 7 of the SWAA functions, but this swaa-edge needs {native.ABI_VERSION}; {REBUILD}"
+        "/lib/libllama.so has version 7 of the SWAA functions, "
+        f"but this swaa-edge needs {native.ABI_VERSION}; {REBUILD}"
     )
 
 
@@ -211,8 +212,8 @@ native.load()
     status, _, error = run_python(code)
     assert status == 1
     assert error == (
-        f"swaa_edge.errors.NativeLibraryError: {built / LIBRARY} has version {native.ABI_VERSION} of the SWAA functions, "
-        f"but this swaa-edge needs 99; {REBUILD}"
+        f"swaa_edge.errors.NativeLibraryError: {built / LIBRARY} has version {native.ABI_VERSION} "
+        f"of the SWAA functions, but this swaa-edge needs 99; {REBUILD}"
     )
 
 
