@@ -291,13 +291,16 @@ llama_memory_context_ptr llama_swaa_memory::init_batch(llama_batch_allocr & ball
     bool decode  = false;
     bool prefill = false;
     bool coupled = false; // one token of several sequences
+    bool hides   = false; // the window hides a key from some token
     for (int32_t i = 0; i < batch.n_tokens; ++i) {
         (swaa->is_decode(batch.seq_id[i][0]) ? decode : prefill) = true;
         coupled |= batch.n_seq_id[i] > 1;
+        hides   |= !params.hides_nothing_from(batch.pos[i]);
     }
 
-    // a token that decodes with full attention makes its whole past live for all tokens of its ubatch
-    const bool by_phase = swaa->any_fa_decode && decode && prefill && !coupled;
+    // A token that decodes with full attention makes its whole past live for all tokens of its ubatch. While nothing is
+    // hidden, ubatches are upstream's, so that results are too.
+    const bool by_phase = swaa->any_fa_decode && decode && prefill && hides && !coupled;
 
     const auto split = [&]() {
         if (!unified) {
