@@ -15,19 +15,20 @@ from dataclasses import dataclass
 from swaa_edge import native
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Checkpoint:
-    """The ring as it was when the next token had `position`."""
+    """The ring as it was when the next token had `position`; what it holds of tokens before `valid` is still right."""
 
     position: int
     data: bytearray
+    valid: int
 
 
 class Checkpoints:
     """The newest copies of the ring of sequence 0 of a `llama_context *`, `limit` of them at most.
 
-    A copy at position c also serves positions up to a ubatch before c. It is valid as long as no token before c is
-    evaluated anew: K and V of all layers must come from the same tokens, computed in the same way.
+    A copy at position c also serves positions up to a ubatch before c, as long as no token before those is evaluated
+    anew: K and V of all layers must come from the same tokens, computed in the same way.
     """
 
     def __init__(self, context: int, limit: int) -> None:
@@ -72,7 +73,7 @@ class Checkpoints:
             flags = llama_cpp.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
             if llama_cpp.llama_state_seq_set_data_ext(self._context, source, size, 0, flags) != size:
                 return None
-            end = min(checkpoint.position, position)
+            end = min(checkpoint.valid, position)
             if native.can_continue(self._context, 0, end):
                 memory = llama_cpp.llama_get_memory(self._context)
                 return end if llama_cpp.llama_memory_seq_rm(memory, 0, end, -1) else None
@@ -80,7 +81,9 @@ class Checkpoints:
 
     def forget(self, position: int) -> None:
         """Drop what builds on tokens from `position` on."""
-        self._kept = [checkpoint for checkpoint in self._kept if checkpoint.position <= position]
+        for checkpoint in self._kept:
+            checkpoint.valid = min(checkpoint.valid, position)
+        self._kept = [checkpoint for checkpoint in self._kept if checkpoint.position - checkpoint.valid <= self._reach]
         if self._mark is not None and self._mark > position:
             self._mark = None
 
@@ -101,4 +104,4 @@ class Checkpoints:
             return  # a copy saves time; the answer doesn't depend on it
         target = (ctypes.c_uint8 * size).from_buffer(data)
         if size and llama_cpp.llama_state_seq_get_data_ext(self._context, target, size, 0, flags) == size:
-            self._kept.append(_Checkpoint(position, data))
+            self._kept.append(_Checkpoint(position, data, position))

@@ -41,10 +41,10 @@ def plan_shift(
 
 
 def _can_go_on(context: int, swaa: SwaaConfig, n_tokens: int, n_keep: int, n_discard: int) -> bool:
-    """Whether the ring holds all that the next token sees; it holds the sinks, and all from some position on."""
+    """Whether the ring holds all that the next token sees after the shift, at the positions they have before it."""
     end = n_tokens - n_discard
-    # Kept tokens that come into the window and are no sinks: those from end - window + 1 to n_keep - 1.
-    window_ok = n_keep <= max(swaa.sink_count, end - swaa.window_size + 1) or native.can_continue(context, 0, end)
-    # Tokens that become sinks, because fewer than all sinks are kept.
-    sinks_ok = n_keep >= swaa.sink_count or native.can_continue(context, 0, n_keep + n_discard)
-    return window_ok and sinks_ok
+    # What moves down into the window was in the window. New to it is what stays and is no sink; new among the sinks,
+    # what moves down there because fewer are kept.
+    return native.holds(context, 0, end - swaa.window_size + 1, n_keep) and native.holds(
+        context, 0, n_keep + n_discard, min(swaa.sink_count, end) + n_discard
+    )

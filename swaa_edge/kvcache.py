@@ -28,6 +28,7 @@ class CachedLlama(llama_cpp.Llama):
     _swaa: SwaaConfig | None
     # Where the next token would go and which it is, if `sample` just returned it.
     _sampled: tuple[int, int] | None
+    _rows: int
 
     def _open_cache(self, checkpoints: int, overrides: Mapping[str, Any] | None) -> None:
         """To be called when the model is loaded and `_swaa` is known."""
@@ -42,8 +43,6 @@ class CachedLlama(llama_cpp.Llama):
     @property
     def ctx(self) -> Any:
         """As upstream: the `llama_context *`. Raises `GenerationError` after `close`."""
-        if self._ctx.ctx is None:
-            raise GenerationError("this model is closed; load it again")
         return self._ctx.ctx
 
     def reset(self) -> None:
@@ -92,7 +91,7 @@ class CachedLlama(llama_cpp.Llama):
         """
         states.check(self, state, self._facts)
         self.reset()
-        self._sampled = None
+        self._sampled, self._rows = None, 0
         states.load(self, state)
         count = state.n_tokens
         self.input_ids[:count] = state.input_ids[:count]

@@ -39,6 +39,15 @@ _GENERATE = inspect.signature(llama_cpp.Llama.generate)
 _CONTEXT_STEP = 256
 
 
+class _Closed:
+    """Stands where upstream's model and context were: any use of them says what is wrong."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # what copy, pickle and repr look for
+            raise AttributeError(name)
+        raise GenerationError("this model is closed; load it again")
+
+
 class SwaaLlama(CachedLlama):
     """llama_cpp.Llama under SWAA; every method and argument of it, and these.
 
@@ -76,6 +85,7 @@ class SwaaLlama(CachedLlama):
         self._completions = 0
         self._turn: Literal["prompt", "feedback"] | None = None
         self._sampled: tuple[int, int] | None = None
+        self._rows = 0  # of logits that the engine holds, up to those of the last token
         self._n_checkpoints = whole_number("checkpoints", checkpoints, 0)
         kwargs["kv_overrides"], meant = plan_swaa(model_path, swaa, self._given_overrides)
         check_tokenizer(model_path)
@@ -140,6 +150,7 @@ class SwaaLlama(CachedLlama):
         Raises `GenerationError` if the tokens don't fit, can't follow the first `n_tokens` or the engine fails,
         `GenerationCancelled` after `cancel`. Tokens evaluated until then stay, and the object stays usable.
         """
+        self._ctx.n_ctx()  # says so if this is closed
         room = min(self._n_ctx, self.input_ids.size)
         if self.n_tokens + len(tokens) > room:
             raise GenerationError(
@@ -221,6 +232,7 @@ class SwaaLlama(CachedLlama):
     def _decode(self, tokens: Sequence[int], every_row: bool) -> None:
         """One llama_decode; every_row: logits for each token, not only for the last."""
         past, count = self.n_tokens, len(tokens)
+        self._rows = 0
         self._batch.set_batch(batch=tokens, n_past=past, logits_all=every_row)
         self._ctx.decode(self._batch)
         self.input_ids[past : past + count] = tokens
@@ -228,6 +240,7 @@ class SwaaLlama(CachedLlama):
             rows = np.ctypeslib.as_array(self._ctx.get_logits(), shape=(count, self._n_vocab))
             self.scores[past : past + count, :] = rows
         self.n_tokens += count
+        self._rows = count if every_row else 1
         self._requires_eval = False
 
     @contextlib.contextmanager
@@ -287,7 +300,16 @@ class SwaaLlama(CachedLlama):
             upstream.close()
 
     def sample(self, *args: Any, idx: int | None = None, **kwargs: Any) -> int:
-        """As upstream; the token is remembered, so that `eval` knows it when it comes back."""
+        """As upstream; the token is remembered, so that `eval` knows it when it comes back.
+
+        Raises `GenerationError` if there are no logits of that token: nothing was evaluated since the model was
+        loaded, reset or given a state.
+        """
+        back = 1 if idx is None else self.n_tokens - idx
+        if not 0 < back <= self._rows or self.n_tokens == 0:
+            raise GenerationError(
+                f"there are no logits to sample from{'' if idx is None else f' at idx = {idx}'}; evaluate tokens first"
+            )
         token = super().sample(*args, idx=idx, **kwargs)
         self._sampled = (self.n_tokens if idx is None else idx + 1, token)
         return token
@@ -307,6 +329,7 @@ class SwaaLlama(CachedLlama):
     def embed(self, *args: Any, **kwargs: Any) -> Any:
         """As upstream; texts to embed are prompts."""
         self._forget_cancel()
+        self._rows = 0
         with self._phase(Phase.PREFILL):
             try:
                 return super().embed(*args, **kwargs)
@@ -342,6 +365,8 @@ class SwaaLlama(CachedLlama):
         if hasattr(self, "_checkpoints"):
             self._checkpoints.clear()
         self.cache = self._candidates = None
+        # Upstream's objects would give null pointers to C.
+        self._ctx = self._model = self._batch = self.tokenizer_ = _Closed()
         self.n_tokens = 0
         self.input_ids = np.empty(0, np.intc)
         self.scores = np.empty((0, 0), np.single)

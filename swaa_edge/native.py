@@ -88,6 +88,7 @@ _FUNCTIONS = {
     "llama_swaa_get_policy": (ctypes.c_int32, [ctypes.c_void_p]),
     "llama_swaa_fingerprint": (ctypes.c_uint64, [ctypes.c_void_p]),
     "llama_swaa_can_continue": (ctypes.c_bool, [ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32]),
+    "llama_swaa_holds": (ctypes.c_bool, [ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32, ctypes.c_int32]),
     "llama_swaa_kv_bytes": (ctypes.c_uint64, [ctypes.c_void_p]),
     "llama_swaa_ring_cells": (ctypes.c_uint32, [ctypes.c_void_p]),
     "llama_swaa_set_default_policy": (ctypes.c_int32, [ctypes.c_int32]),
@@ -250,6 +251,11 @@ def can_continue(context: int, sequence: int, position: int) -> bool:
     Always true without a ring. Where it is false, llama_memory_seq_rm refuses to cut there.
     """
     return _lib().llama_swaa_can_continue(context, sequence, position)
+
+
+def holds(context: int, sequence: int, start: int, end: int) -> bool:
+    """Whether all layers still hold K and V of the tokens of `sequence` at positions from `start` on and before `end`."""
+    return _lib().llama_swaa_holds(context, sequence, start, end)
 
 
 def kv_bytes(context: int) -> int:

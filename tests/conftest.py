@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.register_assert_rewrite("tiny_llm")  # several modules import it, and name it as a plugin
+
 
 def pytest_runtest_setup(item):
     if item.get_closest_marker("native"):

@@ -73,11 +73,11 @@ def test_what_no_checkpoint_reaches_is_evaluated_again(load, cold, same):
     tokens_of(llm, PROMPT, LONG)
     prompt = [*PROMPT[:same], *text(3, 250)]
     tokens_of(llm, prompt, 1)
-    assert reused(llm, prompt) == 0
+    assert reused(llm, prompt) == (same if same <= RING.sink_count else 0)  # sinks are never forgotten
     assert close(last_logits(llm), cold(prompt))
     # Nothing of the first prompt is left to be mistaken for a part of it.
     tokens_of(llm, PROMPT, 1)
-    assert reused(llm, PROMPT) == 0 if same < 200 else True
+    assert reused(llm, PROMPT) <= same
     assert close(last_logits(llm), cold(PROMPT))
 
 
@@ -306,9 +306,9 @@ def test_shifts_that_are_refused(load, cold):
     llm = load()
     llm.eval(PROMPT)
     for arguments, message in [
-        ({"n_keep": 299}, "n_keep = 299 leaves nothing to forget of 300 tokens; 2 or more must follow"),
+        ({"n_keep": 299}, "n_keep = 299 leaves nothing to forget of 300 tokens; at least 2 must follow"),
         ({"n_keep": -1}, "n_keep = -1 leaves nothing"),
-        ({"n_discard": 0}, "n_discard = 0 must be from 1 to 297, since 298 tokens follow"),
+        ({"n_discard": 0}, "n_discard = 0 must be from 1 to 297: 298 of 300 tokens follow"),
         ({"n_discard": 298}, "n_discard = 298 must be"),
         ({"n_keep": 30, "n_discard": 265}, "the ring has forgotten what would come into view"),
         ({"n_keep": 0, "n_discard": 5}, "the ring has forgotten what would come into view"),

@@ -486,6 +486,20 @@ def test_tokens_that_there_are_not(load):
     assert tokens_of(llm) == tokens_of(load())
 
 
+def test_logits_that_there_are_not(load):
+    llm = load()
+    with pytest.raises(GenerationError, match="no logits to sample from; evaluate tokens first"):
+        llm.sample()
+    llm.eval(PROMPT)
+    for idx in (63, 65, -1):
+        with pytest.raises(GenerationError, match=f"no logits to sample from at idx = {idx}"):
+            llm.sample(idx=idx)
+    assert llm.sample(temp=0, idx=64) == llm.sample(temp=0)
+    llm.reset()
+    with pytest.raises(GenerationError, match="no logits"):
+        llm.sample()
+
+
 def test_an_empty_prompt(load):
     with pytest.raises(GenerationError, match="the prompt is empty"):
         next(load().generate([]))

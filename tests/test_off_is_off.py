@@ -56,7 +56,7 @@ def logits(running, model, case, overrides):
 def assert_same_bits(ours, theirs):
     for one, other in zip(ours, theirs, strict=True):
         assert np.isfinite(one).all()
-        same = one.tobytes() == other.tobytes()  # not in the assert: pytest takes minutes to tell how bytes differ
+        same = one.tobytes() == other.tobytes()  # pytest takes minutes to tell how bytes differ
         assert same, f"largest difference {np.abs(one - other).max()}"
 
 

@@ -69,6 +69,9 @@ LLAMA_API uint64_t llama_swaa_fingerprint(const struct llama_context * ctx);
 // Where this is false, llama_memory_seq_rm refuses to cut there.
 LLAMA_API bool llama_swaa_can_continue(const struct llama_context * ctx, llama_seq_id seq_id, llama_pos pos);
 
+// Do all layers hold K and V of the sequence's tokens at positions [p0, p1)? What is moved must be held where it goes.
+LLAMA_API bool llama_swaa_holds(const struct llama_context * ctx, llama_seq_id seq_id, llama_pos p0, llama_pos p1);
+
 // Bytes allocated for K and V.
 LLAMA_API uint64_t llama_swaa_kv_bytes(const struct llama_context * ctx);
 

@@ -244,6 +244,12 @@ bool llama_swaa_can_continue(const llama_context * ctx, llama_seq_id seq_id, lla
     return swaa ? swaa->memory.can_continue(seq_id, pos) : true;
 }
 
+bool llama_swaa_holds(const llama_context * ctx, llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
+    const auto * swaa = ctx->get_cparams().swaa;
+
+    return swaa ? swaa->memory.holds(seq_id, p0, p1) : true;
+}
+
 uint64_t llama_swaa_kv_bytes(const llama_context * ctx) {
     uint64_t res = 0;
 

@@ -126,7 +126,7 @@ llama_pos llama_swaa_memory::window_start(llama_pos pos) const {
     return (llama_pos) std::max<int64_t>(0, (int64_t) pos - params.window_size + 1);
 }
 
-llama_pos llama_swaa_memory::find_lost(llama_seq_id seq_id, llama_pos pos, bool all) const {
+llama_pos llama_swaa_memory::find_lost(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const {
     if (!kv_ring) {
         return -1;
     }
@@ -134,27 +134,32 @@ llama_pos llama_swaa_memory::find_lost(llama_seq_id seq_id, llama_pos pos, bool 
     const auto & listed = kv_full->get_cells(seq_id).seq_pos_get(seq_id);
     const auto & held   = kv_ring->get_cells(seq_id).seq_pos_get(seq_id);
 
-    const auto find = [&](llama_pos p0, llama_pos p1) -> llama_pos {
-        auto it = held.lower_bound({ p0, 0 });
-        for (auto cur = listed.lower_bound({ p0, 0 }); cur != listed.end() && cur->first < p1; ++cur) {
-            if (it == held.end() || it->first != cur->first) {
-                return cur->first;
-            }
-            ++it;
+    auto it = held.lower_bound({ p0, 0 });
+    for (auto cur = listed.lower_bound({ p0, 0 }); cur != listed.end() && cur->first < p1; ++cur) {
+        if (it == held.end() || it->first != cur->first) {
+            return cur->first;
         }
-        return -1;
-    };
+        ++it;
+    }
 
+    return -1;
+}
+
+llama_pos llama_swaa_memory::find_missed(llama_seq_id seq_id, llama_pos pos, bool all) const {
     const llama_pos start = all ? 0 : window_start(pos);
     const llama_pos sinks = (llama_pos) std::min<int64_t>(params.sink_count, start);
 
-    const llama_pos lost = find(0, sinks);
+    const llama_pos lost = find_lost(seq_id, 0, sinks);
 
-    return lost >= 0 ? lost : find(start, pos);
+    return lost >= 0 ? lost : find_lost(seq_id, start, pos);
 }
 
 bool llama_swaa_memory::can_continue(llama_seq_id seq_id, llama_pos pos) const {
-    return seq_id >= 0 && (uint32_t) seq_id < n_seq_max && find_lost(seq_id, pos, false) < 0;
+    return seq_id >= 0 && (uint32_t) seq_id < n_seq_max && find_missed(seq_id, pos, false) < 0;
+}
+
+bool llama_swaa_memory::holds(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const {
+    return seq_id >= 0 && (uint32_t) seq_id < n_seq_max && find_lost(seq_id, p0, p1) < 0;
 }
 
 bool llama_swaa_memory::check_batch(const llama_batch & batch, bool all) {
@@ -176,7 +181,7 @@ bool llama_swaa_memory::check_batch(const llama_batch & batch, bool all) {
             continue;
         }
 
-        const llama_pos lost = find_lost(s, first[s], all);
+        const llama_pos lost = find_missed(s, first[s], all);
         if (lost >= 0) {
             refuse_request(format("sequence %u can't go on at position %d: its sliding layers no longer hold the key at "
                         "position %d; %s", s, first[s], lost, EVALUATE_AGAIN));
@@ -395,7 +400,7 @@ bool llama_swaa_memory::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) 
             const auto   rest   = listed.lower_bound({ p0, 0 });
 
             const llama_pos next = rest == listed.begin() ? 0 : std::prev(rest)->first + 1;
-            const llama_pos lost = find_lost(s, next, false);
+            const llama_pos lost = find_missed(s, next, false);
             if (lost >= 0) {
                 llama_swaa_set_error(format("sequence %u can't be cut back to position %d: its sliding layers no longer hold the "
                             "key at position %d; %s", s, next, lost, EVALUATE_AGAIN));

@@ -73,6 +73,9 @@ public:
     // If the sequence ended before pos, would its next token find all the keys it sees?
     bool can_continue(llama_seq_id seq_id, llama_pos pos) const;
 
+    // Does the ring hold all tokens of the sequence from p0 on and before p1?
+    bool holds(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const;
+
     // False, with the last error set, if a sequence of the batch would miss a key. all: it sees its whole past.
     bool check_batch(const llama_batch & batch, bool all);
 
@@ -82,8 +85,11 @@ public:
     llama_kv_cache * get_ring() const { return kv_ring.get(); }
 
 private:
-    // The least position before pos that a token at pos sees and the ring has lost; -1 if there is none.
-    llama_pos find_lost(llama_seq_id seq_id, llama_pos pos, bool all) const;
+    // The least position from p0 on and before p1 that the ring has lost; -1 if there is none.
+    llama_pos find_lost(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const;
+
+    // The same of those that a token at pos sees. all: it sees its whole past.
+    llama_pos find_missed(llama_seq_id seq_id, llama_pos pos, bool all) const;
 
     // The first position that a token at pos sees by the window.
     llama_pos window_start(llama_pos pos) const;
