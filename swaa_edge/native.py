@@ -254,7 +254,7 @@ def can_continue(context: int, sequence: int, position: int) -> bool:
 
 
 def holds(context: int, sequence: int, start: int, end: int) -> bool:
-    """Whether all layers still hold K and V of the tokens of `sequence` at positions from `start` on and before `end`."""
+    """Whether all layers still hold K and V of the tokens of `sequence` at positions from `start` to before `end`."""
     return _lib().llama_swaa_holds(context, sequence, start, end)
 
 
