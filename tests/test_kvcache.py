@@ -1,10 +1,12 @@
 """Going back in a cache with a ring: reuse of prefixes, checkpoints, shifts; and never a wrong answer."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from tiny_llm import RING, RING_CELLS, UBATCH, close, last_logits, text, tokens_of
 
-from swaa_edge.config import SwaaConfig
+from swaa_edge.config import RECIPES, SwaaConfig
 from swaa_edge.contextshift import plan_shift
 from swaa_edge.errors import ConfigError, GenerationCancelled, GenerationError
 
@@ -156,6 +158,20 @@ def test_long_drafts_are_taken_back(load):
     llm = load(draft_model=Wild())
     assert tokens_of(llm, PROMPT, 40) == plain
     assert tokens_of(llm, PROMPT, 40) == plain
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("answer", [20, LONG])
+def test_a_second_turn_evaluates_what_is_new(load, recipe, answer):
+    swaa = replace(SwaaConfig.from_recipe(recipe), window_size=24, sink_count=2)
+    llm = load(swaa=swaa)
+    spoken = tokens_of(llm, PROMPT, answer)
+    for kept in (spoken, spoken[-10:]):  # the whole answer, or without its thoughts
+        prompt = [*PROMPT, *kept, *text(3, 100)]
+        tokens_of(llm, prompt, 1)
+        assert reused(llm, prompt) >= 300
+        tokens_of(llm, PROMPT, answer)
+    assert llm.last_timings.reused_tokens == 299
 
 
 def test_generate_that_goes_on_without_a_reset(load, cold):

@@ -190,6 +190,22 @@ def test_random_steps(engine, zoo, setup):  # noqa: F811
     run_state_machine_as_test(machine, settings=settings)
 
 
+@pytest.mark.native
+@pytest.mark.parametrize("wrong", [{"window": 30}, {"window": 32}, {"sinks": 3}, {"sinks": 5}], ids=str)
+def test_another_rule_is_noticed(engine, zoo, wrong):  # noqa: F811
+    """What the random steps compare can tell a window or sinks that are off by one, after an eviction too."""
+    setup = Setup("1111")
+    steps = [["eval", "prefill", [[[0], 300, 1]], False], ["rm", 0, 280, -1], ["eval", "auto", [[[0], 60, 2]], False]]
+    session = Session(engine, zoo, setup)
+    session.replay(steps)
+    assert session.counts.after == 60
+    session.close()
+    session = Session(engine, zoo, setup, rule=replace(setup.rule, **wrong))
+    with pytest.raises(AssertionError, match="standard deviations off"):
+        session.replay(steps)
+    session.close()
+
+
 GIVEN = '{"setup":{"sliding":"1111"},"steps":[["eval","prefill",[[[0],80,1]],false],["rm",0,60,-1]]}'
 
 

@@ -632,10 +632,7 @@ void llama_swaa_memory::state_read(llama_io_read_i & io, llama_seq_id seq_id, ll
         check_positions();
     } catch (const std::exception & err) {
         // half a state must not look like one
-        kv_full->state_clear(seq_id);
-        if (kv_ring) {
-            kv_ring->state_clear(seq_id);
-        }
+        forget(seq_id);
         llama_swaa_refuse(format("the state is damaged or does not fit this context (%s); evaluate the prompt again", err.what()));
     }
 
@@ -643,6 +640,26 @@ void llama_swaa_memory::state_read(llama_io_read_i & io, llama_seq_id seq_id, ll
         unchecked.set();
     } else {
         unchecked.set(seq_id);
+    }
+}
+
+void llama_swaa_memory::forget(llama_seq_id seq_id) {
+    for (auto * kv : { kv_full.get(), kv_ring.get() }) {
+        if (!kv) {
+            continue;
+        }
+
+        kv->state_clear(seq_id);
+
+        if (seq_id != -1) {
+            // seq_rm takes a negative position, which a damaged state can bring, for the start of a range
+            auto & cells = kv->v_cells[kv->get_stream(seq_id)];
+            for (uint32_t i = 0; i < cells.size(); ++i) {
+                if (cells.seq_has(i, seq_id)) {
+                    cells.seq_rm(i, seq_id);
+                }
+            }
+        }
     }
 }
 

@@ -103,6 +103,9 @@ private:
     // Removes what a state does not carry: ring cells of the sequence that are older than window and ubatch.
     void trim_ring(llama_seq_id seq_id) const;
 
+    // Empties a sequence, or everything (-1), whatever a damaged state has put there.
+    void forget(llama_seq_id seq_id);
+
     void check_positions() const;
 
     const llama_swaa_params & params;
