@@ -25,9 +25,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TREE = ROOT / "vendor" / "llama.cpp-patched"
-TESTS = ["tests/test_oracle.py", "tests/test_semantics.py"]
+TESTS = ["tests/test_oracle.py", "tests/test_semantics.py", "tests/test_reuse.py"]
 # What is run needs the engine; the rest of these files would pass anyway.
-SELECTED = "test_grid or test_semantics"
+SELECTED = "test_grid or test_semantics or test_random_steps"
 TIMEOUT_SECONDS = 1800
 
 
@@ -108,6 +108,7 @@ class Lab:
             SWAA_EDGE_LIB_PATH=str(self.library),
             SWAA_GRID_CASES=str(self.cases),
             SWAA_GRID_MODELS=str(self.models),
+            SWAA_REUSE_SCALE="0.4",
         )
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-k", SELECTED, *TESTS]
         try:

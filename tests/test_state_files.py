@@ -133,3 +133,57 @@ def test_damage_anywhere(engine, zoo, seq, unified):  # noqa: F811
         raise AssertionError(f"a damaged state killed the process: {error}") from None
     assert refusals > 30
     context.close()
+
+
+# Requests that can't be served
+
+
+def test_requests_about_sequences_that_there_are_not(engine, zoo):  # noqa: F811
+    context = opened(engine, zoo, RING)
+    fill(context)
+    for seq in (2, 255, 256, 10**6, -2):
+        for request in (
+            ("seq_rm", seq, 0, -1),
+            ("seq_keep", seq),
+            ("seq_cp", 0, seq, -1, -1),
+            ("seq_cp", seq, 0, -1, -1),
+            ("seq_add", seq, 0, -1, 5),
+            ("seq_div", seq, 0, -1, 2),
+            ("can_continue", seq, 0),
+            ("state_get", seq),
+        ):
+            assert not context.call(*request).value, request
+        assert context.call("range_of", seq).value == (-1, -1)
+    assert context.call("ranges", 2).value == [(0, 399), (-1, -1)]
+    next_logits(context)
+    context.close()
+
+
+@pytest.mark.parametrize(
+    ("request_made", "reason"),
+    [
+        (("seq_rm", 7, 0, -1), "sequence 7 does not exist; this context has 0 to 1"),
+        (("seq_div", 0, 0, -1, 0), "positions can't be divided by 0; give a number from 1"),
+        (("seq_add", 0, 0, -1, 2**31 - 100), "end past the largest position"),
+        (("seq_rm", 0, 100, -1), "sequence 0 can't be cut back to position 100: its sliding layers no longer hold"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_a_request_madethat_is_refused_says_why(engine, zoo, request_made, reason):  # noqa: F811
+    context = opened(engine, zoo, RING)
+    fill(context)
+    answer = context.call(*request_made)
+    assert not answer.value and reason in answer.reason
+    assert context.call("ranges", 2).value == [(0, 399), (-1, -1)]
+    next_logits(context)
+    context.close()
+
+
+def test_shared_cells_are_not_moved(engine, zoo):  # noqa: F811
+    context = opened(engine, zoo, RING)
+    fill(context)
+    context.call("seq_cp", 0, 1, -1, -1)
+    for request in (("seq_add", 0, 200, -1, 5), ("seq_div", 1, 0, -1, 2)):
+        assert "shares cells with another one, which would be moved too" in context.call(*request).reason
+    assert context.call("ranges", 2).value == [(0, 399), (0, 399)]
+    context.close()
