@@ -25,8 +25,14 @@ def resident():
 
 def load(**arguments):
     settings = {"swaa": SwaaConfig(24, 2), "n_batch": 32, "n_ubatch": 32, "n_threads": 1, "n_threads_batch": 1}
-    return SwaaLlama(sys.argv[1], verbose=False, **settings | arguments)
+    return SwaaLlama(sys.argv[1], **{"verbose": False} | settings | arguments)
 """
+
+
+def run(path, code):
+    done = subprocess.run([sys.executable, "-c", f"{PRELUDE}\n{code}", path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +46,7 @@ def measure(path):
     if not sys.platform.startswith("linux"):
         pytest.skip("resident memory is read from /proc")
 
-    def run(code):
-        code = f"{PRELUDE}\n{code}\nprint(json.dumps(result))"
-        done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
-
-    return run
+    return lambda code: json.loads(run(path, f"{code}\nprint(json.dumps(result))").stdout)
 
 
 def test_a_long_context_on_a_ring_costs_little(measure):
@@ -70,6 +70,21 @@ result = [resident(), llm.scores.shape, llm.scores.nbytes if llm.scores.strides[
     assert one[1] == every[1] == [32 * 1024, 768]
     assert (one[2], every[2]) == (0, 32 * 1024 * 768 * 4)
     assert one[0] < every[0] + 16 * MIB  # of the large array, pages that are never written are not resident
+
+
+@pytest.mark.parametrize("fa_layers", [[], [1]])
+@pytest.mark.parametrize("fa_decode", [False, [0, 2], True])
+def test_what_is_reserved_is_enough(path, fa_layers, fa_decode):
+    """While the prompt is shorter than the window and later, in prefill and decode, buffers keep the size they had."""
+    code = f"""
+swaa = SwaaConfig(700, 20, fa_layers={fa_layers}, fa_decode={fa_decode})
+llm = load(swaa=swaa, n_ctx=4096, n_batch=256, n_ubatch=256, verbose=True)
+next(llm.generate([7 + i % 700 for i in range(1500)], temp=0))
+next(llm.generate([7 + i % 700 for i in range(1600)], temp=0))
+llm.close()
+"""
+    said = run(path, code).stderr
+    assert "compute buffer size is" in said and "does not match expectation" not in said
 
 
 @pytest.mark.parametrize("failing", [False, True])

@@ -256,10 +256,16 @@ llama_swaa_columns reserve_columns(const llama_swaa_context & swaa, const llama_
     return res;
 }
 
-llama_swaa_columns reserve_causal_columns(const llama_ubatch & ubatch, uint32_t n_stream, uint32_t n_kv) {
+llama_swaa_columns reserve_causal_columns(const llama_swaa_context & swaa, const llama_ubatch & ubatch, uint32_t n_stream, uint32_t n_kv) {
     llama_swaa_columns res;
 
-    const uint32_t n_masked = n_causal_masked(ubatch.n_tokens/n_stream);
+    uint32_t n_masked = n_causal_masked(ubatch.n_tokens/n_stream);
+
+    if (swaa.memory.n_ring_cells() > 0) {
+        // as long as the window hides nothing, both caches take upstream's mask
+        n_masked = std::max<uint32_t>(n_masked, std::min<uint64_t>(n_kv,
+                    (uint64_t) swaa.params.window_size + swaa.params.sink_count + BLOCK - 1)/BLOCK);
+    }
 
     // sequences that share a stream see little in common: reserve upstream's mask
     if (n_masked < n_kv/BLOCK && (n_stream > 1 || ubatch.n_seqs_unq == 1)) {
@@ -324,7 +330,7 @@ llama_swaa_plan make_plan(
 
     if (swaa.any_causal_table && !in_ring && !dense && res.decode != llama_swaa_plan::ALL && !ubatch.is_pos_2d()) {
         res.causal = reserve ?
-            reserve_causal_columns(ubatch, res.n_stream, mctx->get_n_kv()) :
+            reserve_causal_columns(swaa, ubatch, res.n_stream, mctx->get_n_kv()) :
             find_causal_columns   (swaa, ubatch, mctx->get_kv(), res.n_stream, mctx->get_n_kv());
     }
 
