@@ -77,10 +77,10 @@ result = [resident(), llm.scores.shape, llm.scores.nbytes if llm.scores.strides[
 def test_what_is_reserved_is_enough(path, fa_layers, fa_decode):
     """While the prompt is shorter than the window and later, in prefill and decode, buffers keep the size they had."""
     code = f"""
-swaa = SwaaConfig(700, 20, fa_layers={fa_layers}, fa_decode={fa_decode})
-llm = load(swaa=swaa, n_ctx=4096, n_batch=256, n_ubatch=256, verbose=True)
-next(llm.generate([7 + i % 700 for i in range(1500)], temp=0))
-next(llm.generate([7 + i % 700 for i in range(1600)], temp=0))
+swaa = SwaaConfig(1900, 20, fa_layers={fa_layers}, fa_decode={fa_decode})
+llm = load(swaa=swaa, n_ctx=4096, n_batch=64, n_ubatch=64, verbose=True)
+next(llm.generate([7 + i % 700 for i in range(2500)], temp=0))
+next(llm.generate([7 + i % 700 for i in range(2600)], temp=0))
 llm.close()
 """
     said = run(path, code).stderr
