@@ -6,42 +6,18 @@
 
 #include "llama-batch.h"
 #include "llama-impl.h"
-#include "llama-io.h"
 #include "llama-model.h"
 
 #include <algorithm>
 #include <limits>
-#include <stdexcept>
 
 namespace {
 
 constexpr llama_pos POS_MAX = std::numeric_limits<llama_pos>::max();
 
-// "SWAA", before the part of a state that upstream wrote
-constexpr uint32_t STATE_MAGIC   = 0x41415753;
-constexpr uint32_t STATE_VERSION = 1;
-
-const char * const EVALUATE_AGAIN = "remove the whole sequence and evaluate it again";
-
 void normalize(llama_pos & p0, llama_pos & p1) {
     p0 = p0 < 0 ? 0       : p0;
     p1 = p1 < 0 ? POS_MAX : p1;
-}
-
-// For requests that llama.h gives no way to answer: they change nothing and say so.
-void refuse_request(const std::string & message) {
-    llama_swaa_set_error(message);
-    LLAMA_LOG_ERROR("SWAA: %s\n", message.c_str());
-}
-
-template<typename T> void write(llama_io_write_i & io, T value) {
-    io.write(&value, sizeof(value));
-}
-
-template<typename T> T read(llama_io_read_i & io) {
-    T res;
-    io.read(&res, sizeof(res));
-    return res;
 }
 
 } // namespace
@@ -113,175 +89,9 @@ bool llama_swaa_memory::is_valid(llama_seq_id seq_id) const {
         return true;
     }
 
-    refuse_request(format("sequence %d does not exist; this context has 0 to %u", seq_id, n_seq_max - 1));
+    llama_swaa_refuse_request(format("sequence %d does not exist; this context has 0 to %u", seq_id, n_seq_max - 1));
 
     return false;
-}
-
-//
-// what the ring has lost
-//
-
-llama_pos llama_swaa_memory::window_start(llama_pos pos) const {
-    return (llama_pos) std::max<int64_t>(0, (int64_t) pos - params.window_size + 1);
-}
-
-llama_pos llama_swaa_memory::find_lost(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const {
-    if (!kv_ring) {
-        return -1;
-    }
-
-    const auto & listed = kv_full->get_cells(seq_id).seq_pos_get(seq_id);
-    const auto & held   = kv_ring->get_cells(seq_id).seq_pos_get(seq_id);
-
-    auto it = held.lower_bound({ p0, 0 });
-    for (auto cur = listed.lower_bound({ p0, 0 }); cur != listed.end() && cur->first < p1; ++cur) {
-        if (it == held.end() || it->first != cur->first) {
-            return cur->first;
-        }
-        ++it;
-    }
-
-    return -1;
-}
-
-llama_pos llama_swaa_memory::find_missed(llama_seq_id seq_id, llama_pos pos, bool all) const {
-    const llama_pos start = all ? 0 : window_start(pos);
-    const llama_pos sinks = (llama_pos) std::min<int64_t>(params.sink_count, start);
-
-    const llama_pos lost = find_lost(seq_id, 0, sinks);
-
-    return lost >= 0 ? lost : find_lost(seq_id, start, pos);
-}
-
-bool llama_swaa_memory::can_continue(llama_seq_id seq_id, llama_pos pos) const {
-    return seq_id >= 0 && (uint32_t) seq_id < n_seq_max && find_missed(seq_id, pos, false) < 0;
-}
-
-bool llama_swaa_memory::holds(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const {
-    return seq_id >= 0 && (uint32_t) seq_id < n_seq_max && find_lost(seq_id, p0, p1) < 0;
-}
-
-bool llama_swaa_memory::check_batch(const llama_batch & batch, bool all) {
-    if (!kv_ring || (unchecked.none() && !all)) {
-        return true;
-    }
-
-    std::vector<llama_pos> first(n_seq_max, POS_MAX);
-
-    for (int32_t i = 0; i < batch.n_tokens; ++i) {
-        for (int32_t s = 0; s < batch.n_seq_id[i]; ++s) {
-            auto & pos = first[batch.seq_id[i][s]];
-            pos = std::min(pos, batch.pos[i]);
-        }
-    }
-
-    for (uint32_t s = 0; s < n_seq_max; ++s) {
-        if (first[s] == POS_MAX || (!unchecked.test(s) && !all)) {
-            continue;
-        }
-
-        const llama_pos lost = find_missed(s, first[s], all);
-        if (lost >= 0) {
-            refuse_request(format("sequence %u can't go on at position %d: its sliding layers no longer hold the key at "
-                        "position %d; %s", s, first[s], lost, EVALUATE_AGAIN));
-            return false;
-        }
-
-        unchecked.reset(s);
-    }
-
-    return true;
-}
-
-//
-// cells of the ring
-//
-
-bool llama_swaa_memory::make_room(llama_seq_id seq_id, uint32_t n_cells, const llama_ubatch * ubatch) {
-    const auto & cells = kv_ring->get_cells(seq_id);
-
-    const uint32_t stream = kv_ring->get_stream(seq_id);
-
-    // positions from here on may still be seen
-    std::vector<llama_pos> needed(n_seq_max, -1);
-
-    for (uint32_t s = 0; s < n_seq_max; ++s) {
-        if (kv_ring->get_stream(s) == stream) {
-            needed[s] = cells.seq_pos_max(s) + 1;
-        }
-    }
-    if (ubatch) {
-        for (uint32_t i = 0; i < ubatch->n_tokens; ++i) {
-            for (int32_t s = 0; s < ubatch->n_seq_id[i]; ++s) {
-                auto & pos = needed[ubatch->seq_id[i][s]];
-                pos = std::min(pos, ubatch->pos[i]);
-            }
-        }
-    }
-    for (auto & pos : needed) {
-        pos = pos < 0 ? -1 : window_start(pos);
-    }
-
-    const std::pair<llama_pos, uint32_t> after_sinks { (llama_pos) std::min<int64_t>(params.sink_count, POS_MAX), 0 };
-
-    while (cells.size() - cells.get_used() < n_cells) {
-        // take from the sequence that can spare most
-        llama_seq_id best    = -1;
-        llama_pos    n_spare = 0;
-
-        for (uint32_t s = 0; s < n_seq_max; ++s) {
-            const auto & held   = cells.seq_pos_get(s);
-            const auto   oldest = held.lower_bound(after_sinks);
-            if (oldest != held.end() && needed[s] - oldest->first > n_spare) {
-                best    = s;
-                n_spare = needed[s] - oldest->first;
-            }
-        }
-
-        if (best < 0) {
-            return false;
-        }
-
-        const auto & held = cells.seq_pos_get(best);
-
-        const auto first = held.lower_bound(after_sinks);
-
-        auto last = first;
-        for (uint32_t n = n_cells - (cells.size() - cells.get_used()); n > 1; --n) {
-            const auto next = std::next(last);
-            if (next == held.end() || next->first >= needed[best]) {
-                break;
-            }
-            last = next;
-        }
-
-        kv_ring->seq_rm(best, first->first, last->first + 1);
-    }
-
-    return true;
-}
-
-llama_kv_cache::slot_info llama_swaa_memory::place_in_ring(const llama_ubatch & ubatch) {
-    const uint32_t n_streams = unified ? 1 : ubatch.n_seqs_unq;
-
-    for (uint32_t s = 0; s < n_streams; ++s) {
-        if (!make_room(ubatch.seq_id_unq[s], ubatch.n_tokens/n_streams, &ubatch)) {
-            refuse_request(format("the ring of %u cells has no room for %u tokens: several tokens of a sequence share positions",
-                        kv_ring->get_size(), ubatch.n_tokens));
-            return {};
-        }
-    }
-
-    return kv_ring->find_slot(ubatch, false);
-}
-
-void llama_swaa_memory::trim_ring(llama_seq_id seq_id) const {
-    const int64_t end = (int64_t) kv_ring->seq_pos_max(seq_id) + 1 - params.window_size - n_ubatch;
-
-    if (end > params.sink_count) {
-        kv_ring->seq_rm(seq_id, params.sink_count, (llama_pos) end);
-    }
 }
 
 //
@@ -403,7 +213,7 @@ bool llama_swaa_memory::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) 
             const llama_pos lost = find_missed(s, next, false);
             if (lost >= 0) {
                 llama_swaa_set_error(format("sequence %u can't be cut back to position %d: its sliding layers no longer hold the "
-                            "key at position %d; %s", s, next, lost, EVALUATE_AGAIN));
+                            "key at position %d; %s", s, next, lost, LLAMA_SWAA_EVALUATE_AGAIN));
                 return false;
             }
         }
@@ -482,14 +292,14 @@ void llama_swaa_memory::seq_add(llama_seq_id seq_id, llama_pos p0, llama_pos p1,
     normalize(p0, p1);
 
     if (!get_can_shift()) {
-        return refuse_request("this model's keys can't be moved to other positions");
+        return llama_swaa_refuse_request("this model's keys can't be moved to other positions");
     }
     if (has_shared_cells(seq_id, p0, p1)) {
-        return refuse_request(format("sequence %d shares cells with another one, which would be moved too; copy it into a "
+        return llama_swaa_refuse_request(format("sequence %d shares cells with another one, which would be moved too; copy it into a "
                     "context with kv_unified = false, or evaluate it again", seq_id));
     }
     if ((int64_t) std::min(p1, kv_full->seq_pos_max(seq_id)) + shift >= POS_MAX) {
-        return refuse_request(format("positions of sequence %d moved by %d end past the largest position", seq_id, shift));
+        return llama_swaa_refuse_request(format("positions of sequence %d moved by %d end past the largest position", seq_id, shift));
     }
 
     kv_full->seq_add(seq_id, p0, p1, shift);
@@ -508,13 +318,13 @@ void llama_swaa_memory::seq_div(llama_seq_id seq_id, llama_pos p0, llama_pos p1,
     normalize(p0, p1);
 
     if (!get_can_shift()) {
-        return refuse_request("this model's keys can't be moved to other positions");
+        return llama_swaa_refuse_request("this model's keys can't be moved to other positions");
     }
     if (d < 1) {
-        return refuse_request(format("positions can't be divided by %d; give a number from 1", d));
+        return llama_swaa_refuse_request(format("positions can't be divided by %d; give a number from 1", d));
     }
     if (has_shared_cells(seq_id, p0, p1)) {
-        return refuse_request(format("sequence %d shares cells with another one, which would be moved too", seq_id));
+        return llama_swaa_refuse_request(format("sequence %d shares cells with another one, which would be moved too", seq_id));
     }
 
     kv_full->seq_div(seq_id, p0, p1, d);
@@ -543,137 +353,6 @@ std::map<ggml_backend_buffer_type_t, size_t> llama_swaa_memory::memory_breakdown
     }
 
     return res;
-}
-
-//
-// state
-//
-
-void llama_swaa_memory::state_write(llama_io_write_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) const {
-    if (seq_id != -1 && !is_valid(seq_id)) {
-        throw std::runtime_error(llama_swaa_last_error());
-    }
-
-    write(io, STATE_MAGIC);
-    write(io, STATE_VERSION);
-    write(io, model_hash);
-    write(io, params.hash());
-    write(io, n_ring_cells());
-
-    if ((flags & LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY) == 0) {
-        kv_full->state_write(io, seq_id, flags);
-    }
-
-    if (kv_ring) {
-        if (seq_id != -1) {
-            // so that it fits beside the windows of any other sequences
-            trim_ring(seq_id);
-        }
-        kv_ring->state_write(io, seq_id, flags);
-    }
-}
-
-void llama_swaa_memory::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) {
-    llama_swaa_clear_error();
-
-    if (seq_id != -1 && !is_valid(seq_id)) {
-        throw std::runtime_error(llama_swaa_last_error());
-    }
-
-    const auto refuse = [](const char * what) {
-        llama_swaa_refuse(format("the state was saved %s; evaluate the prompt again, or load a state of this model and recipe", what));
-    };
-
-    if (read<uint32_t>(io) != STATE_MAGIC) {
-        refuse("without SWAA");
-    }
-    if (read<uint32_t>(io) != STATE_VERSION) {
-        refuse("by another version");
-    }
-    if (read<uint64_t>(io) != model_hash) {
-        refuse("with another model");
-    }
-    if (read<uint64_t>(io) != params.hash()) {
-        refuse("under other SWAA settings");
-    }
-
-    const uint32_t n_saved = read<uint32_t>(io);
-    if (n_saved == 0 && kv_ring) {
-        refuse("in a context without a ring (swa_full, or a short n_ctx)");
-    }
-    if (n_saved > 0 && !kv_ring) {
-        refuse("in a context with a ring (without swa_full, and a long n_ctx)");
-    }
-    if (n_saved > n_ring_cells() && seq_id == -1) {
-        refuse("in a context with a larger ring (n_ubatch, n_seq_max)");
-    }
-
-    const bool partial = flags & LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY;
-
-    try {
-        if (!partial) {
-            kv_full->state_read(io, seq_id, flags);
-        }
-
-        if (kv_ring) {
-            if (seq_id != -1) {
-                kv_ring->seq_rm(seq_id, -1, -1);
-                make_room(seq_id, (uint32_t) std::min<uint64_t>(kv_ring->get_size(),
-                            (uint64_t) params.window_size + params.sink_count + n_ubatch), nullptr);
-            }
-
-            kv_ring->state_read(io, seq_id, flags);
-
-            if (partial && seq_id != -1) {
-                kv_ring->seq_rm(seq_id, kv_full->seq_pos_max(seq_id) + 1, -1);
-            }
-        }
-
-        check_positions();
-    } catch (const std::exception & err) {
-        // half a state must not look like one
-        forget(seq_id);
-        llama_swaa_refuse(format("the state is damaged or does not fit this context (%s); evaluate the prompt again", err.what()));
-    }
-
-    if (seq_id == -1) {
-        unchecked.set();
-    } else {
-        unchecked.set(seq_id);
-    }
-}
-
-void llama_swaa_memory::forget(llama_seq_id seq_id) {
-    for (auto * kv : { kv_full.get(), kv_ring.get() }) {
-        if (!kv) {
-            continue;
-        }
-
-        kv->state_clear(seq_id);
-
-        if (seq_id != -1) {
-            // seq_rm takes a negative position, which a damaged state can bring, for the start of a range
-            auto & cells = kv->v_cells[kv->get_stream(seq_id)];
-            for (uint32_t i = 0; i < cells.size(); ++i) {
-                if (cells.seq_has(i, seq_id)) {
-                    cells.seq_rm(i, seq_id);
-                }
-            }
-        }
-    }
-}
-
-void llama_swaa_memory::check_positions() const {
-    for (uint32_t s = 0; s < n_seq_max; ++s) {
-        for (const auto * kv : { kv_full.get(), kv_ring.get() }) {
-            if (kv) {
-                const auto & held = kv->get_cells(s).seq_pos_get(s);
-                if (!held.empty() && held.begin()->first < 0) {
-                    throw std::runtime_error("a position is negative");
-                }
-            }
-        }
-    }
 }
 
 //

@@ -20,6 +20,9 @@
 struct llama_swaa_context;
 struct llama_swaa_params;
 
+// What helps where a ring has lost a key.
+inline constexpr const char * LLAMA_SWAA_EVALUATE_AGAIN = "remove the whole sequence and evaluate it again";
+
 class llama_swaa_memory : public llama_memory_i {
 public:
     // filter: the layers that the model keeps K and V of; nullptr for all

@@ -29,6 +29,11 @@ void llama_swaa_set_error(const std::string & message) {
     swaa_last_error = message;
 }
 
+void llama_swaa_refuse_request(const std::string & message) {
+    llama_swaa_set_error(message);
+    LLAMA_LOG_ERROR("SWAA: %s\n", message.c_str());
+}
+
 void llama_swaa_refuse(const std::string & message) {
     llama_swaa_set_error(message);
     throw std::runtime_error(message);

@@ -45,4 +45,7 @@ void llama_swaa_set_error(const std::string & message);
 // The same, and throws it.
 [[noreturn]] void llama_swaa_refuse(const std::string & message);
 
+// Records and logs it, for requests that llama.h gives no way to answer: nothing is changed then.
+void llama_swaa_refuse_request(const std::string & message);
+
 void llama_swaa_clear_error();
