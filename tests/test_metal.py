@@ -6,6 +6,7 @@ broken ones, each of which must be noticed.
     pytest tests/test_metal.py
 """
 
+import functools
 import importlib.util
 import re
 import sys
@@ -41,6 +42,7 @@ def library():
     """library(tree): the emulator of a tree below vendor/, "llama.cpp" or "llama.cpp-patched"."""
     from swaa_edge import native
 
+    @functools.cache
     def make(name: str) -> Path:
         if not (VENDOR / name).is_dir():
             pytest.skip(f"no {VENDOR / name}; `make setup` makes it")

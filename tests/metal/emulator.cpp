@@ -11,7 +11,15 @@
 #include <cstdlib>
 #include <vector>
 
-#if !defined(__x86_64__)
+// ucontext works everywhere, but asks the system at every switch
+#if !defined(EMU_OWN_SWITCH)
+#if defined(__x86_64__)
+#define EMU_OWN_SWITCH 1
+#else
+#define EMU_OWN_SWITCH 0
+#endif
+#endif
+#if !EMU_OWN_SWITCH
 #include <ucontext.h>
 #endif
 
@@ -50,7 +58,7 @@ struct fiber {
     state    st;
     uint64_t n_barriers;  // passed so far
     uint64_t n_exchanges;
-#if defined(__x86_64__)
+#if EMU_OWN_SWITCH
     void *     sp;
 #else
     ucontext_t context;
@@ -63,7 +71,7 @@ char * stacks;
 char   slots[MAX_THREADS/LANES][2][LANES*SLOT];
 const launch * job;
 
-#if defined(__x86_64__)
+#if EMU_OWN_SWITCH
 void * scheduler_sp;
 
 // Saves the registers that a call must keep, changes stacks, and takes them up again there.
@@ -116,7 +124,7 @@ void prepare(fiber & f, int i) {
     char * top = stacks + (size_t) (i + 1)*STACK;
     f.st = RUNS;
     f.n_barriers = f.n_exchanges = 0;
-#if defined(__x86_64__)
+#if EMU_OWN_SWITCH
     void ** sp = (void **) top;
     *--sp = nullptr;               // where fiber_main would return to; also aligns its stack
     *--sp = (void *) &fiber_main;  // where emu_switch returns to
