@@ -259,7 +259,8 @@ def run(library: Path, cases: Sequence[Case]) -> list[dict]:
         input=json.dumps([asdict(case) for case in cases]),
         capture_output=True,
         text=True,
-        env={**os.environ, "GGML_NO_BACKTRACE": "1"},
+        # small matrices: numpy's threads would cost more than they bring
+        env={**os.environ, "GGML_NO_BACKTRACE": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
     )
     results = [json.loads(line) for line in child.stdout.splitlines() if line.startswith("{")]
     died = (child.stderr.strip().splitlines() or [f"exit status {child.returncode}"])[-1]

@@ -28,7 +28,7 @@ TYPES = ["f16", "f32", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0"]
 KERNELS = [
     *(f"{t}_dk128_dv128" for t in TYPES),
     *(f"vec_{t}_dk128_dv128" for t in TYPES),
-    "f16_dk64_dv64", "f16_dk80_dv80", "f16_dk72_dv72", "f16_dk96_dv96", "q8_0_dk96_dv96",
+    "f16_dk64_dv64", "f16_dk80_dv80", "f16_dk72_dv72", "f16_dk96_dv96", "q8_0_dk96_dv96", "f16_dk192_dv128",
     "vec_f16_dk64_dv64", "vec_q8_0_dk64_dv64",
     "vec_f16_dk64_dv64_q2_ne4", "vec_f16_dk64_dv64_q4_ne2", "vec_q8_0_dk64_dv64_q2_ne4",
     "pad", "blk", "vec_idx", "vec_reduce", *(f"kv_{t}_f16" for t in TYPES if t.startswith("q")),

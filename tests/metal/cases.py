@@ -29,7 +29,8 @@ def _head(kind: str, size: int, **fields) -> Case:
 
 def _sizes(**fields) -> list[Case]:
     matrix = [_head(t, d, n_q=n, **fields) for t, d, n in HEAD_SIZES]
-    return matrix + [_head(t, 64, n_q=n, **fields) for t in ("f16", "q8_0") for n in (1, 5)]
+    vector = [_head(t, 64, n_q=n, **fields) for t in ("f16", "q8_0") for n in (1, 5)]
+    return [*matrix, *vector, Case(dk=192, dv=128, n_q=41, **fields)]
 
 
 PLAIN = {
@@ -51,7 +52,7 @@ _sliding = {"table": True, "window": 300, "sinks": 64, "pad": 1, "kv": 1536}
 _causal = {"table": True, "past": True, "pad": 1, "kv": 1024}
 
 TABLE = {
-    "types": [Case(type=t, n_q=n, **_sliding) for t in TYPES for n in (1, 3, 21, 33)],
+    "types": [Case(type=t, n_q=n, **_sliding) for t in TYPES for n in (1, 3, 21, 33, 65)],
     "head sizes": _sizes(**_sliding),
     "options": [Case(n_q=n, gqa=3, heads=2, **o, **_sliding) for n in (1, 41) for o in OPTIONS],
     "window edges": [
@@ -72,6 +73,10 @@ TABLE = {
         *(Case(n_q=n, logit_sinks=True, softcap=3.0, max_bias=m, **_causal) for n in (1, 41) for m in (0.0, 8.0)),
     ],
     "tuned": [_head(t, 64, n_q=n, vec=v, **m) for t, v in TUNED for n in (1, 3, 4) for m in (_sliding, _causal)],
+    "ubatch": [
+        *(_head(t, 64, n_q=512, **_sliding) for t in ("f16", "q8_0")),  # wider than the window
+        _head("f16", 64, n_q=512, **{**_causal, "kv": 2048}),
+    ],
     "sparse hint": [Case(n_q=n, n_kv_max=384, **_sliding) for n in (1, 33)],
     "long": [
         *(Case(n_q=n, **{**_causal, "kv": kv}) for n in (1, 33) for kv in (4096, 8192)),
