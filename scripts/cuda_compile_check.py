@@ -2,7 +2,7 @@
 """Compile CUDA flash attention unpatched and patched, and compare registers, spills and machine code kernel by kernel.
 
 No GPU is needed: nvcc 12.8 or newer is. Without cuBLAS headers in the toolkit, those of the pip package nvidia-cublas
-are used. A kernel without a block table must come out as upstream's, byte for byte; with one it must not spill more.
+are used. A kernel without a block table that needs more registers than upstream's is an error.
 
     scripts/cuda_compile_check.py --arch 90                   # a sample: vec, mma, tile, fattn.cu, our kernels
     scripts/cuda_compile_check.py --arch 75 --arch 86 --all   # every flash attention file that a default build has
@@ -36,8 +36,8 @@ SAMPLE = (
     "template-instances/fattn-tile-instance-dkq40-dv40.cu",
     "template-instances/fattn-mma-f16-instance-ncols1_16-ncols2_4.cu",
 )
-TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "BF16", "F16")
-COMPILED_PAIRS = ("Q4_0_Q4_0", "Q8_0_Q8_0", "F16_F16", "BF16_BF16")  # upstream's default GGML_CUDA_FA_QUANTS
+TYPES = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "bf16", "f16")
+COMPILED_PAIRS = (("q4_0", "q4_0"), ("q8_0", "q8_0"), ("f16", "f16"), ("bf16", "bf16"))  # upstream's default
 TABLE_KERNELS = ("flash_attn_ext_vec", "flash_attn_tile", "flash_attn_ext_f16")  # have one template parameter more
 TRIVIAL = 1024  # bytes of code below which a kernel is one that upstream compiles to nothing
 
@@ -86,9 +86,7 @@ def main() -> int:
 
 def default_files() -> list[str]:
     folder = TREES["patched"] / CUDA
-    pairs = [pair.lower() for pair in COMPILED_PAIRS]
-    vec = [f"template-instances/fattn-vec-instance-{p}.cu" for p in ("q4_0-q4_0", "q8_0-q8_0", "f16-f16", "bf16-bf16")]
-    assert len(vec) == len(pairs)
+    vec = [f"template-instances/fattn-vec-instance-{k}-{v}.cu" for k, v in COMPILED_PAIRS]
     rest = sorted((folder / "template-instances").glob("fattn-[tm]*.cu"))
     return [OURS, "fattn.cu", *vec, *(f"template-instances/{path.name}" for path in rest)]
 
@@ -109,18 +107,18 @@ def compile_one(tree: str, name: str, arch: str) -> dict[str, Kernel]:
     out = ROOT / "build/cuda-check" / arch / tree / Path(name).stem
     log = out / "ptxas.log"
     digest = hashlib.sha256()
-    for path in [*sorted(folder.glob("*.cuh")), folder / name, Path(__file__)]:
+    for path in [*sorted(folder.glob("*.cuh")), folder / name]:
         digest.update(path.read_bytes())
     stamp = out / "stamp"
     if not (stamp.exists() and stamp.read_text() == digest.hexdigest()):
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True)
-        pairs = [f"{k}_{v}" for k in TYPES for v in TYPES]
+        pairs = [(k, v) for k in TYPES for v in TYPES]
         command = [
             "nice", "-n", "19", "nvcc", "-std=c++17", "-O3", "-use_fast_math", "-extended-lambda",
             "-gencode", f"arch=compute_{arch},code=sm_{arch}", "-Xptxas", "-v", "--keep", "--keep-dir", str(out),
             "-DGGML_CUDA_USE_GRAPHS", '-DGGML_CUDA_FA_QUANTS="default"',
-            *(f"-DGGML_CUDA_FA_{pair}={int(pair in COMPILED_PAIRS)}" for pair in pairs),
+            *(f"-DGGML_CUDA_FA_{k.upper()}_{v.upper()}={int((k, v) in COMPILED_PAIRS)}" for k, v in pairs),
             *(f"-I{TREES[tree] / sub}" for sub in ("ggml/include", "ggml/src", CUDA)), *cublas_headers(),
             "-c", str(folder / name), "-o", str(out / "object.o"),
         ]  # fmt: skip

@@ -2,6 +2,8 @@
 
 #include "emulator.h"
 
+#include <algorithm>
+
 namespace emu {
 
 std::vector<thread>     threads;
@@ -11,7 +13,7 @@ dim3     grid, block;
 uint3    block_index;
 std::vector<char> shared;
 
-static ucontext_t main_context;
+static jmp_buf    main_jump;
 static barrier    whole;
 static int        n_alive;
 static uint64_t   progress;
@@ -30,8 +32,22 @@ static void meet(barrier & b, int n) {
     }
 }
 
+// Contexts are entered once; from then on jumps switch, which ask nothing of the kernel.
 void yield() {
-    swapcontext(&current->context, &main_context);
+    if (_setjmp(current->jump) == 0) {
+        _longjmp(main_jump, 1);
+    }
+}
+
+__attribute__((noinline)) static void resume(thread & t) {
+    current = &t;
+    if (_setjmp(main_jump) == 0) {
+        if (t.started) {
+            _longjmp(t.jump, 1);
+        }
+        t.started = true;
+        setcontext(&t.context);
+    }
 }
 
 void sync_block() {
@@ -44,7 +60,8 @@ const uint64_t (* exchange(const uint64_t * values, int n))[16] {
     for (int i = 0; i < n; ++i) {
         slots[current->linear % WARP][i] = values[i];
     }
-    meet(w, WARP);
+    const int n_lanes = std::min<int>(WARP, threads.size() - current->linear/WARP*WARP); // the last warp may be partial
+    meet(w, n_lanes);
     return slots;
 }
 
@@ -62,20 +79,17 @@ static void thread_main() {
 
 void run_block(const std::function<void()> & kernel) {
     const int n = block.x*block.y*block.z;
-    if (n % WARP != 0) {
-        fprintf(stderr, "a block of %d threads\n", n);
-        abort();
-    }
     body    = &kernel;
     n_alive = n;
     whole   = {};
     threads.resize(n);
-    warps.assign(n/WARP, {});
+    warps.assign((n + WARP - 1)/WARP, {});
     for (int i = 0; i < n; ++i) {
         thread & t = threads[i];
         t.index  = { i % block.x, i/block.x % block.y, i/(block.x*block.y) };
         t.linear = i;
         t.done   = false;
+        t.started = false;
         t.copies.clear();
         t.stack.resize(256*1024);
         getcontext(&t.context);
@@ -88,9 +102,9 @@ void run_block(const std::function<void()> & kernel) {
     while (n_alive > 0) {
         const uint64_t before = progress;
         for (int i = 0; i < n; ++i) {
-            current = &threads[backwards ? n - 1 - i : i];
-            if (!current->done) {
-                swapcontext(&main_context, &current->context);
+            thread & t = threads[backwards ? n - 1 - i : i];
+            if (!t.done) {
+                resume(t);
             }
         }
         backwards = !backwards;

@@ -14,6 +14,7 @@
 #include <cuda_fp16.h>
 
 #include <cmath>
+#include <csetjmp>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -55,6 +56,8 @@ struct copy {
 
 struct thread {
     ucontext_t context;
+    jmp_buf jump;
+    bool started;
     std::vector<char> stack;
     uint3 index;
     int   linear;

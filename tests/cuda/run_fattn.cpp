@@ -120,7 +120,7 @@ struct fattn_case {
     bool  logit_sinks = false;
     float max_bias = 0.0f, softcap = 0.0f;
     bool  table = true;
-    int   kv = 3072;
+    int   kv = 2048;
     int   nsm = 3;
 };
 
@@ -307,89 +307,76 @@ int main() {
 
 #define CASE(...) fattn_case { __VA_ARGS__ }
 
+// With a table, and once per kernel without: that one says whether the emulator is right.
+static void both(const char * name, fattn_case c, run_t run) {
+    check(name, c, run);
+    c.table = false;
+    c.kv    = 1024;
+    check(name, c, run);
+}
+
 #if defined(RUN_VEC)
 DECL_FATTN_VEC_CASE( 64, GGML_TYPE_F16,  GGML_TYPE_F16);
 DECL_FATTN_VEC_CASE(128, GGML_TYPE_Q8_0, GGML_TYPE_Q8_0);
 
 static void run_all() {
-    for (bool table : { false, true }) {
-        for (int nb : { 1, 2 }) {
-            auto c = CASE(64, 2, 2, nb, 1, 300, 64, 1);
-            c.table = table;
-            check("vec", c, ggml_cuda_flash_attn_ext_vec_case<64, GGML_TYPE_F16, GGML_TYPE_F16>);
-            c.w = 0;
-            c.nsm = 20;
-            check("vec", c, ggml_cuda_flash_attn_ext_vec_case<64, GGML_TYPE_F16, GGML_TYPE_F16>);
-            c = CASE(128, 2, 2, nb, 1, 600, 257, 2, GGML_TYPE_Q8_0, GGML_TYPE_Q8_0, true, 8.0f, 30.0f);
-            c.table = table;
-            check("vec", c, ggml_cuda_flash_attn_ext_vec_case<128, GGML_TYPE_Q8_0, GGML_TYPE_Q8_0>);
-            c.w = 0;
-            check("vec", c, ggml_cuda_flash_attn_ext_vec_case<128, GGML_TYPE_Q8_0, GGML_TYPE_Q8_0>);
-            c.ns = 3;
-            c.w  = 255;
-            check("vec", c, ggml_cuda_flash_attn_ext_vec_case<128, GGML_TYPE_Q8_0, GGML_TYPE_Q8_0>);
-            // no kernel for these types: converted
-            c = CASE(64, 2, 2, nb, 2, 600, 100, 2, GGML_TYPE_Q4_0, GGML_TYPE_F16);
-            c.table = table;
-            check("vec", c, ggml_cuda_flash_attn_ext_vec_case<64, GGML_TYPE_F16, GGML_TYPE_F16>);
-            c = CASE(64, 2, 2, nb, 1, 0, 0, 1, GGML_TYPE_F16, GGML_TYPE_F32);
-            c.table = table;
-            check("vec", c, ggml_cuda_flash_attn_ext_vec_case<64, GGML_TYPE_F16, GGML_TYPE_F16>);
-        }
+    const run_t f16  = ggml_cuda_flash_attn_ext_vec_case< 64, GGML_TYPE_F16,  GGML_TYPE_F16>;
+    const run_t q8_0 = ggml_cuda_flash_attn_ext_vec_case<128, GGML_TYPE_Q8_0, GGML_TYPE_Q8_0>;
+
+    for (int nb : { 1, 2 }) {
+        both ("vec", CASE( 64, 2, 2, nb, 1, 300,  64, 1), f16);
+        check("vec", CASE( 64, 2, 2, nb, 1,   0,   0, 1), f16);
+        check("vec", CASE( 64, 1, 2, nb, 3, 255,   1, 2), f16);
+        both ("vec", CASE(128, 1, 2, nb, 1, 600, 257, 2, GGML_TYPE_Q8_0, GGML_TYPE_Q8_0, true, 8.0f, 30.0f), q8_0);
+        check("vec", CASE(128, 1, 2, nb, 1,   0,   0, 1, GGML_TYPE_Q8_0, GGML_TYPE_Q8_0), q8_0);
+        check("vec", CASE(128, 1, 2, nb, 2, 255, 100, 2, GGML_TYPE_Q8_0, GGML_TYPE_Q8_0), q8_0);
+        // other types are converted, one of K and V or both
+        check("vec", CASE( 64, 2, 2, nb, 2, 600, 100, 2, GGML_TYPE_Q4_0, GGML_TYPE_F16), f16);
+        check("vec", CASE( 64, 2, 2, nb, 1,   0,   0, 1, GGML_TYPE_F16,  GGML_TYPE_F32), f16);
+        check("vec", CASE( 64, 1, 2, nb, 1, 256,   0, 1, GGML_TYPE_Q4_1, GGML_TYPE_Q5_0), f16);
+        check("vec", CASE( 64, 1, 2, nb, 1,   1,   0, 1, GGML_TYPE_BF16, GGML_TYPE_BF16), f16);
     }
 }
 #elif defined(RUN_TILE)
 static void run_all() {
-    for (bool table : { false, true }) {
-        for (int nb : { 1, 5, 33, 70 }) {
-            auto c = CASE(40, 2, 2, nb, 1, 300, 64, 1);
-            c.table = table;
-            check("tile", c, launch_fattn_tile_switch_ncols1<40, 40, 1, false>);
-            c.w = 0;
-            c.nsm = 9;
-            check("tile", c, launch_fattn_tile_switch_ncols1<40, 40, 1, false>);
-            c = CASE(64, 2, 4, nb, 2, 511, 1, 2, GGML_TYPE_Q8_0, GGML_TYPE_Q5_1, true);
-            c.table = table;
-            check("tile", c, launch_fattn_tile_switch_ncols1<64, 64, 4, false>);
-            c.w = 0;
-            check("tile", c, launch_fattn_tile_switch_ncols1<64, 64, 4, false>);
-        }
-        auto c = CASE(128, 1, 2, 20, 1, 257, 100, 1, GGML_TYPE_F16, GGML_TYPE_Q4_0, true, 8.0f, 30.0f);
-        c.table = table;
-        check("tile", c, launch_fattn_tile_switch_ncols1<128, 128, 1, true>);
+    const run_t d40 = launch_fattn_tile_switch_ncols1<40, 40, 1, false>;
+    const run_t d64 = launch_fattn_tile_switch_ncols1<64, 64, 4, false>;
+
+    both ("tile x1", CASE(40, 2, 2, 33, 1, 300, 64, 1), d40);
+    both ("tile x4", CASE(64, 1, 4,  5, 2, 511,  1, 2, GGML_TYPE_Q8_0, GGML_TYPE_Q5_1, true), d64);
+    for (int nb : { 1, 2, 7, 17, 70 }) {
+        check("tile x1", CASE(40, 1, 2, nb, 1, 257, 100, 1, GGML_TYPE_F16, GGML_TYPE_F16, true, 8.0f), d40);
+        check("tile x1", CASE(40, 1, 2, nb, 2,   0,   0, 1), d40);
+        check("tile x4", CASE(64, 1, 4, nb, 1, 512, 257, 3), d64);
+        check("tile x4", CASE(64, 1, 4, nb, 1,   0,   0, 1, GGML_TYPE_F16, GGML_TYPE_Q8_0), d64);
     }
 }
 #elif defined(RUN_MMA)
 DECL_FATTN_MMA_F16_CASE( 64,  64, 8, 4);
-DECL_FATTN_MMA_F16_CASE(128, 128, 8, 4);
 DECL_FATTN_MMA_F16_CASE(128, 128, 8, 2);
 DECL_FATTN_MMA_F16_CASE( 80,  80, 8, 1);
 
 static void run_all() {
-    for (bool table : { false, true }) {
-        for (int nb : { 1, 7, 70, 130 }) {
-            for (int nsm : { 1, 5, 24 }) {
-                auto c = CASE(64, 2, 4, nb, 1, 300, 64, 1);
-                c.table = table;
-                c.nsm   = nsm;
-                check("mma 8x4", c, ggml_cuda_flash_attn_ext_mma_f16_case<64, 64, 8, 4>);
-                c.w = 0;
-                check("mma 8x4", c, ggml_cuda_flash_attn_ext_mma_f16_case<64, 64, 8, 4>);
-            }
-        }
-        for (int nb : { 3, 33 }) {
-            auto c = CASE(128, 2, 2, nb, 2, 511, 257, 2, GGML_TYPE_Q8_0, GGML_TYPE_Q8_0, true, 0.0f, 30.0f);
-            c.table = table;
-            check("mma 8x2", c, ggml_cuda_flash_attn_ext_mma_f16_case<128, 128, 8, 2>);
-            c = CASE(128, 2, 3, nb, 1, 0, 0, 1, GGML_TYPE_F16, GGML_TYPE_Q4_0);
-            c.table = table;
-            check("mma 8x4", c, ggml_cuda_flash_attn_ext_mma_f16_case<128, 128, 8, 4>);
-            c = CASE(80, 1, 2, nb, 1, 257, 100, 1, GGML_TYPE_F16, GGML_TYPE_F16, true, 8.0f);
-            c.table = table;
-            check("mma 8x1", c, ggml_cuda_flash_attn_ext_mma_f16_case<80, 80, 8, 1>);
-            c.w = 0;
-            check("mma 8x1", c, ggml_cuda_flash_attn_ext_mma_f16_case<80, 80, 8, 1>);
-        }
+    const run_t d64  = ggml_cuda_flash_attn_ext_mma_f16_case< 64,  64, 8, 4>; // two stages where copies are asynchronous
+    const run_t d128 = ggml_cuda_flash_attn_ext_mma_f16_case<128, 128, 8, 2>;
+    const run_t d80  = ggml_cuda_flash_attn_ext_mma_f16_case< 80,  80, 8, 1>; // a loop of its own, ALiBi
+
+    // few to many processors: one CUDA block does several query tiles, or several share one
+    for (int nsm : { 1, 3, 24 }) {
+        auto c = CASE(64, 2, 4, 33, 1, 300, 64, 1);
+        c.nsm = nsm;
+        both("mma 8x4", c, d64);
+        c.w = 0;
+        check("mma 8x4", c, d64);
+        c.type_K = GGML_TYPE_Q8_0; // only one of K and V is converted
+        check("mma 8x4", c, d64);
+    }
+    for (int nb : { 1, 9 }) {
+        check("mma 8x4", CASE( 64, 1, 3, nb, 2, 511,   1, 2), d64); // fewer heads than the tile has
+        both ("mma 8x2", CASE(128, 1, 2, nb, 2, 511, 257, 2, GGML_TYPE_Q8_0, GGML_TYPE_Q8_0, true, 0.0f, 30.0f), d128);
+        check("mma 8x2", CASE(128, 1, 2, nb, 1,   0,   0, 1, GGML_TYPE_F16,  GGML_TYPE_F16), d128);
+        both ("mma 8x1", CASE( 80, 1, 2, nb, 1, 257, 100, 1, GGML_TYPE_F16,  GGML_TYPE_F16, true, 8.0f), d80);
+        check("mma 8x1", CASE( 80, 1, 2, nb, 1,   0,   0, 1, GGML_TYPE_F16,  GGML_TYPE_F32), d80);
     }
 }
 #endif
