@@ -9,7 +9,6 @@
 
 #include <cuda_runtime.h>
 #include <cuda.h>
-#include <cublas_v2.h>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -35,6 +34,16 @@
 #undef __forceinline__
 #define __forceinline__ inline
 #define __builtin_assume(x)
+
+// cuBLAS by name only: common.cuh mentions it, flash attention does not call it
+typedef struct cublasContext * cublasHandle_t;
+enum cublasStatus_t { CUBLAS_STATUS_SUCCESS };
+enum cublasMath_t { CUBLAS_TF32_TENSOR_OP_MATH };
+const char *   cublasGetStatusString(cublasStatus_t);
+cublasStatus_t cublasCreate(cublasHandle_t *);
+cublasStatus_t cublasSetMathMode(cublasHandle_t, cublasMath_t);
+cublasStatus_t cublasSetStream(cublasHandle_t, cudaStream_t);
+cublasStatus_t cublasSetWorkspace(cublasHandle_t, void *, size_t);
 
 namespace emu {
 
