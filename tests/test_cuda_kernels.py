@@ -1,7 +1,8 @@
 """The CUDA flash attention kernels, executed on the host (tests/cuda/emulator.h), against plain loops.
 
 Every kernel runs with a block table and without one: without, it is upstream's, and says whether the emulator is right.
-Needs the CUDA headers (a toolkit, or `pip install nvidia-cuda-runtime nvidia-cuda-crt`) and the library's libggml-base.
+Needs the CUDA headers (a toolkit, or `pip install nvidia-cuda-runtime nvidia-cuda-crt nvidia-cuda-cccl`, 34 MB) and
+the library's libggml-base.
 """
 
 import hashlib
@@ -30,6 +31,7 @@ def headers():
     folders = [Path(toolkit) / "include" for toolkit in toolkits if toolkit]
     for entry in sys.path:
         folders += sorted(Path(entry).glob("nvidia/*/include"))
+        folders += sorted(Path(entry).glob("nvidia/*/include/cccl"))
     found = [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
     return found if any((folder / "cuda_fp16.h").exists() for folder in found) else []
 
@@ -72,7 +74,7 @@ def build(name, mutate=None):
 @pytest.fixture(scope="module", autouse=True)
 def needed():
     if not headers():
-        pytest.skip("no CUDA headers; pip install nvidia-cuda-runtime nvidia-cuda-crt")
+        pytest.skip("no CUDA headers; pip install nvidia-cuda-runtime nvidia-cuda-crt nvidia-cuda-cccl")
     if not (LIBRARIES / "libggml-base.so").exists():
         pytest.skip("the library is not built; run `make setup`")
     if not shutil.which("g++"):
