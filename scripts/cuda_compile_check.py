@@ -107,7 +107,7 @@ def compile_one(tree: str, name: str, arch: str) -> dict[str, Kernel]:
     out = ROOT / "build/cuda-check" / arch / tree / Path(name).stem
     log = out / "ptxas.log"
     digest = hashlib.sha256()
-    for path in [*sorted(folder.glob("*.cuh")), folder / name]:
+    for path in sorted(included(folder / name)):
         digest.update(path.read_bytes())
     stamp = out / "stamp"
     if not (stamp.exists() and stamp.read_text() == digest.hexdigest()):
@@ -131,6 +131,18 @@ def compile_one(tree: str, name: str, arch: str) -> dict[str, Kernel]:
                 path.unlink()
         stamp.write_text(digest.hexdigest())
     return dict(kernels(log.read_text(), next(out.glob("*.cubin"))))
+
+
+def included(path: Path) -> set[Path]:
+    """The file and the CUDA headers beside or above it that it includes, directly or not."""
+    found, todo = set(), [path]
+    while todo:
+        path = todo.pop()
+        if path not in found and path.exists():
+            found.add(path)
+            names = re.findall(r'#include "([\w./-]+\.cuh)"', path.read_text())
+            todo += [(path.parent / name).resolve() for name in names]
+    return found
 
 
 def kernels(log: str, cubin: Path) -> Iterator[tuple[str, Kernel]]:

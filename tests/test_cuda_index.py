@@ -108,8 +108,12 @@ def test_every_visible_column_is_visited_once(lib, seed, width):
     for index, k_from, k_to in split(rng, iter_k, case.n_seqs * case.n_tiles):
         seq, tile = divmod(index, case.n_tiles)
         n_live = lib.n_live(pointer(plan), 0, case.n_cols, case.n_tiles, case.n_seqs, seq, tile)
-        k_to = max(min(k_to, n_live // width), k_from + 1)  # a block's last iteration runs in any case
-        for k in range(k_from, k_to):
+        share = np.array([k_from, k_to], np.int32)
+        lib.share(pointer(share), n_live // width, iter_k)
+        assert (share[0] == 0) == (k_from == 0) and 0 <= share[0] < share[1] <= iter_k
+        if n_live:  # no one gets more than its part, rounded up
+            assert share[1] - share[0] <= max(1, -(-(k_to - k_from) * (n_live // width) // iter_k))
+        for k in range(*share):
             row_K, row_V, col = place(lib, case, plan, 0, seq, tile, k * width)
             columns = np.arange(width) + (col if col >= 0 else 0)
             if col < 0:

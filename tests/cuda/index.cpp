@@ -3,6 +3,7 @@
 // Why: fattn-kv-blocks.cuh is what the kernels call; here a host compiler compiles the same functions.
 
 #include "fattn-kv-blocks.cuh"
+#include "fattn-kv-split.cuh"
 
 extern "C" {
 
@@ -40,6 +41,10 @@ void tile_at(int32_t * out, const int32_t * plan_or_table, int n_masked, int n_c
     out[0] = at.row_K;
     out[1] = at.row_V;
     out[2] = at.col;
+}
+
+void share(int32_t * range, int n_live, int n_all) {
+    fattn_kv_share(range[0], range[1], n_live, n_all);
 }
 
 int64_t row_of_column(const int32_t * table, int col) {

@@ -371,6 +371,9 @@ static void run_all() {
         c.type_K = GGML_TYPE_Q8_0; // only one of K and V is converted
         check("mma 8x4", c, d64);
     }
+    auto c = CASE(64, 2, 4, 20, 1, 1, 0, 6); // most of the table only pads: more CUDA blocks than live KV tiles
+    c.nsm = 24;
+    check("mma 8x4", c, d64);
     for (int nb : { 1, 9 }) {
         check("mma 8x4", CASE( 64, 1, 3, nb, 2, 511,   1, 2), d64); // fewer heads than the tile has
         both ("mma 8x2", CASE(128, 1, 2, nb, 2, 511, 257, 2, GGML_TYPE_Q8_0, GGML_TYPE_Q8_0, true, 0.0f, 30.0f), d128);
