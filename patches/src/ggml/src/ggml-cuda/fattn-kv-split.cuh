@@ -1,0 +1,24 @@
+// KV block table in the MMA kernel: a CUDA block's share of a query tile, cut from the tile's live columns.
+//
+// Why: stream-k cuts all columns of the table evenly, but a tile's masked blocks come last in its list, so that the CUDA
+// block which gets them would idle. Ranges are scaled to the live part: they still meet where the uncut ones met.
+//
+// Use: fattn_kv_share(k_start, k_stop, n_live, n_all); in KV tiles, 0 <= k_start < k_stop <= n_all.
+
+#pragma once
+
+#include "fattn-kv-blocks.cuh"
+
+// A border stays 0 or becomes more, as only a range that starts at 0 is a tile's beginning. A range that comes out empty
+// becomes one KV tile past the live ones: masked for every query, since the kernel does at least one.
+FATTN_KV_FUNC void fattn_kv_share(int & k_start, int & k_stop, const int n_live, const int n_all) {
+    const bool begins = k_start == 0;
+
+    k_start = (int) (((int64_t) k_start*n_live + n_all - 1) / n_all);
+    k_stop  = (int) (((int64_t) k_stop *n_live + n_all - 1) / n_all);
+
+    if (k_start == k_stop) {
+        k_start = begins ? 0 : n_live > 1 ? n_live : 1;
+        k_stop  = k_start + 1;
+    }
+}
