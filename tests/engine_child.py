@@ -90,6 +90,8 @@ class Child:
     def load(self, path: str, overrides: dict, gpu_layers: int):
         params = self.api.llama_model_default_params()
         params.n_gpu_layers = gpu_layers
+        # How many layers it put there, llama.cpp tells its log alone.
+        logging.getLogger("llama-cpp-python").setLevel(logging.INFO if gpu_layers else logging.WARNING)
         array = (self.api.llama_model_kv_override * (len(overrides) + 1))()
         for entry, (key, value) in zip(array, overrides.items(), strict=False):
             entry.key = key.encode()

@@ -199,8 +199,8 @@ def _facts(document: dict[str, Any]) -> Iterator[str]:
     yield f"{model['name']} ({model['architecture']}, {model['layers']} layers, {model['type']}, {size})"
     device = "" if rows[0]["device"] == machine["cpu"] else f"on {rows[0]['device']}; "
     yield (
-        f"{device}{machine['cpu']}, threads: {threads}; {settings['cache_type']} KV cache, ubatch {settings['ubatch']}; "
-        f"prompt: {document['prompt']}"
+        f"{device}{machine['cpu']}, threads: {threads}; {settings['cache_type']} KV cache, "
+        f"ubatch {settings['ubatch']}; prompt: {document['prompt']}"
     )
     patched = "the patched library with SWAA off" if full["patched"] else f"the unpatched library in {full['path']}"
     yield f"full attention: {patched} (ggml {full['ggml']})"
