@@ -37,6 +37,8 @@ _TINY_PARAMS = r"^hs=64,.*(nb=1,|w=256)|hsk=64,hsv=64,nh=4,nr23=\[1,1\],kv=113,n
 _SANITIZED = r"kv=4096,nb=(1|2|7|33|65|70|75|97),"
 # Of tests/: what the oracle's answers depend on.
 _SOURCES = ("oracle", "rule", "grid", "grid_models", "models", "verdict")
+# These before the sanitizer: what the patches cost when they are not used, and the model of the published ratios.
+_FIRST_PLANS = 6
 _COMPILE_SECONDS, _OP_SECONDS = 60, 20
 
 
@@ -204,7 +206,7 @@ class Check:
         yield from self.wanted("oracle", [ops, self.gpu], self._oracle, _OP_SECONDS)
         yield from self.wanted("off", [ops, self.gpu], self._off, _OP_SECONDS)
         planned = list(measuring.plans(sizes))
-        for plan in planned[:4]:
+        for plan in planned[:_FIRST_PLANS]:
             yield from self._measured(plan)
         if self.gpu:
             for tool in operators.TOOLS:
@@ -213,7 +215,7 @@ class Check:
                     return self._sanitized(tool, device)
 
                 yield from self.wanted(f"sanitizer-{tool}", [ops, device], sanitized, _OP_SECONDS)
-        for plan in planned[4:]:
+        for plan in planned[_FIRST_PLANS:]:
             yield from self._measured(plan)
 
     def stage(self, name: str, inputs: Any, work: Any, needs: float = 0.0) -> dict[str, Any] | None:

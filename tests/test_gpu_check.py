@@ -188,6 +188,29 @@ def test_an_include_by_macro_is_never_shared(compile_in):
     assert [compile_in("one"), compile_in("two"), compile_in("two")] == [1, 2, 3]
 
 
+def test_an_include_that_is_nowhere_is_never_shared(compile_in):
+    for side in ("one", "two"):
+        (compile_in.folder / side / "tree/b.h").write_text('#include "generated.h"\n')
+    assert [compile_in("one"), compile_in("two"), compile_in("two")] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("option", [["--options-file"], ["@"]])
+def test_include_folders_in_a_response_file_count(compile_in, option):
+    for side, text in (("one", "int d;"), ("two", "int other;")):
+        (compile_in.folder / side / "tree/more").mkdir()
+        (compile_in.folder / side / "tree/more/d.h").write_text(text)
+        (compile_in.folder / side / "tree/b.h").write_text("#include <d.h>\n")
+        (compile_in.folder / side / "flags.rsp").write_text(f"-I{compile_in.folder / side / 'tree/more'}\n")
+
+    def flags(side):
+        file = str(compile_in.folder / side / "flags.rsp")
+        return [*option, file] if len(option[0]) > 1 else [f"@{file}"]
+
+    assert [compile_in("one", *flags("one")), compile_in("two", *flags("two"))] == [1, 2]
+    (compile_in.folder / "two/tree/more/d.h").write_text("int d;")
+    assert compile_in("two", *flags("two")) == 2
+
+
 def test_a_failing_compiler_fails(tmp_path):
     (tmp_path / "a.cpp").write_text("int a;\n")
     command = [sys.executable, "-c", "raise SystemExit(3)", "-o", str(tmp_path / "a.o"), "-c", str(tmp_path / "a.cpp")]
@@ -250,6 +273,21 @@ def test_reading_op_tests():
         operators.read_ops("FLASH_ATTN_EXT", "  0/0 tests passed\n", "", 0)
 
 
+def test_reading_what_the_sanitizer_says():
+    log = "========= COMPUTE-SANITIZER\n========= Invalid __global__ read of size 4 bytes\n=========     at kernel\n"
+    told = operators.read_log(log + "========= ERROR SUMMARY: 3 errors\n", False)
+    assert told["errors"] == 3 and told["log"][1] == "Invalid __global__ read of size 4 bytes"
+    hazards = "========= RACECHECK SUMMARY: 2 hazards displayed (2 errors, 0 warnings)\n"
+    assert operators.read_log(hazards, False)["errors"] == 2
+    assert operators.read_log("========= ERROR SUMMARY: 0 errors\n", False)["errors"] == 0
+    with pytest.raises(CheckError, match="no summary"):
+        operators.read_log("========= COMPUTE-SANITIZER\n", False)
+    # Ended before it was through: what it found until then counts.
+    assert operators.read_log(log, True)["errors"] == 1
+    until = operators.read_until("X", "  X(a=1): \x1b[1;32mOK\x1b[0m\n  X(a=2): FAIL\n  X(a=3): not supp")
+    assert (until["passed"], until["total"], until["failures"], until["cut"]) == (1, 2, ["X(a=2): FAIL"], True)
+
+
 # Cases
 
 
@@ -289,7 +327,8 @@ def document(**changes):
         "kv_bytes": 1, "compute_buffer_bytes": 1,
     } | changes  # fmt: skip
     off = {"recipe": "off", "prompt_tokens": 512, "prefill_ratio": 1.0, "decode_ratio": 1.0}
-    ops = {"op": "FLASH_ATTN_EXT_KV_BLOCKS", "passed": 3, "total": 3, "unsupported": 0, "failures": [], "exit_code": 0}
+    ops = {"op": "FLASH_ATTN_EXT_KV_BLOCKS", "passed": 3, "total": 3, "unsupported": 0, "failures": [], "exit_code": 0,
+           "cut": False}  # fmt: skip
     results = {
         "ops-x": ops | {"stage_seconds": 1.0},
         "oracle": {"cases": [{"case": "llama/2", "problems": []}], "stage_seconds": 2.0},
@@ -335,13 +374,13 @@ def test_the_report_has_what_it_must_and_finds_what_is_wrong(tmp_path):
 
 def test_plans_measure_what_is_asked_for_first():
     full = list(measuring.plans("full"))
-    assert full[0].recipes == () and full[0].prompts == (512, 8192, 32768)
-    assert {(p.shape, p.kv, p.ubatch, p.prompts[0]) for p in full[1:]} >= {
+    assert [plan.prompts for plan in full if plan.recipes == ()] == [(512,), (8192,), (32768,)]
+    assert {(p.shape, p.kv, p.ubatch, p.prompts[0]) for p in full[3:]} >= {
         (shape, "f16", 512, n) for shape in ("qwen3-4b", "qwen3-0.6b", "llama-3.1-8b") for n in (8192, 32768, 131072)
     }
     caches = {(plan.kv, plan.ubatch) for plan in full if plan.shape == "qwen3-4b"}
     assert caches == {(kv, ubatch) for kv in ("f16", "q8_0") for ubatch in (512, 2048)}
-    assert len({plan.name for plan in full}) == len(full) and all(plan.decode == 512 for plan in full[1:])
+    assert len({plan.name for plan in full}) == len(full) and all(plan.decode == 512 for plan in full[3:])
 
 
 @pytest.mark.native

@@ -1,10 +1,11 @@
 """A compiler launcher that lets two builds share the objects that would come out the same.
 
 The patched and the unpatched llama.cpp have most sources in common, and a CUDA source takes up to a minute. The key of
-an object is everything it is made of: the compiler's file, its arguments, and the content of the source and of all
-that it includes from the tree, over every branch of the preprocessor; paths of the tree and of the build count by
-their place in it. What a system header holds is not looked at: both builds run on one machine, one after the other.
-A source that includes a name made by a macro is never shared. Standard library only.
+an object is everything it is made of: the compiler's file, its arguments with what response files hold, and the content
+of the source and of all that it includes from the tree, over every branch of the preprocessor; paths of the tree and of
+the build count by their place in it. What a system header holds is not looked at: both builds run on one machine, one
+after the other. A source whose includes can't all be followed (a name made by a macro, one in quotes that is nowhere) is
+never shared. Standard library only.
 
     cmake ... "-DCMAKE_CUDA_COMPILER_LAUNCHER=python3;objects.py;CACHE_FOLDER;TREE;BUILD_FOLDER"
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -49,6 +51,10 @@ def launch(cache: Path, tree: Path, build: Path, command: Sequence[str]) -> int:
 
 def key_of(tree: Path, build: Path, command: Sequence[str]) -> str | None:
     """What an object is called in the cache; None if it must not be shared."""
+    try:
+        command = _expanded(command)
+    except (OSError, ValueError):
+        return None
     source = next((Path(word) for word in command[1:] if word.endswith(_SOURCES) and Path(word).exists()), None)
     if source is None:
         return None
@@ -76,7 +82,25 @@ def key_of(tree: Path, build: Path, command: Sequence[str]) -> str | None:
                         seen.add(found)
                         todo.append(found)
                     break
+            else:
+                if quoted:
+                    return None
     return digest.hexdigest()
+
+
+def _expanded(command: Sequence[str]) -> list[str]:
+    """The command with what its response files hold in their place: CMake keeps include folders in such."""
+    words: list[str] = []
+    following = False
+    for word in command:
+        if following or (word.startswith("@") and len(word) > 1):
+            words += shlex.split(Path(word if following else word[1:]).read_text())
+            following = False
+        elif word in ("--options-file", "-optf"):
+            following = True
+        else:
+            words.append(word)
+    return words
 
 
 def _include_folders(command: Sequence[str]) -> list[str]:
