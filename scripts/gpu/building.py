@@ -27,6 +27,8 @@ from gpu.packing import BASELINE, PATCHED
 _SIDES = {"patched": PATCHED, "baseline": BASELINE}
 # Off because nothing here needs it, or because it would look for more than a compiler.
 _OPTIONS = ("GGML_NATIVE=ON", "GGML_CCACHE=OFF", "GGML_CUDA_NCCL=OFF", "SWAA_EDGE_CPU_VARIANTS=OFF")
+# Where a system keeps the driver's library.
+_DRIVERS = ("usr/lib/*/libcuda.so*", "usr/lib64/libcuda.so*", "usr/local/nvidia/lib*/libcuda.so*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Build:
         languages = ["C", "CXX"]
         if self.backend == "cuda":
             languages.append("CUDA")
-            options += ["GGML_CUDA=ON", f"CMAKE_CUDA_ARCHITECTURES={self.arch or card_arch()}", *cublas_options()]
+            options += ["GGML_CUDA=ON", f"CMAKE_CUDA_ARCHITECTURES={self.arch or card_arch()}", *cublas_options(), *driver_options()]
         options += [f"CMAKE_{language}_COMPILER_LAUNCHER={launcher}" for language in languages]
         generator = "Ninja" if shutil.which("ninja", path=environment["PATH"]) else "Unix Makefiles"
         command = ["cmake", "-S", str(self.top), "-B", str(folder), "-G", generator]
@@ -165,6 +167,15 @@ def cublas_options() -> list[str]:
     flags = f"-I{headers[0].parent}"
     return [f"CMAKE_CUDA_FLAGS={flags}", f"CMAKE_CXX_FLAGS={flags}", f"CUDA_cublas_LIBRARY={libraries[0]}",
             f"CUDA_cublasLt_LIBRARY={light[0]}"]  # fmt: skip
+
+
+def driver_options() -> list[str]:
+    """CMake options that name the driver's library, which a toolkit need not hold; else do without virtual memory."""
+    stubs = [path for root in _toolkits() for path in root.glob("lib*/stubs/libcuda.so")]
+    found = [path for pattern in _DRIVERS for path in sorted(Path("/").glob(pattern))]
+    for path in stubs + found:
+        return [f"CUDA_cuda_driver_LIBRARY={path}"]
+    return ["GGML_CUDA_NO_VMM=ON"]
 
 
 def _toolkits() -> Iterator[Path]:

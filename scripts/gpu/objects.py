@@ -4,8 +4,8 @@ The patched and the unpatched llama.cpp have most sources in common, and a CUDA 
 an object is everything it is made of: the compiler's file, its arguments with what response files hold, and the content
 of the source and of all that it includes from the tree, over every branch of the preprocessor; paths of the tree and of
 the build count by their place in it. What a system header holds is not looked at: both builds run on one machine, one
-after the other. A source whose includes can't all be followed (a name made by a macro, one in quotes that is nowhere) is
-never shared. Standard library only.
+after the other. A source whose includes can't all be followed (a name made by a macro, one in quotes that is nowhere)
+is never shared. Standard library only.
 
     cmake ... "-DCMAKE_CUDA_COMPILER_LAUNCHER=python3;objects.py;CACHE_FOLDER;TREE;BUILD_FOLDER"
 """
