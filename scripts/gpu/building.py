@@ -66,7 +66,8 @@ class Build:
         languages = ["C", "CXX"]
         if self.backend == "cuda":
             languages.append("CUDA")
-            options += ["GGML_CUDA=ON", f"CMAKE_CUDA_ARCHITECTURES={self.arch or card_arch()}", *cublas_options(), *driver_options()]
+            options += ["GGML_CUDA=ON", f"CMAKE_CUDA_ARCHITECTURES={self.arch or card_arch()}"]
+            options += [*cublas_options(), *driver_options()]
         options += [f"CMAKE_{language}_COMPILER_LAUNCHER={launcher}" for language in languages]
         generator = "Ninja" if shutil.which("ninja", path=environment["PATH"]) else "Unix Makefiles"
         command = ["cmake", "-S", str(self.top), "-B", str(folder), "-G", generator]
