@@ -18,19 +18,19 @@ INSTANCES = "ggml/src/ggml-cuda/template-instances/"
 MATRICES = ("Q8_0", "Q4_0")
 
 _CALL = re.compile(r"^(DECL_(?:FATTN_MMA_F16|FATTN_TILE|FATTN_VEC|MMQ)_CASE\w*)\(([^)]*)\);[ \t]*\n", re.MULTILINE)
-_CONTEXT = "ggml_backend_cuda_context & ctx"
+_CONTEXT = "ggml_backend_cuda_context &"
 _ABORT = '{ GGML_ABORT("this kernel is left out of the check\'s build"); }'
 # By the macro: the file that holds the stubs, which upstream's build finds by its name, and their template.
 _STUBS = {
     "DECL_FATTN_MMA_F16_CASE": (
         "fattn-mma-left-out.cu",
         f"template <int DKQ, int DV, int ncols1, int ncols2> void ggml_cuda_flash_attn_ext_mma_f16_case({_CONTEXT}, "
-        f"ggml_tensor * dst) {_ABORT}\n",
+        f"ggml_tensor *) {_ABORT}\n",
         "template void ggml_cuda_flash_attn_ext_mma_f16_case<{0}>(ggml_backend_cuda_context &, ggml_tensor *);\n",
     ),
     "DECL_FATTN_TILE_CASE": (
         "fattn-tile-left-out.cu",
-        f"template <int DKQ, int DV> void ggml_cuda_flash_attn_ext_tile_case({_CONTEXT}, ggml_tensor * dst) {_ABORT}\n",
+        f"template <int DKQ, int DV> void ggml_cuda_flash_attn_ext_tile_case({_CONTEXT}, ggml_tensor *) {_ABORT}\n",
         "template void ggml_cuda_flash_attn_ext_tile_case<{0}>(ggml_backend_cuda_context &, ggml_tensor *);\n",
     ),
 }
@@ -80,5 +80,5 @@ def _without_products(text: str) -> str:
     return (
         '#include "../common.cuh"\n\nstruct mmq_args;\n\n'
         "template <ggml_type type, ggml_prec prec_src1 = GGML_PREC_Q8>\n"
-        f"void mul_mat_q_case({_CONTEXT}, const mmq_args & args, cudaStream_t stream) {_ABORT}\n\n{lines}"
+        f"void mul_mat_q_case({_CONTEXT}, const mmq_args &, cudaStream_t) {_ABORT}\n\n{lines}"
     )
