@@ -145,7 +145,8 @@ def _check_baseline(ours: Runner, full: Runner) -> None:
 
 def _described(runner: Runner) -> dict[str, Any]:
     facts = runner.facts
-    return {"path": str(runner.library), "patched": facts["swaa"], "ggml": facts["version"], "commit": facts["commit"]}
+    told = {"patched": facts["swaa"], "ggml": facts["version"], "commit": facts["commit"], "gpus": facts["gpus"]}
+    return {"path": str(runner.library)} | told
 
 
 def _turns(configs: Mapping[str, Compared], lengths: Sequence[int], settings: Settings) -> Iterator[_Turn]:

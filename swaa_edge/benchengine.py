@@ -24,6 +24,8 @@ from typing import Any
 from swaa_edge.benchrun import Job, Timing
 
 _MIB = 1 << 20
+# enum ggml_backend_dev_type: GPU, IGPU
+_DEVICE_GPU = (1, 2)
 
 
 def main(library: str) -> None:
@@ -96,7 +98,19 @@ class _Engine:
     def facts(self) -> dict[str, Any]:
         lib = self.api._lib
         lib.ggml_version.restype = lib.ggml_commit.restype = ctypes.c_char_p
-        return {"swaa": self.swaa, "version": lib.ggml_version().decode(), "commit": lib.ggml_commit().decode()}
+        facts = {"swaa": self.swaa, "version": lib.ggml_version().decode(), "commit": lib.ggml_commit().decode()}
+        return facts | {"gpus": self._gpus()}
+
+    def _gpus(self) -> list[str]:
+        """What each GPU calls itself, in the order in which llama.cpp numbers them."""
+        lib = self.api._lib
+        lib.ggml_backend_dev_count.restype, lib.ggml_backend_dev_get.restype = ctypes.c_size_t, ctypes.c_void_p
+        lib.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
+        lib.ggml_backend_dev_type.argtypes = lib.ggml_backend_dev_description.argtypes = [ctypes.c_void_p]
+        lib.ggml_backend_dev_description.restype = ctypes.c_char_p
+        devices = map(lib.ggml_backend_dev_get, range(lib.ggml_backend_dev_count()))
+        found = [device for device in devices if lib.ggml_backend_dev_type(device) in _DEVICE_GPU]
+        return [lib.ggml_backend_dev_description(device).decode("utf-8", "replace") for device in found]
 
     def _listen(self, level: int, text: bytes, _data: Any) -> None:
         line = text.decode("utf-8", "replace")

@@ -112,10 +112,21 @@ class Report:
             "decode_tok_s": new / decode if new else None,
             "decode_ratio": full_decode / decode if new else None,
             "ratio": (full_prefill + full_decode) / (prefill + decode),
+            "device": self.device(name),
             "compute_buffer_bytes": timings[0].compute_bytes,
             "kv_bytes": timings[0].kv_bytes,
             "repeats": [dataclasses.asdict(timing) for timing in timings],
         }
+
+    def device(self, name: str) -> str:
+        """What computed `name`: the GPUs that its library found, with how many layers if not all, or the processor."""
+        layers = self.settings.gpu_layers
+        gpus = self.libraries[FULL if name == FULL else "swaa"]["gpus"]
+        if not gpus or layers == 0:
+            return str(machine()["cpu"])
+        # Beside its repeating layers a model has an output layer to place.
+        part = f", {layers} of {self.model.n_layers} layers" if 0 < layers <= self.model.n_layers else ""
+        return " + ".join(gpus) + part
 
     def _medians(self, name: str, n_tokens: int) -> tuple[float, float]:
         """Seconds of the prefill and of all decoded tokens."""

@@ -71,7 +71,7 @@ class Timing:
 class Runner:
     """A child process with the libllama of the folder `library`.
 
-    facts: "swaa" (whether it is a patched one), "version" and "commit" of its ggml. Raises
+    facts: "swaa" (whether it is a patched one), "version" and "commit" of its ggml, "gpus" (their names). Raises
     `NativeLibraryError` if the library doesn't load.
     """
 

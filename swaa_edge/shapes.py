@@ -4,6 +4,7 @@ How fast a model runs depends on its shapes and number formats, not on what its 
 fewer layers than the model tells the same ratios in less time and memory.
 
     write_shape("shape.gguf", "qwen3-0.6b", layers=4, ftype="Q8_0")
+    python -m swaa_edge.shapes qwen3-4b shape.gguf --type Q8_0      # the same from a shell
 
 Weights. Each matrix gets one random block of rows, quantized once and then repeated: seconds instead of
 minutes, in the memory of one block. It is never zeros, whose products some processors finish earlier, and
@@ -13,16 +14,18 @@ no tokenizer: it takes token ids, and is of use to nothing but measurements.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import difflib
 import os
+import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from swaa_edge.atomic import atomic_output
-from swaa_edge.errors import ConfigError
+from swaa_edge.errors import ConfigError, SwaaError
 from swaa_edge.layers import shown
 
 if TYPE_CHECKING:
@@ -190,3 +193,25 @@ def _align(file: BinaryIO) -> None:
     import gguf
 
     file.write(bytes(-file.tell() % gguf.GGUF_DEFAULT_ALIGNMENT))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command: writes one file and prints its path and size; SystemExit(1) after one line on stderr if it can't."""
+    parser = argparse.ArgumentParser(prog="python -m swaa_edge.shapes", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("name", metavar="NAME", help=", ".join(SHAPES))
+    parser.add_argument("path", metavar="OUT.gguf")
+    parser.add_argument("--layers", type=int, metavar="N", help="only so many layers")
+    parser.add_argument("--vocab", type=int, metavar="N", help="only so many tokens")
+    parser.add_argument("--type", dest="ftype", default=TYPES[0], help=f"{', '.join(TYPES)} (default: %(default)s)")
+    parser.add_argument("--force", action="store_true", help="replace the file if it exists")
+    given = vars(parser.parse_args(arguments))
+    try:
+        path = write_shape(given.pop("path"), given.pop("name"), **given)
+    except SwaaError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    print(f"{path}: {path.stat().st_size / 1e9:.2f} GB")
+
+
+if __name__ == "__main__":
+    main()

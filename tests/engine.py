@@ -41,7 +41,7 @@ class EngineDied(EngineError):
 @dataclass(frozen=True)
 class Settings:
     """What llama_context_params gets. kv: type of K and V; sequences: n_seq_max; policy: forced before creation;
-    swa_full: sliding layers keep everything, no ring."""
+    swa_full: sliding layers keep everything, no ring; gpu_layers: of the model, on the GPU if the library has one."""
 
     n_ctx: int = 2048
     n_batch: int = 512
@@ -53,6 +53,7 @@ class Settings:
     unified: bool = True
     policy: str = "auto"
     swa_full: bool = False
+    gpu_layers: int = 0
 
 
 @dataclass

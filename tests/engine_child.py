@@ -61,7 +61,7 @@ class Child:
     def open(self, path: str, overrides: dict, settings: dict) -> dict:
         """Load a model and make a context for `call`; closes what was open."""
         self.close()
-        self.model = self.load(path, overrides)
+        self.model = self.load(path, overrides, settings["gpu_layers"])
         self.ctx = self.context(self.model, settings)
         vocab = self.api.llama_vocab_n_tokens(self.api.llama_model_get_vocab(self.model))
         self.calls = Calls(self.api, self.swaa, self.ctx, vocab)
@@ -87,9 +87,11 @@ class Child:
         self.model = self.ctx = self.calls = None
         return {}
 
-    def load(self, path: str, overrides: dict):
+    def load(self, path: str, overrides: dict, gpu_layers: int):
         params = self.api.llama_model_default_params()
-        params.n_gpu_layers = 0
+        params.n_gpu_layers = gpu_layers
+        # How many layers it put there, llama.cpp tells its log alone.
+        logging.getLogger("llama-cpp-python").setLevel(logging.INFO if gpu_layers else logging.WARNING)
         array = (self.api.llama_model_kv_override * (len(overrides) + 1))()
         for entry, (key, value) in zip(array, overrides.items(), strict=False):
             entry.key = key.encode()

@@ -16,7 +16,7 @@ import random
 import re
 from dataclasses import dataclass
 
-from oracle import Rule
+from rule import Rule
 
 VOCAB = 768
 MAX_PROMPT = 1400

@@ -10,28 +10,13 @@ Use: `oracle_logits(model, tokens, is_decode, Rule(window=31, sinks=4, sliding=(
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
+from rule import Rule
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 ATTENTION_NAME = "swaa_oracle"
-
-
-@dataclass(frozen=True)
-class Rule:
-    """W, S and the two per-layer flags, as the engine gets them, without a word of how it uses them."""
-
-    window: int
-    sinks: int
-    sliding: tuple[bool, ...]
-    fa_decode: tuple[bool, ...]
-
-    @staticmethod
-    def full(n_layers: int) -> Rule:
-        """Every layer full attention."""
-        return Rule(1, 0, (False,) * n_layers, (False,) * n_layers)
 
 
 def visible(positions: torch.Tensor, is_decode: torch.Tensor, rule: Rule, layer: int) -> torch.Tensor:

@@ -16,6 +16,7 @@ from gguf_bytes import kv, model
 
 from swaa_edge import SwaaConfig, bench, benchengine, benchrun, bound
 from swaa_edge.benchreport import Settings, plot
+from swaa_edge.benchreport import machine as report_machine
 from swaa_edge.benchrun import Timing
 from swaa_edge.cli import cli
 from swaa_edge.cli.bench import compared, table
@@ -114,11 +115,13 @@ class FakeRunner:
 
     jobs = ()  # of (library, job), over all instances
     all_patched = False
+    gpus = ()
     fail_at = None  # (number of the job, exception)
 
     def __init__(self, library):
         self.library = library
         self.facts = {"swaa": self.all_patched or library.name == "ours", "version": "1.0", "commit": "abc"}
+        self.facts["gpus"] = list(self.gpus)
 
     def __enter__(self):
         return self
@@ -199,6 +202,32 @@ def test_rows_are_ratios_of_medians_beside_the_bound(fake, file):
     # The raw samples are all there, the slow round too.
     assert [len(sample["ubatch_seconds"]) for sample in ours["repeats"]] == [4, 4, 4]
     assert sum(ours["repeats"][0]["ubatch_seconds"]) == pytest.approx(5 * seconds)
+
+
+def test_rows_name_the_device(fake, file, monkeypatch):
+    def devices(**settings):
+        report = bench.bench(file, {"a": SLIDES}, [32], settings=Settings(repeat=1, **settings))
+        assert report.to_dict()["libraries"]["full"]["gpus"] == list(fake.gpus)
+        return [row["device"] for row in report.rows()], table(report.to_dict()).splitlines()[1]
+
+    cpu = report_machine()["cpu"]
+    assert devices()[0] == [cpu] * 2 and devices()[1].startswith(f"{cpu}, threads")
+    monkeypatch.setattr(fake, "gpus", ["Card 1", "Card 2"])
+    assert devices(gpu_layers=0)[0] == [cpu] * 2
+    assert devices()[0] == devices(gpu_layers=5)[0] == ["Card 1 + Card 2"] * 2
+    assert devices(gpu_layers=3)[0] == ["Card 1 + Card 2, 3 of 4 layers"] * 2
+    assert devices()[1].startswith(f"on Card 1 + Card 2; {cpu}, threads")
+
+
+def test_a_large_ubatch_is_handed_over_at_once(fake, file):
+    result = run(file, "--prompt-tokens", 2500, "--ubatch", 2048, "--n-gpu-layers", 7, "--window", 64, "--repeat", 1)
+    assert result.exit_code == 0, result.output
+    jobs = [job for _, job in fake.jobs]
+    assert [(job.n_batch, job.n_ubatch, job.gpu_layers) for job in jobs] == [(2048, 2048, 7)] * 2
+    fake.jobs.clear()
+    run(file, "--prompt-tokens", 2500, "--ubatch", 2048, "--batch", 256, "--window", 64, "--repeat", 1)
+    run(file, "--prompt-tokens", 2500, "--ubatch", 64, "--window", 64, "--repeat", 1)
+    assert [(job.n_batch, job.n_ubatch) for _, job in fake.jobs] == [(256, 256)] * 2 + [(512, 64)] * 2
 
 
 def test_a_short_last_ubatch_is_no_point_of_the_line(fake, file):

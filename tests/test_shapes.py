@@ -95,6 +95,19 @@ def test_an_existing_file_is_replaced_by_force_only(tmp_path):
     assert path.read_bytes().startswith(b"GGUF")
 
 
+def test_the_command_writes_the_same_file_and_says_so(tmp_path, capsys):
+    whole = write_shape(tmp_path / "library.gguf", "qwen3-4b", layers=1, vocab=64, ftype="Q4_0")
+    path = tmp_path / "command.gguf"
+    arguments = ["qwen3-4b", str(path), "--layers", "1", "--vocab", "64", "--type", "Q4_0"]
+    shapes.main(arguments)
+    assert path.read_bytes() == whole.read_bytes()
+    assert capsys.readouterr().out == f"{path}: {path.stat().st_size / 1e9:.2f} GB\n"
+    with pytest.raises(SystemExit) as end:
+        shapes.main(arguments)
+    assert end.value.code == 1 and "exists already" in capsys.readouterr().err
+    shapes.main([*arguments, "--force"])
+
+
 @pytest.mark.native
 @pytest.mark.parametrize("name", SHAPES)
 def test_the_engine_runs_it_to_sound_logits(tmp_path, name):

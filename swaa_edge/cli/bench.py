@@ -193,13 +193,14 @@ _COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
 
 
 def _facts(document: dict[str, Any]) -> Iterator[str]:
-    model, machine, settings = (document[name] for name in ("model", "machine", "settings"))
+    model, machine, settings, rows = (document[name] for name in ("model", "machine", "settings", "rows"))
     threads = settings["threads"] or f"{machine['cores']} in prefill, {max(machine['cores'] // 2, 1)} in decode"
     full, size = document["libraries"]["full"], f"{model['bytes'] / 1e9:.2f} GB"
     yield f"{model['name']} ({model['architecture']}, {model['layers']} layers, {model['type']}, {size})"
+    device = "" if rows[0]["device"] == machine["cpu"] else f"on {rows[0]['device']}; "
     yield (
-        f"{machine['cpu']}, threads: {threads}; {settings['cache_type']} KV cache, ubatch {settings['ubatch']}; "
-        f"prompt: {document['prompt']}"
+        f"{device}{machine['cpu']}, threads: {threads}; {settings['cache_type']} KV cache, "
+        f"ubatch {settings['ubatch']}; prompt: {document['prompt']}"
     )
     patched = "the patched library with SWAA off" if full["patched"] else f"the unpatched library in {full['path']}"
     yield f"full attention: {patched} (ggml {full['ggml']})"

@@ -84,6 +84,9 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(command)
     def with_engine(*args: Any, **kwargs: Any) -> Any:
         chosen = {field.name: kwargs.pop(field.name) for field in dataclasses.fields(Engine)}
+        if chosen["batch"] is None:
+            # llama.cpp computes no more at once than it is handed at once.
+            chosen["batch"] = max(Engine.batch, chosen["ubatch"])
         return command(*args, engine=Engine(**chosen), **kwargs)
 
     for option in reversed(_ENGINE_OPTIONS):
@@ -166,9 +169,7 @@ _ENGINE_OPTIONS = [
         "--batch",
         type=click.IntRange(1),
         metavar="N",
-        default=512,
-        show_default=True,
-        help="Prompt tokens handed to the engine at once.",
+        help="Prompt tokens handed to the engine at once.  [512, or --ubatch if that is more]",
     ),
     click.option(
         "--ubatch",
@@ -193,6 +194,8 @@ _ENGINE_OPTIONS = [
     ),
     click.option(
         "--gpu-layers",
+        "--n-gpu-layers",
+        "gpu_layers",
         type=click.IntRange(-1),
         metavar="N",
         default=-1,

@@ -1,0 +1,163 @@
+"""Makes the one file that travels to a machine with a GPU: sources of both libraries, our programs, prepared cases.
+
+The trees are the patched and the unpatched llama.cpp, without what a CPU + CUDA build of libllama and
+test-backend-ops never opens; a file that both share is in the archive once, as a hard link. Python packages that the
+measuring processes import are copied from this environment, as far as they are pure Python. `PACK.json` says what the
+archive was made of.
+
+    pack("gpu-check.tar.gz", prepared=folder)      # then: tar xzf gpu-check.tar.gz
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import importlib.util
+import io
+import json
+import os
+import subprocess
+import tarfile
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from gpu.trimming import INSTANCES, MATRICES, trim
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+#: The folder in which an archive unpacks.
+TOP = "gpu-check"
+PATCHED, BASELINE = "vendor/llama.cpp-patched", "vendor/llama.cpp"
+#: Head size of all shapes that are timed: the only one whose flash attention the unpatched library needs.
+TIMED_HEADS = (128,)
+# Imported with llama_cpp and gguf. numpy is the one that must be there.
+_PACKAGES = ("llama_cpp", "diskcache", "jinja2", "markupsafe", "typing_extensions", "gguf", "yaml", "click")
+_OURS = ("CMakeLists.txt", "LICENSE", "cmake/*", "swaa_edge/**/*.py", "scripts/gpu_check.py", "scripts/gpu/*.py")
+_TESTS = ("engine", "engine_calls", "engine_child", "figures", "grid", "rule")
+# Below a llama.cpp tree: folders that travel whole, and single files.
+_FOLDERS = ("cmake/", "include/", "src/", "licenses/", "ggml/cmake/", "ggml/include/", "ggml/src/ggml-cpu/",
+            "ggml/src/ggml-cuda/", "vendor/hash/", "vendor/nlohmann/")  # fmt: skip
+_FILES = ("CMakeLists.txt", "LICENSE", "ggml/CMakeLists.txt", "tests/test-backend-ops.cpp")
+# The same for every archive, and no 0, which some build tools read as missing.
+_TIME = 1_000_000_000
+# Other processors' kernels and vendored backends.
+_NOT = ("ggml/src/ggml-cpu/kleidiai/", "ggml/src/ggml-cpu/spacemit/")
+
+
+def wanted(path: str) -> bool:
+    """Whether a file of a llama.cpp tree, by its path there, is needed for the build."""
+    if path.startswith(_NOT):
+        return False
+    in_ggml_src = path.startswith("ggml/src/") and path.count("/") == 2
+    our_cases = path.startswith("tests/test-kv-") and path.endswith(".h")
+    # CMake reads the list of every vendored library, whether it is used or not.
+    vendored = path.startswith("vendor/") and path.endswith("CMakeLists.txt")
+    return path.startswith(_FOLDERS) or path in _FILES or in_ggml_src or our_cases or vendored
+
+
+def subset(tree: Path) -> dict[str, bytes]:
+    """Content of the files of a tree that travel, by path there."""
+    files = (path for path in sorted(tree.rglob("*")) if path.is_file())
+    return {name: path.read_bytes() for path in files if wanted(name := path.relative_to(tree).as_posix())}
+
+
+def trimmed(
+    tree: dict[str, bytes], heads: Collection[int] | None, matrices: Collection[str] | None
+) -> dict[str, bytes]:
+    """The same tree with fewer kernel instances; see trimming.py."""
+    instances = {path: data.decode() for path, data in tree.items() if path.startswith(INSTANCES)}
+    changed = dict(trim({p: t for p, t in instances.items() if p.endswith(".cu")}, heads=heads, matrices=matrices))
+    return dict(sorted((tree | {path: text.encode() for path, text in changed.items()}).items()))
+
+
+def pack(
+    path: str | os.PathLike[str],
+    *,
+    prepared: Path | None = None,
+    wheels: Collection[Path] = (),
+    all_kernels: bool = False,
+    root: Path = ROOT,
+) -> dict[str, Any]:
+    """Write the archive; returns what its PACK.json says.
+
+    prepared: the folder that `gpu.prepared.prepare` wrote. wheels: wheels to carry along, as of cmake.
+    all_kernels: leave no kernel instance out. Raises FileNotFoundError without the trees of `scripts/patches.py apply`.
+    """
+    for tree in (PATCHED, BASELINE):
+        if not (root / tree / "src" / "llama.cpp").is_file():
+            raise FileNotFoundError(f"{root / tree} is no llama.cpp tree; run scripts/patches.py apply")
+    matrices = None if all_kernels else MATRICES
+    patched = trimmed(subset(root / PATCHED), None, matrices)
+    baseline = trimmed(subset(root / BASELINE), None if all_kernels else TIMED_HEADS, matrices)
+    files: dict[str, bytes] = {f"{PATCHED}/{name}": data for name, data in patched.items()}
+    links = {f"{BASELINE}/{name}": f"{PATCHED}/{name}" for name, data in baseline.items() if patched.get(name) == data}
+    files |= {full: data for name, data in baseline.items() if (full := f"{BASELINE}/{name}") not in links}
+    files |= dict(_own_files(root)) | dict(_packages())
+    if prepared is not None:
+        names = (path for path in sorted(prepared.rglob("*")) if path.is_file())
+        files |= {f"prepared/{name.relative_to(prepared).as_posix()}": name.read_bytes() for name in names}
+    files |= {f"wheels/{wheel.name}": wheel.read_bytes() for wheel in wheels}
+    facts = _facts(root, files) | {"left_out": _left_out(all_kernels), "files": len(files) + len(links)}
+    _write(Path(path), files | {"PACK.json": (json.dumps(facts, indent=2) + "\n").encode()}, links)
+    return facts
+
+
+def _own_files(root: Path) -> Iterator[tuple[str, bytes]]:
+    for pattern in _OURS:
+        for path in sorted(root.glob(pattern)):
+            if path.is_file():
+                yield path.relative_to(root).as_posix(), path.read_bytes()
+    for name in _TESTS:
+        yield f"tests/{name}.py", (root / "tests" / f"{name}.py").read_bytes()
+
+
+def _packages() -> Iterator[tuple[str, bytes]]:
+    for name in _PACKAGES:
+        found = importlib.util.find_spec(name)
+        if found is None or found.origin is None:
+            raise FileNotFoundError(f"the Python package {name} is not here; use .venv/bin/python of `make setup`")
+        origin = Path(found.origin)
+        if origin.name != "__init__.py":
+            yield f"site/{origin.name}", origin.read_bytes()
+            continue
+        for path in sorted(origin.parent.rglob("*.py")):
+            yield f"site/{name}/{path.relative_to(origin.parent).as_posix()}", path.read_bytes()
+
+
+def _facts(root: Path, files: dict[str, bytes]) -> dict[str, Any]:
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+
+    digest = hashlib.sha256()
+    for name, data in sorted(files.items()):
+        digest.update(f"{name}\0{len(data)}\0".encode() + data)
+    return {
+        "commit": git("rev-parse", "HEAD") or None,
+        "uncommitted": bool(git("status", "--porcelain")),
+        "made": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
+        "digest": digest.hexdigest(),
+    }
+
+
+def _left_out(all_kernels: bool) -> str | None:
+    if all_kernels:
+        return None
+    return (
+        f"quantized matrix products of types other than {', '.join(MATRICES)}, in both libraries; flash attention of "
+        f"head sizes other than {', '.join(map(str, TIMED_HEADS))} in the unpatched one (its vector kernels have all)"
+    )
+
+
+def _write(path: Path, files: dict[str, bytes], links: dict[str, str]) -> None:
+    part = path.with_name(path.name + ".part")
+    with tarfile.open(part, "w:gz", compresslevel=6) as archive:
+        for name, data in files.items():
+            entry = tarfile.TarInfo(f"{TOP}/{name}")
+            entry.size, entry.mode, entry.mtime = len(data), 0o644, _TIME
+            archive.addfile(entry, io.BytesIO(data))
+        for name, target in links.items():
+            entry = tarfile.TarInfo(f"{TOP}/{name}")
+            entry.type, entry.linkname, entry.mtime = tarfile.LNKTYPE, f"{TOP}/{target}", _TIME
+            archive.addfile(entry)
+    part.replace(path)

@@ -1,0 +1,147 @@
+"""What the GPU check writes: one JSON document, one table for people, and what in it is not as it must be.
+
+    document = make_document(facts, results, still_open); write(document, Path("docs/gpu")); problems(document)
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+#: Ratios of the whole request that the SWAA authors published for vLLM: Qwen3-4B, 128k tokens in, 512 out.
+PUBLISHED = {"stream": 8.0, "memory": 1.79, "fast": 1.71, "balanced": 1.45, "quality": 1.26}
+_COLUMNS = ("prompt", "recipe", "request s", "request", "published", "prefill s", "prefill", "bound", "of bound",
+            "decode s", "decode")  # fmt: skip
+#: SWAA off against the unpatched library.
+OFF_RATIO = (0.98, 1.02)
+
+
+def make_document(facts: dict[str, Any], results: dict[str, Any], still_open: dict[str, str]) -> dict[str, Any]:
+    """facts: card, commit and the like; these two go into every row. results: by stage, None if it was not had."""
+    had = {name: result for name, result in results.items() if result is not None}
+    rows = [row for name, result in had.items() if name.startswith("bench-") for row in result["rows"]]
+    off = [row for name, result in had.items() if name.startswith("off-speed") for row in result["rows"]]
+    own = {"card": facts["card"], "commit": facts["commit"]}
+    return {
+        **facts,
+        "rows": [row | own for row in rows],
+        "off_speed": [row | own for row in off],
+        "ops": [result for name, result in had.items() if name.startswith("ops-")],
+        "sanitizer": [result for name, result in had.items() if name.startswith("sanitizer-")],
+        "oracle": had.get("oracle", {}).get("cases", []),
+        "off": had.get("off", {}).get("cases", []),
+        "stages": {name: result["stage_seconds"] for name, result in had.items()},
+        "stopped": [f"{name}: {text}" for name, result in had.items() for text in result.get("problems", [])],
+        "open": still_open,
+    }
+
+
+def problems(document: dict[str, Any]) -> list[str]:
+    """What was measured and is not as it must be, a line each. What has not been run is under `open`."""
+    found = list(document["stopped"])
+    for result in document["ops"]:
+        if result["failures"] or result["passed"] != result["total"] or result["exit_code"]:
+            found.append(f"{result['op']}: {result['passed']}/{result['total']} passed; {result['failures'][:1]}")
+        if result["op"].endswith("KV_BLOCKS") and result["unsupported"]:
+            found.append(f"{result['op']}: {result['unsupported']} cases not supported")
+    for result in document["sanitizer"]:
+        if result["errors"] or result["failures"]:
+            found.append(f"compute-sanitizer {result['tool']}: {result['errors']} errors, {result['failures'][:1]}")
+    for part in ("oracle", "off"):
+        found += [f"{part}: {row['case']}: {text}" for row in document[part] for text in row["problems"]]
+    for row in document["off_speed"]:
+        for key in ("prefill_ratio", "decode_ratio"):
+            if row["recipe"] == "off" and _timed(document) and not OFF_RATIO[0] <= row[key] <= OFF_RATIO[1]:
+                found.append(f"SWAA off, {row['prompt_tokens']} tokens: {key} {row[key]:.3f} is outside {OFF_RATIO}")
+    for row in document["rows"]:
+        wanted = target(document, row)
+        if wanted and row["ratio"] < wanted:
+            found.append(f"{row['recipe']}: ratio {row['ratio']:.2f} of the whole request, {wanted} is wanted")
+    return found
+
+
+def target(document: dict[str, Any], row: dict[str, Any]) -> float | None:
+    """The published ratio that a row must beat; None where none is comparable."""
+    asked = (row["shape"], row["prompt_tokens"], row["decode_tokens"], row["kv"], row["ubatch"])
+    if not _timed(document) or asked != ("qwen3-4b", 131072, 512, "f16", 512):
+        return None
+    return PUBLISHED.get(row["recipe"])
+
+
+def _timed(document: dict[str, Any]) -> bool:
+    return document["backend"] == "cuda" and document["size"] == "full"
+
+
+def write(document: dict[str, Any], folder: Path) -> list[Path]:
+    """Write the JSON and the table into `folder`, named by the card; the two paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    name = re.sub(r"[^a-z0-9]+", "-", (document["card"] or document["backend"]).split(",")[0].lower()).strip("-")
+    paths = [folder / f"{name}.json", folder / f"{name}.md"]
+    for path, text in zip(paths, (json.dumps(document, indent=1) + "\n", table(document)), strict=True):
+        part = path.with_name(path.name + ".part")
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    return paths
+
+
+def table(document: dict[str, Any]) -> str:
+    """The document for people, in Markdown."""
+    return "\n".join(_lines(document)) + "\n"
+
+
+def _lines(document: dict[str, Any]) -> Iterator[str]:
+    commit = (document["commit"] or "unknown")[:12] + (" with uncommitted changes" if document["uncommitted"] else "")
+    yield f"# GPU check: {document['card'] or document['backend']}"
+    yield ""
+    yield f"Commit {commit}, {document['made']}, backend {document['backend']}, size {document['size']}."
+    if document["left_out"]:
+        yield f"Left out of the build: {document['left_out']}."
+    found = problems(document)
+    yield ""
+    yield "**All that was run is as it must be.**" if not found else "**Not as it must be:**"
+    yield from (f"- {line}" for line in found)
+    if document["open"]:
+        yield ""
+        yield "Not run, or not to the end:"
+        yield from (f"- {name}: {why.splitlines()[0]}" for name, why in document["open"].items())
+    yield from _correctness(document)
+    yield from _speed("SWAA off against the unpatched library", document, document["off_speed"])
+    shapes = dict.fromkeys((row["shape"], row["kv"], row["ubatch"]) for row in document["rows"])
+    for shape, kv, ubatch in shapes:
+        rows = [row for row in document["rows"] if (row["shape"], row["kv"], row["ubatch"]) == (shape, kv, ubatch)]
+        yield from _speed(f"{shape}, Q8_0, {kv} K and V, ubatch {ubatch}", document, rows)
+    if document["rows"]:
+        yield ""
+        yield "Ratios: time of full attention on the unpatched library over that of the recipe; above 1 is faster."
+        yield "Bound: the prefill ratio if sliding layers cost their window's share of the measured attention time."
+
+
+def _correctness(document: dict[str, Any]) -> Iterator[str]:
+    yield from ("", "| correctness | passed | of | not supported |", "|---|---:|---:|---:|")
+    for result in [*document["ops"], *document["sanitizer"]]:
+        name = f"{result['op']}, {result['tool']}: {result['errors']} errors" if "tool" in result else result["op"]
+        name += ", as far as time went" if result["cut"] else ""
+        yield f"| {name} | {result['passed']} | {result['total']} | {result['unsupported']} |"
+    for part, name in (("oracle", "end to end against the oracle"), ("off", "SWAA off: the unpatched library's bits")):
+        passed = sum(not row["problems"] for row in document[part])
+        yield f"| {name} | {passed} | {len(document[part])} | |"
+
+
+def _speed(title: str, document: dict[str, Any], rows: list[dict[str, Any]]) -> Iterator[str]:
+    if not rows:
+        return
+    yield from ("", f"### {title}", "")
+    yield f"| {' | '.join(_COLUMNS)} |"
+    yield "|---:|---|" + "---:|" * (len(_COLUMNS) - 2)
+    for row in rows:
+        wanted, bound = target(document, row), row["bound"]
+        cells = (
+            f"{row['prompt_tokens']:,}", row["recipe"], f"{row['seconds']:.3f}", f"{row['ratio']:.2f}",
+            f"{wanted:.2f}" if wanted else "", f"{row['prefill_seconds']:.3f}", f"{row['prefill_ratio']:.2f}",
+            f"{bound:.2f}" if bound else "", f"{row['ratio_to_bound']:.0%}" if bound else "",
+            f"{row['decode_seconds']:.3f}", f"{row['decode_ratio']:.2f}" if row["decode_ratio"] else "",
+        )  # fmt: skip
+        yield f"| {' | '.join(cells)} |"

@@ -1,0 +1,84 @@
+"""Leaves kernel instances out of a CUDA tree, so that it compiles in minutes instead of half an hour.
+
+A ratio needs the unpatched library, but of its flash attention only the head size of the models that are timed; and
+no check here multiplies matrices of a type that none of them has. What is left out still links: its functions are
+there and abort with a message, so nothing can be measured by mistake. Kernels that stay are compiled from upstream's
+own lines.
+
+    for path, text in trim(instances_of(tree), heads=(128,), matrices=("Q8_0", "F16")): ...
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+
+INSTANCES = "ggml/src/ggml-cuda/template-instances/"
+#: Types of weights for which the quantized product is kept: those that swaa_edge.shapes writes.
+MATRICES = ("Q8_0", "Q4_0")
+
+_CALL = re.compile(r"^(DECL_(?:FATTN_MMA_F16|FATTN_TILE|FATTN_VEC|MMQ)_CASE\w*)\(([^)]*)\);[ \t]*\n", re.MULTILINE)
+_CONTEXT = "ggml_backend_cuda_context &"
+_ABORT = '{ GGML_ABORT("this kernel is left out of the check\'s build"); }'
+# By the macro: the file that holds the stubs, which upstream's build finds by its name, and their template.
+_STUBS = {
+    "DECL_FATTN_MMA_F16_CASE": (
+        "fattn-mma-left-out.cu",
+        f"template <int DKQ, int DV, int ncols1, int ncols2> void ggml_cuda_flash_attn_ext_mma_f16_case({_CONTEXT}, "
+        f"ggml_tensor *) {_ABORT}\n",
+        "template void ggml_cuda_flash_attn_ext_mma_f16_case<{0}>(ggml_backend_cuda_context &, ggml_tensor *);\n",
+    ),
+    "DECL_FATTN_TILE_CASE": (
+        "fattn-tile-left-out.cu",
+        f"template <int DKQ, int DV> void ggml_cuda_flash_attn_ext_tile_case({_CONTEXT}, ggml_tensor *) {_ABORT}\n",
+        "template void ggml_cuda_flash_attn_ext_tile_case<{0}>(ggml_backend_cuda_context &, ggml_tensor *);\n",
+    ),
+}
+
+
+def trim(
+    files: Mapping[str, str], *, heads: Collection[int] | None = None, matrices: Collection[str] | None = MATRICES
+) -> Iterator[tuple[str, str]]:
+    """What changes in a tree: (path, its new text), new files among them.
+
+    files: upstream's instance files by path, all below `INSTANCES`. heads: the head sizes whose flash attention
+    stays, None for all. matrices: the types whose quantized product stays, None for all.
+    """
+    left_out: dict[str, list[str]] = {}
+    for path, text in sorted(files.items()):
+
+        def keep_or_note(call: re.Match[str]) -> str:
+            macro, arguments = call.groups()
+            if macro not in _STUBS or heads is None or _head(arguments) in heads:
+                return call.group()
+            left_out.setdefault(macro, []).append(arguments)
+            return ""
+
+        kept = _CALL.sub(keep_or_note, text)
+        if matrices is not None and (found := re.search(r"^DECL_MMQ_CASE\(GGML_TYPE_(\w+)\);", text, re.MULTILINE)):
+            kept = text if found.group(1) in matrices else _without_products(text)
+        if kept != text:
+            yield path, kept
+    for macro, calls in left_out.items():
+        name, template, instance = _STUBS[macro]
+        lines = "".join(instance.format(arguments) for arguments in calls)
+        yield INSTANCES + name, f'#include "../common.cuh"\n\n{template}\n{lines}'
+
+
+def _head(arguments: str) -> int:
+    return int(arguments.split(",")[0])
+
+
+def _without_products(text: str) -> str:
+    """An mmq instance file whose functions abort instead."""
+    calls = [(call.group(1), call.group(2)) for call in _CALL.finditer(text)]
+    lines = "".join(
+        f"template void mul_mat_q_case<{arguments}{', GGML_PREC_Q4' if macro.endswith('_W4A4') else ''}>"
+        "(ggml_backend_cuda_context &, const mmq_args &, cudaStream_t);\n"
+        for macro, arguments in calls
+    )
+    return (
+        '#include "../common.cuh"\n\nstruct mmq_args;\n\n'
+        "template <ggml_type type, ggml_prec prec_src1 = GGML_PREC_Q8>\n"
+        f"void mul_mat_q_case({_CONTEXT}, const mmq_args &, cudaStream_t) {_ABORT}\n\n{lines}"
+    )
