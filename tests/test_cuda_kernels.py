@@ -1,8 +1,7 @@
 """The CUDA flash attention kernels, executed on the host (tests/cuda/emulator.h), against plain loops.
 
 Every kernel runs with a block table and without one: without, it is upstream's, and says whether the emulator is right.
-Needs the CUDA headers (a toolkit, or `pip install nvidia-cuda-runtime nvidia-cuda-crt nvidia-cuda-cccl`, 34 MB) and
-the library's libggml-base.
+Needs the CUDA headers (a toolkit's, or those of the test extra) and the library's libggml-base.
 """
 
 import hashlib
@@ -13,6 +12,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+pytestmark = pytest.mark.native
 
 ROOT = Path(__file__).parent.parent
 TREE = ROOT / "vendor/llama.cpp-patched"
