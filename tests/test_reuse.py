@@ -232,4 +232,4 @@ def test_figures(engine, capsys):  # noqa: F811
                 end="",
             )
     if len(done) == len(SETUPS) and SCALE >= 1:
-        assert total.steps >= len(SETUPS) * EXAMPLES * STEPS / 2
+        assert total.steps >= len(SETUPS) * EXAMPLES * STEPS / 4  # an example may be shorter than it could be
