@@ -83,18 +83,12 @@ class Case:
 
     @property
     def rule(self) -> Rule:
-        return Rule(self.window, self.sinks, *(tuple(c == "1" for c in s) for s in (self.sliding, self.fa_decode)))
+        return Rule.of(self.window, self.sinks, self.sliding, self.fa_decode)
 
     @property
     def overrides(self) -> dict:
         """The keys that give an unannotated file this case's configuration."""
-        return {
-            "swaa.version": 1,
-            "swaa.window_size": self.window,
-            "swaa.sink_count": self.sinks,
-            "swaa.sliding_layers": self.sliding,
-            "swaa.fa_decode_layers": self.fa_decode,
-        }
+        return self.rule.overrides
 
     @property
     def settings(self) -> dict:

@@ -46,7 +46,7 @@ class Setup:
 
     @property
     def rule(self) -> Rule:
-        return Rule(self.window, self.sinks, *(tuple(c == "1" for c in s) for s in (self.sliding, self.fa_decode)))
+        return Rule.of(self.window, self.sinks, self.sliding, self.fa_decode)
 
     @property
     def swaa(self) -> bool:
@@ -54,15 +54,7 @@ class Setup:
 
     @property
     def overrides(self) -> dict:
-        if not self.swaa:
-            return {}
-        return {
-            "swaa.version": 1,
-            "swaa.window_size": self.window,
-            "swaa.sink_count": self.sinks,
-            "swaa.sliding_layers": self.sliding,
-            "swaa.fa_decode_layers": self.fa_decode,
-        }
+        return self.rule.overrides if self.swaa else {}
 
     @property
     def settings(self) -> dict:

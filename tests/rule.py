@@ -18,6 +18,23 @@ class Rule:
     fa_decode: tuple[bool, ...]
 
     @staticmethod
+    def of(window: int, sinks: int, sliding: str, fa_decode: str) -> Rule:
+        """The flags written as 0 and 1, a character per layer."""
+        return Rule(window, sinks, *(tuple(c == "1" for c in text) for text in (sliding, fa_decode)))
+
+    @staticmethod
     def full(n_layers: int) -> Rule:
         """Every layer full attention."""
         return Rule(1, 0, (False,) * n_layers, (False,) * n_layers)
+
+    @property
+    def overrides(self) -> dict:
+        """The keys that give an unannotated file these settings."""
+        sliding, fa_decode = ("".join("01"[flag] for flag in flags) for flags in (self.sliding, self.fa_decode))
+        return {
+            "swaa.version": 1,
+            "swaa.window_size": self.window,
+            "swaa.sink_count": self.sinks,
+            "swaa.sliding_layers": sliding,
+            "swaa.fa_decode_layers": fa_decode,
+        }

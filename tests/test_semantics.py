@@ -22,17 +22,6 @@ RULE = Rule(31, 4, (True, False, True, True), (True, False, False, True))
 LAYERS = 4
 
 
-def overrides_of(rule):
-    text = ["".join("01"[flag] for flag in flags) for flags in (rule.sliding, rule.fa_decode)]
-    return {
-        "swaa.version": 1,
-        "swaa.window_size": rule.window,
-        "swaa.sink_count": rule.sinks,
-        "swaa.sliding_layers": text[0],
-        "swaa.fa_decode_layers": text[1],
-    }
-
-
 def random_tokens(n, seed=0):
     return np.random.default_rng(seed).integers(6, VOCAB, n).tolist()
 
@@ -51,7 +40,7 @@ class Runner:
         self.path, self.model = zoo.gguf(arch, LAYERS), zoo.model(arch, LAYERS)
 
     def run(self, steps, **settings):
-        return self.engine.run(self.path, steps, overrides_of(self.rule), **settings).logits
+        return self.engine.run(self.path, steps, self.rule.overrides, **settings).logits
 
     def expected(self, tokens, n_decode=0):
         """Logits of `tokens`, the last `n_decode` of which were generated."""
@@ -331,18 +320,18 @@ def test_wrong_keys_in_a_file(engine, tmp_path, changed, key):  # noqa: F811
 )
 def test_wrong_overrides(engine, zoo, changed, key):  # noqa: F811
     with pytest.raises(EngineError, match=rf"model refused: {key}\b") as caught:
-        engine.run(zoo.gguf("llama", LAYERS), [], overrides_of(RULE) | changed)
+        engine.run(zoo.gguf("llama", LAYERS), [], RULE.overrides | changed)
     assert not isinstance(caught.value, EngineDied)
 
 
 @pytest.mark.parametrize("policy", ["table", "copy"])
 def test_a_policy_that_needs_flash_attention(engine, zoo, policy):  # noqa: F811
     with pytest.raises(EngineError, match=rf"context refused: .*{policy}.*flash attention"):
-        engine.run(zoo.gguf("llama", LAYERS), [], overrides_of(RULE), policy=policy, flash_attn=False)
+        engine.run(zoo.gguf("llama", LAYERS), [], RULE.overrides, policy=policy, flash_attn=False)
 
 
 def test_the_library_tells_its_configuration(engine, zoo):  # noqa: F811
-    result = engine.run(zoo.gguf("llama", LAYERS), [], overrides_of(RULE))
+    result = engine.run(zoo.gguf("llama", LAYERS), [], RULE.overrides)
     told = result.config
     assert (told["window_size"], told["sink_count"], told["sliding"]) == (RULE.window, RULE.sinks, RULE.sliding)
     assert told["fa_decode"] == RULE.fa_decode
