@@ -79,11 +79,10 @@ class Lab:
         self.library, self.models = folder / "lib", folder / "models"
 
     def prepare(self) -> None:
-        """Copy the tree (times kept, so a build made before is still good) and configure."""
+        """Bring the copy of the tree in step and configure."""
         shutil.rmtree(self.models, ignore_errors=True)
         self.models.mkdir(parents=True)
-        shutil.rmtree(self.tree, ignore_errors=True)
-        shutil.copytree(TREE, self.tree, symlinks=True)
+        bring_in_step(TREE, self.tree)
         run(
             [
                 "cmake",
@@ -123,6 +122,19 @@ class Lab:
         if done.returncode == 1 and not failures:
             raise RuntimeError(f"pytest failed without naming a test:\n{done.stdout[-2000:]}")
         return ("failed", failures[0]) if done.returncode else ("passed", "")
+
+
+def bring_in_step(tree: Path, copy: Path) -> None:
+    """Make `copy` hold what `tree` does, and write only what differs, so that a build compiles that and no more."""
+    wanted = {path.relative_to(tree) for path in tree.rglob("*") if path.is_file()}
+    for path in copy.rglob("*") if copy.is_dir() else ():
+        if path.is_file() and path.relative_to(copy) not in wanted:
+            path.unlink()
+    for name in wanted:
+        source, target = tree / name, copy / name
+        if not target.is_file() or source.read_bytes() != target.read_bytes():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
 
 
 def run(command: Sequence[object]) -> None:

@@ -4,6 +4,7 @@ pytest tests/test_mutate.py
 """
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -62,3 +63,20 @@ def test_a_wrong_call_runs_nothing(mutate, capsys):
         mutate.main(["--only", "no such mutation"])
     assert ended.value.code == 2
     assert "no mutation has" in capsys.readouterr().err
+
+
+def test_the_copy_is_brought_in_step_by_content(mutate, tmp_path):
+    tree, copy = tmp_path / "tree", tmp_path / "copy"
+    for name, text in {"a.cpp": "new", "src/b.cpp": "same", "src/c.cpp": "added"}.items():
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_text(text)
+        os.utime(tree / name, (1, 1))  # older than what was built from the copy
+    for name, text in {"a.cpp": "old", "src/b.cpp": "same", "gone.cpp": "gone"}.items():
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).write_text(text)
+        os.utime(copy / name, (1000, 1000))
+    mutate.bring_in_step(tree, copy)
+    found = {str(path.relative_to(copy)): path.read_text() for path in copy.rglob("*") if path.is_file()}
+    assert found == {"a.cpp": "new", "src/b.cpp": "same", "src/c.cpp": "added"}
+    assert (copy / "src/b.cpp").stat().st_mtime == 1000
+    assert (copy / "a.cpp").stat().st_mtime > 1000
