@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TREE = ROOT / "vendor" / "llama.cpp-patched"
 TESTS = ["tests/test_oracle.py", "tests/test_semantics.py", "tests/test_reuse.py"]
 # What is run needs the engine; the rest of these files would pass anyway.
-SELECTED = "test_grid or test_semantics or test_random_steps"
+SELECTED = "test_grid or test_semantics or test_reuse"
 TIMEOUT_SECONDS = 1800
 
 

@@ -184,6 +184,7 @@ class Session:
             assert self.reason, "a cut was refused without a reason"
             assert not told, "can_continue said yes to a cut that was refused"
             return False
+        assert told, f"can_continue said no to a cut at {first} that was done"
         self.book.remove(seq, first, end)
         return True
 

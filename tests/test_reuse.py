@@ -17,6 +17,7 @@ import hypothesis
 import numpy as np
 import pytest
 import verdict
+from engine_calls import PARTIAL_ONLY
 from engine_fixtures import engine, zoo  # noqa: F401
 from grid_models import grid_model
 from hypothesis.stateful import run_state_machine_as_test
@@ -34,7 +35,7 @@ EXAMPLES, STEPS = 25, 60
 SETUPS = [
     Setup("0000"),
     Setup("0000", unified=False, sequences=3, n_ctx=1536),
-    Setup("1111"),
+    Setup("1111", window=44, n_ubatch=64),  # a ring without a cell to spare: 4 * (44 + 4) + 64 = 256
     Setup("1111", unified=False, sequences=3, n_ctx=1536, window=48, sinks=0),
     Setup("1111", swa_full=True, window=40, n_ubatch=64),
     Setup("1011", "1011"),
@@ -43,7 +44,7 @@ SETUPS = [
     Setup("1101", "1001", unified=False, sequences=3, n_ctx=1536, window=64, n_ubatch=64),
     Setup("0111", "0010", swa_full=True, unified=False, sequences=3, n_ctx=1536),
     Setup("1110", "0010", arch="qwen3", window=24, sinks=1),
-    Setup("1111", sequences=1, unified=False, n_ctx=512, window=64, sinks=4, n_ubatch=64),
+    Setup("1111", sequences=1, unified=False, n_ctx=512, window=188, sinks=4, n_ubatch=64),  # likewise
 ]
 
 RULE = Rule(9, 2, (True, False, True, True), (True, False, False, True))
@@ -203,6 +204,17 @@ def test_another_rule_is_noticed(engine, zoo, wrong):  # noqa: F811
     session = Session(engine, zoo, setup, rule=replace(setup.rule, **wrong))
     with pytest.raises(AssertionError, match="standard deviations off"):
         session.replay(steps)
+    session.close()
+
+
+@pytest.mark.native
+def test_a_checkpoint_of_more_than_is_left(engine, zoo):  # noqa: F811
+    """What it holds behind the end of a sequence that was cut meanwhile must not come back."""
+    session = Session(engine, zoo, Setup("1111"))
+    session.replay([["eval", "prefill", [[[0], 200, 1]], False], ["checkpoint", "a", 0], ["rm", 0, 190, -1]])
+    state = session.slots["a"].state
+    assert session.call("state_set", state, 0, PARTIAL_ONLY) == len(state)
+    session.replay([["eval", "prefill", [[[0], 20, 2]], False], ["eval", "auto", [[[0], 1, 3]], False]])
     session.close()
 
 
