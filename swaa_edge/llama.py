@@ -33,6 +33,7 @@ from swaa_edge.timings import Timings
 llama_cpp = native.load()
 
 OnPrefill = Callable[[int, int], object]
+OnLogits = Callable[[np.ndarray], object]
 _LOG = logging.getLogger("llama-cpp-python")
 _GENERATE = inspect.signature(llama_cpp.Llama.generate)
 # llama.cpp rounds a context up to whole blocks of this many cells; llama_cpp's arrays must have that size too.
@@ -137,13 +138,16 @@ class SwaaLlama(CachedLlama):
 
     # Evaluation
 
-    def eval(self, tokens: Sequence[int], phase: Phase | None = None) -> None:
+    def eval(self, tokens: Sequence[int], phase: Phase | None = None, on_logits: OnLogits | None = None) -> None:
         """Evaluate `tokens` after those evaluated before, as upstream; the phase of each is found out.
 
         In `generate`, and all that is built on it, the prompt is PREFILL and what is fed back (drafted
         tokens too) is DECODE. Called directly: the token that `sample` just returned is DECODE; a single
         token after others, when `sample` wasn't called (a caller with a sampler of its own), is DECODE;
         all else is PREFILL. `phase` overrules that.
+
+        on_logits(rows): called after each ubatch with the logits of its tokens, float32 [tokens, n_vocab], without
+        the memory that logits_all takes; they are overwritten when it returns.
 
         To go back, as upstream, lower `n_tokens` before; a ring may refuse to, and then nothing is changed.
 
@@ -169,7 +173,7 @@ class SwaaLlama(CachedLlama):
         self._turn = self._turn and "feedback"
         self._sampled = None
         for part_phase, part in parts:
-            self._evaluate(part, part_phase)
+            self._evaluate(part, part_phase, on_logits)
 
     def _phases(self, tokens: Sequence[int]) -> list[tuple[Phase, Sequence[int]]]:
         if self._turn is not None:
@@ -179,7 +183,7 @@ class SwaaLlama(CachedLlama):
         generated = int(len(tokens) > 0 and self._sampled == (self.n_tokens, tokens[0]))
         return [(Phase.DECODE, tokens[:generated]), (Phase.PREFILL, tokens[generated:])]
 
-    def _evaluate(self, tokens: Sequence[int], phase: Phase) -> None:
+    def _evaluate(self, tokens: Sequence[int], phase: Phase, on_logits: OnLogits | None = None) -> None:
         if len(tokens) == 0:
             return
         timings, started = self.last_timings, time.perf_counter()
@@ -197,8 +201,10 @@ class SwaaLlama(CachedLlama):
                     if self._abort:
                         raise GenerationCancelled("cancelled")
                     self._checkpoints.advance(self.n_tokens, len(chunk))
-                    self._decode(chunk, every_row=self._logits_all or drafted)
+                    self._decode(chunk, every_row=self._logits_all or drafted or on_logits is not None)
                     done += len(chunk)
+                    if on_logits:
+                        on_logits(np.ctypeslib.as_array(self._ctx.get_logits(), shape=(len(chunk), self._n_vocab)))
                     if report:
                         llama_cpp.llama_synchronize(self.ctx)
                         report(done, len(tokens))

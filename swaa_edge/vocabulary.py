@@ -5,15 +5,21 @@ How many tokens a prompt has must be known before the model is loaded, because i
     tokens = tokenize("model.gguf", "Once upon a time")
 """
 
+from __future__ import annotations
+
+import contextlib
 import os
+from collections.abc import Iterator
+from typing import Any
 
 from swaa_edge import native
 from swaa_edge.errors import ModelFileError
 from swaa_edge.loading import check_tokenizer
 
 
-def tokenize(path: str | os.PathLike[str], text: str) -> list[int]:
-    """`text` in tokens of the model at `path`, special tokens recognized, with a start token if the model wants one.
+@contextlib.contextmanager
+def open_vocabulary(path: str | os.PathLike[str]) -> Iterator[Any]:
+    """The vocabulary of the model at `path`, as llama_cpp's own `LlamaModel`, for as long as this lasts.
 
     SWAA keys in the file don't matter. Raises `ModelFileError` if it is no sound GGUF or has no vocabulary.
     """
@@ -31,6 +37,15 @@ def tokenize(path: str | os.PathLike[str], text: str) -> list[int]:
     except ValueError as error:
         raise ModelFileError(f"{path} has no vocabulary that llama.cpp can read; convert the model again") from error
     try:
-        return model.tokenize(text.encode("utf-8"), add_bos=True, special=True)
+        yield model
     finally:
         model.close()
+
+
+def tokenize(path: str | os.PathLike[str], text: str) -> list[int]:
+    """`text` in tokens of the model at `path`, special tokens recognized, with a start token if the model wants one.
+
+    Raises as `open_vocabulary`.
+    """
+    with open_vocabulary(path) as vocabulary:
+        return vocabulary.tokenize(text.encode("utf-8"), add_bos=True, special=True)

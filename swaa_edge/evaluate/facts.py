@@ -1,0 +1,95 @@
+"""The texts of the retrieval tasks: facts, questions and the replies that would be right.
+
+One place writes them, so that what the demo model was trained on, what `eval` asks and what `calibrate` reads are
+the same words. Any model can answer them; nothing here knows about tokens.
+
+    facts = needle_facts({"amber": "47"})            # [" The code of amber is 47."]
+    question = ask_codes(["amber"], "spoken")        # text, the reply that is right, what it must contain
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+#: How a question wants its answer. direct: the answer's first token is the first token generated, so it comes out
+#: of the prompt's prefill. spoken: the reply repeats what was asked for first, so the answer comes out of decode.
+Style = Literal["direct", "spoken"]
+STYLES: tuple[Style, ...] = ("direct", "spoken")
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """text: what is asked. reply: the ideal reply. answers: what a reply must contain, in this order."""
+
+    text: str
+    reply: str
+    answers: tuple[str, ...]
+
+
+def code_fact(name: str, value: str) -> str:
+    """A sentence that hides anywhere in prose; `value` is a number, or the name of the next link of a chain."""
+    return f" The code of {name} is {value}."
+
+
+def ask_codes(codes: Mapping[str, str], style: Style) -> Question:
+    """Ask for the codes of these names, in this order."""
+    names, values = list(codes), tuple(codes.values())
+    plural = "s" if len(names) > 1 else ""
+    text = f"what {'are' if plural else 'is'} the code{plural} of {' and '.join(names)}?"
+    if style == "direct":
+        return Question(f"Answer with the code{plural} only: {text}", f" {' and '.join(values)}.", values)
+    sentence = " and".join(f" the code of {name} is {value}" for name, value in codes.items())
+    return Question(f"Answer in a sentence: {text}", f" T{sentence[2:]}.", values)
+
+
+def ask_chain(links: Sequence[str], style: Style) -> Question:
+    """links: names and, last, a number; each name's code is the next link. Asks for the number behind the first."""
+    follow = "a code that is a word names another code, follow it to the number"
+    text = f"{follow}: what is the code of {links[0]}?"
+    steps = list(itertools.pairwise(links))
+    sentence = " and".join(f" the code of {name} is {value}" for name, value in steps)
+    if style == "direct":
+        tail = " and".join(f" the code of {name} is {value}" for name, value in steps[1:])
+        return Question(f"Answer with the steps only, {text}", f" {links[1]} and{tail}.", (links[-1],))
+    return Question(f"Answer in a sentence, {text}", f" T{sentence[2:]}.", (links[-1],))
+
+
+def json_pairs(pairs: Mapping[str, str]) -> list[str]:
+    """The pieces of one JSON object, a piece per pair, braces included."""
+    pieces = [f' "{key}": {value},' for key, value in pairs.items()]
+    pieces[0] = "\n{" + pieces[0][1:]
+    pieces[-1] = pieces[-1][:-1] + "}\n"
+    return pieces
+
+
+def ask_value(key: str, value: str, style: Style) -> Question:
+    """Ask for the value of a key of the JSON object."""
+    if style == "direct":
+        return Question(f'Answer with the value only: what is the value of "{key}"?', f" {value}", (value,))
+    return Question(f'Answer with key and value: what is the value of "{key}"?', f' "{key}": {value}', (value,))
+
+
+#: Short common nouns, for names and keys.
+WORDS: tuple[str, ...] = tuple(
+    """
+    acorn actor album alley amber anchor angel ankle apple apron arrow atlas attic autumn bacon badge bagel banana
+    banjo barrel basin basket beach beacon beard beaver berry bishop blanket blossom border bottle boulder bracelet
+    branch bread breeze brick bridge bronze brook broom bucket buckle bull bundle butter button cabin cable cactus
+    camel camera candle canoe canvas canyon captain carbon carpet carrot castle cattle cave cedar cello chain chair
+    chalk cheese cherry chest chicken chimney cider cinema circus cliff cloud clover coal coast cobra coconut coffee
+    comet copper coral cotton cousin cowboy coyote crab cradle crane crater cricket crown crystal curtain daisy
+    dancer desert diamond dinner doctor dolphin donkey dragon drawer drum duck eagle elbow elephant ember emerald
+    engine falcon farmer feather fence ferry fiddle finger flame flower flute forest fossil fountain fox garden garlic
+    giant ginger giraffe glacier glove goat goose grape gravel guitar hammer harbor harvest hawk hazel helmet hermit
+    heron hockey honey horse hotel iceberg insect iron island ivory jacket jaguar jasmine jelly jewel jungle kettle
+    kitchen kitten knight ladder lagoon lantern laundry lawyer leather lemon leopard lettuce lily linen lion lizard
+    lobster locket lumber magnet mammal mango maple marble meadow melon mirror monkey moose mountain muffin museum
+    mushroom napkin nectar needle nephew nickel oasis ocean olive onion opera orange orchard otter oven owl oyster
+    paddle painter palace panda panther parrot peach peanut pearl pebble pelican pencil pepper piano pickle pigeon
+    pillow pilot pine pirate planet plum poet pony potato powder prairie puppet rabbit raccoon radish raven ribbon
+    river rocket rooster ruby saddle sailor salmon sandal sapphire scarf
+    """.split()
+)

@@ -1,0 +1,61 @@
+"""Prose of an exact number of tokens, with pieces of text hidden in it.
+
+A retrieval task needs prompts whose length in tokens is exact and whose hidden sentence stands between two sentences,
+whatever the model's vocabulary. So the prose is kept as sentences of tokens and put together here.
+
+    hay = Haystack(text, tokenize); document = hay.bury(rng, 2000, [(950, tokenize(" The code of fox is 47."))])
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Sequence
+
+Tokenize = Callable[[str], list[int]]
+
+# After the end of a sentence or a line, where the next one starts with its own white space.
+_SEAM = re.compile(r"(?<=[.!?:;])(?= )|(?<=\S)(?=\n)")
+
+
+class Haystack:
+    """Sentences of a text, as tokens; `tokenize` adds no start token."""
+
+    def __init__(self, text: str, tokenize: Tokenize) -> None:
+        self.sentences = [tokens for part in _SEAM.split(text) if part.strip() and (tokens := tokenize(part))]
+        if not self.sentences:
+            raise ValueError("the text has no sentence")
+
+    def prose(self, rng: random.Random, count: int) -> list[list[int]]:
+        """Consecutive sentences from a random place, `count` tokens together; the last is cut where the count is full.
+
+        A text shorter than `count` starts over. With an equally seeded `rng`, more tokens start with the same ones.
+        """
+        place = rng.randrange(len(self.sentences))
+        run: list[list[int]] = []
+        while count > 0:
+            run.append(self.sentences[place % len(self.sentences)][:count])
+            count -= len(run[-1])
+            place += 1
+        return run
+
+    def bury(self, rng: random.Random, count: int, pieces: Sequence[tuple[float, Sequence[int]]]) -> list[int]:
+        """A document of exactly `count` tokens: prose, and each piece at the last seam up to its place.
+
+        pieces: (place, tokens); the place is the number of prose tokens before it, and those of equal place keep their
+        order. Raises `ValueError` if the pieces alone are longer than `count`.
+        """
+        room = count - sum(len(tokens) for _, tokens in pieces)
+        if room < 0:
+            raise ValueError(f"{count - room} tokens of hidden text don't fit into a document of {count}")
+        document: list[int] = []
+        told = 0
+        waiting = sorted(pieces, key=lambda piece: piece[0], reverse=True)
+        for sentence in self.prose(rng, room):
+            while waiting and told + len(sentence) > waiting[-1][0]:
+                document += waiting.pop()[1]
+            document += sentence
+            told += len(sentence)
+        for _, tokens in reversed(waiting):
+            document += tokens
+        return document

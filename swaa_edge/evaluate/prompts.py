@@ -1,0 +1,102 @@
+"""Prompts in tokens: a model's vocabulary and chat template around a document and a question about it.
+
+    with Prompts("model.gguf") as prompts: tokens = prompts.ask(document, "What is the code of fox?")
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from array import array
+from collections.abc import Sequence
+from typing import Any
+
+import jinja2
+
+from swaa_edge.errors import ModelFileError
+from swaa_edge.modelfile import read_model
+from swaa_edge.vocabulary import open_vocabulary
+
+# Stands for the document while the template is rendered; no template changes letters.
+_MARK = "DOCUMENTSTANDSHERE"
+#: Without a chat template: what follows the question.
+PLAIN_END = "\nAnswer:"
+
+
+class Prompts:
+    """Writes prompts for the model at `path`, by its chat template; without one, or with chat=False, as plain text.
+
+    Needs the vocabulary only. Raises `ModelFileError` for a file without a vocabulary, or a template that is wrong.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, chat: bool = True) -> None:
+        self._path, self._stack = os.fspath(path), contextlib.ExitStack()
+        header = read_model(path).header
+        template = header.value("tokenizer.chat_template") if chat else None
+        self._vocabulary = self._stack.enter_context(open_vocabulary(path))
+        try:
+            self._format = None if template is None else self._formatter(str(template))
+        except BaseException:
+            self._stack.close()
+            raise
+        #: Whether a chat template is in use.
+        self.chat = self._format is not None
+
+    def __enter__(self) -> Prompts:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._stack.close()
+
+    def tokenize(self, text: str) -> list[int]:
+        """The tokens of `text` as plain text: no start token, and no special ones."""
+        return self._vocabulary.tokenize(text.encode("utf-8"), False, False)
+
+    def ask(self, document: str | Sequence[int], question: str) -> array[int]:
+        """The prompt that asks `question` about `document`, as tokens: one turn of the user, and the answer's start.
+
+        A document of tokens goes in as it is, so the length of the prompt is that of `overhead` and of the document.
+        """
+        if isinstance(document, str):
+            head, tail = self._around(document + (f"\n\n{question}" if question else ""), None)
+            return array("i", [*head, *tail])
+        head, tail = self._around(_MARK, question)
+        return array("i", [*head, *document, *tail])
+
+    def overhead(self, question: str) -> int:
+        """How many tokens `ask` puts around a document of tokens."""
+        return sum(map(len, self._around(_MARK, question)))
+
+    def _around(self, content: str, question: str | None) -> tuple[list[int], list[int]]:
+        if self._format is None:
+            text = content if question is None else f"{content}\n\n{question}"
+            text, start = text + PLAIN_END, True
+        else:
+            text, start = self._rendered(content if question is None else f"{content}\n\n{question}"), False
+        if question is None:
+            return self._special(text, start), []
+        head, mark, tail = text.partition(_MARK)
+        if not mark:
+            raise ModelFileError(f"{self._path}: its chat template leaves out what the user says; use --no-chat")
+        return self._special(head, start), self._special(tail, False)
+
+    def _special(self, text: str, start: bool) -> list[int]:
+        return self._vocabulary.tokenize(text.encode("utf-8"), start, True)
+
+    def _rendered(self, content: str) -> str:
+        try:
+            return self._format(messages=[{"role": "user", "content": content}]).prompt
+        except (jinja2.TemplateError, ValueError) as error:
+            raise ModelFileError(f"{self._path}: its chat template fails ({error}); use --no-chat") from error
+
+    def _formatter(self, template: str) -> Any:
+        from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+        try:
+            return Jinja2ChatFormatter(
+                template,
+                eos_token=self._vocabulary.token_get_text(self._vocabulary.token_eos()),
+                bos_token=self._vocabulary.token_get_text(self._vocabulary.token_bos()),
+            )
+        except jinja2.TemplateError as error:
+            raise ModelFileError(f"{self._path} has a chat template that is no valid Jinja: {error}") from error
