@@ -1,0 +1,74 @@
+"""What a calibration reads: prompts, and the right answers to them, in tokens.
+
+    with Prompts("model.gguf") as prompts: cases = from_samples(build(plan, prompts), prompts)
+    cases, held_out = from_text(tokens, head=[1], length=4096, answer=64, count=8)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from swaa_edge.errors import ConfigError
+
+if TYPE_CHECKING:
+    from swaa_edge.evaluate.prompts import Prompts
+    from swaa_edge.evaluate.samples import Sample
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """id: unique in a run, and the same in the next one. prompt: what is read. answer: what should follow it."""
+
+    id: str
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        for name in ("prompt", "answer"):
+            if not getattr(self, name):
+                raise ConfigError(f"the {name} of {self.id} is empty; it takes at least one token")
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.answer)
+
+
+def from_samples(samples: Sequence[Sample], prompts: Prompts) -> list[Case]:
+    """The samples with their ideal replies. Raises `ConfigError` for a sample that has none."""
+    cases = []
+    for sample in samples:
+        reply = sample.reply
+        if reply is None and sample.answers:
+            reply = " " + sample.answers[0]
+        if not reply:
+            raise ConfigError(f"{sample.id} has no answer to measure the loss of; give each sample one")
+        cases.append(Case(sample.id, tuple(sample.prompt), tuple(prompts.tokenize(reply))))
+    return cases
+
+
+def from_text(
+    tokens: Sequence[int], *, head: Sequence[int] = (), length: int, answer: int, count: int, held_out: bool = False
+) -> tuple[list[Case], list[Case]]:
+    """Windows of a text, `length` tokens each with `head` (a start token) before them; the last `answer` ones count.
+
+    At most `count`, spread over the text; held_out: as many others between them, else none. Raises `ConfigError` if
+    the text is too short for one window (two, with held_out), or an answer leaves nothing before it.
+    """
+    if not 1 <= answer < length - len(head):
+        raise ConfigError(f"{answer} answer tokens must be from 1 to {length - len(head) - 1} in {length} tokens")
+    size, parts = length - len(head), 2 if held_out else 1
+    windows = len(tokens) // size
+    if windows < parts:
+        raise ConfigError(
+            f"the text has {len(tokens)} tokens, and {parts} window{'s' * (parts > 1)} of {length} must fit in; "
+            "give a longer text, or shorter windows"
+        )
+    chosen = min(windows, count * parts)
+    chosen -= chosen % parts
+    starts = [size * (number * windows // chosen) for number in range(chosen)]
+    cases = []
+    for start in starts:
+        middle, end = start + size - answer, start + size
+        cases.append(Case(f"text/{start}", (*head, *tokens[start:middle]), tuple(tokens[middle:end])))
+    return cases[::parts], cases[1::2] if held_out else []

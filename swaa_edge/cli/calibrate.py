@@ -1,0 +1,397 @@
+"""`swaa-edge calibrate`: which layers lose most when they slide, and so should keep full attention.
+
+    swaa-edge calibrate model.gguf --text notes.txt -o settings.json
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from swaa_edge.atomic import atomic_output
+from swaa_edge.cli.engine_options import Engine, engine_options, interruptible, progress_stream
+from swaa_edge.cli.options import progress_bar, swaa_options
+from swaa_edge.config import CUSTOM, RECIPES, SwaaConfig
+from swaa_edge.errors import ConfigError, SwaaError
+from swaa_edge.modelfile import ModelFile, read_model
+from swaa_edge.progress import duration
+
+if TYPE_CHECKING:
+    from swaa_edge.calibrate.cases import Case
+    from swaa_edge.calibrate.losses import Progress
+
+#: Without --length: tokens of a prompt, if the model was trained for as many.
+LENGTH = 8192
+_TASKS = "needle,multi-needle,kv,chain"
+_BAR = 40
+
+
+class _Keep(click.ParamType):
+    name = "layers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | float:
+        try:
+            number = int(value) if str(value).isdigit() else float(value)
+        except ValueError:
+            number = 0
+        if not (number >= 1 if isinstance(number, int) else 0 < number < 1):
+            self.fail(f"{value!r} must be a number of layers from 1, or a fraction of them as in 0.25")
+        return number
+
+
+@click.command()
+@click.argument("model", metavar="MODEL.gguf")
+@click.option("--text", "text_file", metavar="FILE", help="Measure on this UTF-8 text; - is stdin.  [retrieval tasks]")
+@click.option("--tasks", metavar="NAME,...", default=_TASKS, show_default=True, help="Retrieval tasks, without --text.")
+@click.option("--samples", type=click.IntRange(1), metavar="N", help="Prompts per task, or windows of text.  [4; 16]")
+@click.option("--length", type=click.IntRange(16), metavar="N", help=f"Prompt and answer.  [{LENGTH} if the model can]")
+@click.option(
+    "--answer-tokens",
+    type=click.IntRange(1),
+    metavar="N",
+    default=64,
+    show_default=True,
+    help="With --text: the last tokens of a window, whose loss counts.",
+)
+@click.option("--seed", type=int, metavar="N", default=0, show_default=True, help="Of the retrieval tasks.")
+@click.option("--keep", type=_Keep(), metavar="N|F", default="0.25", show_default=True, help="How many, or a share.")
+@click.option(
+    "--method",
+    type=click.Choice(["nll", "keep", "greedy"]),
+    default="nll",
+    show_default=True,
+    help="Loss when a layer alone slides; gain when it alone keeps full attention; one layer added at a time.",
+)
+@click.option("--candidates", type=click.IntRange(1), metavar="N", help="With greedy: of the N likeliest only.")
+@click.option(
+    "--swaps",
+    type=click.IntRange(0),
+    metavar="N",
+    default=1,
+    show_default=True,
+    help="With greedy: at last, try to exchange the N chosen layers that are worth least.",
+)
+@click.option("--compare", is_flag=True, help="Compare the choice with periodic ones, on other samples.")
+@click.option("-o", "--output", metavar="CONFIG.json", help="Write the settings, for --config of every command.")
+@click.option("--annotate", "annotated", metavar="OUT.gguf", help="Write the model with these settings in it.")
+@click.option("--in-place", is_flag=True, help="Write these settings into MODEL.gguf.")
+@click.option("--json", "json_file", metavar="FILE", help="Write one JSON document; - is stdout.")
+@click.option("--plot", "plot_file", metavar="FILE.png", help="Draw the layers as bars.")
+@click.option("--force", is_flag=True, help="Replace these files if they exist.")
+@click.option("--journal", metavar="FILE", help="Keep finished measurements here.  [a file in the cache folder]")
+@click.option("--no-chat", is_flag=True, help="Ask in plain text, without the model's chat template.")
+@click.option("--progress/--no-progress", default=None, help="Show how far it is.  [if stderr is a terminal]")
+@engine_options
+@swaa_options
+def calibrate(
+    model: str,
+    text_file: str | None,
+    keep: float,
+    method: Any,
+    candidates: int | None,
+    swaps: int,
+    output: str | None,
+    annotated: str | None,
+    in_place: bool,
+    json_file: str | None,
+    plot_file: str | None,
+    force: bool,
+    journal: str | None,
+    progress: bool | None,
+    engine: Engine,
+    swaa: SwaaConfig | None,
+    **samples: Any,
+) -> None:
+    """Find the layers that should keep full attention.
+
+    Measures the loss of right answers while layers slide, by the engine on the model as it is, and proposes
+    --fa-layers. Without settings it takes the recipe fast, with the window and the sinks cut where the prompts are
+    short; FA layers in the settings are what --compare compares with. Ctrl-C loses nothing: the same command goes on.
+
+    \b
+    swaa-edge calibrate model.gguf --text notes.txt -o settings.json
+    swaa-edge calibrate model.gguf --recipe balanced --method greedy --compare --plot layers.png
+    """
+    if annotated is not None and in_place:
+        raise click.UsageError("give either --annotate OUT.gguf or --in-place")
+    facts = read_model(model)
+    count = keep if isinstance(keep, int) else max(1, round(keep * facts.n_layers))
+    if count >= facts.n_layers:
+        raise ConfigError(f"--keep {keep} leaves none of the model's {facts.n_layers} layers to slide; keep fewer")
+    if candidates is not None and (method != "greedy" or not count <= candidates <= facts.n_layers):
+        raise ConfigError(
+            f"--candidates {candidates} goes with --method greedy, from {count} (those kept) to {facts.n_layers} layers"
+        )
+
+    from swaa_edge.benchreport import check_plot
+    from swaa_edge.calibrate.report import plot
+    from swaa_edge.calibrate.search import calibrate as tool
+    from swaa_edge.evaluate.journal import Journal
+
+    if plot_file is not None:
+        check_plot()
+    for file in (output, annotated, json_file, plot_file):
+        if file not in (None, "-"):
+            _claim(file, force)
+    length = _length(facts, samples.pop("length"))
+    swaa = _settings(swaa, length)
+    cases, held_out = _cases(model, text_file, length, swaa, **samples)
+    # All layers in one cache that can go back anywhere, so that a document asked about twice is read once.
+    engine = dataclasses.replace(engine, swa_full=True)
+    key = _key(facts, swaa, engine, [*cases, *held_out])
+    path, ours = (journal, False) if journal is not None else (_cached(key), True)
+
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context(Journal(path, key))
+        shown = stack.enter_context(_shown(progress))
+        report = tool(
+            lambda config, n_ctx: engine.load(model, swaa=config, n_ctx=max(n_ctx, engine.ctx or 0)),
+            swaa,
+            facts.n_layers,
+            cases,
+            keep=count,
+            method=method,
+            candidates=candidates,
+            swaps=swaps,
+            held_out=held_out,
+            journal=log,
+            using=interruptible,
+            on_progress=shown,
+        )
+    document = {"model": {"path": model, "name": facts.name}, "prompt_tokens": length} | report.to_dict()
+    config = report.config()
+    if document["full_loss"] is None:
+        raise report.stopped if isinstance(report.stopped, SwaaError) else KeyboardInterrupt
+    if json_file not in (None, "-"):
+        _write(json_file, document, force)
+    if plot_file is not None and document["ranking"]:
+        with atomic_output(plot_file, force=force) as file:
+            plot(document, file, Path(plot_file).suffix.lstrip(".").lower() or "png")
+    if output is not None and config and not report.stopped:
+        _write(output, config.to_dict(), force)
+    written = _annotate(model, annotated, in_place, config, force) if config and not report.stopped else []
+    if ours and path is not None and not report.stopped:
+        path.unlink(missing_ok=True)
+    click.echo(json.dumps(document, indent=2) if json_file == "-" else table(document))
+    if json_file != "-":
+        for file in (output, *written) if not report.stopped else ():
+            if file is not None:
+                click.echo(f"wrote {file}")
+    if isinstance(report.stopped, SwaaError):
+        raise report.stopped
+    if report.stopped:
+        raise KeyboardInterrupt
+
+
+def _length(facts: ModelFile, wanted: int | None) -> int:
+    trained = facts.context_length
+    if wanted is not None and trained and wanted > trained:
+        raise ConfigError(f"--length {wanted} exceeds the {trained} tokens that the model was trained for; lower it")
+    return wanted or min(LENGTH, trained or LENGTH)
+
+
+def _settings(swaa: SwaaConfig | None, length: int) -> SwaaConfig:
+    """What slides: as given, which must leave something outside of the window; else the recipe fast, cut to fit."""
+    if swaa is None:
+        fast = RECIPES["fast"].config
+        window = min(fast.window_size, length // 4)
+        return dataclasses.replace(
+            fast, window_size=window, sink_count=min(fast.sink_count, window // 8), recipe=CUSTOM
+        )
+    if swaa.window_size + swaa.sink_count >= length:
+        raise ConfigError(
+            f"window {swaa.window_size} and {swaa.sink_count} sinks show all of {length} tokens, so nothing could be "
+            f"lost; give a smaller --window or a larger --length"
+        )
+    return swaa
+
+
+def _cases(
+    model: str,
+    text_file: str | None,
+    length: int,
+    swaa: SwaaConfig,
+    *,
+    tasks: str,
+    samples: int | None,
+    answer_tokens: int,
+    seed: int,
+    compare: bool,
+    no_chat: bool,
+) -> tuple[list[Case], list[Case]]:
+    """The cases, and as many others for --compare."""
+    from swaa_edge.calibrate.cases import from_samples, from_text
+    from swaa_edge.cli.run import prompt_text
+    from swaa_edge.evaluate.prompts import Prompts
+    from swaa_edge.evaluate.tasks import Plan, build
+    from swaa_edge.vocabulary import tokenize
+
+    if text_file is not None:
+        text = prompt_text(None, text_file)
+        head = tokenize(model, "")
+        with Prompts(model, chat=False) as prompts:
+            tokens = prompts.tokenize(text)
+        return from_text(
+            tokens, head=head, length=length, answer=answer_tokens, count=samples or 16, held_out=compare
+        )
+    names = tuple(name.strip() for name in tasks.split(","))
+    found = []
+    with Prompts(model, chat=not no_chat) as prompts:
+        for number in range(1 + compare):
+            plan = Plan(names, (length - _ROOM,), samples or 4, 2 * seed + number, beyond=swaa.window_size)
+            made = from_samples(build(plan, prompts), prompts)
+            found.append([dataclasses.replace(case, id=f"{'ab'[number]}/{case.id}") for case in made])
+    return found[0], found[1] if compare else []
+
+
+#: Tokens of a length that are left for the answer.
+_ROOM = 64
+
+
+def _key(facts: ModelFile, swaa: SwaaConfig, engine: Engine, cases: list[Case]) -> dict[str, Any]:
+    """All that a loss depends on. Not the method: a second one finds what the first one measured."""
+    tokens = hashlib.sha256(json.dumps([(case.id, case.prompt, case.answer) for case in cases]).encode())
+    return {
+        "calibration": 1,
+        "model": [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in facts.paths],
+        "swaa": dataclasses.replace(swaa, fa_layers="none", recipe=CUSTOM, adapter=None).to_dict(),
+        "cache_type": engine.cache_type,
+        "cases": tokens.hexdigest(),
+    }
+
+
+def _cached(key: dict[str, Any]) -> Path | None:
+    """Where a run keeps its journal by itself; None if there is no such place."""
+    from swaa_edge.evaluate.journal import digest
+
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = Path(base) / "swaa-edge"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    path = folder / f"calibrate-{digest(key)}.jsonl"
+    return path if os.access(folder, os.W_OK) else None
+
+
+class _Claimed(Exception):
+    pass
+
+
+def _claim(path: str, force: bool) -> None:
+    """Raise now what writing `path` would raise after hours. Raises `OutputError`."""
+    with contextlib.suppress(_Claimed), atomic_output(path, force=force):
+        raise _Claimed
+
+
+def _write(path: str, document: dict[str, Any], force: bool) -> None:
+    with atomic_output(path, force=force) as file:
+        file.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+def _annotate(model: str, output: str | None, in_place: bool, config: SwaaConfig, force: bool) -> list[Path]:
+    if output is None and not in_place:
+        return []
+    from swaa_edge.convert.annotate import annotate
+
+    with progress_bar("Writing") as on_progress:
+        return annotate(model, output, config, in_place=in_place, force=force, on_progress=on_progress)
+
+
+def table(document: dict[str, Any]) -> str:
+    """The report for people: losses, the ranking as bars, the comparison, and what to do with it."""
+    lines = [*_facts(document), ""]
+    if document["ranking"]:
+        lines += [*_bars(document), ""]
+    if document["held_out"]["table"]:
+        lines += [*_comparison(document), ""]
+    if document["stopped"]:
+        lines.append(f"Stopped early ({document['stopped']}); the same command goes on from here.")
+    if document["chosen"]:
+        lines.append(_conclusion(document))
+    return "\n".join(lines).rstrip("\n")
+
+
+def _facts(document: dict[str, Any]) -> Iterator[str]:
+    swaa = SwaaConfig.from_dict(document["swaa"])
+    decode = {True: "FA decode", False: "no FA decode"}.get(swaa.fa_decode, f"FA decode in {swaa.fa_decode}")
+    yield (
+        f"{document['model']['name']}, {document['layers']} layers; window {swaa.window_size}, "
+        f"{swaa.sink_count} sinks, {decode}"
+    )
+    yield (
+        f"{document['samples']} samples of {document['prompt_tokens']:,} tokens; loss in nats per answer token, "
+        f"of {document['answer_tokens']:,}"
+    )
+    for name, key in (("full attention", "full_loss"), ("all layers slide", "sliding_loss")):
+        if document[key] is not None:
+            yield f"{name + ':':<17} {document[key]:.4f}"
+
+
+def _bars(document: dict[str, Any]) -> Iterator[str]:
+    rows = document["ranking"]
+    most = max((abs(row["gain"]) for row in rows), default=0.0) or 1.0
+    yield document["gain"] + ":"
+    for row in rows:
+        error = "" if row["error"] is None else f" ± {row['error']:.4f}"
+        bar = "#" * round(_BAR * max(0.0, row["gain"]) / most)
+        keeps = "FA" if row["chosen"] else "  "
+        yield f"layer {row['layer']:>3}  {keeps}  {row['gain']:+.4f}{error}  {bar}".rstrip()
+
+
+def _comparison(document: dict[str, Any]) -> Iterator[str]:
+    held_out = document["held_out"]
+    width = max(len(row["fa_layers"]) for row in held_out["table"])
+    yield f"on {held_out['samples']} other samples, by FA layers:"
+    for row in sorted(held_out["table"], key=lambda row: row["loss"]):
+        error = "" if row["error"] is None else f" ± {row['error']:.4f}"
+        mark = "  <- chosen" if row["chosen"] else ""
+        yield f"{row['fa_layers']:>{width}}  loss {row['loss']:.4f}  ({row['added']:+.4f}{error}){mark}"
+
+
+def _conclusion(document: dict[str, Any]) -> str:
+    layers, kept = ",".join(map(str, document["chosen"])), len(document["chosen"])
+    text = f"--fa-layers {layers}  ({kept} of {document['layers']} layers"
+    if document["chosen_loss"] is not None:
+        text += f"; loss {document['chosen_loss']:.4f}"
+    if document["recovered"] is not None:
+        text += f", which takes back {document['recovered']:.0%} of what sliding adds"
+    return text + ")"
+
+
+@contextlib.contextmanager
+def _shown(wanted: bool | None) -> Iterator[Any]:
+    """An `on_progress`: a line on stderr, rewritten on a terminal; None where nobody watches."""
+    stream = progress_stream(wanted)
+    if stream is None:
+        yield None
+        return
+    width, last = 0, ""
+
+    def show(at: Progress) -> None:
+        nonlocal width, last
+        text = f"{at.done:,}/{at.total:,} FA layers: {at.what}"
+        if at.seconds_left is not None:
+            text += f", about {duration(at.seconds_left)} left"
+        if stream.isatty():
+            stream.write("\r" + text.ljust(width))
+            width = len(text)
+        elif at.what != last:
+            stream.write(text + "\n")
+            last = at.what
+        stream.flush()
+
+    try:
+        yield show
+    finally:
+        if width:
+            stream.write("\r" + " " * width + "\r")
+            stream.flush()
