@@ -20,6 +20,10 @@ class ModelFileError(SwaaError, ValueError):
     """A model file can't be read, or the SWAA keys in it are wrong."""
 
 
+class DataFileError(SwaaError, ValueError):
+    """A file of samples can't be read, or a record in it is wrong; the message names its line."""
+
+
 class UnsupportedModelError(SwaaError, ValueError):
     """The model is sound, but SWAA (or a tool here) can't be applied to it."""
 
