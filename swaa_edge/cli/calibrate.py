@@ -151,6 +151,8 @@ def calibrate(
 
     with contextlib.ExitStack() as stack:
         log = stack.enter_context(Journal(path, key))
+        if log.records:
+            click.echo(f"resuming: {len(log.records)} measurements are in", err=True)
         shown = stack.enter_context(_shown(progress))
         report = tool(
             lambda config, n_ctx: engine.load(model, swaa=config, n_ctx=max(n_ctx, engine.ctx or 0)),

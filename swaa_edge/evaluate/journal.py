@@ -38,6 +38,8 @@ class Journal:
             self._file = self._path.open("w" if kept is None else "a", encoding="utf-8")
             if kept is None:
                 self._write(head)
+        except OutputError:  # is an OSError, too
+            raise
         except OSError as error:
             raise OutputError(f"cannot keep the answers in {path}: {error.strerror}") from error
 
