@@ -25,14 +25,33 @@ def swaa_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     @functools.wraps(command)
-    def with_config(*args: Any, recipe: str | None, config_file: str | None, **kwargs: Any) -> Any:
-        single = {name: kwargs.pop(name) for name in ("window_size", "sink_count", "fa_layers", "fa_decode")}
-        swaa = chosen_config(recipe, config_file, {name: value for name, value in single.items() if value is not None})
-        return command(*args, swaa=swaa, **kwargs)
+    def with_config(*args: Any, chosen: Chosen, **kwargs: Any) -> Any:
+        return command(*args, swaa=chosen_config(chosen.recipe, chosen.config_file, chosen.single), **kwargs)
+
+    return raw_swaa_options(with_config)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """The SWAA options as they were given. single: those of single settings, by the field of SwaaConfig."""
+
+    recipe: str | None = None
+    config_file: str | None = None
+    single: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def raw_swaa_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """As `swaa_options`, for a command that makes its own of them: it is passed `chosen`."""
+
+    @functools.wraps(command)
+    def with_chosen(*args: Any, recipe: str | None, config_file: str | None, **kwargs: Any) -> Any:
+        given = {name: kwargs.pop(name) for name in ("window_size", "sink_count", "fa_layers", "fa_decode")}
+        single = {name: value for name, value in given.items() if value is not None}
+        return command(*args, chosen=Chosen(recipe, config_file, single), **kwargs)
 
     for option in reversed(_OPTIONS):
-        with_config = option(with_config)
-    return with_config
+        with_chosen = option(with_chosen)
+    return with_chosen
 
 
 def swaa_options_or_full(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,0 +1,151 @@
+"""What `swaa-edge eval` prints: the document of an evaluation as a table for people, with a conclusion.
+
+    print(table(document))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from swaa_edge.evaluate.report import FULL, pareto
+
+Row = dict[str, Any]
+
+
+def front(rows: Sequence[Row]) -> list[str]:
+    """The configurations that no other beats in accuracy and prefill time; of those of which both are known."""
+    known = [row for row in rows if row["prefill_ratio"] is not None]
+    return pareto({row["config"]: (-row["prefill_ratio"], row["accuracy"]) for row in known})
+
+
+def conclusion(rows: Sequence[Row]) -> str | None:
+    """One sentence on what the figures say; None if there is nothing beside full attention to say it of."""
+    full = next((row for row in rows if row["config"] == FULL), None)
+    others = [row for row in rows if row["config"] != FULL and row["prefill_ratio"] is not None]
+    if full is None or not others:
+        return None
+    if not full["correct"]:
+        return "Full attention answers nothing right, so these questions can't tell what a configuration costs."
+    best = max(others, key=lambda row: (row["accuracy"], row["prefill_ratio"]))
+    text = f"{best['config']} {_keeps(best, full)} and reads prompts {_speed(best['prefill_ratio'])}"
+    fastest = max(others, key=lambda row: row["prefill_ratio"])
+    if fastest is not best:
+        text += f"; the fastest, {fastest['config']}, {_keeps(fastest, full)}, {_speed(fastest['prefill_ratio'])}"
+    return text + "."
+
+
+def _keeps(row: Row, full: Row) -> str:
+    share = row["accuracy"] / full["accuracy"]
+    return f"keeps {share:.0%} of full attention's accuracy ({row['accuracy']:.1%} of {full['accuracy']:.1%})"
+
+
+def _speed(ratio: float) -> str:
+    return f"{ratio:.2f} times as fast" if ratio >= 1 else f"in {1 / ratio:.2f} times the time"
+
+
+def table(document: dict[str, Any]) -> str:
+    """The report: what was asked where, a row per configuration, how to read it, and what it says."""
+    parts = [list(_facts(document))]
+    if document["table"]:
+        parts += [_aligned(_answers(document)), list(_notes(document))]
+    if document["perplexity"] and document["perplexity"]["perplexity"]:
+        parts += [_aligned(_predictions(document["perplexity"])), list(_ppl_notes(document["perplexity"]))]
+    if document["stopped"]:
+        parts.append([_stopped(document)])
+    elif document["conclusion"]:
+        parts.append([document["conclusion"]])
+    return "\n\n".join("\n".join(lines) for lines in parts if lines)
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines
+    ]
+
+
+def _answers(document: dict[str, Any]) -> list[list[str]]:
+    rows = document["table"]
+    tasks = list(dict.fromkeys(task for row in rows for task in row["tasks"]))
+    columns: dict[str, Callable[[Row], str]] = {
+        "config": lambda row: row["config"] + (" *" if row["config"] in document["front"] else ""),
+        "accuracy": lambda row: f"{row['accuracy']:.1%}",
+        "95% interval": lambda row: "{:.1%}-{:.1%}".format(*row["interval"]),
+    }
+    if len(tasks) > 1:
+        columns |= {task: lambda row, task=task: _share(row["tasks"].get(task)) for task in tasks}
+    columns |= {
+        "prefill": lambda row: _seconds(row["prefill_seconds"]),
+        "ratio": lambda row: "-" if row["prefill_ratio"] is None else f"{row['prefill_ratio']:.2f}x",
+        "decode tok/s": lambda row: "-" if row["decode_tok_s"] is None else f"{row['decode_tok_s']:,.1f}",
+    }
+    return [list(columns), *([cell(row) for cell in columns.values()] for row in rows)]
+
+
+def _share(counts: Row | None) -> str:
+    return "-" if counts is None else f"{counts['accuracy']:.1%}"
+
+
+def _seconds(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value * 1000:,.0f} ms" if value < 1 else f"{value:,.2f} s"
+
+
+def _facts(document: dict[str, Any]) -> Iterator[str]:
+    model, settings = document["model"], document["settings"]
+    size = f"{model['bytes'] / 1e9:.2f} GB"
+    yield f"{model['name']} ({model['architecture']}, {model['layers']} layers, {model['type']}, {size})"
+    lengths = ", ".join(f"{length:,}" for length in settings["lengths"])
+    template = "the model's chat template" if settings["chat"] else "plain text"
+    yield f"tasks: {', '.join(settings['tasks'])}; prompts of {lengths} tokens, {template}; seed " + str(
+        document["samples"]["seed"]
+    )
+
+
+def _notes(document: dict[str, Any]) -> Iterator[str]:
+    rows = document["table"]
+    counts = {row["samples"] for row in rows}
+    many = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else str(*counts)
+    yield f"accuracy: right answers of {many} per configuration, with Wilson's 95% interval."
+    if any(row["prefill_ratio"] is not None for row in rows):
+        yield "prefill: median; ratio: full attention's time over this one's. *: no other is both better and faster."
+    if document["settings"]["skipped"]:
+        yield f"{document['settings']['skipped']} questions exceed the context and were left out."
+    longest = max(row["prompt_tokens"] for row in rows)
+    longest = max([longest, *document["settings"]["lengths"]])
+    idle = [row["config"] for row in rows if row["swaa"] and _reach(row["swaa"]) >= longest]
+    if idle:
+        yield f"Nothing slides in {', '.join(idle)}: the window shows all of {longest:,.0f} tokens; give --window N."
+
+
+def _reach(swaa: Row) -> int:
+    return int(swaa["window_size"]) + int(swaa.get("sink_count", 0))
+
+
+def _predictions(found: dict[str, Any]) -> list[list[str]]:
+    columns: dict[str, Callable[[Row], str]] = {
+        "config": lambda row: row["config"],
+        "perplexity": lambda row: f"{row['ppl']:,.3f}",
+        "loss added": lambda row: _added(row["nll_increase"], row["nll_increase_error"]),
+        "KL": lambda row: f"{row['kl']:.4f}",
+        "same token": lambda row: f"{row['same_top']:.1%}",
+        "KL past window": lambda row: "-" if row["past_window"] is None else f"{row['past_window']['kl']:.4f}",
+    }
+    return [list(columns), *([cell(row) for cell in columns.values()] for row in found["perplexity"])]
+
+
+def _added(value: float, error: float | None) -> str:
+    return f"{value:+.4f}" + ("" if error is None else f" ± {error:.4f}")
+
+
+def _ppl_notes(found: dict[str, Any]) -> Iterator[str]:
+    yield f"{found['windows']} windows of {found['length']:,} tokens of text; nats per token, ± one standard error."
+    yield "same token: how often the likeliest next token is that of full attention."
+
+
+def _stopped(document: dict[str, Any]) -> str:
+    at = document["progress"]
+    text = f"Stopped early ({document['stopped']}): {at['answers']} of {at['of']} answers are in"
+    return text + "; the same command goes on from there, and writes files when it is complete."

@@ -1,0 +1,186 @@
+"""Pictures of an evaluation: accuracy over time per configuration, and where in a prompt a needle is found.
+
+    document = report.to_dict(); plot_accuracy(document, "eval.png"); plot_heatmap(document, "needle.png")
+
+Both take the document of `swaa-edge eval --json`, so a picture can be drawn again without the model. They raise
+`ConfigError` without matplotlib, or if the document holds nothing to draw.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from swaa_edge.benchreport import check_plot
+from swaa_edge.errors import ConfigError
+from swaa_edge.evaluate.report import FULL, pareto
+
+__all__ = ["check_plot", "plot_accuracy", "plot_both", "plot_heatmap"]
+
+Axis = Literal["ratio", "time"]
+Path_ = str | os.PathLike[str]
+Points = list[tuple[float, dict[str, Any]]]
+# Panels of heat maps in a row.
+_ACROSS = 3
+
+
+def plot_accuracy(document: dict[str, Any], path: Path_, kind: str | None = None, *, axis: Axis = "ratio") -> None:
+    """Accuracy with its interval over prefill ratio or time, a point per configuration, the Pareto front as a line.
+
+    kind: "png", "svg" or "pdf"; None goes by the name.
+    """
+    check_plot()
+    points = _points(document, axis)
+    figure = _figure(8.5, 4.8)
+    _accuracy(figure, document, points, axis)
+    _save(figure, path, kind)
+
+
+def plot_heatmap(document: dict[str, Any], path: Path_, kind: str | None = None) -> None:
+    """Accuracy of the needle by its depth and the prompt's length, a panel per configuration."""
+    check_plot()
+    names = _mapped(document)
+    figure = _figure(*_map_size(document, names))
+    _heatmap(figure, document, names)
+    _save(figure, path, kind)
+
+
+def plot_both(document: dict[str, Any], path: Path_, kind: str | None = None, *, axis: Axis = "ratio") -> None:
+    """Both in one picture, one above the other."""
+    check_plot()
+    points, names = _points(document, axis), _mapped(document)
+    width, height = _map_size(document, names)
+    figure = _figure(max(8.5, width), 4.8 + height)
+    top, bottom = figure.subfigures(2, 1, height_ratios=[4.8, height])
+    _accuracy(top, document, points, axis)
+    _heatmap(bottom, document, names)
+    _save(figure, path, kind)
+
+
+def _figure(width: float, height: float) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Any, path: Path_, kind: str | None) -> None:
+    figure.savefig(path, format=kind or Path(path).suffix.lstrip(".").lower() or "png", dpi=150)
+
+
+def _points(document: dict[str, Any], axis: Axis) -> Points:
+    """(place on the axis, row), from left to right."""
+    field = {"ratio": "prefill_ratio", "time": "prefill_seconds"}[axis]
+    points = [(float(row[field]), row) for row in document["table"] if row[field] is not None]
+    if not points:
+        raise ConfigError("there is nothing to plot: no configuration has both accuracy and a prefill time")
+    return sorted(points, key=lambda point: (point[0], point[1]["accuracy"]))
+
+
+def _accuracy(figure: Any, document: dict[str, Any], points: Points, axis: Axis) -> None:
+    axes = figure.subplots()
+    cost = -1.0 if axis == "ratio" else 1.0
+    front = set(pareto({row["config"]: (cost * x, row["accuracy"]) for x, row in points}))
+    for number, (x, row) in enumerate(points, 1):
+        low, high = row["interval"]
+        accuracy, on = row["accuracy"], row["config"] in front
+        # Numbers in the picture and names beside it: names at the points would lie upon each other.
+        axes.errorbar(
+            [x], [accuracy], yerr=[[max(0.0, accuracy - low)], [max(0.0, high - accuracy)]], fmt="none",
+            ecolor="0.6", elinewidth=1, capsize=3, zorder=1,
+        )  # fmt: skip
+        color = "black" if row["config"] == FULL else f"C{(number - 1) % 10}"
+        label = f"{number}  {row['config']}: {accuracy:.0%}, " + (f"{x:.2f}x" if axis == "ratio" else f"{x:.2f} s")
+        axes.plot(
+            [x], [accuracy], linestyle="none", marker="o", markersize=7, color=color, zorder=3, label=label,
+            markerfacecolor=color if on else "white",
+        )  # fmt: skip
+    line = [(x, row["accuracy"]) for x, row in points if row["config"] in front]
+    axes.plot(*zip(*line, strict=True), color="0.3", linestyle="--", linewidth=1, zorder=2, label="Pareto front")
+    _number(axes, points)
+    xlabel = {"ratio": "prefill, times as fast as full attention", "time": "prefill, seconds (median)"}[axis]
+    axes.set(xlabel=xlabel, ylabel="right answers (bars: 95% interval)", ylim=(-0.03, 1.06))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.margins(x=0.08)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, frameon=False)
+    axes.set_title(_title(document), fontsize="medium")
+
+
+def _number(axes: Any, points: Points) -> None:
+    """A number at each point, put where none of those before it stands."""
+    xs = [x for x, _ in points]
+    wide = (max(xs) - min(xs)) or 1.0
+    spots = [(8, 6), (-14, 6), (8, -14), (-14, -14), (20, 6)]
+    taken: list[tuple[float, float]] = []
+    for number, (x, row) in enumerate(points, 1):
+        # In points of a picture of about 400 by 280.
+        at = ((x - min(xs)) / wide * 360, row["accuracy"] * 260)
+        for offset in spots:
+            place = (at[0] + offset[0], at[1] + offset[1])
+            if all(abs(place[0] - a) > 11 or abs(place[1] - b) > 11 for a, b in taken):
+                break
+        taken.append(place)
+        axes.annotate(str(number), (x, row["accuracy"]), xytext=offset, textcoords="offset points", fontsize=8)
+
+
+def _title(document: dict[str, Any]) -> str:
+    model = document.get("model")
+    name = model.get("name") if isinstance(model, dict) else model
+    samples = max(row["samples"] for row in document["table"])
+    tokens = max(row["prompt_tokens"] for row in document["table"])
+    return f"{name + ', ' if name else ''}{samples} questions, prompts of {tokens:,.0f} tokens"
+
+
+def _mapped(document: dict[str, Any]) -> list[str]:
+    """The configurations of which there are needles at known depths."""
+    names = dict.fromkeys(cell["config"] for cell in document["cells"] if _is_mapped(cell))
+    if not names:
+        raise ConfigError("there is no heat map without the task needle; evaluate it, too")
+    return [row["config"] for row in document["table"] if row["config"] in names]
+
+
+def _is_mapped(cell: dict[str, Any]) -> bool:
+    return cell["task"] == "needle" and cell["depth"] is not None and cell["length"] is not None
+
+
+def _map_size(document: dict[str, Any], names: Sequence[str]) -> tuple[float, float]:
+    lengths = {cell["length"] for cell in document["cells"] if _is_mapped(cell)}
+    across = min(len(names), _ACROSS)
+    return max(4.5, across * max(2.4, 0.75 * len(lengths) + 1.2) + 1.2), 2.5 * -(-len(names) // _ACROSS) + 0.5
+
+
+def _heatmap(figure: Any, document: dict[str, Any], names: Sequence[str]) -> None:
+    found: dict[tuple[str, float, int], list[int]] = {}
+    for cell in document["cells"]:
+        if _is_mapped(cell):  # both styles of a question count
+            counts = found.setdefault((cell["config"], cell["depth"], cell["length"]), [0, 0])
+            counts[0] += cell["correct"]
+            counts[1] += cell["samples"]
+    depths, lengths = (sorted({key[at] for key in found}) for at in (1, 2))
+    across = min(len(names), _ACROSS)
+    grid = figure.subplots(-(-len(names) // across), across, squeeze=False)
+    image = None
+    for axes, name in zip(grid.flat, names, strict=False):
+        shares = [[_share(found.get((name, depth, length))) for length in lengths] for depth in depths]
+        image = axes.imshow(shares, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
+        for y, row in enumerate(shares):
+            for x, share in enumerate(row):
+                if share == share:
+                    axes.text(x, y, f"{share:.0%}", ha="center", va="center", fontsize=7)
+        axes.set_xticks(range(len(lengths)), [f"{length:,}" for length in lengths], fontsize=7)
+        axes.set_yticks(range(len(depths)), [f"{depth:.0%}" for depth in depths], fontsize=7)
+        axes.set_title(name, fontsize="small")
+    for axes in list(grid.flat)[len(names) :]:
+        axes.set_visible(False)
+    figure.supxlabel("prompt, tokens", fontsize="small")
+    figure.supylabel("where the needle stands, from the start", fontsize="small")
+    figure.colorbar(image, ax=list(grid.flat), label="found", shrink=0.8)
+
+
+def _share(counts: list[int] | None) -> float:
+    return counts[0] / counts[1] if counts else float("nan")
