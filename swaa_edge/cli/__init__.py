@@ -25,6 +25,7 @@ COMMANDS = {
     "chat": ("swaa_edge.cli.chat:chat", "Talk with a model."),
     "serve": ("swaa_edge.cli.serve:serve", "OpenAI-compatible server."),
     "bench": ("swaa_edge.cli.bench:bench", "Full attention against SWAA configurations, as ratios."),
+    "eval": ("swaa_edge.cli.eval:evaluate", "Long-context accuracy per configuration, with intervals."),
     "calibrate": ("swaa_edge.cli.calibrate:calibrate", "Find the layers that should keep full attention."),
     "recommend": ("swaa_edge.cli.recommend:recommend", "Pick a configuration from what eval measured."),
     "demo": ("swaa_edge.cli.demo:demo", "All of it in a minute, on a small model."),
