@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from gguf_bytes import kv, model
 
 from swaa_edge import SwaaConfig
-from swaa_edge.calibrate import losses
+from swaa_edge.calibrate import lazy, losses
 from swaa_edge.calibrate.cases import Case
 from swaa_edge.cli import calibrate as command
 from swaa_edge.cli import cli
@@ -125,6 +125,17 @@ def test_in_place_with_greedy_and_a_share(fake, file):
     assert result.exit_code == 0 and result.stdout.endswith(f"wrote {file}\n")
     assert read_swaa(file) == SwaaConfig(64, fa_layers=[1, 3])
     assert "loss saved by the layer beside those above it:\nlayer   1  FA  +1.0000 ± 0.0000  ####" in result.stdout
+
+
+def test_lazy(fake, file, monkeypatch):
+    monkeypatch.setattr(lazy, "attention_shares", lambda load, swaa, n, cases, using: [0.5, 0.75, 1.0, 0.25])
+    lines = run("calibrate", file, "--method", "lazy").stdout.splitlines()
+    assert lines[5:8] == [
+        "share of the layer's attention outside window and sinks:",
+        f"layer   3  FA  +0.7500  {'#' * 40}",
+        f"layer   0      +0.5000  {'#' * 27}",
+    ]
+    assert lines[-1] == "--fa-layers 3  (1 of 4 layers; loss 1.6250, which takes back 23% of what sliding adds)"
 
 
 @pytest.mark.parametrize("failure, code, error", [

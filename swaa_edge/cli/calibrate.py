@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -27,6 +27,7 @@ from swaa_edge.progress import duration
 if TYPE_CHECKING:
     from swaa_edge.calibrate.cases import Case
     from swaa_edge.calibrate.losses import Progress
+    from swaa_edge.llama import SwaaLlama
 
 #: Without --length: tokens of a prompt, if the model was trained for as many.
 LENGTH = 8192
@@ -65,10 +66,11 @@ class _Keep(click.ParamType):
 @click.option("--keep", type=_Keep(), metavar="N|F", default="0.25", show_default=True, help="How many, or a share.")
 @click.option(
     "--method",
-    type=click.Choice(["nll", "keep", "greedy"]),
+    type=click.Choice(["nll", "keep", "greedy", "lazy"]),
     default="nll",
     show_default=True,
-    help="Loss when a layer alone slides; gain when it alone keeps full attention; one layer added at a time.",
+    help="Rank by: loss when a layer alone slides; gain when it alone keeps full attention; gain beside those "
+    "chosen before; how much of what it looks at a window hides.",
 )
 @click.option("--candidates", type=click.IntRange(1), metavar="N", help="With greedy: of the N likeliest only.")
 @click.option(
@@ -132,6 +134,7 @@ def calibrate(
         )
 
     from swaa_edge.benchreport import check_plot
+    from swaa_edge.calibrate.lazy import attention_shares
     from swaa_edge.calibrate.report import plot
     from swaa_edge.calibrate.search import calibrate as tool
     from swaa_edge.evaluate.journal import Journal
@@ -149,13 +152,16 @@ def calibrate(
     key = _key(facts, swaa, engine, [*cases, *held_out])
     path, ours = (journal, False) if journal is not None else (_cached(key), True)
 
+    def load(config: SwaaConfig | Literal[False], n_ctx: int) -> SwaaLlama:
+        return engine.load(model, swaa=config, n_ctx=max(n_ctx, engine.ctx or 0))
+
     with contextlib.ExitStack() as stack:
         log = stack.enter_context(Journal(path, key))
         if log.records:
             click.echo(f"resuming: {len(log.records)} measurements are in", err=True)
         shown = stack.enter_context(_shown(progress))
         report = tool(
-            lambda config, n_ctx: engine.load(model, swaa=config, n_ctx=max(n_ctx, engine.ctx or 0)),
+            load,
             swaa,
             facts.n_layers,
             cases,
@@ -163,6 +169,7 @@ def calibrate(
             method=method,
             candidates=candidates,
             swaps=swaps,
+            shares=lambda: attention_shares(load, swaa, facts.n_layers, cases, using=interruptible),
             held_out=held_out,
             journal=log,
             using=interruptible,
