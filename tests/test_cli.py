@@ -19,14 +19,17 @@ from swaa_edge.errors import ConfigError, GenerationError
 
 HELP = """\
 Commands:
-  convert   HF model directory to GGUF with SWAA keys.
-  annotate  Write SWAA keys into an existing GGUF, or strip them.
-  inspect   Show a model, its SWAA keys, layers and KV memory.
-  run       Complete one prompt, streamed to stdout.
-  chat      Talk with a model.
-  serve     OpenAI-compatible server.
-  bench     Full attention against SWAA configurations, as ratios.
-  demo      All of it in a minute, on a small model.
+  convert    HF model directory to GGUF with SWAA keys.
+  annotate   Write SWAA keys into an existing GGUF, or strip them.
+  inspect    Show a model, its SWAA keys, layers and KV memory.
+  run        Complete one prompt, streamed to stdout.
+  chat       Talk with a model.
+  serve      OpenAI-compatible server.
+  bench      Full attention against SWAA configurations, as ratios.
+  eval       Long-context accuracy per configuration, with intervals.
+  calibrate  Find the layers that should keep full attention.
+  recommend  Pick a configuration from what eval measured.
+  demo       All of it in a minute, on a small model.
 """
 
 
