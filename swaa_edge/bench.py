@@ -23,6 +23,7 @@ from swaa_edge.benchrun import Job, Runner
 from swaa_edge.errors import ConfigError, NativeLibraryError, SwaaError
 from swaa_edge.loading import check_context, plan_swaa
 from swaa_edge.modelfile import ModelFile, read_model
+from swaa_edge.prose import real_text
 
 #: Prompt lengths by default, where the model takes them.
 LENGTHS = (4096, 8192)
@@ -187,13 +188,10 @@ def prompt_ids(model: ModelFile, count: int) -> tuple[list[int], str]:
     if model.header.value("tokenizer.ggml.model", "none") in ("none", "no_vocab"):
         generator = random.Random(0)
         return [generator.randrange(model.n_vocab) for _ in range(count)], "random tokens"
-    from pydoc_data.topics import topics
-
     from swaa_edge.vocabulary import tokenize
 
     # No tokenizer makes more than a token of a byte, and few take more than eight bytes for one.
-    text = "\n".join(text for _, text in sorted(topics.items()))
-    tokens = tokenize(model.paths[0], text[: 8 * count])
+    tokens = tokenize(model.paths[0], real_text()[: 8 * count])
     return (tokens * (count // len(tokens) + 1))[:count], "Python's language reference"
 
 

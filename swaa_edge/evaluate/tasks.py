@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from swaa_edge.errors import ConfigError
 from swaa_edge.evaluate import facts
@@ -21,6 +21,7 @@ from swaa_edge.evaluate.facts import STYLES, WORDS, Question, Style
 from swaa_edge.evaluate.haystack import Haystack
 from swaa_edge.evaluate.prompts import Prompts
 from swaa_edge.evaluate.samples import Sample
+from swaa_edge.prose import real_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Plan:
     None, and in other tasks: anywhere. beyond: what is asked for stands at least so many tokens before the end, so
     that no window up to that size shows it to the prompt's last token. needles: in a multi-needle document, of which
     two are asked for. pairs: in a kv document. hops: of a chain, up to its number. haystack: the prose; None:
-    `real_text`.
+    `prose.real_text`.
     """
 
     tasks: tuple[str, ...]
@@ -163,15 +164,3 @@ TASKS: dict[str, Callable[[random.Random, Plan], _Case]] = {
     "kv": _kv,
     "chain": _chain,
 }
-
-
-def real_text() -> str:
-    """Python's language reference, which ships with every Python for `help()`: half a megabyte of prose and code."""
-    from pydoc_data.topics import topics
-
-    return "\n".join(text for _, text in sorted(topics.items()))
-
-
-def longest(samples: Sequence[Sample]) -> int:
-    """Tokens of the longest prompt."""
-    return max((len(sample.prompt) for sample in samples), default=0)
