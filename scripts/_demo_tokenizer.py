@@ -1,0 +1,43 @@
+"""The demo model's vocabulary: byte-level BPE in which every name and every two-digit number is one token."""
+
+from __future__ import annotations
+
+from swaa_edge.evaluate.facts import WORDS
+
+BOS, END, USER, ASSISTANT = "<|begin|>", "<|end|>", "<|user|>", "<|assistant|>"
+SIZE = 3072
+#: llama.cpp's name for how text is split before BPE.
+PRE_TOKENIZER = "gpt-2"
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+def make_tokenizer(text: str):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=SIZE,
+        special_tokens=[BOS, END, USER, ASSISTANT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    wanted = [f" {word}" for word in WORDS] + [f'"{word}"' for word in WORDS]
+    wanted += [f" {number}" for number in range(10, 100)]
+    wanted += [' The code of fox is 47. what is the code of fox? Answer in a sentence: {"fox": 47, "'] * 10
+    tokenizer.train_from_iterator(text.splitlines(keepends=True) + wanted * 3000, trainer)
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=BOS, eos_token=END, pad_token=END, clean_up_tokenization_spaces=False
+    )
+    made.chat_template = CHAT_TEMPLATE
+    for piece in wanted[:-10]:
+        count = len(made.encode(piece, add_special_tokens=False))
+        assert count == (3 if piece.startswith('"') else 1), (piece, made.tokenize(piece))
+    return made
