@@ -384,3 +384,37 @@ def test_the_prompt_is_prefill_up_to_its_last_token(load):
     last = Case("x", prompt[:-1], prompt[-1:])
     wrong = oracle_nll(Case("x", last.prompt, last.answer + answer), swaa) - oracle_nll(last, swaa)
     assert abs(found - wrong) > 0.1
+
+
+@pytest.mark.native
+def test_shares_of_attention_are_those_of_the_reference(load):
+    import models
+    import torch
+    from oracle import attention_modules, forward_with
+
+    from swaa_edge.calibrate.lazy import QUERIES, attention_shares
+
+    model = models.tiny_model("qwen3", layers=4)
+    swaa, cases = SwaaConfig(40, 3), [Case("a", random_tokens(200, 0), (7, 8)), Case("b", random_tokens(20, 1), (9,))]
+    expected = np.zeros(4)
+    for case in cases:
+        tokens = [*case.prompt, *case.answer[:-1]]
+        count, weights = len(tokens), {}
+
+        def keep(module, _, output, weights=weights):
+            weights[module.layer_idx] = output[1][0]
+
+        hooks = [module.register_forward_hook(keep) for module in attention_modules(model)]
+        place = torch.arange(count)
+        forward_with(model, tokens, [place[:, None] >= place] * 4, place)
+        for hook in hooks:
+            hook.remove()
+        for layer, probabilities in weights.items():  # [heads, queries, keys]
+            seen = [
+                [float(head[p, [j for j in range(p + 1) if p - j < 40 or j < 3]].sum()) for head in probabilities]
+                for p in range(max(0, count - QUERIES), count)
+            ]
+            expected[layer] += np.mean(seen) / len(cases)
+    found = attention_shares(load, swaa, 4, cases)
+    assert found == pytest.approx(expected.tolist(), abs=2e-3)
+    assert max(found) - min(found) > 0.005 and max(found) < 0.9, "layers differ by more than that"
