@@ -28,6 +28,7 @@ from swaa_edge.progress import duration
 
 if TYPE_CHECKING:
     from swaa_edge.evaluate.journal import Journal
+    from swaa_edge.evaluate.perplexity import PerplexityReport
     from swaa_edge.evaluate.run import Progress
     from swaa_edge.evaluate.samples import Sample
     from swaa_edge.evaluate.scoring import Scorer
@@ -39,7 +40,8 @@ LENGTH = 4096
 #: Bytes of weights up to which every configuration has its own copy of the model, so that they can take turns.
 TOGETHER = 1 << 30
 _DATA = (".jsonl", ".json", ".parquet")
-_SCORERS = ("contains", "exact", "regex", "judge")
+_SCORERS = ("contains", "in-order", "exact", "regex", "judge")
+_PICTURES = ("png", "svg", "pdf")
 _ENDS = 1 << 20
 
 
@@ -249,13 +251,25 @@ def _run(
     from swaa_edge.evaluate.run import evaluate as ask
 
     scorer = _scorer(asked)
-    if asked.plot_file is not None or asked.heatmap_file is not None:
+    pictures = [file for file in (asked.plot_file, asked.heatmap_file) if file is not None]
+    if pictures:
         plot.check_plot()
+    for file in pictures:
+        if _kind(file) not in _PICTURES:
+            raise ConfigError(f"{file} must be a picture: {', '.join('.' + kind for kind in _PICTURES)}")
+        if file == asked.json_file:
+            raise ConfigError(f"{file} can't be both JSON and a picture; give two names")
     haystack = _text(asked.haystack)
     with contextlib.ExitStack() as stack:
-        outputs = {file for file in (asked.json_file, asked.plot_file, asked.heatmap_file) if file not in (None, "-")}
+        outputs = dict.fromkeys(file for file in (asked.json_file, *pictures) if file not in (None, "-"))
         written = {file: stack.enter_context(atomic_output(file, force=asked.force)) for file in outputs}
         samples, words, skipped = _samples(model, asked, names, files, context, lengths, haystack)
+        windows = min(len(words) // max(lengths), asked.samples)
+        if PERPLEXITY in names and not windows:
+            raise ConfigError(
+                f"the text has {len(words)} tokens, fewer than a window of {max(lengths)}; lower --length, or give a "
+                "longer --text"
+            )
         settings = {
             "tasks": [*names, *files], "lengths": list(lengths), "samples": asked.samples, "depths": list(asked.depths),
             "style": asked.style, "beyond": asked.beyond, "needles": asked.needles, "pairs": asked.pairs,
@@ -282,26 +296,28 @@ def _run(
         def load(config: Compared, n_ctx: int) -> Any:
             return engine.load(model, swaa=config, n_ctx=max(n_ctx, engine.ctx or 0))
 
-        common: dict[str, Any] = {"using": interruptible}
         report = Report(dict(configs), samples, [])
-        shown = stack.enter_context(_shown(asked.progress))
-        if samples:
-            report = ask(
-                load, configs, samples, scorer=scorer, max_tokens=asked.max_tokens,
-                journal=opened("answers", len(samples) * len(configs)),
-                together=facts.size * len(configs) <= TOGETHER, on_progress=shown, **common,
-            )  # fmt: skip
+        found: PerplexityReport | None = None
+        # Both before anything runs: one of them may be refused.
+        answers_in = opened("answers", len(samples) * len(configs)) if samples else None
+        windows_in = opened("windows", windows * len(configs)) if windows else None
+        with _shown(asked.progress) as shown:
+            if samples:
+                report = ask(
+                    load, configs, samples, scorer=scorer, max_tokens=asked.max_tokens, journal=answers_in,
+                    using=interruptible, together=facts.size * len(configs) <= TOGETHER, on_progress=shown,
+                )  # fmt: skip
+            if windows and not report.stopped:
+                try:
+                    found = measure(
+                        load, configs, words, max(lengths), windows=windows, journal=windows_in, using=interruptible,
+                        on_progress=shown,
+                    )  # fmt: skip
+                except SwaaError as error:
+                    report.stopped = error  # the answers that are in are shown all the same
         document = report.to_dict()
-        document["perplexity"] = None
-        stopped = report.stopped
-        if words and not stopped:
-            count = min(len(words) // max(lengths), asked.samples)
-            found = measure(
-                load, configs, words, max(lengths), windows=asked.samples,
-                journal=opened("windows", count * len(configs)), on_progress=shown, **common,
-            )  # fmt: skip
-            document["perplexity"] = found.to_dict()
-            stopped = found.stopped
+        document["perplexity"] = found.to_dict() if found else None
+        stopped = report.stopped or (found.stopped if found else None)
         document |= {
             "stopped": str(stopped) if stopped else None,
             "front": evaltable.front(document["table"]),
@@ -313,14 +329,16 @@ def _run(
             "machine": machine(),
             "settings": settings,
             "samples": {"seed": asked.seed, "haystack_sha256": hashlib.sha256(haystack.encode()).hexdigest()},
-            "progress": {"answers": sum(row["samples"] for row in document["table"]),
-                         "of": len(samples) * len(configs)},
+            "progress": {
+                "answers": sum(row["samples"] for row in document["table"]), "of": len(samples) * len(configs),
+                "windows": sum(row["windows"] for row in found.rows()) if found else 0,
+                "of_windows": windows * len(configs), "kept": all(path is not None for _, path in journals),
+            },
         }  # fmt: skip
-        if stopped and not document["table"] and not (document["perplexity"] or {}).get("perplexity"):
-            raise stopped if isinstance(stopped, SwaaError) else KeyboardInterrupt
         if stopped:
             # The files are for a complete run; its answers so far are in the journal.
-            _print(asked, document)
+            if document["progress"]["answers"] or document["progress"]["windows"]:
+                _print(asked, document)
             raise stopped if isinstance(stopped, SwaaError) else KeyboardInterrupt
         if asked.json_file in written:
             written[asked.json_file].write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
@@ -341,16 +359,17 @@ def _print(asked: _Asked, document: dict[str, Any]) -> None:
 def _draw(asked: _Asked, document: dict[str, Any], written: Mapping[str, Path]) -> None:
     from swaa_edge.evaluate.plot import plot_accuracy, plot_both, plot_heatmap
 
-    def kind(file: str) -> str:
-        return Path(file).suffix.lstrip(".").lower() or "png"
-
     if asked.plot_file is not None and asked.plot_file == asked.heatmap_file:
-        plot_both(document, written[asked.plot_file], kind(asked.plot_file))
+        plot_both(document, written[asked.plot_file], _kind(asked.plot_file))
         return
     if asked.plot_file is not None:
-        plot_accuracy(document, written[asked.plot_file], kind(asked.plot_file))
+        plot_accuracy(document, written[asked.plot_file], _kind(asked.plot_file))
     if asked.heatmap_file is not None:
-        plot_heatmap(document, written[asked.heatmap_file], kind(asked.heatmap_file))
+        plot_heatmap(document, written[asked.heatmap_file], _kind(asked.heatmap_file))
+
+
+def _kind(file: str) -> str:
+    return Path(file).suffix.lstrip(".").lower() or "png"
 
 
 def _samples(
@@ -414,7 +433,7 @@ def _text(path: str | None) -> str:
 
 def _scorer(asked: _Asked) -> Scorer:
     """Built-in questions are scored by what the reply contains; those of files as the options say."""
-    from swaa_edge.evaluate.scoring import SCORERS, contains
+    from swaa_edge.evaluate.scoring import SCORERS, contains, in_order
 
     own: Scorer = contains
     if asked.judge is not None:
@@ -423,7 +442,7 @@ def _scorer(asked: _Asked) -> Scorer:
         own = Judge(asked.judge, str(asked.judge_model))
     elif asked.scorer is not None:
         own = SCORERS[asked.scorer]
-    return lambda sample, reply: (contains if sample.task in BUILT_IN else own)(sample, reply)
+    return lambda sample, reply: (in_order if sample.task in BUILT_IN else own)(sample, reply)
 
 
 def _fingerprint(path: Path) -> str:

@@ -29,7 +29,7 @@ def conclusion(rows: Sequence[Row]) -> str | None:
         return "Full attention answers nothing right, so these questions can't tell what a configuration costs."
     best = max(others, key=lambda row: (row["accuracy"], row["prefill_ratio"]))
     text = f"{best['config']} {_keeps(best, full)} and reads prompts {_speed(best['prefill_ratio'])}"
-    fastest = max(others, key=lambda row: row["prefill_ratio"])
+    fastest = max(others, key=lambda row: (row["prefill_ratio"], row["accuracy"]))
     if fastest is not best:
         text += f"; the fastest, {fastest['config']}, {_keeps(fastest, full)}, {_speed(fastest['prefill_ratio'])}"
     return text + "."
@@ -147,5 +147,9 @@ def _ppl_notes(found: dict[str, Any]) -> Iterator[str]:
 
 def _stopped(document: dict[str, Any]) -> str:
     at = document["progress"]
-    text = f"Stopped early ({document['stopped']}): {at['answers']} of {at['of']} answers are in"
+    parts = [f"{at['answers']:,} of {at['of']:,} answers"] if at["of"] else []
+    parts += [f"{at['windows']:,} of {at['of_windows']:,} windows"] if at["of_windows"] else []
+    text = f"Stopped early ({document['stopped']}): {' and '.join(parts)} are in"
+    if not at["kept"]:
+        return text + "; they aren't kept, since the cache folder can't be written to; give --journal FILE."
     return text + "; the same command goes on from there, and writes files when it is complete."

@@ -10,8 +10,8 @@ A record is an object on a line of its own, or a row:
 - prompt: the long text, a string. It may hold the question already, as in the authors' files.
 - question: a string; may be absent. It is put behind the prompt, unless it stands in the prompt's last `SEEN`
   characters already; a judge is told of it either way.
-- answer: a string, a number, or a list of these. Of a list, `contains` and `regex` want all, `contains` in this
-  order; `exact` wants one of them.
+- answer: a string, a number, or a list of these. Of a list, `contains`, `in-order` and `regex` want all; `exact` wants
+  one of them.
 - id: a string or a whole number, unique in the file; may be absent, then it is the number of the line or row, from 1.
 - all else is ignored.
 """

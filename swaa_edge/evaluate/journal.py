@@ -52,10 +52,11 @@ class Journal:
         data = path.read_bytes()
         whole = data[: data.rfind(b"\n") + 1]
         try:
-            first, *records = [json.loads(line) for line in whole.decode("utf-8").splitlines()] or [None]
+            # Not splitlines: a reply may hold other characters that it takes for line ends.
+            first, *records = [json.loads(line) for line in whole.decode("utf-8").split("\n")[:-1]] or [None]
         except ValueError as error:
             raise OutputError(f"{path} is no journal of an evaluation ({error}); choose another file") from error
-        if first is None:
+        if not whole and json.dumps(head).startswith(data.decode("utf-8", "replace")):
             return None
         if not isinstance(first, dict) or first.get("swaa_edge_evaluation") != 1:
             raise OutputError(f"{path} is no journal of an evaluation; choose another file")
@@ -63,6 +64,8 @@ class Journal:
             raise OutputError(
                 f"{path} holds the answers of another run (model, samples or settings differ); choose another file"
             )
+        if wrong := next((at for at, record in enumerate(records, 2) if not isinstance(record, dict)), None):
+            raise OutputError(f"{path}:{wrong} is no answer of an evaluation; choose another file")
         if len(whole) < len(data):
             # The process died in the middle of this line.
             os.truncate(path, len(whole))

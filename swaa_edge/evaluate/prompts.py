@@ -39,6 +39,7 @@ class Prompts:
         except BaseException:
             self._stack.close()
             raise
+        self._spaced = _spaced(self._vocabulary)
         #: Whether a chat template is in use.
         self.chat = self._format is not None
 
@@ -49,36 +50,37 @@ class Prompts:
         self._stack.close()
 
     def tokenize(self, text: str) -> list[int]:
-        """The tokens of `text` as plain text: no start token, and no special ones."""
+        """The tokens of `text` as plain text: no start token, and no special ones.
+
+        A vocabulary that begins every text with a space (SentencePiece) does not double the one that is there.
+        """
+        text = text[1:] if self._spaced and text.startswith(" ") else text
         return self._vocabulary.tokenize(text.encode("utf-8"), False, False)
 
     def ask(self, document: str | Sequence[int], question: str) -> array[int]:
         """The prompt that asks `question` about `document`, as tokens: one turn of the user, and the answer's start.
 
-        A document of tokens goes in as it is, so the length of the prompt is that of `overhead` and of the document.
+        A document of tokens goes in as it is, so the length of the prompt is that of `around` and of the document. Of
+        a text, all is text, the question too: a user's file may well hold what would end a turn.
         """
         if isinstance(document, str):
-            head, tail = self._around(document + (f"\n\n{question}" if question else ""), None)
-            return array("i", [*head, *tail])
-        head, tail = self._around(_MARK, question)
+            head, tail = self._around("")
+            return array("i", [*head, *self.tokenize(_asked(document, question)), *tail])
+        head, tail = self._around(question)
         return array("i", [*head, *document, *tail])
 
-    def overhead(self, question: str) -> int:
-        """How many tokens `ask` puts around a document of tokens."""
-        return sum(map(len, self._around(_MARK, question)))
+    def around(self, question: str) -> tuple[int, int]:
+        """How many tokens `ask` puts before and behind a document of tokens."""
+        head, tail = self._around(question)
+        return len(head), len(tail)
 
-    def _around(self, content: str, question: str | None) -> tuple[list[int], list[int]]:
-        if self._format is None:
-            text = content if question is None else f"{content}\n\n{question}"
-            text, start = text + PLAIN_END, True
-        else:
-            text, start = self._rendered(content if question is None else f"{content}\n\n{question}"), False
-        if question is None:
-            return self._special(text, start), []
+    def _around(self, question: str) -> tuple[list[int], list[int]]:
+        content = _asked(_MARK, question)
+        text = content + PLAIN_END if self._format is None else self._rendered(content)
         head, mark, tail = text.partition(_MARK)
         if not mark:
             raise ModelFileError(f"{self._path}: its chat template leaves out what the user says; use --no-chat")
-        return self._special(head, start), self._special(tail, False)
+        return self._special(head, self._format is None), self._special(tail, False)
 
     def _special(self, text: str, start: bool) -> list[int]:
         return self._vocabulary.tokenize(text.encode("utf-8"), start, True)
@@ -95,8 +97,22 @@ class Prompts:
         try:
             return Jinja2ChatFormatter(
                 template,
-                eos_token=self._vocabulary.token_get_text(self._vocabulary.token_eos()),
-                bos_token=self._vocabulary.token_get_text(self._vocabulary.token_bos()),
+                eos_token=self._name(self._vocabulary.token_eos()),
+                bos_token=self._name(self._vocabulary.token_bos()),
             )
         except jinja2.TemplateError as error:
             raise ModelFileError(f"{self._path} has a chat template that is no valid Jinja: {error}") from error
+
+    def _name(self, token: int) -> str:
+        """A token as templates write it; nothing where the vocabulary has none, which llama.cpp tells by -1."""
+        return self._vocabulary.token_get_text(token) if token >= 0 else ""
+
+
+def _asked(document: str, question: str) -> str:
+    return f"{document}\n\n{question}" if question else document
+
+
+def _spaced(vocabulary: Any) -> bool:
+    """Whether a vocabulary puts a space before a text that starts without one."""
+    tokens = vocabulary.tokenize(b"a", False, False)
+    return bool(tokens) and vocabulary.token_get_text(tokens[0]).startswith("\u2581")

@@ -17,7 +17,7 @@ from swaa_edge.errors import ConfigError, SwaaError
 from swaa_edge.evaluate.journal import Journal, Record
 from swaa_edge.evaluate.report import Report
 from swaa_edge.evaluate.samples import Sample
-from swaa_edge.evaluate.scoring import Scorer, contains
+from swaa_edge.evaluate.scoring import Scorer, in_order
 
 if TYPE_CHECKING:
     from swaa_edge.llama import SwaaLlama
@@ -48,7 +48,7 @@ def evaluate(
     configs: Mapping[str, Compared],
     samples: Sequence[Sample],
     *,
-    scorer: Scorer = contains,
+    scorer: Scorer = in_order,
     max_tokens: int = MAX_TOKENS,
     journal: Journal | None = None,
     together: bool = False,

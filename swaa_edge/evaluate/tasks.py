@@ -30,10 +30,10 @@ class Plan:
 
     samples: per task and length, spread over depths and styles. A document is asked about once in each style, one
     after the other, so that an engine can reuse its prefix. depths: where a needle stands, in turns, 0 is the start;
-    None, and in other tasks: anywhere. beyond: what is asked for stands at least so many tokens before the end, so
-    that no window up to that size shows it to the prompt's last token. needles: in a multi-needle document, of which
-    two are asked for. pairs: in a kv document. hops: of a chain, up to its number. haystack: the prose; None:
-    `prose.real_text`.
+    None, and in other tasks: anywhere. beyond: at least so many tokens follow what is asked for, so that no window up
+    to that size shows it to the prompt's last token; needles wanted deeper stand as deep as that lets them.
+    needles: in a multi-needle document, of which two are asked for. pairs: in a kv document. hops: of a chain, up to
+    its number. haystack: the prose; None: `prose.real_text`.
     """
 
     tasks: tuple[str, ...]
@@ -52,6 +52,14 @@ class Plan:
         for task in self.tasks:
             if task not in TASKS:
                 raise ConfigError(f"there is no task {task}; there are {', '.join(TASKS)}, or give a .jsonl file")
+        for name in ("tasks", "lengths", "styles"):
+            if not getattr(self, name):
+                raise ConfigError(f"{name} is empty; give at least one")
+        for style in self.styles:
+            if style not in STYLES:
+                raise ConfigError(f"there is no style {style}; there are {', '.join(STYLES)}")
+        if self.beyond < 0:
+            raise ConfigError(f"beyond = {self.beyond} must be at least 0")
         limits = {"samples": (1, 10**6), "needles": (2, len(WORDS)), "pairs": (1, len(WORDS)), "hops": (1, 32)}
         for name, (least, most) in limits.items():
             if not least <= getattr(self, name) <= most:
@@ -66,12 +74,14 @@ class _Case:
     """What one document holds. pieces: the texts to hide, in order; those before `asked` may stand anywhere.
 
     asked: how many of the pieces, from the first, the questions are about. ask: the question in a style.
+    together: all pieces stand side by side. behind: what of the asked piece follows what is asked for.
     """
 
     pieces: list[str]
     asked: int
     ask: Callable[[Style], Question]
     together: bool = False
+    behind: str = ""
 
 
 def build(plan: Plan, prompts: Prompts) -> list[Sample]:
@@ -96,13 +106,22 @@ def _document(plan: Plan, task: str, length: int, number: int, hay: Haystack, pr
     rng = random.Random(f"{plan.seed}/{name}")
     case = TASKS[task](rng, plan)
     questions = {style: case.ask(style) for style in plan.styles}
-    around = {style: prompts.overhead(question.text) for style, question in questions.items()}
+    sides = {style: prompts.around(question.text) for style, question in questions.items()}
+    around = {style: sum(tokens) for style, tokens in sides.items()}
     hidden = [prompts.tokenize(text) for text in case.pieces]
     room = length - max(around.values()) - sum(map(len, hidden))
     if room < 0:
         least = length - room
         raise ConfigError(f"{task} doesn't fit into a prompt of {length} tokens; it takes at least {least}")
-    # From a fact's last token to the prompt's end: what is hidden behind it at most, the question, the template.
+    # How much prose may stand before what is asked for, so that `beyond` tokens follow it.
+    most = length - max(head for head, _ in sides.values()) - sum(map(len, hidden)) - plan.beyond
+    most += max(0, len(prompts.tokenize(case.behind)) - 1) if case.behind else 0
+    if most < 0:
+        raise ConfigError(
+            f"beyond = {plan.beyond}: in {task} prompts of {length} tokens, what is asked for stands at most "
+            f"{plan.beyond + most} tokens before the end; lower it to that, or ask for longer prompts"
+        )
+    # Random places are drawn below `high`, which takes what the template puts before the document for following it.
     high = max(0, room - max(0, plan.beyond - min(around.values())))
     depth = plan.depths[number % len(plan.depths)] if plan.depths and task == "needle" else None
     if depth is None:
@@ -112,7 +131,10 @@ def _document(plan: Plan, task: str, length: int, number: int, hay: Haystack, pr
     if case.together:
         depths = [depths[0]] * len(hidden)
     depths += [rng.random() for _ in hidden[len(depths) :]]
-    pieces = [(depth * room, tokens) for depth, tokens in zip(depths, hidden, strict=True)]
+    places = [min(share * room, most) if at < case.asked else share * room for at, share in enumerate(depths)]
+    if depth is not None and places[0] < depth * room:
+        depth = round(places[0] / room, 2)  # not where it was wanted, so that no row of a heat map tells a lie
+    pieces = list(zip(places, hidden, strict=True))
     seed = rng.random()
     made = []
     for style, question in questions.items():
@@ -152,8 +174,10 @@ def _chain(rng: random.Random, plan: Plan) -> _Case:
 def _kv(rng: random.Random, plan: Plan) -> _Case:
     pairs = {key: _number(rng) for key in rng.sample(WORDS, plan.pairs)}
     key = rng.choice(list(pairs))
+    pieces = facts.json_pairs(pairs)
+    behind = "".join(pieces[list(pairs).index(key) + 1 :])
     return _Case(
-        ["".join(facts.json_pairs(pairs))], 1, lambda style: facts.ask_value(key, pairs[key], style), together=True
+        ["".join(pieces)], 1, lambda style: facts.ask_value(key, pairs[key], style), together=True, behind=behind
     )
 
 
