@@ -1,5 +1,7 @@
-"""The demo: end to end with a short prompt, and what it says when something is missing."""
+"""The demo: its text, its JSON, and that the model which ships really does what the demo is to show."""
 
+import dataclasses
+import hashlib
 import json
 
 import pytest
@@ -8,14 +10,23 @@ from click.testing import CliRunner
 from swaa_edge import SwaaConfig
 from swaa_edge.cli import cli
 
-TABLE = {
-    "table": [
-        {"config": "full", "prefill_seconds": 12.0, "prefill_tok_s": 1365.3, "prefill_ratio": 1.0, "decode_tok_s": 30.5,
-         "tokens": [5, 6], "text": "a \"b\"\n", "swaa": None},
-        {"config": "balanced", "prefill_seconds": 6.0, "prefill_tok_s": 2730.7, "prefill_ratio": 2.0,
-         "decode_tok_s": None, "tokens": [7], "text": "x" * 40, "swaa": {}},
-    ],
-    "prompt_tokens": 16384, "prompt": "Python's language reference", "model": {}, "kept": "DIR/demo-Q4_K_M.gguf",
+ROW = {"samples": 40, "prefill_seconds": 0.25, "decode_tok_s": 400.0, "prompt_tokens": 2000, "swaa": None}
+TASKS = ("needle", "multi-needle", "kv", "chain")
+
+
+def row(config, correct, ratio, seconds):
+    accuracy = correct / 40
+    tasks = {task: {"accuracy": accuracy, "samples": 10} for task in TASKS}
+    interval = [accuracy - 0.05, accuracy + 0.05]
+    return ROW | {"config": config, "correct": correct, "accuracy": accuracy, "interval": interval, "tasks": tasks,
+                  "prefill_ratio": ratio, "prefill_seconds": seconds}  # fmt: skip
+
+
+REPORT = {
+    "table": [row("full", 36, 1.0, 0.25), row("naive", 2, 2.0, 0.125), row("quality", 32, 1.25, 0.2),
+              row("stream", 2, 1.5, 0.167)],
+    "model": "demo-Q8_0.gguf", "prompt_tokens": 2000, "window": 128, "sinks": 8,
+    "conclusion": "So.",
 }  # fmt: skip
 
 
@@ -25,68 +36,106 @@ def run(*args):
 
 @pytest.mark.native
 def test_the_table_by_its_text():
-    # Native: the module derives from llama_cpp's class.
     from swaa_edge.cli.demo import table
 
-    assert table(TABLE) == """\
-prompt: 16,384 tokens of Python's language reference
+    assert table(REPORT) == """\
+demo-Q8_0.gguf: prompts of 2,000 tokens, window 128, 8 sinks in the recipes; 40 questions each
 
-config      prefill    tok/s  ratio  decode tok/s  first tokens
-full         12.0 s    1,365  1.00x          30.5  "a \\"b\\"\\n"
-balanced      6.0 s    2,731  2.00x             -  "xxxxxxxxxxxxxxxxxxxxxxxx"
+config              accuracy        needle  multi-needle            kv         chain   prefill   ratio
+full         90.0% (85%-95%)           90%           90%           90%           90%   0.250 s   1.00x *
+naive         5.0% (-0%-10%)            5%            5%            5%            5%   0.125 s   2.00x *
+quality      80.0% (75%-85%)           80%           80%           80%           80%   0.200 s   1.25x *
+stream        5.0% (-0%-10%)            5%            5%            5%            5%   0.167 s   1.50x
 
-The model has random weights, so what it writes is noise; the times are what counts. They depend on a model's
-shape and not on its weights. Ratio: full attention's prefill time over this one's.
-kept: DIR/demo-Q4_K_M.gguf"""
+accuracy: right answers, with Wilson's 95% interval. ratio: full attention's prefill time over this one's.
+* no other configuration is both as right and as fast.
+
+So."""
 
 
 @pytest.mark.native
-def test_the_whole_way_with_a_short_prompt(tmp_path):
-    pytest.importorskip("transformers")
-    keep = tmp_path / "demo"
-    result = run("--json", "--keep", keep, "--prompt-tokens", 700)
+def test_the_conclusion_is_computed():
+    from swaa_edge.demo import conclusion
+
+    table = REPORT["table"]
+    assert conclusion(table) == (
+        "A bare sliding window answers 5% of the questions right, full attention 90%; the recipe quality 80%, and it "
+        "reads the prompt 1.25 times as fast."
+    )
+    slower = [*table[:2], table[2] | {"prefill_ratio": 0.8}]
+    assert conclusion(slower).endswith("the recipe quality 80%, and it reads the prompt in 1.25 times the time.")
+
+
+@pytest.mark.native
+def test_recipes_at_the_size_of_the_model():
+    from swaa_edge.config import RECIPES
+    from swaa_edge.demo import SINKS, WINDOW, configurations
+
+    configs = configurations()
+    assert list(configs) == ["full", "naive", *RECIPES]
+    assert configs["full"] is False and configs["naive"] == SwaaConfig(WINDOW)
+    for name, recipe in RECIPES.items():
+        assert configs[name] == dataclasses.replace(recipe.config, window_size=WINDOW, sink_count=SINKS)
+
+
+@pytest.mark.native
+def test_what_the_demo_shows_is_so(tmp_path):
+    pytest.importorskip("matplotlib")
+    plot = tmp_path / "demo.png"
+    result = run("--json", "--samples", 2, "--plot", plot, "--threads", 2)
     assert result.exit_code == 0, result.output
     assert result.stderr == ""
     report = json.loads(result.stdout)
     rows = {row["config"]: row for row in report["table"]}
-    assert list(rows) == ["full", "quality", "balanced", "fast"] and report["prompt_tokens"] == 700
-    full = rows["full"]
-    for row in rows.values():
-        assert row["prefill_seconds"] > 0 and len(row["tokens"]) == 16
-        assert row["prefill_tok_s"] == pytest.approx(700 / row["prefill_seconds"], rel=1e-6)
-        assert row["prefill_ratio"] == pytest.approx(full["prefill_seconds"] / row["prefill_seconds"])
-        # Within the window of 2048 every configuration computes the same.
-        assert row["tokens"] == full["tokens"] and row["text"] == full["text"]
-    assert full["swaa"] is None and rows["fast"]["swaa"]["fa_layers"] in ("none", [])
-    assert rows["quality"]["swaa"]["fa_layers"] == [1, 3]
-    assert SwaaConfig.from_gguf(report["kept"]) == SwaaConfig(2048, 100, [1], True)
-    assert (keep / "checkpoint" / "model.safetensors").is_file() and (keep / "checkpoint" / "tokenizer.json").is_file()
-    again = run("--keep", keep)
-    assert again.exit_code == 1
-    assert again.stderr == f"Error: {keep} is there already and not an empty folder; choose another\n"
+    assert list(rows) == ["full", "naive", "quality", "balanced", "fast", "memory", "stream"]
+    for shown in rows.values():
+        assert 0 <= shown["accuracy"] <= 1 and shown["prefill_seconds"] > 0 and shown["prefill_ratio"] > 0
+        assert shown["samples"] == 8
+    assert rows["full"]["accuracy"] >= 7 / 8 and rows["naive"]["accuracy"] <= 1 / 8
+    assert max(rows[name]["accuracy"] for name in ("quality", "balanced", "fast")) >= 4 / 8
+    assert report["conclusion"] in run("--samples", 2, "--no-plot", "--threads", 2).stdout
+    assert plot.read_bytes().startswith(b"\x89PNG") and plot.stat().st_size > 10_000
 
 
 @pytest.mark.native
-def test_a_longer_prompt_than_the_text_is_refused(tmp_path, monkeypatch):
+def test_the_model_ships_small_and_plain():
+    from swaa_edge.demo import CONTEXT, MODEL
+    from swaa_edge.metadata import read_swaa
+    from swaa_edge.modelfile import read_model
+
+    model = read_model(MODEL)
+    assert model.architecture == "qwen3" and model.n_layers == 8 and model.context_length == CONTEXT
+    assert MODEL.stat().st_size < 12_000_000 and read_swaa(MODEL) is None
+    assert model.header.value("tokenizer.chat_template")
+    log = [json.loads(line) for line in (MODEL.parent / "train-log.jsonl").read_text(encoding="utf-8").splitlines()]
+    recipe = json.loads((MODEL.parent / "train-recipe.json").read_text(encoding="utf-8"))
+    assert log[-1]["step"] + 1 == sum(stage["steps"] for stage in recipe["curriculum"])
+    assert all(len(source["sha256"]) == 64 for source in recipe["text"])
+
+
+def test_the_results_are_those_of_this_model_and_hold_what_is_promised():
+    from pathlib import Path
+
+    root = Path(__file__).resolve().parent.parent
+    document = json.loads((root / "docs" / "results" / "demo.json").read_text(encoding="utf-8"))
+    model = (root / "swaa_edge" / "models" / document["model"]["file"]).read_bytes()
+    assert hashlib.sha256(model).hexdigest() == document["model"]["sha256"]
+    rows = {row["config"]: row for row in document["table"]}
+    assert all(cell["samples"] >= 200 for row in rows.values() for cell in row["tasks"].values())
+    full, naive = rows["full"]["tasks"], rows["naive"]["tasks"]
+    for task in TASKS:
+        assert full[task]["accuracy"] >= (0.95 if "needle" in task else 0.9), task
+        assert naive[task]["accuracy"] <= 0.15, task
+
+
+@pytest.mark.native
+def test_errors_are_one_line(monkeypatch, tmp_path):
     from swaa_edge import demo
 
-    monkeypatch.setattr("swaa_edge.vocabulary.tokenize", lambda path, text: list(range(100)))
-    assert demo._prompt(tmp_path, 100) == list(range(100))
-    with pytest.raises(ValueError, match="prompt_tokens = 101 is out of range: the text has 100 tokens"):
-        demo._prompt(tmp_path, 101)
-
-
-@pytest.mark.native
-def test_missing_packages_are_one_line(monkeypatch, tmp_path):
-    import importlib.util
-
-    found = importlib.util.find_spec
-
-    def no_torch(name, *rest):
-        return None if name == "torch" else found(name, *rest)
-
-    monkeypatch.setattr("importlib.util.find_spec", no_torch)
-    result = run("--keep", tmp_path / "demo")
-    assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr == "Error: the demo makes a model, which needs torch; pip install 'swaa-edge[convert]'\n"
-    assert not (tmp_path / "demo").exists()
+    result = run("--plot", "a.png", "--no-plot")
+    assert result.exit_code == 2 and result.stderr.count("\n") == 1
+    monkeypatch.setattr(demo, "MODEL", tmp_path / "gone.gguf")
+    result = run("--no-plot")
+    assert result.exit_code == 1
+    gone = tmp_path / "gone.gguf"
+    assert result.stderr == f"Error: {gone} is missing; reinstall swaa-edge, or train it with scripts/train_demo.py\n"
