@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections import deque
 from collections.abc import Callable, Sequence
 
 Tokenize = Callable[[str], list[int]]
@@ -50,12 +51,12 @@ class Haystack:
             raise ValueError(f"{count - room} tokens of hidden text don't fit into a document of {count}")
         document: list[int] = []
         told = 0
-        waiting = sorted(pieces, key=lambda piece: piece[0], reverse=True)
+        waiting = deque(sorted(pieces, key=lambda piece: piece[0]))
         for sentence in self.prose(rng, room):
-            while waiting and told + len(sentence) > waiting[-1][0]:
-                document += waiting.pop()[1]
+            while waiting and told + len(sentence) > waiting[0][0]:
+                document += waiting.popleft()[1]
             document += sentence
             told += len(sentence)
-        for _, tokens in reversed(waiting):
+        for _, tokens in waiting:
             document += tokens
         return document
