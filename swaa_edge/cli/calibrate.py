@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,7 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from swaa_edge.atomic import atomic_output
+from swaa_edge.cli.calibratetable import table
 from swaa_edge.cli.engine_options import Engine, engine_options, interruptible, progress_stream
+from swaa_edge.cli.journals import cached, fingerprint
 from swaa_edge.cli.options import progress_bar, swaa_options
 from swaa_edge.config import CUSTOM, RECIPES, SwaaConfig
 from swaa_edge.errors import ConfigError, SwaaError
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 #: Without --length: tokens of a prompt, if the model was trained for as many.
 LENGTH = 8192
 _TASKS = "needle,multi-needle,kv,chain"
-_BAR = 40
 
 
 class _Keep(click.ParamType):
@@ -150,7 +150,7 @@ def calibrate(
     # All layers in one cache that can go back anywhere, so that a document asked about twice is read once.
     engine = dataclasses.replace(engine, swa_full=True)
     key = _key(facts, swaa, engine, [*cases, *held_out])
-    path, ours = (journal, False) if journal is not None else (_cached(key), True)
+    path, ours = (journal, False) if journal is not None else (cached("calibrate", key), True)
 
     def load(config: SwaaConfig | Literal[False], n_ctx: int) -> SwaaLlama:
         return engine.load(model, swaa=config, n_ctx=max(n_ctx, engine.ctx or 0))
@@ -270,25 +270,11 @@ def _key(facts: ModelFile, swaa: SwaaConfig, engine: Engine, cases: list[Case]) 
     tokens = hashlib.sha256(json.dumps([(case.id, case.prompt, case.answer) for case in cases]).encode())
     return {
         "calibration": 1,
-        "model": [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in facts.paths],
+        "model": fingerprint(facts),
         "swaa": dataclasses.replace(swaa, fa_layers="none", recipe=CUSTOM, adapter=None).to_dict(),
         "cache_type": engine.cache_type,
         "cases": tokens.hexdigest(),
     }
-
-
-def _cached(key: dict[str, Any]) -> Path | None:
-    """Where a run keeps its journal by itself; None if there is no such place."""
-    from swaa_edge.evaluate.journal import digest
-
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    folder = Path(base) / "swaa-edge"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return None
-    path = folder / f"calibrate-{digest(key)}.jsonl"
-    return path if os.access(folder, os.W_OK) else None
 
 
 class _Claimed(Exception):
@@ -313,67 +299,6 @@ def _annotate(model: str, output: str | None, in_place: bool, config: SwaaConfig
 
     with progress_bar("Writing") as on_progress:
         return annotate(model, output, config, in_place=in_place, force=force, on_progress=on_progress)
-
-
-def table(document: dict[str, Any]) -> str:
-    """The report for people: losses, the ranking as bars, the comparison, and what to do with it."""
-    lines = [*_facts(document), ""]
-    if document["ranking"]:
-        lines += [*_bars(document), ""]
-    if document["held_out"]["table"]:
-        lines += [*_comparison(document), ""]
-    if document["stopped"]:
-        lines.append(f"Stopped early ({document['stopped']}); the same command goes on from here.")
-    if document["chosen"]:
-        lines.append(_conclusion(document))
-    return "\n".join(lines).rstrip("\n")
-
-
-def _facts(document: dict[str, Any]) -> Iterator[str]:
-    swaa = SwaaConfig.from_dict(document["swaa"])
-    decode = {True: "FA decode", False: "no FA decode"}.get(swaa.fa_decode, f"FA decode in {swaa.fa_decode}")
-    yield (
-        f"{document['model']['name']}, {document['layers']} layers; window {swaa.window_size}, "
-        f"{swaa.sink_count} sinks, {decode}"
-    )
-    yield (
-        f"{document['samples']} samples of {document['prompt_tokens']:,} tokens; loss in nats per answer token, "
-        f"of {document['answer_tokens']:,}"
-    )
-    for name, key in (("full attention", "full_loss"), ("all layers slide", "sliding_loss")):
-        if document[key] is not None:
-            yield f"{name + ':':<17} {document[key]:.4f}"
-
-
-def _bars(document: dict[str, Any]) -> Iterator[str]:
-    rows = document["ranking"]
-    most = max((abs(row["gain"]) for row in rows), default=0.0) or 1.0
-    yield document["gain"] + ":"
-    for row in rows:
-        error = "" if row["error"] is None else f" ± {row['error']:.4f}"
-        bar = "#" * round(_BAR * max(0.0, row["gain"]) / most)
-        keeps = "FA" if row["chosen"] else "  "
-        yield f"layer {row['layer']:>3}  {keeps}  {row['gain']:+.4f}{error}  {bar}".rstrip()
-
-
-def _comparison(document: dict[str, Any]) -> Iterator[str]:
-    held_out = document["held_out"]
-    width = max(len(row["fa_layers"]) for row in held_out["table"])
-    yield f"on {held_out['samples']} other samples, by FA layers:"
-    for row in sorted(held_out["table"], key=lambda row: row["loss"]):
-        error = "" if row["error"] is None else f" ± {row['error']:.4f}"
-        mark = "  <- chosen" if row["chosen"] else ""
-        yield f"{row['fa_layers']:>{width}}  loss {row['loss']:.4f}  ({row['added']:+.4f}{error}){mark}"
-
-
-def _conclusion(document: dict[str, Any]) -> str:
-    layers, kept = ",".join(map(str, document["chosen"])), len(document["chosen"])
-    text = f"--fa-layers {layers}  ({kept} of {document['layers']} layers"
-    if document["chosen_loss"] is not None:
-        text += f"; loss {document['chosen_loss']:.4f}"
-    if document["recovered"] is not None:
-        text += f", which takes back {document['recovered']:.0%} of what sliding adds"
-    return text + ")"
 
 
 @contextlib.contextmanager

@@ -20,9 +20,10 @@ import click
 from swaa_edge.atomic import atomic_output
 from swaa_edge.cli.configs import DEFAULT, FILE, FULL, NAIVE, Compared, compared, like
 from swaa_edge.cli.engine_options import Engine, engine_options, interruptible, progress_stream
+from swaa_edge.cli.journals import cached, fingerprint, forget
 from swaa_edge.cli.options import Chosen, raw_swaa_options
 from swaa_edge.config import RECIPES
-from swaa_edge.errors import ConfigError, DataFileError, OutputError, SwaaError
+from swaa_edge.errors import ConfigError, DataFileError, SwaaError
 from swaa_edge.modelfile import ModelFile, read_model
 from swaa_edge.progress import duration
 
@@ -42,7 +43,6 @@ TOGETHER = 1 << 30
 _DATA = (".jsonl", ".json", ".parquet")
 _SCORERS = ("contains", "in-order", "exact", "regex", "judge")
 _PICTURES = ("png", "svg", "pdf")
-_ENDS = 1 << 20
 
 
 class _Numbers(click.ParamType):
@@ -278,7 +278,7 @@ def _run(
             "engine": dataclasses.asdict(engine), "skipped": skipped,
         }  # fmt: skip
         key = {
-            "model": [facts.size, [_fingerprint(path) for path in facts.paths]],
+            "model": fingerprint(facts),
             "samples": _digest(samples, words, lengths),
             "configs": {name: config.to_dict() if config else None for name, config in configs.items()},
             "settings": settings | {"judge": asked.judge},
@@ -445,15 +445,6 @@ def _scorer(asked: _Asked) -> Scorer:
     return lambda sample, reply: (in_order if sample.task in BUILT_IN else own)(sample, reply)
 
 
-def _fingerprint(path: Path) -> str:
-    """Of both ends of a file: cheap for gigabytes, and other metadata or weights show in them."""
-    with path.open("rb") as file:
-        found = hashlib.sha256(file.read(_ENDS))
-        file.seek(max(0, path.stat().st_size - _ENDS))
-        found.update(file.read(_ENDS))
-    return found.hexdigest()
-
-
 def _digest(samples: list[Sample], words: list[int], lengths: tuple[int, ...]) -> str:
     found = hashlib.sha256()
     for sample in samples:
@@ -465,33 +456,17 @@ def _digest(samples: list[Sample], words: list[int], lengths: tuple[int, ...]) -
 
 def _journal(asked: _Asked, key: dict[str, Any], what: str) -> tuple[Journal, Path | None]:
     """The journal of `what`, and where it lies; in memory where there is no place for it."""
-    from swaa_edge.evaluate.journal import Journal, digest
+    from swaa_edge.evaluate.journal import Journal
 
     if asked.journal_file is not None:
         path = Path(asked.journal_file + ("" if what == "answers" else f".{what}"))
     else:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "swaa-edge"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError:
+        path = cached("eval", key)
+        if path is None:
             return Journal(None, key), None
-        if not os.access(folder, os.W_OK):
-            return Journal(None, key), None
-        path = folder / f"eval-{digest(key)}.jsonl"
     if asked.fresh:
-        _forget(path)
+        forget(path)
     return Journal(path, key), path
-
-
-def _forget(path: Path) -> None:
-    """Remove a journal, and nothing that isn't one."""
-    if not path.exists():
-        return
-    with path.open("rb") as file:
-        start = file.read(64)
-    if start and not start.startswith(b'{"swaa_edge_evaluation"'):
-        raise OutputError(f"{path} is no journal of an evaluation, so --fresh leaves it alone; choose another file")
-    path.unlink()
 
 
 @contextlib.contextmanager

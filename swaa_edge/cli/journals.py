@@ -1,0 +1,52 @@
+"""Where a command that measures for minutes keeps what it has, so that the same command goes on after Ctrl-C.
+
+    path = cached("eval", key)     # ~/.cache/swaa-edge/eval-<digest>.jsonl
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+from swaa_edge.errors import OutputError
+from swaa_edge.modelfile import ModelFile
+
+_ENDS = 1 << 20
+
+
+def cached(kind: str, key: dict[str, Any]) -> Path | None:
+    """The journal of a run in the user's cache folder; None if there is no place for one."""
+    from swaa_edge.evaluate.journal import digest
+
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "swaa-edge"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder / f"{kind}-{digest(key)}.jsonl" if os.access(folder, os.W_OK) else None
+
+
+def forget(path: Path) -> None:
+    """Remove a journal, and nothing that isn't one."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        start = file.read(64)
+    if start and not start.startswith(b'{"swaa_edge_evaluation"'):
+        raise OutputError(f"{path} is no journal of an evaluation, so --fresh leaves it alone; choose another file")
+    path.unlink()
+
+
+def fingerprint(model: ModelFile) -> list[Any]:
+    """Of the size and both ends of each file: cheap for gigabytes, and other metadata or weights show in them."""
+    return [model.size, *(_ends(path) for path in model.paths)]
+
+
+def _ends(path: Path) -> str:
+    with path.open("rb") as file:
+        found = hashlib.sha256(file.read(_ENDS))
+        file.seek(max(0, path.stat().st_size - _ENDS))
+        found.update(file.read(_ENDS))
+    return found.hexdigest()
