@@ -154,7 +154,8 @@ class Training:
             optimizer.load_state_dict(kept)
         self.data.rng.setstate(saved["random"])
         self.step = saved["step"]
-        lines = [line for line in self.log.read_text().splitlines() if json.loads(line)["step"] < self.step]
+        told = self.log.read_text().splitlines() if self.log.exists() else []
+        lines = [line for line in told if json.loads(line)["step"] < self.step]
         self.log.write_text("".join(f"{line}\n" for line in lines))
         return saved["seconds"]
 

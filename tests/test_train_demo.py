@@ -42,7 +42,7 @@ def test_names_and_numbers_are_one_token_and_the_template_is_that_of_training(sc
 
 
 @pytest.mark.parametrize(
-    ("length", "copy", "warm"), [(64, 1.0, 0.0), (128, 0.3, 0.6), (256, 0.0, 0.0), (1024, 0.0, 0.1)]
+    ("length", "copy", "warm"), [(64, 1.0, 0.0), (384, 0.3, 0.6), (384, 0.0, 0.0), (1024, 0.0, 0.1)]
 )
 def test_sequences_have_their_length_and_every_answer_stands_before(scripts, tokenizer, length, copy, warm):
     _, data, _ = scripts
@@ -81,7 +81,7 @@ def test_the_first_layer_looks_back(scripts):
 def test_an_interrupted_run_ends_with_the_same_weights(scripts, tmp_path, monkeypatch):
     train, _, _ = scripts
     monkeypatch.setattr(train, "training_text", lambda: TEXT)
-    monkeypatch.setattr(train, "CURRICULUM", ((4, 128, 256), (4, 192, 384)))
+    monkeypatch.setattr(train, "CURRICULUM", ((4, 384, 768), (4, 512, 512)))
     monkeypatch.setattr(train, "MODEL", train.MODEL | {"num_hidden_layers": 2})
     monkeypatch.setattr(train, "SAVED_EVERY", 3)
     monkeypatch.setattr(train, "lessons", lambda step: (0.3, 0.5))
