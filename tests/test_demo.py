@@ -115,7 +115,7 @@ def test_the_model_ships_small_and_plain():
     assert all(len(source["sha256"]) == 64 for source in recipe["text"])
 
 
-def test_the_results_are_those_of_this_model_and_hold_what_is_promised():
+def test_the_results_are_of_this_model_and_show_that_it_retrieves_and_a_bare_window_does_not():
     from pathlib import Path
 
     root = Path(__file__).resolve().parent.parent

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from swaa_edge.atomic import atomic_output
-from swaa_edge.cli.engine_options import Engine, engine_options, progress_stream
+from swaa_edge.cli.engine_options import Engine, engine_options, status_line
 from swaa_edge.cli.options import swaa_options
 from swaa_edge.config import RECIPES, SwaaConfig
 from swaa_edge.errors import SwaaError
@@ -109,7 +109,7 @@ def bench(
         files = {file: stack.enter_context(atomic_output(file, force=force)) for file in outputs}
         path = stack.enter_context(_model(model, **shape))
         configs = compared(path, recipes, swaa)
-        shown = stack.enter_context(_shown(progress))
+        shown = stack.enter_context(status_line(progress, _told))
         report = tool.bench(path, configs, prompt_tokens, settings=settings, baseline=baseline, on_progress=shown)
         document = report.to_dict()
         if not document["rows"]:
@@ -216,30 +216,7 @@ def _notes(document: dict[str, Any]) -> Iterator[str]:
     yield "bound: the prefill ratio if sliding layers cost just their window's share of the measured attention time."
 
 
-@contextlib.contextmanager
-def _shown(wanted: bool | None) -> Iterator[Any]:
-    """An `on_progress` for bench: a line on stderr, rewritten on a terminal; None where nobody watches."""
-    stream = progress_stream(wanted)
-    if stream is None:
-        yield None
-        return
-    width = 0
-
-    def show(at: Progress) -> None:
-        nonlocal width
-        text = f"{at.turn}/{at.turns} {at.config}: {at.done:,}/{at.prompt_tokens:,} tokens"
-        if at.seconds_left is not None:
-            text += f", about {duration(at.seconds_left)} left"
-        if stream.isatty():
-            stream.write("\r" + text.ljust(width))
-            width = len(text)
-        elif at.done in (0, at.prompt_tokens):
-            stream.write(text + "\n")
-        stream.flush()
-
-    try:
-        yield show
-    finally:
-        if width:
-            stream.write("\r" + " " * width + "\r")
-            stream.flush()
+def _told(at: Progress) -> tuple[str, object]:
+    left = "" if at.seconds_left is None else f", about {duration(at.seconds_left)} left"
+    text = f"{at.turn}/{at.turns} {at.config}: {at.done:,}/{at.prompt_tokens:,} tokens{left}"
+    return text, (at.turn, at.done) if at.done in (0, at.prompt_tokens) else None

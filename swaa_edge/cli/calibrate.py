@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,7 +16,7 @@ import click
 
 from swaa_edge.atomic import atomic_output
 from swaa_edge.cli.calibratetable import table
-from swaa_edge.cli.engine_options import Engine, engine_options, interruptible, progress_stream
+from swaa_edge.cli.engine_options import Engine, engine_options, interruptible, status_line
 from swaa_edge.cli.journals import cached, fingerprint
 from swaa_edge.cli.options import progress_bar, swaa_options
 from swaa_edge.config import CUSTOM, RECIPES, SwaaConfig
@@ -159,7 +158,7 @@ def calibrate(
         log = stack.enter_context(Journal(path, key))
         if log.records:
             click.echo(f"resuming: {len(log.records)} measurements are in", err=True)
-        shown = stack.enter_context(_shown(progress))
+        shown = stack.enter_context(status_line(progress, _told))
         report = tool(
             load,
             swaa,
@@ -301,31 +300,6 @@ def _annotate(model: str, output: str | None, in_place: bool, config: SwaaConfig
         return annotate(model, output, config, in_place=in_place, force=force, on_progress=on_progress)
 
 
-@contextlib.contextmanager
-def _shown(wanted: bool | None) -> Iterator[Any]:
-    """An `on_progress`: a line on stderr, rewritten on a terminal; None where nobody watches."""
-    stream = progress_stream(wanted)
-    if stream is None:
-        yield None
-        return
-    width, last = 0, ""
-
-    def show(at: Progress) -> None:
-        nonlocal width, last
-        text = f"{at.done:,}/{at.total:,} FA layers: {at.what}"
-        if at.seconds_left is not None:
-            text += f", about {duration(at.seconds_left)} left"
-        if stream.isatty():
-            stream.write("\r" + text.ljust(width))
-            width = len(text)
-        elif at.what != last:
-            stream.write(text + "\n")
-            last = at.what
-        stream.flush()
-
-    try:
-        yield show
-    finally:
-        if width:
-            stream.write("\r" + " " * width + "\r")
-            stream.flush()
+def _told(at: Progress) -> tuple[str, object]:
+    left = "" if at.seconds_left is None else f", about {duration(at.seconds_left)} left"
+    return f"{at.done:,}/{at.total:,} FA layers: {at.what}{left}", at.what

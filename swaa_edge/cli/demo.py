@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from swaa_edge.cli.engine_options import progress_stream
+from swaa_edge.cli.engine_options import status_line
 from swaa_edge.cli.evaltable import front
+from swaa_edge.progress import duration
+
+if TYPE_CHECKING:
+    from swaa_edge.evaluate.run import Progress
 
 _NOTE = (
     "accuracy: right answers, with Wilson's 95% interval. ratio: full attention's prefill time over this one's.\n"
@@ -49,23 +53,20 @@ def demo(
         raise click.UsageError("give --plot FILE.png or --no-plot, not both")
     missing = importlib.util.find_spec("matplotlib") is None
     target = None if no_plot else plot or (None if missing else _PLOT)
-    stream = progress_stream(progress)
-
-    def show(at: Any) -> None:
-        left = "" if at.seconds_left is None else f", about {at.seconds_left:.0f} s left"
-        text = f"{at.answers}/{at.total} answers{left}"
-        stream.write(f"\r{text:<40}" if stream.isatty() else f"{text}\n")
-        stream.flush()
-
-    report = tool.demo(samples=samples, plot=target, threads=threads, on_progress=show if stream else None)
-    if stream and stream.isatty():
-        stream.write("\r" + " " * 40 + "\r")
+    with status_line(progress, _told) as shown:
+        report = tool.demo(samples=samples, plot=target, threads=threads, on_progress=shown)
     click.echo(json.dumps(report, indent=2) if as_json else table(report))
     if not as_json:
         if target:
             click.echo(f"plot: {target}")
         elif not no_plot:
             click.echo("no plot: that needs matplotlib; pip install 'swaa-edge[plot]'")
+
+
+def _told(at: Progress) -> tuple[str, object]:
+    left = "" if at.seconds_left is None else f", about {duration(at.seconds_left)} left"
+    text = f"{at.answers}/{at.total} answers"
+    return text + left, text
 
 
 def table(report: dict[str, Any]) -> str:

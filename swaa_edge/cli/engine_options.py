@@ -163,6 +163,40 @@ def progress_stream(wanted: bool | None) -> Any:
     return sys.stderr if (sys.stderr.isatty() if wanted is None else wanted) else None
 
 
+@contextlib.contextmanager
+def status_line(
+    wanted: bool | None, told: Callable[[Any], tuple[str, object]]
+) -> Iterator[Callable[[Any], None] | None]:
+    """An `on_progress` that shows where a run stands on stderr, while this lasts; None where nobody watches.
+
+    told(at): the text, and what it is about. A terminal has one line, rewritten each time; elsewhere a line is written
+    when what it is about changes, and none for None.
+    """
+    stream = progress_stream(wanted)
+    if stream is None:
+        yield None
+        return
+    width, last = 0, None
+
+    def show(at: Any) -> None:
+        nonlocal width, last
+        text, about = told(at)
+        if stream.isatty():
+            stream.write("\r" + text.ljust(width))
+            width = len(text)
+        elif about is not None and about != last:
+            stream.write(text + "\n")
+            last = about
+        stream.flush()
+
+    try:
+        yield show
+    finally:
+        if width:
+            stream.write("\r" + " " * width + "\r")
+            stream.flush()
+
+
 _ENGINE_OPTIONS = [
     click.option("--ctx", type=click.IntRange(1), metavar="N", help="Size of the context in tokens."),
     click.option(

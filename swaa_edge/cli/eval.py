@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ import click
 
 from swaa_edge.atomic import atomic_output
 from swaa_edge.cli.configs import Compared, compared
-from swaa_edge.cli.engine_options import Engine, engine_options, interruptible, progress_stream
+from swaa_edge.cli.engine_options import Engine, engine_options, interruptible, status_line
 from swaa_edge.cli.evaloptions import PERPLEXITY, Asked, Grouped, eval_options, lengths_of, tasks_of
 from swaa_edge.cli.evalquestions import digest, questions, scorer_of, text_of
 from swaa_edge.cli.journals import cached, fingerprint, forget
@@ -127,7 +127,7 @@ def _run(
         # Both before anything runs: one of them may be refused.
         answers_in = opened("answers", len(samples) * len(configs)) if samples else None
         windows_in = opened("windows", windows * len(configs)) if windows else None
-        with _shown(asked.progress) as shown:
+        with status_line(asked.progress, _told) as shown:
             if samples:
                 report = ask(
                     load, configs, samples, scorer=scorer, max_tokens=asked.max_tokens, journal=answers_in,
@@ -213,32 +213,7 @@ def _journal(asked: Asked, key: dict[str, Any], what: str) -> tuple[Journal, Pat
     return Journal(path, key), path
 
 
-@contextlib.contextmanager
-def _shown(wanted: bool | None) -> Iterator[Callable[[Progress], None] | None]:
-    """An `on_progress`: a line on stderr, rewritten on a terminal; None where nobody watches."""
-    stream = progress_stream(wanted)
-    if stream is None:
-        yield None
-        return
-    width, last = 0, ""
-
-    def show(at: Progress) -> None:
-        nonlocal width, last
-        text = f"{at.answers:,}/{at.total:,} {at.config}"
-        known = text
-        if at.seconds_left is not None:
-            text += f", about {duration(at.seconds_left)} left"
-        if stream.isatty():
-            stream.write("\r" + text.ljust(width))
-            width = len(text)
-        elif known != last:
-            stream.write(text + "\n")
-            last = known
-        stream.flush()
-
-    try:
-        yield show
-    finally:
-        if width:
-            stream.write("\r" + " " * width + "\r")
-            stream.flush()
+def _told(at: Progress) -> tuple[str, object]:
+    left = "" if at.seconds_left is None else f", about {duration(at.seconds_left)} left"
+    text = f"{at.answers:,}/{at.total:,} {at.config}"
+    return text + left, text
