@@ -1,6 +1,6 @@
 """What the demo model learns from: documents with facts in prose, then questions about them and the right answers.
 
-    tokens, weights, tags = Data(tokenizer, text, seed=1).batch(2048, 4, copy=0.03, warm=0.12)
+    tokens, weights, tags = Data(tokenizer, text, seed=1).batch(2048, 4, Mix(copy=0.03, hops=0.03, again=0.12))
 
 The texts of facts, questions and answers are those of `swaa_edge.evaluate.facts`, which `eval` asks too, and so are
 the tasks: needle, multi (several needles), chain and kv. What a seed makes here and there has nothing in common.
@@ -8,6 +8,7 @@ the tasks: needle, multi (several needles), chain and kv. What a seed makes here
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -20,13 +21,24 @@ from _demo_tokenizer import ASSISTANT, BOS, END, USER
 from swaa_edge.evaluate import facts
 from swaa_edge.evaluate.haystack import Haystack
 
-#: What a token's prediction belongs to, for the log: 0 is a value told again in a document.
-TAGS = ["recital", *(f"{task}/{style}" for task in ("needle", "multi", "chain", "kv") for style in facts.STYLES)]
+#: What a token's prediction belongs to, for the log; first a value told again in a document, and one that follows.
+ASKED = [f"{task}/{style}" for task in ("needle", "multi", "chain", "kv") for style in facts.STYLES]
+TAGS = ["recital", "derived", *ASKED]
 #: Of the loss, for each token of prose; an answer's token has 1.
 PROSE_WEIGHT = 0.05
 
 Ask = tuple[str, Callable[[facts.Style], facts.Question]]
 Piece = tuple[float, Sequence[int]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Mix:
+    """How likely a sequence is mere copying, or facts without prose in which one leads to another; and how likely
+    another document tells its facts again, which gives an answer to learn from every few tokens."""
+
+    copy: float
+    hops: float
+    again: float
 
 
 class Row:
@@ -37,10 +49,12 @@ class Row:
         self.weights: list[float] = []
         self.tags: list[int] = []
 
-    def add(self, tokens: Sequence[int], weight: float | Sequence[float] = 0.0, tag: int = 0) -> None:
+    def add(
+        self, tokens: Sequence[int], weight: float | Sequence[float] = 0.0, tag: int | Sequence[int] = 0
+    ) -> None:
         self.tokens += tokens
         self.weights += [weight] * len(tokens) if isinstance(weight, float) else weight
-        self.tags += [tag] * len(tokens)
+        self.tags += [tag] * len(tokens) if isinstance(tag, int) else tag
 
     def extend(self, other: Row) -> None:
         self.tokens += other.tokens
@@ -58,24 +72,29 @@ class Data:
         self.special = {name: tokenizer.convert_tokens_to_ids(name) for name in (BOS, USER, ASSISTANT, END)}
         self.numbers = {self.encode(f" {number}")[0] for number in range(10, 100)}
         self.names = {self.encode(f" {word}")[0] for word in facts.WORDS}
+        #: For a number that codes lead to, by name and number: the facts that it follows from.
+        self._derived: dict[tuple[int, int], set[tuple[int, int]]] = {}
         # What stands before a value: in a fact, and in the JSON object.
         self._before = {self.encode(" is")[0], self.encode('{"fox": 4')[2]}
 
-    def batch(self, length: int, count: int, copy: float, warm: float) -> tuple[torch.Tensor, ...]:
-        """`count` sequences of `length` tokens: tokens, weights and tags, [count, length] each; see `sequence`."""
-        rows = [self.sequence(length, copy, warm) for _ in range(count)]
+    def batch(self, length: int, count: int, mix: Mix) -> tuple[torch.Tensor, ...]:
+        """`count` sequences of `length` tokens: tokens, weights and tags, [count, length] each."""
+        rows = [self.sequence(length, mix) for _ in range(count)]
         return tuple(torch.tensor([getattr(row, name) for row in rows]) for name in ("tokens", "weights", "tags"))
 
-    def sequence(self, length: int, copy: float, warm: float) -> Row:
-        """copy: how likely it is mere copying. warm: how likely else that a document tells its facts again, which
-        gives an answer to learn from every few tokens; most of those have no questions."""
+    def sequence(self, length: int, mix: Mix) -> Row:
+        """One sequence; of the documents that tell their facts again, most have no questions."""
         rng = self.rng
-        if rng.random() < copy:
+        drawn = rng.random()
+        if drawn < mix.copy:
             return self._copying(length)
-        again = rng.random() < warm
+        if drawn < mix.copy + mix.hops:
+            return self._hops(length)
+        again = rng.random() < mix.again
         kind = rng.choices(("codes", "json", "prose"), (0.62, 0.33, 0.05))[0]
         recite = again and rng.random() < 0.6
         share = 0.9 if recite else 0.5
+        self._derived = {}
         write = {"codes": self._codes, "json": self._json, "prose": lambda *_: ([], [])}[kind]
         pieces, asks = write(length, again, share)
         rounds = self._rounds([] if recite else asks, length // 4 if again else length // 2)
@@ -84,7 +103,7 @@ class Data:
         document = self.hay.bury(rng, room, [(depth * free, tokens) for depth, tokens in pieces])
         row = Row()
         row.add([self.special[BOS], self.special[USER]])
-        row.add(document, self._document_weights(document, kind))
+        row.add(document, *self._document_weights(document, kind))
         row.extend(rounds)
         return row
 
@@ -94,7 +113,8 @@ class Data:
         asked: set[str] = set()
         while asks:
             task, make = asks[rng.randrange(len(asks))]
-            style = rng.choice(facts.STYLES)
+            # What must be answered at once is harder to learn.
+            style = rng.choices(facts.STYLES, (3, 1))[0]
             question = make(style)
             turn = Row()
             # The first question stands in the document's own turn.
@@ -129,20 +149,44 @@ class Data:
         row.tokens, row.weights, row.tags = row.tokens[:length], row.weights[:length], row.tags[:length]
         return row
 
-    def _document_weights(self, document: Sequence[int], kind: str) -> list[float]:
-        """A value that is told for the second time can be known; for the first time it can't, and doesn't count."""
-        weights = [PROSE_WEIGHT] * len(document)
-        seen = set()
+    def _hops(self, length: int) -> Row:
+        """Codes in four tokens each, half of them names of others; then the number behind each, or the code again."""
+        rng, row = self.rng, Row()
+        one = lambda text: self.encode(text)[0]  # noqa: E731
+        code, number, is_ = one(" code"), one(" number"), one(" is")
+        row.add([self.special[BOS], self.special[USER]])
+        names = rng.sample(sorted(self.names), min(len(self.names), max(2, length // 8)))
+        half = len(names) // 2
+        codes = dict(zip(names[:half], names[half:], strict=False))
+        codes |= {name: rng.choice(sorted(self.numbers)) for name in names[half:]}
+        for name in rng.sample(names, len(names)):
+            row.add([code, name, is_, codes[name]])
+        for name in rng.sample(names, len(names)):
+            found, again = codes[name], rng.random() < 0.25
+            derived = not again and found in codes
+            row.add([code if again else number, name, is_])
+            row.add([codes[found] if derived else found], 1.0, TAGS.index("derived" if derived else "recital"))
+        row.add([self.special[END]] * max(0, length - len(row.tokens)))
+        row.tokens, row.weights, row.tags = row.tokens[:length], row.weights[:length], row.tags[:length]
+        return row
+
+    def _document_weights(self, document: Sequence[int], kind: str) -> tuple[list[float], list[int]]:
+        """Weights and tags. A value counts where it is told again, or follows from others; else it can't be known."""
+        weights, tags = [PROSE_WEIGHT] * len(document), [0] * len(document)
+        seen: set[tuple[int, int]] = set()
         for place in range(2, len(document)):
             name, before, token = document[place - 2 : place + 1]
             if token not in self.numbers and token not in self.names:
                 continue
             if before in self._before:
-                weights[place] = 1.0 if (name, token) in seen else 0.0
-                seen.add((name, token))
+                pair = (name, token)
+                follows = pair in self._derived and self._derived[pair] <= seen
+                weights[place] = 1.0 if pair in seen or follows else 0.0
+                tags[place] = TAGS.index("derived") if pair not in seen and follows else 0
+                seen.add(pair)
             elif kind != "prose":
                 weights[place] = 0.0
-        return weights
+        return weights, tags
 
     def _amount(self, most: int) -> int:
         """From 1 to `most`, small numbers as likely as large ones are together."""
@@ -158,14 +202,21 @@ class Data:
         """Facts of seven tokens, some of them chains, and questions about them."""
         rng = self.rng
         times = rng.choice((2, 3)) if again else 1
+        derive = again and rng.random() < 0.6
         most = max(2, min(120, length // 20))
-        count = max(2, int(length * share / 7 / times)) if again else self._amount(most)
+        each = 18 if derive else 7 * times
+        count = max(2, int(length * share / each)) if again else self._amount(most)
         names = rng.sample(facts.WORDS, min(count, 200))
         codes = {name: str(rng.randrange(10, 100)) for name in names}
-        chains = self._chains(codes) if count >= 2 and rng.random() < 0.6 else []
+        chains = self._chains(codes, derive) if count >= 2 and (derive or rng.random() < 0.75) else []
         plain = [name for name in names if codes[name].isdigit()]
-        pieces = [list(self.encode(facts.code_fact(*item))) for item in codes.items()] * times
-        rng.shuffle(pieces)
+        pieces = [list(self.encode(facts.code_fact(*item))) for item in codes.items()]
+        if derive:
+            placed = self._with_numbers(codes, pieces)
+        else:
+            pieces *= times
+            rng.shuffle(pieces)
+            placed = self._place(pieces)
 
         def codes_of(count: int) -> Callable[[facts.Style], facts.Question]:
             return lambda style: facts.ask_codes({name: codes[name] for name in rng.sample(plain, count)}, style)
@@ -173,14 +224,31 @@ class Data:
         asks: list[Ask] = [("needle", codes_of(1))] * 2
         asks += [("multi", codes_of(2))] * 2 if len(plain) > 1 else []
         asks += [("multi", codes_of(3))] if len(plain) > 2 else []
-        asks += [("chain", lambda style: facts.ask_chain(rng.choice(chains), style))] * 3 if chains else []
-        return self._place(pieces), asks
+        asks += [("chain", lambda style: facts.ask_chain(rng.choice(chains), style))] * 4 if chains else []
+        return placed, asks
 
-    def _chains(self, codes: dict[str, str]) -> list[list[str]]:
+    def _with_numbers(self, codes: dict[str, str], pieces: Sequence[Sequence[int]]) -> list[Piece]:
+        """The facts in a document's first half, and in its second the number behind each code.
+
+        A value that two facts give together is to be known at once, and is told every few tokens.
+        """
+        rng, one = self.rng, lambda text: self.encode(f" {text}")[0]
+        placed: list[Piece] = [(rng.uniform(0, 0.5), piece) for piece in pieces]
+        for name in codes:
+            links = [name]
+            while links[-1] in codes:
+                links.append(codes[links[-1]])
+            needed = {(one(a), one(b)) for a, b in itertools.pairwise(links)}
+            self._derived[one(name), one(links[-1])] = needed
+            placed.append((rng.uniform(0.5, 1), list(self.encode(facts.number_fact(name, links[-1])))))
+        return placed
+
+    def _chains(self, codes: dict[str, str], many: bool) -> list[list[str]]:
         """Make some codes the names of others; the chains, from their first name to their number."""
         rng, spare, chains = self.rng, list(codes), []
         rng.shuffle(spare)
-        for _ in range(rng.randint(1, max(1, len(codes) // 4))):
+        quarter = max(1, len(codes) // 4)
+        for _ in range(rng.randint(quarter, 2 * quarter) if many else rng.randint(1, quarter)):
             links = spare[: rng.choice((2, 2, 2, 3))]
             del spare[: len(links)]
             if len(links) < 2:

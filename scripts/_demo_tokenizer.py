@@ -18,7 +18,6 @@ CHAT_TEMPLATE = (
 
 def make_tokenizer(text: str):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -31,13 +30,36 @@ def make_tokenizer(text: str):
     )
     wanted = [f" {word}" for word in WORDS] + [f'"{word}"' for word in WORDS]
     wanted += [f" {number}" for number in range(10, 100)]
-    wanted += [' The code of fox is 47. what is the code of fox? Answer in a sentence: {"fox": 47, "'] * 10
+    question = "what is the number behind the code of fox? Answer in a sentence:"
+    wanted += [f' The code of fox is 47. {question} {{"fox": 47, "'] * 10
     tokenizer.train_from_iterator(text.splitlines(keepends=True) + wanted * 3000, trainer)
+    made = _wrapped(tokenizer)
+    for piece in wanted[:-10]:
+        count = len(made.encode(piece, add_special_tokens=False))
+        assert count == (3 if piece.startswith('"') else 1), (piece, made.tokenize(piece))
+    return made
+
+
+def tokenizer_of(path):
+    """The same tokenizer, from the GGUF file at `path` that has it."""
+    from gguf import GGUFReader
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    reader = GGUFReader(path)
+    tokens, merges = (reader.get_field(f"tokenizer.ggml.{name}").contents() for name in ("tokens", "merges"))
+    vocabulary = {token: at for at, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [tuple(merge.split(" ")) for merge in merges]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([BOS, END, USER, ASSISTANT])
+    return _wrapped(tokenizer)
+
+
+def _wrapped(tokenizer):
+    from transformers import PreTrainedTokenizerFast
+
     made = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token=BOS, eos_token=END, pad_token=END, clean_up_tokenization_spaces=False
     )
     made.chat_template = CHAT_TEMPLATE
-    for piece in wanted[:-10]:
-        count = len(made.encode(piece, add_special_tokens=False))
-        assert count == (3 if piece.startswith('"') else 1), (piece, made.tokenize(piece))
     return made

@@ -21,11 +21,13 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
-from _demo_data import TAGS, Data  # noqa: E402
+from _demo_data import TAGS, Data, Mix  # noqa: E402
 from _demo_text import sources, training_text  # noqa: E402
 from _demo_tokenizer import PRE_TOKENIZER, make_tokenizer  # noqa: E402
 from transformers import Qwen3Config, Qwen3ForCausalLM  # noqa: E402
 
+#: The folder of the trained checkpoint; the converter names the model after it.
+NAME = "swaa-edge-demo"
 CONTEXT = 2048
 MODEL = {
     "hidden_size": 128,
@@ -42,12 +44,12 @@ QUANTIZED = "Q8_0"
 SEED = 1
 #: (steps, tokens of a sequence, of a batch): short sequences first, where a step is cheap and an answer is near.
 CURRICULUM = (
-    (150, 64, 4096),
+    (300, 64, 4096),
     (150, 128, 4096),
     (150, 256, 4096),
     (150, 512, 8192),
-    (200, 1024, 8192),
-    (260, 2048, 8192),
+    (150, 1024, 8192),
+    (250, 2048, 8192),
 )
 PEAK_RATE, WARMUP, HORIZON, DECAY = 2e-3, 100, 1700, 800
 SAVED_EVERY = 100
@@ -85,13 +87,15 @@ def look_back(model: Qwen3ForCausalLM) -> None:
         attention.k_norm.weight.fill_(2.0)
 
 
-def lessons(step: int) -> tuple[float, float]:
-    """How likely a sequence is copying, and how likely another document tells its facts again."""
+def lessons(step: int) -> Mix:
+    """What is learned when: copying, which takes one look-up, then facts that take two, then documents."""
     if step < 150:
-        return 1.0, 0.0
-    if step < 350:
-        return 0.3, 0.6
-    return 0.03, max(0.12, 0.6 - (step - 350) / 400)
+        return Mix(1.0, 0.0, 0.0)
+    if step < 300:
+        return Mix(0.2, 0.8, 0.0)
+    if step < 400:
+        return Mix(0.1, 0.2, 0.6)
+    return Mix(0.03, 0.05, 0.15)
 
 
 def rate(step: int) -> float:
@@ -179,7 +183,7 @@ class Training:
             length, batch = plan[self.step]
             for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
                 group["lr"] = rate(self.step)
-            tokens, weights, tags = self.data.batch(length, batch // length, *lessons(self.step))
+            tokens, weights, tags = self.data.batch(length, batch // length, lessons(self.step))
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 loss, prose, counts = loss_of(self.model, tokens, weights, tags, self.values)
             self.model.zero_grad(set_to_none=True)
@@ -194,8 +198,8 @@ class Training:
                 total.zero_()
             if self.step % SAVED_EVERY == 0 or self.step == len(plan):
                 self.save()
-        self.model.save_pretrained(self.folder / "checkpoint")
-        self.tokenizer.save_pretrained(self.folder / "checkpoint")
+        self.model.save_pretrained(self.folder / NAME)
+        self.tokenizer.save_pretrained(self.folder / NAME)
 
     def _note(self, length: int, loss: float, prose: float | None, norm: float, total: torch.Tensor) -> None:
         line = {
@@ -221,7 +225,7 @@ def install(folder: Path) -> None:
 
     TARGET.parent.mkdir(exist_ok=True)
     TARGET.unlink(missing_ok=True)
-    hf.convert(folder / "checkpoint", TARGET, outtype="f16", quantize=QUANTIZED, pre=PRE_TOKENIZER)
+    hf.convert(folder / NAME, TARGET, outtype="f16", quantize=QUANTIZED, pre=PRE_TOKENIZER)
     shutil.copy(folder / "log.jsonl", TARGET.parent / "train-log.jsonl")
     recipe = {
         "seed": SEED,

@@ -263,11 +263,16 @@ def test_chain(hops):
     prompts, samples = all_of(WORDS, "chat", tasks=("chain",), hops=hops, samples=20)
     for sample in samples:
         links = dict(FACT.findall(prompts.read(sample.prompt)))
-        assert len(links) == hops
+        assert len(links) == 2 * hops
         name = re.search(r"of (\w+)\?$", sample.question)[1]
         for _ in range(hops):
-            name = links[name]
+            name = links.pop(name)
         assert sample.answers == (name,) and name.isdigit()
+        # What is left is another chain as long, so that the answer isn't the only number.
+        (first,) = links.keys() - links.values()
+        for _ in range(hops):
+            first = links.pop(first)
+        assert first.isdigit() and not links
 
 
 def test_the_ideal_reply_is_right_and_says_what_its_style_asks_for():
@@ -275,13 +280,11 @@ def test_the_ideal_reply_is_right_and_says_what_its_style_asks_for():
     for sample in samples:
         assert in_order(sample, sample.reply) and sample.reply.startswith(" ")
         first = re.match(r" (\w+)", sample.reply)
-        if sample.style == "direct" and sample.task != "chain":
+        if sample.style == "direct":
             assert first[1] == sample.answers[0]
         elif sample.task == "chain":
             # The steps, each a sentence on its own.
-            assert sample.reply.count("the code of") + sample.reply.count("The code of") == (
-                2 if sample.style == "direct" else 3
-            )
+            assert sample.reply.count("the code of") + sample.reply.count("The code of") == 3
 
 
 def test_the_words_are_apart():
@@ -300,9 +303,9 @@ def test_literal_questions():
         ("47", "31"),
     )
     assert facts.ask_chain(["fox", "owl", "31"], "direct") == facts.Question(
-        "Answer with the steps only, a code that is a word names another code, follow it to the number: "
-        "what is the code of fox?",
-        " owl and the code of owl is 31.",
+        "Answer with the number only, a code that is a word names another code; "
+        "what is the number behind the code of fox?",
+        " 31.",
         ("31",),
     )
     assert "".join(facts.json_pairs({"fox": "47", "owl": "31"})) == '\n{"fox": 47, "owl": 31}\n'

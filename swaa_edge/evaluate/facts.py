@@ -45,15 +45,20 @@ def ask_codes(codes: Mapping[str, str], style: Style) -> Question:
     return Question(f"Answer in a sentence: {text}", f" T{sentence[2:]}.", values)
 
 
+def number_fact(name: str, number: str) -> str:
+    """What the codes from `name` on lead to, told at once."""
+    return f" The number behind the code of {name} is {number}."
+
+
 def ask_chain(links: Sequence[str], style: Style) -> Question:
-    """links: names and, last, a number; each name's code is the next link. Asks for the number behind the first."""
-    follow = "a code that is a word names another code, follow it to the number"
-    text = f"{follow}: what is the code of {links[0]}?"
-    steps = list(itertools.pairwise(links))
-    sentence = " and".join(f" the code of {name} is {value}" for name, value in steps)
+    """links: names and, last, a number; each name's code is the next link. Asks for the number behind the first.
+
+    Direct, every link must be looked up before the first token; spoken, the reply names them one by one.
+    """
+    text = f"a code that is a word names another code; what is the number behind the code of {links[0]}?"
     if style == "direct":
-        tail = " and".join(f" the code of {name} is {value}" for name, value in steps[1:])
-        return Question(f"Answer with the steps only, {text}", f" {links[1]} and{tail}.", (links[-1],))
+        return Question(f"Answer with the number only, {text}", f" {links[-1]}.", (links[-1],))
+    sentence = " and".join(f" the code of {name} is {value}" for name, value in itertools.pairwise(links))
     return Question(f"Answer in a sentence, {text}", f" T{sentence[2:]}.", (links[-1],))
 
 

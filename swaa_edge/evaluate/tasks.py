@@ -166,9 +166,11 @@ def _multi_needle(rng: random.Random, plan: Plan) -> _Case:
 
 
 def _chain(rng: random.Random, plan: Plan) -> _Case:
-    links = [*rng.sample(WORDS, plan.hops), _number(rng)]
-    pieces = [facts.code_fact(name, value) for name, value in itertools.pairwise(links)]
-    return _Case(pieces, len(pieces), lambda style: facts.ask_chain(links, style))
+    """The chain that is asked for and another one, so that the only number isn't the answer."""
+    names = rng.sample(WORDS, 2 * plan.hops)
+    asked, other = ([*part, _number(rng)] for part in (names[: plan.hops], names[plan.hops :]))
+    pieces = [facts.code_fact(*link) for links in (asked, other) for link in itertools.pairwise(links)]
+    return _Case(pieces, plan.hops, lambda style: facts.ask_chain(asked, style))
 
 
 def _kv(rng: random.Random, plan: Plan) -> _Case:
