@@ -1,0 +1,260 @@
+"""SWAA in transformers against the oracle, in batches, packed and in `generate`; and against the engine."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import verdict
+from engine_fixtures import engine, zoo  # noqa: F401
+from grid import Case, plan
+from models import tiny_model
+from oracle import Rule, oracle_logits
+from transformers import AutoModelForCausalLM
+
+from swaa_edge import SwaaConfig, hf
+from swaa_edge.errors import ConfigError, UnsupportedModelError
+
+NAMED = ["llama", "mistral", "qwen2", "qwen3", "qwen3moe"]
+OTHERS = ["granite", "olmo2", "glm4", "smollm3", "phi3"]
+LAYERS = 4
+#: FA, sliding, sliding with FA decode.
+RULE = Rule(7, 3, (True, False, True, True), (True, False, False, True))
+
+
+def config_of(rule: Rule) -> SwaaConfig:
+    fa, decode = (
+        [i for i, flag in enumerate(flags) if flag] for flags in ([not s for s in rule.sliding], rule.fa_decode)
+    )
+    return SwaaConfig(rule.window, rule.sinks, fa or "none", decode or False)
+
+
+def adapted(arch: str, rule: Rule = RULE, attention: str = "swaa"):
+    """A copy, so that the oracle's model keeps its own attention."""
+    model = copy.deepcopy(tiny_model(arch, seed=8, layers=LAYERS))
+    hf.apply(model, config_of(rule), attention=attention)
+    return model
+
+
+def some_tokens(rng, count: int) -> list[int]:
+    return rng.integers(6, 768, count).tolist()
+
+
+def padded(sequences: list[list[int]], side: str) -> tuple[torch.Tensor, torch.Tensor]:
+    width = max(map(len, sequences)) + 2
+    rows, mask = [], []
+    for tokens in sequences:
+        fill = [0] * (width - len(tokens))
+        rows.append(fill + tokens if side == "left" else tokens + fill)
+        real = [1] * len(tokens)
+        mask.append(fill + real if side == "left" else real + fill)
+    return torch.tensor(rows), torch.tensor(mask)
+
+
+def error_of(got: torch.Tensor, expected: np.ndarray) -> float:
+    return np.abs(got.detach().float().numpy() - expected).max() / expected.std()
+
+
+def check_batch(arch: str, rule: Rule, side: str, seed: int, train: bool, attention: str = "swaa") -> None:
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(5, 60, 3)
+    sequences = [some_tokens(rng, n) for n in counts]
+    prompts = [int(rng.integers(1, n + 1)) for n in counts]
+    tokens, mask = padded(sequences, side)
+    model = adapted(arch, rule, attention).train(train)
+    logits = model(tokens, attention_mask=mask, decode_mask=hf.decode_mask(prompts, mask)).logits
+    plain = tiny_model(arch, seed=8, layers=LAYERS)
+    for row, (sequence, prompt) in enumerate(zip(sequences, prompts, strict=True)):
+        is_decode = [at >= prompt for at in range(len(sequence))]
+        expected = oracle_logits(plain, sequence, is_decode, rule)
+        assert error_of(logits[row][mask[row].bool()], expected) < 1e-4, (row, prompt)
+
+
+@pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("arch", NAMED)
+def test_a_padded_batch_is_the_oracle(arch, side, train):
+    check_batch(arch, RULE, side, seed=len(arch), train=train)
+
+
+@pytest.mark.parametrize("arch", OTHERS)
+def test_other_families_by_default(arch):
+    check_batch(arch, RULE, "right", seed=3, train=False)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_rules(seed):
+    rng = np.random.default_rng(100 + seed)
+    window, sinks = int(rng.choice([1, 2, 5, 16, 70])), int(rng.choice([0, 1, 4, 70]))
+    flags = rng.random((2, LAYERS)) < 0.6
+    rule = Rule(window, sinks, *(tuple(bool(flag) for flag in row) for row in flags))
+    check_batch("qwen3", rule, str(rng.choice(["left", "right"])), seed, train=bool(seed % 2))
+
+
+def test_the_comparison_tells_rules_apart():
+    rng = np.random.default_rng(9)
+    tokens = some_tokens(rng, 40)
+    is_decode = [at >= 30 for at in range(40)]
+    plain, model = tiny_model("qwen3", seed=8, layers=LAYERS), adapted("qwen3")
+    flags = torch.tensor([is_decode])
+    with torch.no_grad():
+        right = model(torch.tensor([tokens]), decode_mask=flags).logits[0]
+        late = model(torch.tensor([tokens]), decode_mask=flags.roll(1, 1).logical_and(flags)).logits[0]
+        never = model(torch.tensor([tokens])).logits[0]
+    expected = oracle_logits(plain, tokens, is_decode, RULE)
+    assert error_of(right, expected) < 1e-4
+    assert error_of(late, expected) > 0.05 and error_of(never, expected) > 0.05
+    for change in ({"window": 8}, {"sinks": 2}, {"sliding": (True,) * 4}, {"fa_decode": (False,) * 4}):
+        wrong = Rule(
+            **{name: change.get(name, getattr(RULE, name)) for name in ("window", "sinks", "sliding", "fa_decode")}
+        )
+        assert error_of(right, oracle_logits(plain, tokens, is_decode, wrong)) > 0.05, change
+
+
+@pytest.mark.parametrize("attention", ["swaa_sdpa", "swaa_flex"])
+def test_packed_sequences_do_not_see_each_other(attention):
+    rng = np.random.default_rng(10)
+    sequences = [some_tokens(rng, n) for n in (30, 21, 44)]
+    prompts = (25, 4, 44)
+    positions = torch.tensor([[p for s in sequences for p in range(len(s))]])
+    decode = torch.tensor([[p >= n for s, n in zip(sequences, prompts, strict=True) for p in range(len(s))]])
+    model = adapted("qwen3", attention=attention)
+    tokens = torch.tensor([[token for sequence in sequences for token in sequence]])
+    with torch.no_grad():
+        logits = model(tokens, position_ids=positions, decode_mask=decode, use_cache=False).logits[0]
+    plain, start = tiny_model("qwen3", seed=8, layers=LAYERS), 0
+    for sequence, prompt in zip(sequences, prompts, strict=True):
+        expected = oracle_logits(plain, sequence, [p >= prompt for p in range(len(sequence))], RULE)
+        assert error_of(logits[start : start + len(sequence)], expected) < 1e-4
+        start += len(sequence)
+
+
+def test_flex_attention_is_the_oracle():
+    check_batch("qwen3", RULE, "left", seed=11, train=False, attention="swaa_flex")
+
+
+@pytest.mark.parametrize("arch", NAMED)
+def test_generate_prefills_and_decodes(arch):
+    rng = np.random.default_rng(12)
+    sequences = [some_tokens(rng, n) for n in (33, 12)]
+    tokens, mask = padded(sequences, "left")
+    model, plain = adapted(arch), tiny_model(arch, seed=8, layers=LAYERS)
+    out = model.generate(
+        tokens, attention_mask=mask, max_new_tokens=9, do_sample=False, pad_token_id=0, eos_token_id=None,
+        output_logits=True, return_dict_in_generate=True,
+    )  # fmt: skip
+    for row, prompt in enumerate(sequences):
+        made = out.sequences[row, tokens.shape[1] :].tolist()
+        whole = prompt + made
+        expected = oracle_logits(plain, whole, [at >= len(prompt) for at in range(len(whole))], RULE)
+        steps = torch.stack([step[row] for step in out.logits])
+        assert error_of(steps, expected[len(prompt) - 1 : -1]) < 1e-3
+        assert made == expected[len(prompt) - 1 : -1].argmax(-1).tolist()
+
+
+def test_gradient_checkpointing_changes_nothing():
+    rng = np.random.default_rng(13)
+    tokens, mask = padded([some_tokens(rng, n) for n in (40, 25)], "right")
+    decode = hf.decode_mask([30, 20], mask)
+    labels = torch.where(decode, tokens, -100)
+    grads = []
+    for checkpointing in (False, True):
+        model = adapted("qwen3").train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        loss = model(tokens, attention_mask=mask, decode_mask=decode, labels=labels, use_cache=False).loss
+        loss.backward()
+        grads.append(model.model.layers[0].self_attn.q_proj.weight.grad)
+    assert grads[0].abs().max() > 0
+    torch.testing.assert_close(grads[0], grads[1])
+
+
+def test_the_loss_is_that_of_the_oracles_logits():
+    rng = np.random.default_rng(14)
+    tokens = some_tokens(rng, 50)
+    decode = torch.tensor([[at >= 40 for at in range(50)]])
+    labels = torch.where(decode, torch.tensor([tokens]), -100)
+    loss = adapted("llama").train()(torch.tensor([tokens]), decode_mask=decode, labels=labels).loss
+    rows = torch.tensor(oracle_logits(tiny_model("llama", seed=8, layers=LAYERS), tokens, decode[0].tolist(), RULE))
+    expected = torch.nn.functional.cross_entropy(rows[39:49], torch.tensor(tokens[40:]))
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_settings_are_saved_with_the_model(tmp_path):
+    adapted("qwen3").save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="swaa")
+    assert hf.applied(again) == config_of(RULE)
+    tokens = torch.tensor([some_tokens(np.random.default_rng(15), 40)])
+    with torch.no_grad():
+        torch.testing.assert_close(again(tokens).logits, adapted("qwen3")(tokens).logits)
+        hf.apply(again, None)
+        full = tiny_model("qwen3", seed=8, layers=LAYERS)(tokens).logits
+        torch.testing.assert_close(again(tokens).logits, full, rtol=1e-3, atol=1e-4)
+    assert hf.applied(again) is None
+
+
+def test_decode_mask():
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 0, 0]])
+    assert hf.decode_mask([1, 3], mask).int().tolist() == [[0, 0, 0, 1, 1], [0, 0, 0, 0, 0]]
+    for lengths, told in (([1], "1 prompt lengths for a batch of 2"), ([1, 4], "prompt length 4 of sequence 1")):
+        with pytest.raises(ConfigError, match=told):
+            hf.decode_mask(lengths, mask)
+
+
+def test_what_would_be_silently_wrong_is_an_error():
+    tokens = torch.tensor([[7, 8, 9, 10]])
+    model = adapted("qwen3")
+    with pytest.raises(ConfigError, match=r"decode_mask is \(1, 3\), but the tokens are \(1, 4\)"):
+        model(tokens, decode_mask=torch.ones(1, 3, dtype=torch.bool))
+    with pytest.raises(ConfigError, match="needs to know which tokens are the answer's"):
+        model.train()(tokens)
+    with pytest.raises(ConfigError, match="SWAA makes its masks itself"):
+        model.eval()(tokens, attention_mask=torch.ones(1, 1, 4, 4, dtype=torch.bool))
+    bare = copy.deepcopy(tiny_model("qwen3", seed=8, layers=LAYERS))
+    bare.set_attn_implementation("swaa")
+    with pytest.raises(ConfigError, match="no SWAA settings"):
+        bare(tokens)
+
+
+def test_what_cannot_slide_is_refused():
+    model = copy.deepcopy(tiny_model("qwen3", seed=8, layers=LAYERS))
+    with pytest.raises(ConfigError, match="fa_layers"):
+        hf.apply(model, SwaaConfig(8, fa_layers=[4]))
+    with pytest.raises(ConfigError, match="there is no attention flash"):
+        hf.apply(model, SwaaConfig(8), attention="flash")
+    model.config.layer_types = ["full_attention", "sliding_attention"] * 2
+    with pytest.raises(UnsupportedModelError, match="sliding_attention of its own"):
+        hf.apply(model, SwaaConfig(8))
+    mistral = copy.deepcopy(tiny_model("mistral", seed=8, layers=LAYERS))
+    mistral.config.sliding_window = 64
+    with pytest.raises(UnsupportedModelError, match="sliding_window = 64 of its own"):
+        hf.apply(mistral, SwaaConfig(8))
+
+
+# What was trained is what runs: the logits of one training pass against those of the engine's prefill and decode.
+
+ENGINE_CASES = [
+    Case.parse(line)
+    for line in (
+        "qwen3/4 W256 S257 s1101 d0101 f16 table b256 u64 t1 p700+8,300+12 streams explicit r2",
+        "llama/4 W31 S4 s1011 d1001 f16 table b512 u97 t1 p900+12 unified explicit r1",
+        "mistral/3 W257 S1 s111 d010 f32 dense b512 u512 t1 p500+4,400+4 unified explicit r4",
+    )
+]
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("case", ENGINE_CASES, ids=lambda case: case.arch)
+def test_the_engine_computes_what_was_trained(engine, zoo, case):  # noqa: F811
+    made = plan(case)
+    model = copy.deepcopy(zoo.model(case.arch, case.layers))
+    hf.apply(model, config_of(case.rule))
+    tokens, mask = padded(made.tokens, "right")
+    decode = torch.zeros_like(mask, dtype=torch.bool)
+    for row, flags in enumerate(made.is_decode):
+        decode[row, : len(flags)] = torch.tensor(flags)
+    with torch.no_grad():
+        logits = model.train()(tokens, attention_mask=mask, decode_mask=decode).logits
+    ours = np.concatenate([logits[row, : len(flags)].numpy() for row, flags in enumerate(made.is_decode)])
+    figures = verdict.compare(ours, verdict.engine_rows(engine, zoo, case, made), verdict.flags_of(made))
+    assert not verdict.problems(case, figures, None), figures
