@@ -44,6 +44,10 @@ class GenerationCancelled(GenerationError):
     """An evaluation was stopped on request; what was evaluated before stays, and the model stays usable."""
 
 
+class TrainingError(SwaaError, RuntimeError):
+    """A fine-tuning can't go on: its loss is no number any more, or memory ran out."""
+
+
 class StateError(SwaaError, KeyError):
     """A saved state can't be used: it is of another model or other settings, too long, or damaged.
 
