@@ -112,6 +112,14 @@ def _weight_files(folder: Path) -> list[Path]:
 
 def count_weights(path: Path) -> int:
     """How many numbers a safetensors file holds. Raises `ModelFileError` if it is cut short, or none."""
+    return sum(math.prod(shape) for _, shape in weight_table(path).values())
+
+
+def weight_table(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """The tensors of a safetensors file by name: type, such as "BF16", and shape.
+
+    Raises `ModelFileError` if it is cut short, or none.
+    """
     size = path.stat().st_size
     with open(path, "rb") as file:
         start = file.read(8)
@@ -124,11 +132,11 @@ def count_weights(path: Path) -> int:
     if len(header) < length:
         raise ModelFileError(f"{path} is cut short: {size} bytes of at least {8 + length}; download it again")
     try:
-        tensors = [entry for name, entry in json.loads(header).items() if name != "__metadata__"]
-        needed = 8 + length + max((entry["data_offsets"][1] for entry in tensors), default=0)
-        count = sum(math.prod(entry["shape"]) for entry in tensors)
+        tensors = {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}
+        needed = 8 + length + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
+        table = {name: (str(entry["dtype"]), tuple(map(int, entry["shape"]))) for name, entry in tensors.items()}
     except (ValueError, LookupError, TypeError, AttributeError):
         raise ModelFileError(f"{path} is no safetensors file; download it again") from None
     if size < needed:
         raise ModelFileError(f"{path} is cut short: {size} bytes of {needed}; download it again")
-    return count
+    return table

@@ -7,23 +7,24 @@ before they start, and leaves either the whole result or nothing.
 """
 
 import contextlib
-import dataclasses
 import difflib
 import importlib.util
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from swaa_edge import native
 from swaa_edge.atomic import atomic_output
-from swaa_edge.config import LABEL_LIMIT, SwaaConfig
+from swaa_edge.config import SwaaConfig
 from swaa_edge.convert import child
 from swaa_edge.convert import quantize as quantizer
 from swaa_edge.convert.annotate import annotate
 from swaa_edge.convert.checkpoint import Checkpoint, read_checkpoint
-from swaa_edge.convert.lora import check_adapter
+from swaa_edge.convert.lora import check_merging, read_adapter
 from swaa_edge.convert.upstream import architectures, pre_tokenizers, upstream_scripts
 from swaa_edge.errors import ConfigError, ModelFileError, OutputError, SwaaError, UnsupportedModelError
 
@@ -33,7 +34,8 @@ __all__ = ["OUTTYPES", "convert", "upstream_scripts"]
 OUTTYPES = {"auto": 2.0, "f16": 2.0, "bf16": 2.0, "f32": 4.0, "q8_0": 34 / 32}
 
 _NEEDED_PACKAGES = ("torch", "transformers", "safetensors", "sentencepiece")
-_MORE = "--verbose shows the log"
+#: The end of an error whose cause only a log tells.
+MORE = "--verbose shows the log"
 
 
 def convert(
@@ -53,35 +55,38 @@ def convert(
 
     outtype: one of `OUTTYPES`. quantize: one of `quantize.file_types()`, made from the 16- or 32-bit file.
     lora: folder of a PEFT adapter to merge first. pre: the tokenizer's pre-tokenizer, for one that
-    llama.cpp's converter doesn't recognise. swaa: the settings to write; None makes a plain GGUF, and with
-    `lora` they also name the adapter. verbose: show the logs of all steps on stderr. on_step: called with a
-    few words as each step starts.
+    llama.cpp's converter doesn't recognise. swaa: the settings to write; None makes a plain GGUF, but with an
+    adapter that says what it was trained under it means that. verbose: show the logs of all steps on stderr.
+    on_step: called with a few words as each step starts.
 
     Intermediate files lie beside `output` while this runs, up to twice the size of the unquantized model.
-    Raises a `SwaaError` whose line says what is wrong; `output` is then as it was before.
+    Raises a `SwaaError` whose line says what is wrong; `output` is then as it was before. That is a `ConfigError` if
+    the adapter was trained under other settings, `UnsupportedModelError` if on another model.
     """
     steps = on_step or (lambda _: None)
     with atomic_output(output, force=force) as temporary:
         checkpoint = read_checkpoint(source)
         scripts = upstream_scripts()
-        _check_options(checkpoint, scripts, outtype, quantize, pre)
-        if swaa is not None:
-            if checkpoint.n_layers is not None:
-                swaa.fa_decode_layers(checkpoint.n_layers)
-            if lora is not None and swaa.adapter is None:
-                swaa = dataclasses.replace(swaa, adapter=_name(lora)[:LABEL_LIMIT])
+        check_options(checkpoint, scripts, outtype, quantize, pre)
+        if swaa is not None and checkpoint.n_layers is not None:
+            swaa.fa_decode_layers(checkpoint.n_layers)
+        provenance = None
         if lora is not None:
-            check_adapter(lora)
-        _check_packages()
+            adapter = read_adapter(lora)
+            check_merging()
+            adapter.check_base(checkpoint.folder)
+            provenance = adapter.provenance(adapter.label(swaa), checkpoint.folder)
+            swaa = adapter.recipe(swaa)
+        check_packages()
         _check_space(checkpoint, Path(output), outtype, copies=2 if lora is not None or swaa is not None else 1)
-        with _workspace(Path(output)) as work:
+        with workspace(Path(output)) as work:
             folder = checkpoint.folder
             if lora is not None:
                 steps("merging the adapter")
                 folder = _merged(folder, Path(lora), work, verbose)
             steps("converting")
             model = work / "model.gguf"
-            _run_converter(checkpoint, folder, model, scripts, outtype, pre, swaa is not None, verbose)
+            _run_converter(checkpoint, folder, model, scripts, outtype, pre, swaa is not None, provenance, verbose)
             if lora is not None:
                 shutil.rmtree(folder)
             if quantize is not None:
@@ -96,7 +101,13 @@ def convert(
     return Path(output)
 
 
-def _check_options(checkpoint: Checkpoint, scripts: Path, outtype: str, quantize: str | None, pre: str | None) -> None:
+def check_options(
+    checkpoint: Checkpoint, scripts: Path, outtype: str, quantize: str | None = None, pre: str | None = None
+) -> None:
+    """Refuse an outtype, quantization type, pre-tokenizer or architecture that isn't there, before any work.
+
+    Raises `ConfigError`, `UnsupportedModelError`.
+    """
     if outtype not in OUTTYPES:
         raise ConfigError(f"outtype {outtype!r} must be one of {', '.join(OUTTYPES)}")
     if quantize is not None:
@@ -121,7 +132,8 @@ def _pre_names(scripts: Path) -> str:
     return f"llama.cpp's names are {', '.join(pre_tokenizers(scripts))}"
 
 
-def _check_packages() -> None:
+def check_packages() -> None:
+    """Raise `SwaaError` if a package that upstream's converters need is not installed."""
     missing = [name for name in _NEEDED_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise SwaaError(f"converting needs {', '.join(missing)}; pip install 'swaa-edge[convert]'")
@@ -143,7 +155,7 @@ def _megabytes(count: int) -> str:
 
 
 @contextlib.contextmanager
-def _workspace(output: Path) -> Iterator[Path]:
+def workspace(output: Path) -> Iterator[Path]:
     """A folder for intermediate files, on the disk of the output, so that the last of them only needs a new name."""
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", suffix=".work", dir=output.absolute().parent) as folder:
         try:
@@ -166,7 +178,7 @@ def _merged(base: Path, adapter: Path, work: Path, verbose: bool) -> Path:
     try:
         child.run("swaa_edge.convert.lora:merge", request, verbose=verbose)
     except child.ChildError as error:
-        raise ModelFileError(f"the adapter {adapter} can't be merged into {base}: {error}; {_MORE}") from None
+        raise ModelFileError(f"the adapter {adapter} can't be merged into {base}: {error}; {MORE}") from None
     return folder
 
 
@@ -178,11 +190,17 @@ def _run_converter(
     outtype: str,
     pre: str | None,
     for_swaa: bool,
+    provenance: Mapping[str, Any] | None,
     verbose: bool,
 ) -> None:
     arguments = [os.path.abspath(folder), "--outfile", str(target), "--outtype", outtype]
+    if provenance is not None:
+        metadata = target.with_suffix(".json")
+        metadata.write_text(json.dumps(provenance), encoding="utf-8")
+        arguments += ["--metadata", str(metadata)]
     request = {
         "scripts": scripts,
+        "program": "convert_hf_to_gguf.py",
         "arguments": arguments + ["--verbose"] * verbose,
         "pre": pre,
         "name": checkpoint.folder,
@@ -196,4 +214,4 @@ def _run_converter(
                 f"llama.cpp's converter does not recognise the tokenizer in {checkpoint.folder}; "
                 f"name its pre-tokenizer with --pre NAME: {_pre_names(scripts)}"
             ) from None
-        raise ModelFileError(f"{checkpoint.folder} can't be converted: {error}; {_MORE}") from None
+        raise ModelFileError(f"{checkpoint.folder} can't be converted: {error}; {MORE}") from None

@@ -1,19 +1,24 @@
-"""Merges a LoRA adapter, as PEFT saves it, into its base model before conversion.
+"""A LoRA adapter, as PEFT saves it: what it says of itself, and merging it into its base model before conversion.
 
-llama.cpp can apply an adapter while it runs, at a cost on every token; a fine-tune that belongs to a
-model is better in its weights: W + scale * B A. The merge itself is PEFT's.
+llama.cpp can apply an adapter while it runs, at a cost on every token (loragguf.py makes its file); a fine-tune that
+belongs to a model is better in its weights: W + scale * B A. The merge itself is PEFT's.
 
-    check_adapter("adapter"); merge("Qwen3-4B", "adapter", "merged")
+    adapter = read_adapter("adapter"); adapter.check_base("Qwen3-4B"); merge("Qwen3-4B", "adapter", "merged")
 """
 
+import dataclasses
 import importlib.util
 import json
 import os
+import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from swaa_edge.convert.checkpoint import count_weights
+from swaa_edge.adapter import Training, read_training
+from swaa_edge.config import LABEL_LIMIT, SwaaConfig
+from swaa_edge.convert.checkpoint import weight_table
 from swaa_edge.errors import ModelFileError, SwaaError, UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -24,11 +29,61 @@ _WEIGHTS = "adapter_model.safetensors"
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack", ".ckpt", ".index.json")
 
 
-def check_adapter(path: str | os.PathLike[str]) -> None:
-    """See, without torch, that the folder `path` holds a LoRA adapter of PEFT, and that PEFT is installed.
+@dataclasses.dataclass(frozen=True)
+class Adapter:
+    """The folder of an adapter. config: what PEFT says of it. training: None if it was trained elsewhere."""
 
-    Raises `ModelFileError` if a file is missing or broken, `UnsupportedModelError` for another kind of
-    adapter, `SwaaError` without PEFT.
+    folder: Path
+    config: Mapping[str, Any]
+    training: Training | None
+
+    @property
+    def weights(self) -> Path:
+        """Its safetensors file."""
+        return self.folder / _WEIGHTS
+
+    @property
+    def name(self) -> str:
+        """The last part of the path as it was given, which for a link says more than what it points to."""
+        return os.path.basename(os.path.abspath(self.folder))
+
+    def check_base(self, folder: str | os.PathLike[str]) -> None:
+        """Raise `UnsupportedModelError` if it says what it was trained on, and that is not the model in `folder`."""
+        if self.training is not None:
+            self.training.check_base(folder, self.name)
+
+    def recipe(self, given: SwaaConfig | None) -> SwaaConfig | None:
+        """The settings to write, with the adapter's label: `given`, or what it was trained under; None for neither.
+
+        Raises `ConfigError` if both are there and differ.
+        """
+        if self.training is not None and given is not None:
+            self.training.check_recipe(given, self.name)
+        chosen = self.training.swaa if self.training is not None and given is None else given
+        return None if chosen is None else dataclasses.replace(chosen, adapter=self.label(given))
+
+    def label(self, given: SwaaConfig | None) -> str:
+        """What the fine-tune is called: as the settings say, `given` or its own, else as its folder."""
+        for config in (given, self.training and self.training.swaa):
+            if config is not None and config.adapter is not None:
+                return config.adapter
+        return self.name[:LABEL_LIMIT]
+
+    def provenance(self, label: str, base: str | os.PathLike[str]) -> dict[str, Any]:
+        """Keys for upstream's metadata override: the fine-tune and its base model; base: the folder at hand."""
+        told = self.training.base.name if self.training else self.config.get("base_model_name_or_path")
+        path = told if isinstance(told, str) and told.strip("/\\") else os.path.abspath(base)
+        # Paths on the machine where it was trained are nobody's business; an owner and a name are no path.
+        *_, name = re.split(r"[/\\]", path.rstrip("/\\"))
+        owner = re.fullmatch(r"(\w[\w.-]*)/[^/\\]+", path)
+        entry = {"name": name, "organization": owner[1]} if owner and not os.path.isdir(path) else {"name": name}
+        return {"general.finetune": label, "general.base_models": [entry]}
+
+
+def read_adapter(path: str | os.PathLike[str]) -> Adapter:
+    """The LoRA adapter of PEFT in the folder `path`, read without torch.
+
+    Raises `ModelFileError` if a file is missing or broken, `UnsupportedModelError` for another kind of adapter.
     """
     folder = Path(path)
     config_file, weights = folder / "adapter_config.json", folder / _WEIGHTS
@@ -38,12 +93,18 @@ def check_adapter(path: str | os.PathLike[str]) -> None:
                 f"{folder} has no {file.name}; --lora takes the folder of a LoRA adapter saved by PEFT"
             )
     try:
-        kind = json.loads(config_file.read_text(encoding="utf-8"))["peft_type"]
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+        kind = config["peft_type"]
     except (OSError, ValueError, LookupError, TypeError):
         raise ModelFileError(f"{config_file} is no PEFT configuration; download it again") from None
     if kind != "LORA":
-        raise UnsupportedModelError(f"{folder} is an adapter of type {kind}; only LORA can be merged")
-    count_weights(weights)
+        raise UnsupportedModelError(f"{folder} is an adapter of type {kind}; only LORA can be converted")
+    weight_table(weights)
+    return Adapter(folder, config, read_training(folder))
+
+
+def check_merging() -> None:
+    """Raise `SwaaError` if PEFT, which merges, is not installed."""
     if importlib.util.find_spec("peft") is None:
         raise SwaaError("merging an adapter needs PEFT; pip install 'swaa-edge[finetune]'")
 
@@ -70,21 +131,13 @@ def merge(base: str, adapter: str, output: str) -> None:
     except (ValueError, RuntimeError) as error:
         raise UnsupportedModelError(f"{used_with}: {' '.join(str(error).split())}; {advice}") from error
     # PEFT passes over weights that it finds no place for.
-    unused = _tensors(Path(adapter) / _WEIGHTS).keys() - peft.get_peft_model_state_dict(adapted).keys()
+    unused = weight_table(Path(adapter) / _WEIGHTS).keys() - peft.get_peft_model_state_dict(adapted).keys()
     if unused:
         raise UnsupportedModelError(f"{used_with}: no place for {min(unused)}; {advice}")
     adapted.merge_and_unload(safe_merge=True).save_pretrained(output)
     for file in Path(base).iterdir():
         if file.is_file() and file.name != "config.json" and not file.name.endswith(_WEIGHT_SUFFIXES):
             shutil.copyfile(file, Path(output) / file.name)
-
-
-def _tensors(path: Path) -> dict[str, tuple[int, ...]]:
-    """The tensors of a safetensors file: name and shape."""
-    import safetensors
-
-    with safetensors.safe_open(path, framework="pt") as file:
-        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118, no mapping
 
 
 def _misfit(model: "torch.nn.Module", weights: Path) -> str | None:
@@ -94,7 +147,7 @@ def _misfit(model: "torch.nn.Module", weights: Path) -> str | None:
     """
     import torch
 
-    for name, shape in sorted(_tensors(weights).items()):
+    for name, (_, shape) in sorted(weight_table(weights).items()):
         for matrix, axis in ((".lora_A.weight", 1), (".lora_B.weight", 0)):
             if not name.endswith(matrix):
                 continue

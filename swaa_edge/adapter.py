@@ -24,6 +24,8 @@ RECIPE_FILE, TRAINING_FILE = "swaa.json", "swaa_training.json"
 _VERSION = 1
 # Of each file's tensors, this much is read for a fingerprint: a fine-tune differs there, and gigabytes take minutes.
 _READ = 1 << 20
+#: What to do about another recipe than the adapter's.
+ADVICE = "leave the settings out to use its own, or train an adapter under yours"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,10 +86,12 @@ class Training:
         )
 
 
-def check_recipe(trained: SwaaConfig, wanted: SwaaConfig | None, n_layers: int, adapter: str) -> None:
+def check_recipe(
+    trained: SwaaConfig, wanted: SwaaConfig | None, n_layers: int, adapter: str, advice: str = ADVICE
+) -> None:
     """Raise `ConfigError` unless both mean the same for each of `n_layers` layers.
 
-    wanted: None for full attention. adapter: what to call it in the error.
+    wanted: None for full attention. adapter: what to call it in the error. advice: how the error ends.
     """
     ours, theirs = _told(trained, n_layers), None if wanted is None else _told(wanted, n_layers)
     if ours == theirs:
@@ -97,10 +101,7 @@ def check_recipe(trained: SwaaConfig, wanted: SwaaConfig | None, n_layers: int, 
     else:
         name = next(name for name in ours if ours[name] != theirs[name])
         apart = f"it has {name} = {ours[name]}, {theirs[name]} was asked for"
-    raise ConfigError(
-        f"the adapter {adapter} was trained under another recipe: {apart}; leave the settings out to use its own, "
-        "or train an adapter under yours"
-    )
+    raise ConfigError(f"the adapter {adapter} was trained under another recipe: {apart}; {advice}")
 
 
 def _told(config: SwaaConfig, n_layers: int) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from swaa_edge import native
+from swaa_edge import loraadapter, native
 from swaa_edge.config import SwaaConfig
 from swaa_edge.errors import GenerationCancelled, GenerationError
 from swaa_edge.failures import decode_failure, load_failure
@@ -60,6 +60,9 @@ class SwaaLlama(CachedLlama):
         then every prefix can be reused. None is False under SWAA, and llama_cpp's default without it.
     checkpoints: how many copies of the ring are kept, each to reuse one prompt after a longer answer.
     n_ctx: rounded up to a multiple of 256, as llama.cpp does.
+    lora_path: a GGUF adapter (`convert --lora DIR --adapter-only`). If it says what recipe it was trained under, that
+        one holds where neither `swaa` nor the model's file has settings, and another one is a `ConfigError`.
+        lora_scale goes to llama.cpp as it is: a factor on what the adapter adds; 0 is the model without it.
 
     Raises before any model is loaded: `ModelFileError` for a file that is missing, no GGUF, cut off or
     has wrong SWAA keys; `UnsupportedModelError` for an architecture that can't slide; `ConfigError` for
@@ -79,6 +82,8 @@ class SwaaLlama(CachedLlama):
         **kwargs: Any,
     ) -> None:
         model_path = str(model_path)
+        if lora_path := kwargs.get("lora_path"):
+            lora_path = kwargs["lora_path"] = str(lora_path)
         self.on_prefill = on_prefill
         self.last_timings = Timings()
         self._swaa_argument, self._given_overrides = swaa, kwargs.get("kv_overrides")
@@ -88,7 +93,7 @@ class SwaaLlama(CachedLlama):
         self._sampled: tuple[int, int] | None = None
         self._rows = 0  # of logits that the engine holds, up to those of the last token
         self._n_checkpoints = whole_number("checkpoints", checkpoints, 0)
-        kwargs["kv_overrides"], meant = plan_swaa(model_path, swaa, self._given_overrides)
+        kwargs["kv_overrides"], meant = plan_swaa(model_path, swaa, self._given_overrides, lora_path)
         check_tokenizer(model_path)
         check_context(flash_attn=flash_attn, **kwargs)
         if kwargs.get("n_ctx", 512) % _CONTEXT_STEP:
@@ -106,7 +111,7 @@ class SwaaLlama(CachedLlama):
         except BaseException as error:
             # The traceback keeps this object alive for as long as the caller keeps the error.
             self.close()
-            failure = load_failure(error, model_path)
+            failure = loraadapter.failure(load_failure(error, model_path), lora_path)
             if failure is error:
                 raise
             raise failure from error

@@ -17,6 +17,7 @@ from swaa_edge.config import CUSTOM, SwaaConfig
 from swaa_edge.errors import ConfigError, ModelFileError, UnsupportedModelError
 from swaa_edge.header import read_header
 from swaa_edge.layers import shown, whole_number
+from swaa_edge.loraadapter import read_lora
 from swaa_edge.metadata import PREFIX, to_kv_overrides
 from swaa_edge.modelfile import read_shards, swaa_refusal
 
@@ -31,12 +32,16 @@ _UNQUANTIZED = (0, 1, 30)
 
 
 def plan_swaa(
-    path: str, swaa: SwaaConfig | Literal[False] | None, given: Mapping[str, Override] | None
+    path: str,
+    swaa: SwaaConfig | Literal[False] | None,
+    given: Mapping[str, Override] | None,
+    lora: str | os.PathLike[str] | None = None,
 ) -> tuple[dict[str, Override] | None, SwaaConfig | None]:
     """The `kv_overrides` by which llama.cpp loads the model at `path` under `swaa`, and the settings meant.
 
-    swaa: as `SwaaLlama` takes it; given: the caller's own overrides, which stay in force. The settings are
-    None for full attention. Raises `ModelFileError`, `UnsupportedModelError`, `ConfigError`.
+    swaa: as `SwaaLlama` takes it; given: the caller's own overrides, which stay in force; lora: a GGUF adapter, whose
+    recipe holds where neither they nor the file have one. The settings are None for full attention. Raises
+    `ModelFileError`, `UnsupportedModelError`, `ConfigError`, the last also if the adapter was trained under others.
     """
     if not (swaa is None or swaa is False or isinstance(swaa, SwaaConfig)):
         raise ConfigError(f"swaa = {shown(swaa)} must be a SwaaConfig, None for what the file says, or False for none")
@@ -44,8 +49,12 @@ def plan_swaa(
     if swaa is not None and clash:
         raise ConfigError(f"kv_overrides has {clash[0]}, and swaa is given too; give SWAA settings in one of them")
     header = read_header(path)
-    read_shards(header)
+    shards = read_shards(header)
     overrides = dict(given or {})
+    adapter = read_lora(lora, shards) if lora else None
+    by_file = swaa is None and any(key.startswith(PREFIX) for key in (*header.fields, *overrides))
+    if adapter is not None and swaa is None and not by_file:
+        swaa = adapter.swaa
     if swaa is False:
         overrides["swaa.enabled"] = False
     elif swaa is not None:
@@ -53,12 +62,21 @@ def plan_swaa(
     meant = metadata.effective_config(header, overrides)
     if meant is not None and (refusal := swaa_refusal(header)):
         raise UnsupportedModelError(refusal)
-    return overrides or None, meant if not swaa else dataclasses.replace(meant, recipe=swaa.recipe)
+    if meant is not None and swaa:
+        meant = dataclasses.replace(meant, recipe=swaa.recipe)
+    if adapter is not None:
+        adapter.check_recipe(meant, f"give its recipe as settings, instead of those of {path}" if by_file else None)
+        if meant is not None:
+            meant = dataclasses.replace(meant, adapter=adapter.label)
+    return overrides or None, meant
 
 
 def check_tokenizer(path: str | os.PathLike[str]) -> None:
     """Refuse a model without a tokenizer: llama.cpp aborts the process on the first text. Raises `ModelFileError`."""
-    if read_header(path).value("tokenizer.ggml.model", "none") in ("none", "no_vocab"):
+    header = read_header(path)
+    if header.value("general.type") == "adapter":
+        raise ModelFileError(f"{path} is a LoRA adapter, no model; give its base model, and the adapter as lora_path")
+    if header.value("tokenizer.ggml.model", "none") in ("none", "no_vocab"):
         raise ModelFileError(f"{path} has no tokenizer; convert the model again from a folder that holds its tokenizer")
 
 

@@ -1,5 +1,9 @@
-"""Merging an adapter is W + scale * B A, nothing else changes, and one that doesn't fit is refused."""
+"""Merging an adapter is W + scale * B A, nothing else changes, and one that doesn't fit is refused.
 
+What it was trained under and on goes into the file, and another recipe or base model is refused before any work.
+"""
+
+import dataclasses
 import json
 import shutil
 
@@ -12,9 +16,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from swaa_edge import SwaaConfig
-from swaa_edge.convert import hf
-from swaa_edge.convert.lora import check_adapter, merge
-from swaa_edge.errors import ModelFileError, SwaaError, UnsupportedModelError
+from swaa_edge.adapter import BaseModel, Training, save_training
+from swaa_edge.convert import child, hf
+from swaa_edge.convert.lora import check_merging, merge, read_adapter
+from swaa_edge.errors import ConfigError, ModelFileError, SwaaError, UnsupportedModelError
+from swaa_edge.header import read_header
 from swaa_edge.metadata import read_swaa
 
 RANK, ALPHA = 4, 10
@@ -26,19 +32,46 @@ CHANGED = {
 }
 
 
-@pytest.fixture(scope="module")
-def adapter(tmp_path_factory):
+# A recipe for two layers, and what spells the same for each of them.
+RECIPE = SwaaConfig(window_size=9, sink_count=2, fa_layers=[1], fa_decode=True, recipe="mine")
+SAME = SwaaConfig(window_size=9, sink_count=2, fa_layers="1::2", fa_decode=[0])
+
+
+def make_adapter(folder, layers=2, rank=RANK, targets=("q_proj", "down_proj"), **options):
     """A LoRA adapter for the tiny qwen3, with both matrices random: PEFT starts with B = 0, which changes nothing."""
-    folder = tmp_path_factory.mktemp("adapter") / "my-fine-tune"
-    config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=["q_proj", "down_proj"])
+    config = peft.LoraConfig(r=rank, lora_alpha=ALPHA, target_modules=list(targets), **options)
     with torch.random.fork_rng():
         torch.manual_seed(5)
-        peft.get_peft_model(models.tiny_model("qwen3"), config).save_pretrained(folder)
+        peft.get_peft_model(models.tiny_model("qwen3", layers=layers), config).save_pretrained(folder)
         weights = {
             name: 0.05 * torch.randn_like(w) for name, w in load_file(folder / "adapter_model.safetensors").items()
         }
     save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    edit_config(folder, base_model_name_or_path="Owner/Tiny-1B")
     return folder
+
+
+def edit_config(folder, **changes):
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory):
+    return make_adapter(tmp_path_factory.mktemp("adapter") / "my-fine-tune")
+
+
+@pytest.fixture(scope="module")
+def trained(adapter, checkpoint, tmp_path_factory):
+    """The same adapter with what our own training writes down beside it."""
+    folder = shutil.copytree(adapter, tmp_path_factory.mktemp("trained") / "trained-here")
+    save_training(folder, Training(RECIPE, BaseModel.of(checkpoint("qwen3"))))
+    return folder
+
+
+@pytest.fixture
+def no_work(monkeypatch):
+    monkeypatch.setattr(child, "run", lambda *_, **__: pytest.fail("work began"))
 
 
 def test_the_weights_carry_the_adapter(checkpoint, gguf_model, adapter, tmp_path):
@@ -65,6 +98,11 @@ def test_the_weights_carry_the_adapter(checkpoint, gguf_model, adapter, tmp_path
         assert np.abs(tuned[name] - weight).max() > 0.01
         np.testing.assert_allclose(tuned[name], expected.numpy(), rtol=0, atol=1e-6)
     assert read_swaa(output).adapter == "my-fine-tune"
+    header = read_header(output)
+    assert header.value("general.finetune") == "my-fine-tune"
+    assert header.value("general.base_model.count") == 1
+    assert header.value("general.base_model.0.name") == "Tiny-1B"
+    assert header.value("general.base_model.0.organization") == "Owner"
     assert gguf.GGUFReader(output).fields["tokenizer.ggml.pre"].contents() == models.PRE_TOKENIZER
     assert [file.name for file in tmp_path.iterdir()] == ["tuned.gguf"]
 
@@ -84,6 +122,7 @@ def test_an_adapter_of_a_deeper_model_is_refused(checkpoint, adapter, tmp_path):
 
 def test_weights_that_peft_would_pass_over_are_refused(checkpoint, adapter, tmp_path):
     odd = shutil.copytree(adapter, tmp_path / "odd")
+    edit_config(odd, base_model_name_or_path=None)  # PEFT would look a name up on the network
     weights = load_file(odd / "adapter_model.safetensors")
     weights["base_model.model.model.layers.0.self_attn.k_proj.lora_magnitude_vector.weight"] = torch.ones(256)
     save_file(weights, odd / "adapter_model.safetensors", metadata={"format": "pt"})
@@ -93,18 +132,86 @@ def test_weights_that_peft_would_pass_over_are_refused(checkpoint, adapter, tmp_
 
 def test_folders_that_are_no_lora_adapter(adapter, tmp_path, monkeypatch):
     with pytest.raises(ModelFileError, match=r"has no adapter_config\.json"):
-        check_adapter(tmp_path)
+        read_adapter(tmp_path)
     odd = shutil.copytree(adapter, tmp_path / "odd")
-    config = odd / "adapter_config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"peft_type": "PROMPT_TUNING"}))
+    edit_config(odd, peft_type="PROMPT_TUNING")
     with pytest.raises(UnsupportedModelError, match="type PROMPT_TUNING; only LORA"):
-        check_adapter(odd)
-    config.write_text("{}")
+        read_adapter(odd)
+    (odd / "adapter_config.json").write_text("{}")
     with pytest.raises(ModelFileError, match="no PEFT configuration"):
-        check_adapter(odd)
+        read_adapter(odd)
     (odd / "adapter_model.safetensors").unlink()
     with pytest.raises(ModelFileError, match=r"has no adapter_model\.safetensors"):
-        check_adapter(odd)
+        read_adapter(odd)
+    check_merging()
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
     with pytest.raises(SwaaError, match=r"pip install 'swaa-edge\[finetune\]'"):
-        check_adapter(adapter)
+        check_merging()
+
+
+def test_what_it_was_trained_under_goes_into_the_merged_file(checkpoint, trained, tmp_path):
+    output = tmp_path / "tuned.gguf"
+    hf.convert(checkpoint("qwen3"), output, lora=trained, pre=models.PRE_TOKENIZER)
+    found, header = read_swaa(output), read_header(output)
+    assert (found, found.recipe, found.adapter) == (RECIPE, "mine", "trained-here")
+    assert header.value("general.finetune") == "trained-here"
+    # The base is what was trained on, whatever PEFT noted.
+    assert header.value("general.base_model.0.name") == checkpoint("qwen3").name
+    assert header.value("general.base_model.0.organization") is None
+
+
+def test_another_recipe_or_base_is_refused_before_any_work(checkpoint, trained, tmp_path, no_work):
+    def convert(base, swaa=None):
+        hf.convert(base, tmp_path / "tuned.gguf", lora=trained, pre=models.PRE_TOKENIZER, swaa=swaa)
+
+    other = SwaaConfig(window_size=9, sink_count=3, fa_layers=[1], fa_decode=True)
+    with pytest.raises(ConfigError, match="trained-here was trained under another recipe: it has sink_count = 2, 3"):
+        convert(checkpoint("qwen3"), other)
+    with pytest.raises(UnsupportedModelError, match=r"is not .*, which trained-here was trained on: its weights"):
+        convert(checkpoint("qwen3", seed=1))
+    with pytest.raises(UnsupportedModelError, match="it has 1 layers, the adapter's has 2"):
+        convert(checkpoint("qwen3", layers=1))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_recipe_to_write(adapter, trained):
+    ours, theirs = read_adapter(trained), read_adapter(adapter)
+    assert (ours.recipe(None), ours.recipe(None).recipe) == (RECIPE, "mine")
+    given = ours.recipe(SAME)
+    assert (given, given.recipe, given.adapter) == (SAME, "custom", "trained-here")
+    assert theirs.recipe(None) is None
+    assert (theirs.recipe(SAME), theirs.recipe(SAME).adapter) == (SAME, "my-fine-tune")
+
+
+def test_its_label_is_that_of_the_settings_or_of_the_folder(adapter, checkpoint, tmp_path):
+    folder = shutil.copytree(adapter, tmp_path / "copied")
+    labelled = dataclasses.replace(RECIPE, adapter="version 2")
+    save_training(folder, Training(labelled, BaseModel.of(checkpoint("qwen3"))))
+    found = read_adapter(folder)
+    assert found.recipe(None).adapter == found.label(None) == found.recipe(SAME).adapter == "version 2"
+    assert found.label(dataclasses.replace(SAME, adapter="version 3")) == "version 3"
+    assert read_adapter(adapter).label(None) == "my-fine-tune"
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ("Owner/Tiny-1B", {"name": "Tiny-1B", "organization": "Owner"}),
+        ("Tiny-1B", {"name": "Tiny-1B"}),
+        ("/home/somebody/models/Tiny-1B/", {"name": "Tiny-1B"}),
+        ("../Tiny-1B", {"name": "Tiny-1B"}),
+        ("C:\\models\\Tiny-1B", {"name": "Tiny-1B"}),
+        ("models/Tiny-1B", {"name": "Tiny-1B"}),  # a folder that is there
+        ("", {"name": "base"}),
+        (None, {"name": "base"}),
+    ],
+)
+def test_the_base_models_name_says_nothing_of_a_machine(adapter, told, expected, tmp_path, monkeypatch):
+    folder = shutil.copytree(adapter, tmp_path / "copied")
+    edit_config(folder, base_model_name_or_path=told)
+    (tmp_path / "models" / "Tiny-1B").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert read_adapter(folder).provenance("label", "some/base") == {
+        "general.finetune": "label",
+        "general.base_models": [expected],
+    }

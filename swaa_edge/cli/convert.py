@@ -17,6 +17,7 @@ from swaa_edge.config import SwaaConfig
 @click.option("--outtype", metavar="TYPE", default="auto", help="f16, bf16, f32, q8_0 or auto.  [auto]")
 @click.option("--quantize", metavar="TYPE", help="Quantize with llama.cpp: Q4_K_M, Q5_K_M, Q8_0, ...")
 @click.option("--lora", metavar="DIR", help="Merge this LoRA adapter, as PEFT saved it, into the model first.")
+@click.option("--adapter-only", is_flag=True, help="With --lora: the adapter alone, for --lora of run and others.")
 @click.option("--pre", metavar="NAME", help="Name of the pre-tokenizer, for a tokenizer that is not recognised.")
 @click.option("--force", is_flag=True, help="Replace OUT.gguf if it exists.")
 @click.option("-v", "--verbose", is_flag=True, help="Show the logs of all steps.")
@@ -27,6 +28,7 @@ def convert(
     outtype: str,
     quantize: str | None,
     lora: str | None,
+    adapter_only: bool,
     pre: str | None,
     force: bool,
     verbose: bool,
@@ -35,28 +37,28 @@ def convert(
     """HF model directory to GGUF with SWAA keys.
 
     Takes safetensors checkpoints of every architecture that llama.cpp's converter knows. Without SWAA
-    settings the result is a plain GGUF; `annotate` can add them later.
+    settings the result is a plain GGUF; `annotate` can add them later. An adapter that says what it was trained under
+    brings its settings along, and is refused under others.
 
     \b
     swaa-edge convert Qwen3-4B -o qwen3-4b.gguf --quantize Q4_K_M --recipe balanced
-    swaa-edge convert Qwen3-4B -o tuned.gguf --outtype f16 --lora my-adapter --window 2048 --sinks 64
+    swaa-edge convert Qwen3-4B -o tuned.gguf --outtype f16 --lora my-adapter
+    swaa-edge convert Qwen3-4B -o my-adapter.gguf --lora my-adapter --adapter-only
     """
-    from swaa_edge.convert import hf
+    if adapter_only and lora is None:
+        raise click.UsageError("--adapter-only writes the adapter that --lora names; add --lora DIR")
+    if adapter_only and (quantize is not None or pre is not None):
+        option = "--quantize" if quantize is not None else "--pre"
+        raise click.UsageError(f"{option} is for a model; --adapter-only takes --outtype f32, f16, bf16, q8_0 or auto")
+    from swaa_edge.convert import hf, loragguf
 
     def announce(step: str) -> None:
         if sys.stderr.isatty() or verbose:
             click.echo(f"{step} ...", err=True)
 
-    written = hf.convert(
-        model,
-        output,
-        outtype=outtype.lower(),
-        quantize=quantize,
-        lora=lora,
-        pre=pre,
-        swaa=swaa,
-        force=force,
-        verbose=verbose,
-        on_step=announce,
-    )
+    options = {"outtype": outtype.lower(), "swaa": swaa, "force": force, "verbose": verbose, "on_step": announce}
+    if lora is not None and adapter_only:
+        written = loragguf.convert_adapter(model, lora, output, **options)
+    else:
+        written = hf.convert(model, output, quantize=quantize, lora=lora, pre=pre, **options)
     click.echo(f"wrote {written} ({written.stat().st_size / 1e6:,.1f} MB)")
