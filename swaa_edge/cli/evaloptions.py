@@ -74,6 +74,13 @@ def eval_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return with_asked
 
 
+def file_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command those of `eval`'s options that are about questions of a file and about a run that goes on."""
+    for option in reversed(_FILE_OPTIONS):
+        command = option(command)
+    return command
+
+
 def tasks_of(asked: Asked) -> tuple[list[str], list[str]]:
     """The tasks by name, and the data files; what doesn't go together is refused."""
     given = [part.strip() for value in asked.tasks for part in ([value] if os.path.exists(value) else value.split(","))]
@@ -92,10 +99,7 @@ def tasks_of(asked: Asked) -> tuple[list[str], list[str]]:
                           ("--limit", asked.limit), ("--skip-long", asked.skip_long)):  # fmt: skip
         if value and not files:
             raise click.UsageError(f"{option} is for questions of a file; add --task FILE.jsonl")
-    if (asked.judge is None) != (asked.judge_model is None):
-        raise click.UsageError("a judge needs both --judge URL and --judge-model NAME")
-    if (asked.scorer == "judge") > (asked.judge is not None) or (asked.judge and asked.scorer not in (None, "judge")):
-        raise click.UsageError("--scorer judge and --judge URL --judge-model NAME belong together")
+    check_judge(asked.scorer, asked.judge, asked.judge_model)
     if asked.text is not None and PERPLEXITY not in names:
         raise click.UsageError(f"--text is for the task {PERPLEXITY}; add --task {PERPLEXITY}")
     if asked.heatmap_file is not None and "needle" not in names:
@@ -103,6 +107,14 @@ def tasks_of(asked: Asked) -> tuple[list[str], list[str]]:
     if asked.plot_file is not None and chosen == [PERPLEXITY]:
         raise click.UsageError(f"--plot shows the share of right answers, and {PERPLEXITY} has none; add a task")
     return names, files
+
+
+def check_judge(scorer: str | None, judge: str | None, judge_model: str | None) -> None:
+    """Raise `click.UsageError` unless these options go together."""
+    if (judge is None) != (judge_model is None):
+        raise click.UsageError("a judge needs both --judge URL and --judge-model NAME")
+    if (scorer == "judge") > (judge is not None) or (judge and scorer not in (None, "judge")):
+        raise click.UsageError("--scorer judge and --judge URL --judge-model NAME belong together")
 
 
 def lengths_of(asked: Asked, context: int) -> tuple[int, ...]:
@@ -155,6 +167,23 @@ class Grouped(click.Command):
             with formatter.section(title):
                 formatter.write_dl([record for name in names if (record := told.get(name))])
 
+
+_FILE_OPTIONS = [
+    click.option("--no-chat", is_flag=True, help="Ask in plain text, without the model's chat template."),
+    click.option(
+        "--scorer", type=click.Choice(_SCORERS), help="How replies to a file's questions are judged.  [contains]"
+    ),
+    click.option("--judge", metavar="URL", help="OpenAI-compatible address of a judge, as http://localhost:8000/v1."),
+    click.option("--judge-model", metavar="NAME", help="The judge's model."),
+    click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first N questions of a file."),
+    click.option("--skip-long", is_flag=True, help="Leave out a file's questions that exceed the context."),
+    click.option("--force", is_flag=True, help="Replace these files if they exist."),
+    click.option(
+        "--journal", "journal_file", metavar="FILE", help="Keep the answers here.  [in the cache, until done]"
+    ),
+    click.option("--fresh", is_flag=True, help="Forget the answers of an interrupted run."),
+    click.option("--progress/--no-progress", default=None, help="Show how far it is.  [if stderr is a terminal]"),
+]
 
 _OPTIONS = [
     click.option(
@@ -216,14 +245,6 @@ _OPTIONS = [
         show_default=True,
         help="Of an answer, at most.",
     ),
-    click.option("--no-chat", is_flag=True, help="Ask in plain text, without the model's chat template."),
-    click.option(
-        "--scorer", type=click.Choice(_SCORERS), help="How replies to a file's questions are judged.  [contains]"
-    ),
-    click.option("--judge", metavar="URL", help="OpenAI-compatible address of a judge, as http://localhost:8000/v1."),
-    click.option("--judge-model", metavar="NAME", help="The judge's model."),
-    click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first N questions of a file."),
-    click.option("--skip-long", is_flag=True, help="Leave out a file's questions that exceed the context."),
     click.option("--text", metavar="FILE", help=f"UTF-8 text for {PERPLEXITY}.  [the haystack]"),
     click.option(
         "--configs",
@@ -234,10 +255,5 @@ _OPTIONS = [
     click.option("--json", "json_file", metavar="FILE", help="Write one JSON document, answers included; - is stdout."),
     click.option("--plot", "plot_file", metavar="FILE.png", help="Draw accuracy over speed."),
     click.option("--heatmap", "heatmap_file", metavar="FILE.png", help="Draw needles by depth and length."),
-    click.option("--force", is_flag=True, help="Replace these files if they exist."),
-    click.option(
-        "--journal", "journal_file", metavar="FILE", help="Keep the answers here.  [in the cache, until done]"
-    ),
-    click.option("--fresh", is_flag=True, help="Forget the answers of an interrupted run."),
-    click.option("--progress/--no-progress", default=None, help="Show how far it is.  [if stderr is a terminal]"),
+    *_FILE_OPTIONS,
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,11 +49,12 @@ def questions(
         if PERPLEXITY in names:
             words = prompts.tokenize(haystack if asked.text is None else text_of(asked.text))
     if asked.scorer == "regex":
-        _check_patterns(sample for sample in samples if sample.task not in BUILT_IN)
+        check_patterns(sample for sample in samples if sample.task not in BUILT_IN)
     return samples, words, skipped
 
 
-def _check_patterns(samples: Iterator[Sample]) -> None:
+def check_patterns(samples: Iterable[Sample]) -> None:
+    """Raise `DataFileError` for the first answer that is no regular expression."""
     for sample in samples:
         for answer in sample.answers:
             try:
@@ -82,16 +83,18 @@ def text_of(path: str | None) -> str:
 
 def scorer_of(asked: Asked) -> Scorer:
     """Built-in questions are scored by what the reply contains; those of files as the options say."""
-    from swaa_edge.evaluate.scoring import SCORERS, contains, in_order
+    from swaa_edge.evaluate.scoring import in_order
 
-    own: Scorer = contains
-    if asked.judge is not None:
-        from swaa_edge.evaluate.judge import Judge
-
-        own = Judge(asked.judge, str(asked.judge_model))
-    elif asked.scorer is not None:
-        own = SCORERS[asked.scorer]
+    own = file_scorer(asked.scorer, asked.judge, asked.judge_model)
     return lambda sample, reply: (in_order if sample.task in BUILT_IN else own)(sample, reply)
+
+
+def file_scorer(scorer: str | None, judge: str | None, judge_model: str | None) -> Scorer:
+    """Who says whether replies to a file's questions are right; the options must have passed `check_judge`."""
+    from swaa_edge.evaluate.judge import Judge
+    from swaa_edge.evaluate.scoring import SCORERS
+
+    return SCORERS[scorer or "contains"] if judge is None else Judge(judge, str(judge_model))
 
 
 def digest(samples: list[Sample], words: list[int], lengths: tuple[int, ...]) -> str:

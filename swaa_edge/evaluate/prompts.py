@@ -65,7 +65,7 @@ class Prompts:
         """
         if isinstance(document, str):
             head, tail = self._around("")
-            return array("i", [*head, *self.tokenize(_asked(document, question)), *tail])
+            return array("i", [*head, *self.tokenize(asked(document, question)), *tail])
         head, tail = self._around(question)
         return array("i", [*head, *document, *tail])
 
@@ -75,7 +75,7 @@ class Prompts:
         return len(head), len(tail)
 
     def _around(self, question: str) -> tuple[list[int], list[int]]:
-        content = _asked(_MARK, question)
+        content = asked(_MARK, question)
         text = content + PLAIN_END if self._format is None else self._rendered(content)
         head, mark, tail = text.partition(_MARK)
         if not mark:
@@ -108,7 +108,8 @@ class Prompts:
         return self._vocabulary.token_get_text(token) if token >= 0 else ""
 
 
-def _asked(document: str, question: str) -> str:
+def asked(document: str, question: str) -> str:
+    """What the user says: the document, then the question if it isn't in there."""
     return f"{document}\n\n{question}" if question else document
 
 
