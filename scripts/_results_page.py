@@ -61,7 +61,8 @@ short, that attention is only part of their time.
 python scripts/results.py measure && python scripts/results.py write
 ```
 
-Seeds: {seed} for the questions, {calibration_seed} for those that calibrate reads. Model: sha256 `{sha256}...`.
+Seeds: {seed} for the questions, {calibration_seed} for those that calibrate reads, {learned_seed} for what is learned
+from. Model: sha256 `{sha256}...`.
 """
 
 
@@ -120,7 +121,11 @@ def _sentences(rows: dict[str, Any]) -> list[str]:
 
     singles = max(("sinks", "FA decode", "interleaving"), key=lambda name: rows[name]["accuracy"])
     together = max(
-        (name for name in rows if name not in ("full", "naive", "sinks", "FA decode", "interleaving")),
+        (
+            name
+            for name, row in rows.items()
+            if name not in ("full", "naive", "sinks", "FA decode", "interleaving") and not row["swaa"]["adapter"]
+        ),
         key=lambda name: (rows[name]["accuracy"], rows[name]["prefill_ratio"]),
     )
     return [
@@ -155,8 +160,8 @@ def _tuned(tuning: dict[str, Any], rows: dict[str, Any]) -> list[str]:
         lines.append(f"| {called} | {_mean(before)} | {_mean(after)} | {'yes' if apart else 'no'} | {minutes} |")
     best = max((tuned_name(name) for name in tuning["outcomes"]), key=lambda name: rows[name]["accuracy"])
     apart = 100 * (rows["full"]["accuracy"] - rows[best]["accuracy"])
-    side = "below" if apart > 0 else "above"
-    lines += ["", f"The best of them, {best}, is {abs(apart):.1f} points {side} full attention without LoRA."]
+    side = f"{abs(apart):.1f} points {'below' if apart > 0 else 'above'}" if round(apart, 1) else "level with"
+    lines += ["", f"The best of them, {best}, is {side} full attention without LoRA."]
     return lines
 
 

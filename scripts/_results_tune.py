@@ -33,7 +33,7 @@ from swaa_edge.vocabulary import open_vocabulary
 #: The answer is a reply in a sentence, whatever the question wants: under FA decode only a reply that is on its way
 #: sees the whole prompt. The model knows such replies; that it may always give one is what it has to learn.
 SPOKEN = "spoken"
-SETTINGS = Settings(batch=4, accumulate=2, rate=1e-3, steps=60, holdout=0.04, every=20, patience=0, half=True)
+SETTINGS = Settings(batch=4, accumulate=2, rate=1e-3, steps=40, holdout=0.04, every=20, patience=0, half=True)
 QUANTIZED = "Q8_0"
 
 
@@ -76,9 +76,11 @@ class Tuning:
             tokenizer = tokenizer_of(MODEL)
             recipe = json.loads((MODEL.parent / "train-recipe.json").read_text(encoding="utf-8"))
             special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-            # transformers reads no head size from a GGUF file.
-            config = Qwen3Config(vocab_size=len(tokenizer), **special, **recipe["model"])
-            model = Qwen3ForCausalLM.from_pretrained(MODEL.parent, gguf_file=MODEL.name, config=config)
+            shape = {"vocab_size": len(tokenizer), **special, **recipe["model"]}
+            # transformers reads no head size from a GGUF file, and does not save what it read from one.
+            read = Qwen3ForCausalLM.from_pretrained(MODEL.parent, gguf_file=MODEL.name, config=Qwen3Config(**shape))
+            model = Qwen3ForCausalLM(Qwen3Config(**shape))
+            model.load_state_dict(read.state_dict())
             tokenizer.save_pretrained(folder)
             model.save_pretrained(folder)
         return folder

@@ -9,16 +9,19 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+from _results_page import page, tuned_name  # noqa: E402
 
 from swaa_edge import SwaaConfig  # noqa: E402
 from swaa_edge.demo import ANSWER, CONTEXT, MODEL, SINKS, WINDOW  # noqa: E402
@@ -26,8 +29,11 @@ from swaa_edge.demo import ANSWER, CONTEXT, MODEL, SINKS, WINDOW  # noqa: E402
 DATA = ROOT / "docs" / "results" / "demo.json"
 PAGE = ROOT / "docs" / "results.md"
 #: Seeds: the questions of the table are others than those that calibrate saw.
-EVALUATED, CALIBRATED = 41, 42
+EVALUATED, CALIBRATED, LEARNED = 41, 42, 43
 SAMPLES = 200
+#: Documents per task that an adapter learns from, and the configurations that get one.
+DOCUMENTS = 120
+TUNED = ("sinks + FA decode", "quarter 1::4", "all three")
 
 
 def configurations(n_layers: int, chosen: Sequence[int]) -> dict[str, Any]:
@@ -53,7 +59,9 @@ def configurations(n_layers: int, chosen: Sequence[int]) -> dict[str, Any]:
 
 
 def measure(samples: int, threads: int) -> None:
-    """Calibrate on samples of its own, then ask every configuration the same questions; answers are kept."""
+    """Calibrate and fine-tune on samples of their own, then ask every configuration the same; answers are kept."""
+    from _results_tune import SETTINGS, Tuning
+
     from swaa_edge import SwaaLlama
     from swaa_edge.benchreport import machine
     from swaa_edge.calibrate.cases import from_samples
@@ -64,9 +72,12 @@ def measure(samples: int, threads: int) -> None:
     from swaa_edge.evaluate.tasks import TASKS, Plan, build
     from swaa_edge.modelfile import read_model
 
+    models = {}  # by the label of an adapter
+
     def load(swaa: Any, n_ctx: int) -> SwaaLlama:
+        model = models[swaa.adapter] if swaa and swaa.adapter else MODEL
         return SwaaLlama(
-            str(MODEL), swaa=swaa, n_ctx=n_ctx, n_threads=threads, n_threads_batch=threads, n_gpu_layers=0,
+            str(model), swaa=swaa, n_ctx=n_ctx, n_threads=threads, n_threads_batch=threads, n_gpu_layers=0,
             verbose=False,
         )  # fmt: skip
 
@@ -81,6 +92,7 @@ def measure(samples: int, threads: int) -> None:
     with Prompts(MODEL) as prompts:
         cases = from_samples(asked(CALIBRATED, 16), prompts)
         questions = asked(EVALUATED, samples)
+        learned = asked(LEARNED, 2 * DOCUMENTS)
     read = hashlib.sha256(b"".join(sample.prompt.tobytes() for sample in questions)).hexdigest()
     key = {"model": _sha256(MODEL), "samples": samples, "prompts": read}
     with Journal(build_folder / "results-calibrate.jsonl", key) as journal:
@@ -91,7 +103,13 @@ def measure(samples: int, threads: int) -> None:
         }
     chosen = methods["greedy"].chosen
     configs = configurations(n_layers, chosen)
-    with Journal(build_folder / "results-eval.jsonl", key | {"chosen": list(chosen)}) as journal:
+    tuning = Tuning(build_folder / "results-lora", learned, threads)
+    for name in TUNED:
+        label = tuned_name(name)
+        models[label] = tuning.model(name, configs[name])
+        configs[label] = dataclasses.replace(configs[name], adapter=label)
+    made = [_sha256(model) for model in models.values()]
+    with Journal(build_folder / "results-eval.jsonl", key | {"chosen": list(chosen), "tuned": made}) as journal:
         report = evaluate(
             load, configs, questions, max_tokens=ANSWER, journal=journal, together=True, on_progress=_show
         )
@@ -102,10 +120,16 @@ def measure(samples: int, threads: int) -> None:
     del document["answers"]
     document |= {
         "calibration": {name: _calibration(found.to_dict()) for name, found in methods.items()},
+        "tuning": {
+            "data": tuning.counts,
+            "settings": dataclasses.asdict(SETTINGS),
+            "outcomes": tuning.outcomes,
+        },
         "model": {"file": MODEL.name, "sha256": key["model"], "layers": n_layers},
         "settings": {
             "context": CONTEXT, "prompt_tokens": CONTEXT - ANSWER, "window": WINDOW, "sinks": SINKS,
-            "samples_per_task": samples, "seed": EVALUATED, "calibration_seed": CALIBRATED, "threads": threads,
+            "samples_per_task": samples, "seed": EVALUATED, "calibration_seed": CALIBRATED, "learned_seed": LEARNED,
+            "threads": threads,
         },
         "machine": machine(),
     }  # fmt: skip
@@ -125,168 +149,6 @@ def _show(at: Any) -> None:
 
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def page(document: dict[str, Any]) -> str:
-    """docs/results.md: the figures as tables, and what they say in sentences that are computed from them."""
-    settings, rows = document["settings"], {row["config"]: row for row in document["table"]}
-    facts = {
-        "layers": document["model"]["layers"],
-        "sha256": document["model"]["sha256"][:16],
-        "cpu": document["machine"]["cpu"],
-        **settings,
-    }
-    return _PAGE.format(
-        table="\n".join(_table(_strategies(rows, document), _COLUMNS)),
-        sentences="\n".join(_sentences(rows)),
-        calibrated="\n".join(_calibrated(document, rows)),
-        **facts,
-    )
-
-
-_PAGE = """\
-# What each strategy costs and brings
-
-<!-- Written by scripts/results.py from docs/results/demo.json; edit neither. -->
-
-The demo model ([swaa_edge/models](../swaa_edge/models/README.md), {layers} layers, trained with full attention over
-{context:,} tokens) answers the same {samples_per_task} questions per task under every configuration, through the
-quantized engine: prompts of {prompt_tokens:,} tokens, window {window}, and what is asked for always lies further from
-the prompt's end than the window reaches. Half of the questions want the answer at once (*direct*: its first token
-comes out of the prefill), half after a sentence that repeats what was asked for (*spoken*: it comes out of decode).
-[eval.md](eval.md) says what the tasks are. The column LoRA is for fine-tuned weights; these have none.
-
-{table}
-
-Accuracy in percent; ± is half of Wilson's 95 % interval of the mean. Prefill: times as fast as full attention, median
-over the same prompts, measured in turns on {cpu} ({threads} threads). The demo model is so small, and its prompts so
-short, that attention is only part of their time.
-
-{sentences}
-
-![Accuracy over prefill time](results/accuracy.png)
-
-## Which layers keep full attention
-
-{calibrated}
-
-## Again
-
-```
-python scripts/results.py measure && python scripts/results.py write
-```
-
-Seeds: {seed} for the questions, {calibration_seed} for those that calibrate reads. Model: sha256 `{sha256}...`.
-"""
-
-
-_TASKS = ("needle", "multi-needle", "kv", "chain")
-
-
-def _mean(row: dict[str, Any]) -> str:
-    low, high = row["interval"]
-    return f"{100 * row['accuracy']:.1f} ± {50 * (high - low):.1f}"
-
-
-def _layers(row: dict[str, Any]) -> str:
-    spec = row["swaa"]["fa_layers"]
-    return spec if isinstance(spec, str) else ", ".join(map(str, spec))
-
-
-_COLUMNS = {
-    "configuration": lambda row: row["config"],
-    "window": lambda row: str(row["swaa"]["window_size"]) if row["swaa"] else "full",
-    "sinks": lambda row: str(row["swaa"]["sink_count"]) if row["swaa"] else "",
-    "FA layers": lambda row: _layers(row) if row["swaa"] else "all",
-    "FA decode": lambda row: ("yes" if row["swaa"]["fa_decode"] else "no") if row["swaa"] else "",
-    "LoRA": lambda row: "",
-    **{task: (lambda row, task=task: f"{100 * row['tasks'][task]['accuracy']:.1f}") for task in _TASKS},
-    "mean": _mean,
-    "direct": lambda row: f"{100 * row['styles']['direct']:.1f}",
-    "spoken": lambda row: f"{100 * row['styles']['spoken']:.1f}",
-    "prefill": lambda row: f"{row['prefill_ratio']:.2f}x",
-}
-
-
-def _strategies(rows: dict[str, Any], document: dict[str, Any]) -> list[dict[str, Any]]:
-    found = []
-    for name, row in rows.items():
-        cells = [cell for cell in document["cells"] if cell["config"] == name]
-        styles = {}
-        for style in ("direct", "spoken"):
-            mine = [cell for cell in cells if cell["style"] == style]
-            styles[style] = sum(cell["correct"] for cell in mine) / sum(cell["samples"] for cell in mine)
-        found.append(row | {"styles": styles})
-    return found
-
-
-def _table(rows: Iterable[dict[str, Any]], columns: dict[str, Any]) -> list[str]:
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    return lines + ["| " + " | ".join(cell(row) for cell in columns.values()) + " |" for row in rows]
-
-
-def _sentences(rows: dict[str, Any]) -> list[str]:
-    full = rows["full"]["accuracy"]
-
-    def kept(name: str) -> str:
-        return f"{rows[name]['accuracy'] / full:.0%}"
-
-    singles = max(("sinks", "FA decode", "interleaving"), key=lambda name: rows[name]["accuracy"])
-    together = max(
-        (name for name in rows if name not in ("full", "naive", "sinks", "FA decode", "interleaving")),
-        key=lambda name: (rows[name]["accuracy"], rows[name]["prefill_ratio"]),
-    )
-    return [
-        f"- A bare window keeps {kept('naive')} of full attention's accuracy: the collapse is real.",
-        f"- The best strategy alone is {singles}, which keeps {kept(singles)}.",
-        f"- The best combination here, {together}, keeps {kept(together)} and reads prompts "
-        f"{rows[together]['prefill_ratio']:.2f} times as fast.",
-    ]
-
-
-def _calibrated(document: dict[str, Any], rows: dict[str, Any]) -> list[str]:
-    found = document["calibration"]
-    quarters = {name: row for name, row in rows.items() if name.startswith("quarter ") and "::" in name}
-    best = max(quarters, key=lambda name: quarters[name]["accuracy"])
-    mine = rows["quarter calibrated"]
-    apart = 100 * (mine["accuracy"] - quarters[best]["accuracy"])
-    if apart > 0:
-        verdict = f"beats every periodic quarter, the best of which ({best.split()[1]}) is {apart:.1f} points behind"
-    elif apart == 0:
-        verdict = f"is as good as the best periodic quarter ({best.split()[1]})"
-    else:
-        verdict = f"does not beat the best periodic quarter ({best.split()[1]}), which is {-apart:.1f} points ahead"
-    chosen = {name: ", ".join(map(str, row["chosen"])) for name, row in found.items()}
-    lines = [
-        f"`calibrate` read {found['greedy']['samples']} samples of another seed. Greedily it keeps the layers "
-        f"{chosen['greedy']}; by the loss that one layer adds when it slides (nll) {chosen['nll']}; by the loss that "
-        f"one layer saves when it alone doesn't (keep) {chosen['keep']}. On the questions above, which it never saw, "
-        f"the greedy choice {verdict}.",
-    ]
-    table = [
-        "",
-        "| layer | loss added when it alone slides | loss saved when it alone keeps full attention |",
-        "|---|---|---|",
-    ]
-    lines += ["", _concentration(found["keep"])]
-    gains = {method: {row["layer"]: row["gain"] for row in found[method]["ranking"]} for method in ("nll", "keep")}
-    for layer in sorted(gains["nll"]):
-        table.append(f"| {layer} | {gains['nll'][layer]:+.4f} | {gains['keep'][layer]:+.4f} |")
-    return [*lines, *table, "", "Losses in nats per token of the right answer."]
-
-
-def _concentration(found: dict[str, Any]) -> str:
-    """Whether one layer does it all, which decides what patterns and strategies can show on this model."""
-    best = found["ranking"][0]
-    share = best["gain"] / (found["sliding_loss"] - found["full_loss"])
-    told = f"Layer {best['layer']} alone, kept, brings back {share:.0%} of the loss that sliding adds."
-    if share > 0.9:
-        return (
-            f"{told} This model looks up there whatever it looks up: every pattern that keeps the layer recovers "
-            "everything, with or without the other strategies, and no choice of layers can beat one that has it. A "
-            "large model retrieves in many layers."
-        )
-    return f"{told} The rest takes other layers."
 
 
 def write() -> None:

@@ -40,8 +40,8 @@ def demo(
     """All of it in a minute, on a small model.
 
     A small model that ships with the package, trained to find facts anywhere in its 2,048 tokens, answers the same
-    questions under full attention, a bare sliding window and each recipe: how often it is right, and how fast it
-    reads.
+    questions under full attention, a bare sliding window, each recipe, and with the layers that calibrate keeps in
+    full attention: how often it is right, and how fast it reads.
 
     \b
     swaa-edge demo
@@ -74,14 +74,14 @@ def table(report: dict[str, Any]) -> str:
     ahead = front(report["table"])
     tasks = list(report["table"][0]["tasks"])
     head = "".join(f"  {task:>12}" for task in tasks)
-    lines = [f"{'config':<9}  {'accuracy':>17}{head}  {'prefill':>8}  {'ratio':>6}"]
+    lines = [f"{'config':<10}  {'accuracy':>17}{head}  {'prefill':>8}  {'ratio':>6}"]
     for row in report["table"]:
         low, high = row["interval"]
         accuracy = f"{row['accuracy']:.1%} ({low:.0%}-{high:.0%})"
         cells = "".join(f"  {row['tasks'][task]['accuracy']:>12.0%}" for task in tasks)
         mark = " *" if row["config"] in ahead else ""
         lines.append(
-            f"{row['config']:<9}  {accuracy:>17}{cells}  {row['prefill_seconds']:>6.3f} s  "
+            f"{row['config']:<10}  {accuracy:>17}{cells}  {row['prefill_seconds']:>6.3f} s  "
             f"{row['prefill_ratio']:>5.2f}x{mark}"
         )
     told = (
