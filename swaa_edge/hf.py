@@ -142,8 +142,9 @@ class _BatchMask:
         start = self._start(positions)
 
         def seen(batch: Any, head: Any, query: Any, key: Any) -> Any:
-            near = query - key < window
-            sink = key - start[batch, query - offset] < sinks
+            # Differences of all pairs would take eight bytes each; these compare what is there per query and per key.
+            near = key > query - window
+            sink = key < start[batch, query - offset] + sinks
             return near | sink if decode is None else near | sink | decode[batch, query - offset]
 
         return seen
@@ -225,9 +226,10 @@ def swaa_attention(
     else:
         decode = None
     mask = attention_mask.of_layer(module.layer_idx, decode, position_ids)
-    if attention_mask.flex:
-        return flex_attention_forward(module, query, key, value, mask.to(query.device), **kwargs)
-    return sdpa_attention_forward(module, query, key, value, mask.to(query.device), **kwargs)
+    if query.device != attention_mask.asked["device"]:
+        mask = mask.to(query.device)
+    attend = flex_attention_forward if attention_mask.flex else sdpa_attention_forward
+    return attend(module, query, key, value, mask, **kwargs)
 
 
 def _check_model(model: PreTrainedModel, text: Any) -> None:

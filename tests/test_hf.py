@@ -62,7 +62,8 @@ def check_batch(arch: str, rule: Rule, side: str, seed: int, train: bool, attent
     prompts = [int(rng.integers(1, n + 1)) for n in counts]
     tokens, mask = padded(sequences, side)
     model = adapted(arch, rule, attention).train(train)
-    logits = model(tokens, attention_mask=mask, decode_mask=hf.decode_mask(prompts, mask)).logits
+    with torch.set_grad_enabled(train):
+        logits = model(tokens, attention_mask=mask, decode_mask=hf.decode_mask(prompts, mask)).logits
     plain = tiny_model(arch, seed=8, layers=LAYERS)
     for row, (sequence, prompt) in enumerate(zip(sequences, prompts, strict=True)):
         is_decode = [at >= prompt for at in range(len(sequence))]
@@ -111,6 +112,14 @@ def test_the_comparison_tells_rules_apart():
         assert error_of(right, oracle_logits(plain, tokens, is_decode, wrong)) > 0.05, change
 
 
+@pytest.fixture
+def uncompiled():
+    """Flex attention as torch computes it by definition: compiling it for a CPU takes minutes, if it succeeds."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+@pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("attention", ["swaa_sdpa", "swaa_flex"])
 def test_packed_sequences_do_not_see_each_other(attention):
     rng = np.random.default_rng(10)
@@ -129,8 +138,28 @@ def test_packed_sequences_do_not_see_each_other(attention):
         start += len(sequence)
 
 
-def test_flex_attention_is_the_oracle():
-    check_batch("qwen3", RULE, "left", seed=11, train=False, attention="swaa_flex")
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_flex_attention_is_the_oracle(side):
+    check_batch("qwen3", RULE, side, seed=11, train=False, attention="swaa_flex")
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_flex_attentions_block_mask_leaves_out_what_the_window_hides():
+    # What makes its memory and time grow with the window: whole blocks of keys that no query of a block sees.
+    model = adapted("qwen3", Rule(100, 3, (True,) * LAYERS, (False,) * LAYERS), attention="swaa_flex")
+    masks = []
+    attend = hf.flex_attention_forward
+    hf.flex_attention_forward = lambda *args, **kwargs: masks.append(args[4]) or attend(*args, **kwargs)
+    try:
+        with torch.no_grad():
+            model(torch.tensor([some_tokens(np.random.default_rng(16), 1024)]), use_cache=False)
+    finally:
+        hf.flex_attention_forward = attend
+    assert len(masks) == LAYERS and all(mask is masks[0] for mask in masks)
+    # 8 blocks of 128 queries: each sees the block of the sinks, its own and the one before.
+    counts = masks[0].kv_num_blocks + masks[0].full_kv_num_blocks
+    assert counts.flatten().tolist() == [1, 2, 3, 3, 3, 3, 3, 3]
 
 
 @pytest.mark.parametrize("arch", NAMED)

@@ -108,7 +108,8 @@ class _Writer:
     def __init__(self, tokenizer: Any, chat: bool) -> None:
         self._tokenizer = tokenizer
         self._chat = chat and bool(tokenizer.chat_template)
-        self._special = sorted(tokenizer.all_special_tokens, key=len, reverse=True)
+        added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+        self._special = {*added, *tokenizer.all_special_tokens}
 
     def example(self, source: str, record: Any) -> Example:
         if not isinstance(record, dict):
