@@ -654,6 +654,11 @@ def ending(folder, tmp_path):
 
 
 def test_a_folder_from_end_to_end(ending, tmp_path, monkeypatch):
+    import transformers
+
+    from swaa_edge.finetune.data import read_examples
+    from swaa_edge.finetune.hfanswerer import HfPrompts
+
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder, text = ending
     document, question = questions(1)[0]
@@ -665,6 +670,10 @@ def test_a_folder_from_end_to_end(ending, tmp_path, monkeypatch):
     assert read(out) == [
         {"id": "fox", "sample": 0, "prompt": document, "question": question, "answer": text, "reference": ["."]}
     ]
+    # finetune learns it behind the very prompt that it was a reply to.
+    (example,) = read_examples(out, transformers.AutoTokenizer.from_pretrained(folder), max_length=10_000).kept
+    prompt = HfPrompts(folder).ask(document, question).tolist()
+    assert example.tokens[: len(prompt)] == prompt and example.generated.index(True) == len(prompt)
     result = run(folder, "--data", data, "-o", out, "--force", "--ctx", 50)
     assert result.exit_code == 1 and f"Error: {data}:1: a prompt of" in result.stderr
 
