@@ -121,8 +121,10 @@ class Run:
         watch = _Watch(self, on_step)
         trainer = self._trainer(state, watch)
         kept = self.folder.last_state()
-        started = time.monotonic()
+        started, before = time.monotonic(), []
         try:
+            if self.held_out and kept is None:
+                before = [{"step": 0, "held_out": trainer.evaluate()["eval_loss"]}]
             trainer.train(resume_from_checkpoint=None if kept is None else str(kept.path))
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise TrainingError(
@@ -131,7 +133,7 @@ class Run:
             ) from error
         except OSError as error:
             raise OutputError(f"cannot write in {state}: {error.strerror or error}") from error
-        history = _history(trainer.state.log_history)
+        history = before + _history(trainer.state.log_history)
         stopped = self._stop and trainer.state.global_step < trainer.state.max_steps
         outcome = Outcome(
             stopped=stopped,
@@ -273,6 +275,8 @@ class _Watch(transformers.TrainerCallback):
         if self._run._stop and state.global_step < state.max_steps:
             control.should_training_stop = control.should_save = True
             control.should_evaluate = False
+        elif state.global_step == state.max_steps and self._run.held_out:
+            control.should_evaluate = control.should_save = True
         if self._report:
             each = (time.monotonic() - self._started) / max(1, state.global_step - self._first)
             left = each * (state.max_steps - state.global_step)
