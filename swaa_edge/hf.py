@@ -21,6 +21,7 @@ Padding on either side and packed sequences (`position_ids` that start again, no
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -30,6 +31,7 @@ from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import and_masks, causal_mask_function, flex_attention_mask, sdpa_mask
 
+from swaa_edge.adapter import read_training
 from swaa_edge.config import SwaaConfig
 from swaa_edge.errors import ConfigError, UnsupportedModelError
 
@@ -66,6 +68,30 @@ def applied(model: PreTrainedModel) -> SwaaConfig | None:
     text = model.config.get_text_config()
     held = getattr(text, "swaa", None)
     return SwaaConfig.from_dict(held) if held and text._attn_implementation in ATTENTION else None
+
+
+def load_adapter(model: PreTrainedModel, folder: str | os.PathLike[str]) -> Any:
+    """`model` with the LoRA adapter in `folder`, attending under the recipe that it was trained under; a PeftModel.
+
+    An adapter that says nothing of a recipe changes nothing about the attention. Raises `ConfigError` if `model` was
+    given another recipe, `UnsupportedModelError` if it has another number of layers, `ModelFileError` if the folder is
+    damaged.
+    """
+    import peft
+
+    training, count = read_training(folder), model.config.get_text_config().num_hidden_layers
+    if training is not None:
+        if training.base.n_layers != count:
+            raise UnsupportedModelError(
+                f"{os.fspath(folder)} is for {training.base.name}, of {training.base.n_layers} layers; the model has "
+                f"{count}"
+            )
+        current = applied(model)
+        if current is None:
+            apply(model, training.swaa)
+        else:
+            training.check_recipe(current, os.fspath(folder))
+    return peft.PeftModel.from_pretrained(model, os.fspath(folder))
 
 
 def decode_mask(prompt_lengths: Sequence[int], attention_mask: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """LoRA under the SWAA mask: it learns, stops and goes on, keeps its recipe; and what was trained is what runs."""
 
+import copy
 import json
 import signal
 import subprocess
@@ -176,6 +177,26 @@ def test_settings_out_of_range(wrong, told):
     with pytest.raises(ConfigError) as caught:
         Settings(**wrong)
     assert told in str(caught.value)
+
+
+def test_an_adapter_brings_its_recipe_and_refuses_another(base, data, tmp_path):
+    Run(base, data, tmp_path / "mine", RECIPE, Settings(rank=4, steps=1, accumulate=1, holdout=0)).train()
+    model = AutoModelForCausalLM.from_pretrained(base)
+    hf.load_adapter(model, tmp_path / "mine")
+    assert hf.applied(model) == RECIPE
+    other = AutoModelForCausalLM.from_pretrained(base)
+    hf.apply(other, SwaaConfig(13, 2, [1], True))
+    with pytest.raises(ConfigError, match=r"trained under another recipe: it has window_size = 12, 13 was asked for"):
+        hf.load_adapter(other, tmp_path / "mine")
+    with pytest.raises(UnsupportedModelError, match="is for tiny-qwen3, of 3 layers; the model has 2"):
+        hf.load_adapter(copy.deepcopy(tiny_model("qwen3", seed=2, layers=2)), tmp_path / "mine")
+
+
+def test_bfloat16(base, data, tmp_path):
+    settings = Settings(rank=4, batch=2, accumulate=1, rate=5e-3, holdout=0, steps=2, half=True)
+    outcome = Run(base, data, tmp_path / "mine", RECIPE, settings).train()
+    assert outcome.step == 2
+    assert all(weight.dtype == torch.float32 for weight in weights_of(tmp_path / "mine").values())
 
 
 # The command.
