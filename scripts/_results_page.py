@@ -149,15 +149,16 @@ def _tuned(tuning: dict[str, Any], rows: dict[str, Any]) -> list[str]:
         f"{settings['steps']} steps of {settings['batch'] * settings['accumulate']} prompts), `convert --lora` merged "
         "and quantized the result.",
         "",
-        "| recipe | without | with LoRA | outside the interval | trained in |",
-        "|---|---|---|---|---|",
+        "| recipe | without | with LoRA | outside the interval | direct questions answered at once | trained in |",
+        "|---|---|---|---|---|---|",
     ]
     for name, outcome in tuning["outcomes"].items():
         before, after = rows[name], rows[tuned_name(name)]
         apart = after["interval"][0] > before["interval"][1]
         minutes = f"{outcome['seconds'] / 60:.1f} min"
         called = f"{name} (`{_RECIPES[name]}`)" if name in _RECIPES else name
-        lines.append(f"| {called} | {_mean(before)} | {_mean(after)} | {'yes' if apart else 'no'} | {minutes} |")
+        outside, at_once = "yes" if apart else "no", f"{tuning['at_once'][name]:.0%}"
+        lines.append(f"| {called} | {_mean(before)} | {_mean(after)} | {outside} | {at_once} | {minutes} |")
     best = max((tuned_name(name) for name in tuning["outcomes"]), key=lambda name: rows[name]["accuracy"])
     apart = 100 * (rows["full"]["accuracy"] - rows[best]["accuracy"])
     side = f"{abs(apart):.1f} points {'below' if apart > 0 else 'above'}" if round(apart, 1) else "level with"

@@ -117,13 +117,15 @@ def measure(samples: int, threads: int) -> None:
     if report.stopped:
         sys.exit("stopped early; the same command goes on from here")
     document = report.to_dict()
-    del document["answers"]
+    answers = document.pop("answers")
+    at_once = {name: _at_once(questions, answers, tuned_name(name)) for name in TUNED}
     document |= {
         "calibration": {name: _calibration(found.to_dict()) for name, found in methods.items()},
         "tuning": {
             "data": tuning.counts,
             "settings": dataclasses.asdict(SETTINGS),
             "outcomes": tuning.outcomes,
+            "at_once": at_once,
         },
         "model": {"file": MODEL.name, "sha256": key["model"], "layers": n_layers},
         "settings": {
@@ -135,6 +137,13 @@ def measure(samples: int, threads: int) -> None:
     }  # fmt: skip
     DATA.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     print(f"{DATA.relative_to(ROOT)} written; now: {Path(sys.argv[0]).name} write", file=sys.stderr)
+
+
+def _at_once(questions: Sequence[Any], answers: Sequence[dict[str, Any]], name: str) -> float:
+    """The share of direct questions whose reply begins with the answer."""
+    direct = {sample.id: sample.answers[0] for sample in questions if sample.style == "direct"}
+    mine = [row for row in answers if row["config"] == name and row["sample"] in direct]
+    return sum(row["reply"].strip().startswith(direct[row["sample"]]) for row in mine) / len(mine)
 
 
 def _calibration(found: dict[str, Any]) -> dict[str, Any]:
