@@ -102,7 +102,10 @@ def bench(
 
     if plot_file is not None:
         check_plot()
-    settings = Settings(decode=decode, repeat=repeat, **vars(engine))
+    if engine.lora is not None:
+        raise click.UsageError("bench measures no adapters; merge it into the model by: swaa-edge convert --lora DIR")
+    sizes = {name: value for name, value in vars(engine).items() if name != "lora"}
+    settings = Settings(decode=decode, repeat=repeat, **sizes)
     with contextlib.ExitStack() as stack:
         # Both files are claimed before the minutes of measuring.
         outputs = {file for file in (json_file, plot_file) if file not in (None, "-")}

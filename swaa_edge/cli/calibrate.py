@@ -21,7 +21,7 @@ from swaa_edge.cli.journals import cached, fingerprint
 from swaa_edge.cli.options import progress_bar, swaa_options
 from swaa_edge.config import CUSTOM, RECIPES, SwaaConfig
 from swaa_edge.errors import ConfigError, SwaaError
-from swaa_edge.modelfile import ModelFile, read_model
+from swaa_edge.modelfile import ModelFile, read_model, read_shards
 from swaa_edge.progress import duration
 
 if TYPE_CHECKING:
@@ -137,7 +137,12 @@ def calibrate(
     from swaa_edge.calibrate.report import plot
     from swaa_edge.calibrate.search import calibrate as tool
     from swaa_edge.evaluate.journal import Journal
+    from swaa_edge.loraadapter import read_lora
 
+    if engine.lora is not None and read_lora(engine.lora, read_shards(facts.header)).swaa is not None:
+        raise ConfigError(
+            f"{engine.lora} was trained under a recipe, so its layers are chosen; calibrate the model without it"
+        )
     if plot_file is not None:
         check_plot()
     for file in (output, annotated, json_file, plot_file):
@@ -269,7 +274,7 @@ def _key(facts: ModelFile, swaa: SwaaConfig, engine: Engine, cases: list[Case]) 
     tokens = hashlib.sha256(json.dumps([(case.id, case.prompt, case.answer) for case in cases]).encode())
     return {
         "calibration": 1,
-        "model": fingerprint(facts),
+        "model": fingerprint(facts, engine.lora),
         "swaa": dataclasses.replace(swaa, fa_layers="none", recipe=CUSTOM, adapter=None).to_dict(),
         "cache_type": engine.cache_type,
         "cases": tokens.hexdigest(),

@@ -36,7 +36,7 @@ CACHE_TYPES = {"f16": 1, "q8_0": 8}
 
 @dataclasses.dataclass(frozen=True)
 class Engine:
-    """How to load a model: sizes in tokens; None leaves a choice to the command or to llama.cpp."""
+    """How to load a model: sizes in tokens; None leaves a choice to the command or llama.cpp. lora: a GGUF adapter."""
 
     ctx: int | None = None
     batch: int = 512
@@ -45,6 +45,7 @@ class Engine:
     cache_type: str = "f16"
     swa_full: bool = False
     gpu_layers: int = -1
+    lora: str | None = None
 
     def load(
         self,
@@ -73,6 +74,7 @@ class Engine:
             type_v=CACHE_TYPES[self.cache_type],
             swa_full=self.swa_full or None,
             n_gpu_layers=self.gpu_layers,
+            lora_path=self.lora,
             verbose=False,
             **more,
         )
@@ -235,6 +237,7 @@ _ENGINE_OPTIONS = [
         default=-1,
         help="Layers on the GPU, if the build has one.  [all]",
     ),
+    click.option("--lora", metavar="FILE.gguf", help="Apply this adapter, made by: convert --lora DIR --adapter-only."),
 ]
 
 _SAMPLING_OPTIONS = [

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from swaa_edge.atomic import atomic_output
-from swaa_edge.cli.configs import Compared, compared
+from swaa_edge.cli.configs import FULL, Compared, compared
 from swaa_edge.cli.engine_options import Engine, engine_options, interruptible, status_line
 from swaa_edge.cli.evaloptions import PERPLEXITY, Asked, Grouped, eval_options, lengths_of, tasks_of
 from swaa_edge.cli.evalquestions import digest, questions, scorer_of, text_of
 from swaa_edge.cli.journals import cached, fingerprint, forget
 from swaa_edge.cli.options import Chosen, raw_swaa_options
 from swaa_edge.errors import ConfigError, SwaaError
-from swaa_edge.modelfile import ModelFile, read_model
+from swaa_edge.modelfile import ModelFile, read_model, read_shards
 from swaa_edge.progress import duration
 
 if TYPE_CHECKING:
@@ -46,7 +46,8 @@ def evaluate(model: str, engine: Engine, chosen: Chosen, asked: Asked) -> None:
 
     Built-in tasks hide facts in prose, in prompts of exactly --length tokens. The interval is Wilson's, 95%.
     Ctrl-C loses nothing: the same command goes on where it was. A model of a few hundred megabytes is loaded once
-    per configuration, and they take turns; a larger one (over 1 GiB together) runs one after the other.
+    per configuration, and they take turns; a larger one (over 1 GiB together) runs one after the other. An adapter
+    (--lora) that was trained under a recipe is by default compared with full attention, which runs without it.
 
     \b
     swaa-edge eval model.gguf --task needle,kv --length 4096,8192 --json eval.json --plot eval.png
@@ -54,20 +55,26 @@ def evaluate(model: str, engine: Engine, chosen: Chosen, asked: Asked) -> None:
     swaa-edge eval model.gguf --task questions.jsonl --judge http://localhost:8000/v1 --judge-model NAME
     """
     from swaa_edge.loading import plan_swaa
+    from swaa_edge.loraadapter import read_lora
 
     names, files = tasks_of(asked)
     facts = read_model(model)
-    sides = compared(model, asked.configs, chosen)
+    recipe = read_lora(engine.lora, read_shards(facts.header)).swaa if engine.lora else None
+    full = engine if recipe is None else dataclasses.replace(engine, lora=None)
+    if recipe is not None and asked.configs is None and chosen == Chosen():
+        sides: dict[str, Compared] = {FULL: False, recipe.recipe: recipe}
+    else:
+        sides = compared(model, asked.configs, chosen)
     for config in sides.values():
-        plan_swaa(model, config, None)
+        plan_swaa(model, config, None, (engine if config else full).lora)
     context = engine.ctx or facts.context_length or 0
     lengths = lengths_of(asked, context)
-    _run(model, facts, sides, engine, asked, names, files, context, lengths)
+    _run(model, facts, sides, engine, full, asked, names, files, context, lengths)
 
 
 def _run(
-    model: str, facts: ModelFile, configs: dict[str, Compared], engine: Engine, asked: Asked, names: list[str],
-    files: list[str], context: int, lengths: tuple[int, ...],
+    model: str, facts: ModelFile, configs: dict[str, Compared], engine: Engine, full: Engine, asked: Asked,
+    names: list[str], files: list[str], context: int, lengths: tuple[int, ...],
 ) -> None:  # fmt: skip
     from swaa_edge.benchreport import machine
     from swaa_edge.cli import evaltable
@@ -104,7 +111,7 @@ def _run(
             "engine": dataclasses.asdict(engine), "skipped": skipped,
         }  # fmt: skip
         key = {
-            "model": fingerprint(facts),
+            "model": fingerprint(facts, engine.lora),
             "samples": digest(samples, words, lengths),
             "configs": {name: config.to_dict() if config else None for name, config in configs.items()},
             "settings": settings | {"judge": asked.judge},
@@ -120,7 +127,7 @@ def _run(
             return journal
 
         def load(config: Compared, n_ctx: int) -> Any:
-            return engine.load(model, swaa=config, n_ctx=max(n_ctx, engine.ctx or 0))
+            return (engine if config else full).load(model, swaa=config, n_ctx=max(n_ctx, engine.ctx or 0))
 
         report = Report(dict(configs), samples, [])
         found: PerplexityReport | None = None

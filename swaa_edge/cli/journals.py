@@ -39,9 +39,13 @@ def forget(path: Path) -> None:
     path.unlink()
 
 
-def fingerprint(model: ModelFile) -> list[Any]:
-    """Of the size and both ends of each file: cheap for gigabytes, and other metadata or weights show in them."""
-    return [model.size, *(_ends(path) for path in model.paths)]
+def fingerprint(model: ModelFile, lora: str | None = None) -> list[Any]:
+    """Of the size and both ends of each file: cheap for gigabytes, and other metadata or weights show in them.
+
+    lora: an adapter that is applied to the model, or none.
+    """
+    found = [model.size, *(_ends(path) for path in model.paths)]
+    return found if lora is None else [*found, os.path.getsize(lora), _ends(Path(lora))]
 
 
 def _ends(path: Path) -> str:
