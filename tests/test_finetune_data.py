@@ -158,11 +158,15 @@ def test_a_batch():
 
 
 def test_split_holds_back_a_share_of_its_own():
-    examples = [Example([i], [True]) for i in range(40)]
+    examples = [Example([i, 1], [False, True]) for i in range(40)]
     learned, held = split(examples, 0.1, seed=3)
     assert len(held) == 4 and {e.tokens[0] for e in learned + held} == set(range(40))
     assert split(examples, 0.1, seed=3)[1] == held and split(examples, 0.1, seed=4)[1] != held
     assert split(examples, 0, seed=3)[1] == [] and len(split(examples[:2], 0.01, seed=3)[1]) == 1
     assert split(examples[:1], 0.5, seed=3)[1] == []
+    # Replies to one prompt are all learned from, or all held back.
+    several = [Example([i // 4, i], [False, True]) for i in range(40)]
+    learned, held = split(several, 0.2, seed=3)
+    assert len(held) == 8 and not {e.tokens[0] for e in learned} & {e.tokens[0] for e in held}
     with pytest.raises(ConfigError, match="from 0 to under 1"):
         split(examples, 1, seed=3)

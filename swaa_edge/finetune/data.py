@@ -200,10 +200,20 @@ class _Writer:
 
 
 def split(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """The examples to learn from, and a random `share` of them (0 to under 1) held back to measure the loss on."""
+    """The examples to learn from, and a random `share` of them (0 to under 1) held back to measure the loss on.
+
+    Several replies to one prompt stay together. Raises `ConfigError` for another share.
+    """
     if not 0 <= share < 1:
         raise ConfigError(f"the share of records to hold back, {share}, must be from 0 to under 1")
-    order = list(examples)
+    groups: dict[tuple[int, ...], list[Example]] = {}
+    for example in examples:
+        prompt = example.tokens[: example.generated.index(True)]
+        groups.setdefault(tuple(prompt), []).append(example)
+    order = list(groups.values())
     random.Random(seed).shuffle(order)
-    held = max(1, round(share * len(order))) if share and len(order) > 1 else 0
-    return order[held:], order[:held]
+    wanted = max(1, round(share * len(examples))) if share and len(order) > 1 else 0
+    held: list[Example] = []
+    while len(held) < wanted and len(order) > 1:
+        held += order.pop(0)
+    return [example for group in order for example in group], held
