@@ -29,6 +29,8 @@ Commands:
   eval       Long-context accuracy per configuration, with intervals.
   calibrate  Find the layers that should keep full attention.
   recommend  Pick a configuration from what eval measured.
+  distill    Training data: the model's own right replies to long prompts.
+  finetune   LoRA under the SWAA mask, from Hugging Face model to adapter.
   demo       All of it in a minute, on a small model.
 """
 

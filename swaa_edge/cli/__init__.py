@@ -28,6 +28,8 @@ COMMANDS = {
     "eval": ("swaa_edge.cli.eval:evaluate", "Long-context accuracy per configuration, with intervals."),
     "calibrate": ("swaa_edge.cli.calibrate:calibrate", "Find the layers that should keep full attention."),
     "recommend": ("swaa_edge.cli.recommend:recommend", "Pick a configuration from what eval measured."),
+    "distill": ("swaa_edge.cli.distill:distill", "Training data: the model's own right replies to long prompts."),
+    "finetune": ("swaa_edge.cli.finetune:finetune", "LoRA under the SWAA mask, from Hugging Face model to adapter."),
     "demo": ("swaa_edge.cli.demo:demo", "All of it in a minute, on a small model."),
 }
 

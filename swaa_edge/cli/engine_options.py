@@ -96,15 +96,20 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return with_engine
 
 
-def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options of sampling, and pass it `sampling`: keyword arguments for create_completion."""
+def sampling_options(
+    command: Callable[..., Any], *, default_temp: float = 0.8, default_seed: int | None = None
+) -> Callable[..., Any]:
+    """Give a command the options of sampling, and pass it `sampling`: keyword arguments for create_completion.
+
+    A seed of None is one that the command chooses at random.
+    """
 
     @functools.wraps(command)
     def with_sampling(*args: Any, temp: float, top_p: float, top_k: int, seed: int | None, **kwargs: Any) -> Any:
         sampling = {"temperature": temp, "top_p": top_p, "top_k": top_k, "seed": seed}
         return command(*args, sampling=sampling, **kwargs)
 
-    for option in reversed(_SAMPLING_OPTIONS):
+    for option in reversed([_temp_option(default_temp), *_SAMPLING_OPTIONS, _seed_option(default_seed)]):
         with_sampling = option(with_sampling)
     return with_sampling
 
@@ -242,14 +247,6 @@ _ENGINE_OPTIONS = [
 
 _SAMPLING_OPTIONS = [
     click.option(
-        "--temp",
-        type=click.FloatRange(0),
-        metavar="X",
-        default=0.8,
-        show_default=True,
-        help="Temperature; 0 takes the likeliest token.",
-    ),
-    click.option(
         "--top-p",
         type=click.FloatRange(0, 1),
         metavar="X",
@@ -265,5 +262,14 @@ _SAMPLING_OPTIONS = [
         show_default=True,
         help="Sample from the N likeliest tokens; 0: from all.",
     ),
-    click.option("--seed", type=click.IntRange(0, 2**32 - 2), metavar="N", help="Makes sampling repeatable.  [random]"),
 ]
+
+
+def _temp_option(default: float) -> Callable[..., Any]:
+    text = "Temperature; 0 takes the likeliest token."
+    return click.option("--temp", type=click.FloatRange(0), metavar="X", default=default, show_default=True, help=text)
+
+
+def _seed_option(default: int | None) -> Callable[..., Any]:
+    text = f"Makes sampling repeatable.  [{'random' if default is None else default}]"
+    return click.option("--seed", type=click.IntRange(0, 2**32 - 2), metavar="N", default=default, help=text)

@@ -20,7 +20,7 @@ from swaa_edge.cli.configs import FULL, Compared, compared
 from swaa_edge.cli.engine_options import Engine, engine_options, interruptible, status_line
 from swaa_edge.cli.evaloptions import PERPLEXITY, Asked, Grouped, eval_options, lengths_of, tasks_of
 from swaa_edge.cli.evalquestions import digest, questions, scorer_of, text_of
-from swaa_edge.cli.journals import cached, fingerprint, forget
+from swaa_edge.cli.journals import fingerprint, opened
 from swaa_edge.cli.options import Chosen, raw_swaa_options
 from swaa_edge.errors import ConfigError, SwaaError
 from swaa_edge.modelfile import ModelFile, read_model, read_shards
@@ -118,8 +118,9 @@ def _run(
         }
         journals: list[tuple[Journal, Path | None]] = []
 
-        def opened(what: str, total: int) -> Journal:
-            journal, path = _journal(asked, key | {"what": what}, what)
+        def journal_of(what: str, total: int) -> Journal:
+            file = asked.journal_file and asked.journal_file + ("" if what == "answers" else f".{what}")
+            journal, path = opened("eval", key | {"what": what}, file, asked.fresh)
             stack.callback(journal.close)
             if journal.records:
                 click.echo(f"resuming: {len(journal.records)} of {total} {what} are in", err=True)
@@ -132,8 +133,8 @@ def _run(
         report = Report(dict(configs), samples, [])
         found: PerplexityReport | None = None
         # Both before anything runs: one of them may be refused.
-        answers_in = opened("answers", len(samples) * len(configs)) if samples else None
-        windows_in = opened("windows", windows * len(configs)) if windows else None
+        answers_in = journal_of("answers", len(samples) * len(configs)) if samples else None
+        windows_in = journal_of("windows", windows * len(configs)) if windows else None
         with status_line(asked.progress, _told) as shown:
             if samples:
                 report = ask(
@@ -203,21 +204,6 @@ def _draw(asked: Asked, document: dict[str, Any], written: Mapping[str, Path]) -
 
 def _kind(file: str) -> str:
     return Path(file).suffix.lstrip(".").lower() or "png"
-
-
-def _journal(asked: Asked, key: dict[str, Any], what: str) -> tuple[Journal, Path | None]:
-    """The journal of `what`, and where it lies; in memory where there is no place for it."""
-    from swaa_edge.evaluate.journal import Journal
-
-    if asked.journal_file is not None:
-        path = Path(asked.journal_file + ("" if what == "answers" else f".{what}"))
-    else:
-        path = cached("eval", key)
-        if path is None:
-            return Journal(None, key), None
-    if asked.fresh:
-        forget(path)
-    return Journal(path, key), path
 
 
 def _told(at: Progress) -> tuple[str, object]:

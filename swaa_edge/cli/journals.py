@@ -1,6 +1,6 @@
 """Where a command that measures for minutes keeps what it has, so that the same command goes on after Ctrl-C.
 
-    path = cached("eval", key)     # ~/.cache/swaa-edge/eval-<digest>.jsonl
+    journal, path = opened("eval", key, asked.journal_file, asked.fresh)
 """
 
 from __future__ import annotations
@@ -8,16 +8,32 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from swaa_edge.errors import OutputError
 from swaa_edge.modelfile import ModelFile
 
+if TYPE_CHECKING:
+    from swaa_edge.evaluate.journal import Journal
+
 _ENDS = 1 << 20
 
 
+def opened(kind: str, key: dict[str, Any], file: str | None, fresh: bool) -> tuple[Journal, Path | None]:
+    """The journal of a run, in `file` or else in the cache, and where it lies; in memory if there is no place for it.
+
+    fresh: forget what an earlier run left in it. Raises `OutputError`.
+    """
+    from swaa_edge.evaluate.journal import Journal
+
+    path = cached(kind, key) if file is None else Path(file)
+    if fresh and path is not None:
+        forget(path)
+    return Journal(path, key), path
+
+
 def cached(kind: str, key: dict[str, Any]) -> Path | None:
-    """The journal of a run in the user's cache folder; None if there is no place for one."""
+    """The journal of a run in the user's cache folder: swaa-edge/eval-<digest>.jsonl; None if there can't be one."""
     from swaa_edge.evaluate.journal import digest
 
     folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "swaa-edge"
