@@ -453,3 +453,9 @@ def test_calibrate_chooses_no_layers_for_an_adapter_that_has_them(base, adapters
     assert done.exit_code == 1
     advice = "calibrate the model without it"
     assert done.stderr == f"Error: {adapters['plain']} was trained under a recipe, so its layers are chosen; {advice}\n"
+
+
+def test_an_adapter_is_no_model_to_inspect(adapters):
+    done = CliRunner().invoke(cli, ["inspect", str(adapters["plain"])])
+    assert done.exit_code == 1
+    assert done.stderr == f"Error: {adapters['plain']} is a LoRA adapter, no model; inspect the model that it is for\n"

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from swaa_edge.config import SwaaConfig
-from swaa_edge.errors import ConfigError
+from swaa_edge.errors import ConfigError, ModelFileError
 from swaa_edge.kvsize import FA, KINDS, SLIDING, SLIDING_FA_DECODE, kv_size, layer_kinds
 from swaa_edge.metadata import VERSION, effective_config
 from swaa_edge.modelfile import ModelFile, read_model, swaa_refusal
@@ -34,7 +34,10 @@ def inspect(model: str, as_json: bool) -> None:
     swaa-edge inspect model.gguf
     swaa-edge inspect model.gguf --json
     """
-    report = describe(read_model(model))
+    found = read_model(model)
+    if found.header.value("general.type") == "adapter":
+        raise ModelFileError(f"{model} is a LoRA adapter, no model; inspect the model that it is for")
+    report = describe(found)
     click.echo(json.dumps(report, indent=2) if as_json else draw(report))
 
 
