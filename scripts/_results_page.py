@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable
 from typing import Any
 
@@ -139,7 +140,7 @@ def _sentences(rows: dict[str, Any]) -> list[str]:
 def _tuned(tuning: dict[str, Any], rows: dict[str, Any]) -> list[str]:
     """What was learned from, and each recipe before and after, with its interval."""
     settings, data = tuning["settings"], tuning["data"]
-    lines = [
+    told = (
         f"`distill` asked the model under full attention about {data['records']} documents of another seed, in a "
         f"sentence, and kept the {data['kept']} right replies. Each is the answer to both questions about its "
         "document: "
@@ -147,7 +148,10 @@ def _tuned(tuning: dict[str, Any], rows: dict[str, Any]) -> list[str]:
         "decode only a reply that is on its way sees the whole prompt. `finetune` learned from these under each row's "
         f"mask (rank {settings['rank']}, alpha {settings['alpha']:g}, rsLoRA, {', '.join(settings['targets'])}; "
         f"{settings['steps']} steps of {settings['batch'] * settings['accumulate']} prompts), `convert --lora` merged "
-        "and quantized the result.",
+        "and quantized the result."
+    )
+    lines = [
+        textwrap.fill(told, 120),
         "",
         "| recipe | without | with LoRA | outside the interval | direct questions answered at once | trained in |",
         "|---|---|---|---|---|---|",
@@ -173,7 +177,7 @@ def tuned_name(name: str) -> str:
 
 def _calibrated(document: dict[str, Any], rows: dict[str, Any]) -> list[str]:
     found = document["calibration"]
-    quarters = {name: row for name, row in rows.items() if name.startswith("quarter ") and "::" in name}
+    quarters = {f"quarter {offset}::4": rows[f"quarter {offset}::4"] for offset in range(4)}
     best = max(quarters, key=lambda name: quarters[name]["accuracy"])
     mine = rows["quarter calibrated"]
     apart = 100 * (mine["accuracy"] - quarters[best]["accuracy"])
@@ -184,12 +188,13 @@ def _calibrated(document: dict[str, Any], rows: dict[str, Any]) -> list[str]:
     else:
         verdict = f"does not beat the best periodic quarter ({best.split()[1]}), which is {-apart:.1f} points ahead"
     chosen = {name: ", ".join(map(str, row["chosen"])) for name, row in found.items()}
-    lines = [
+    told = (
         f"`calibrate` read {found['greedy']['samples']} samples of another seed. Greedily it keeps the layers "
         f"{chosen['greedy']}; by the loss that one layer adds when it slides (nll) {chosen['nll']}; by the loss that "
         f"one layer saves when it alone doesn't (keep) {chosen['keep']}. On the questions above, which it never saw, "
-        f"the greedy choice {verdict}.",
-    ]
+        f"the greedy choice {verdict}."
+    )
+    lines = [textwrap.fill(told, 120)]
     table = [
         "",
         "| layer | loss added when it alone slides | loss saved when it alone keeps full attention |",

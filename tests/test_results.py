@@ -13,7 +13,6 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.fixture(scope="module")
 def results():
     sys.path.insert(0, str(ROOT / "scripts"))
-    pytest.importorskip("llama_cpp")
     import results
 
     yield results
