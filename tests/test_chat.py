@@ -1,5 +1,6 @@
 """`swaa-edge chat`, through a pipe as a program would use it, and its conversation at a pretended terminal."""
 
+import contextlib
 import io
 import os
 import select
@@ -214,8 +215,14 @@ def test_ctrl_c_at_a_terminal_stops_the_answer_and_not_the_program(model_file):
     terminal.type("\x03")
     shown = terminal.expect("> ")
     assert " [stopped]" in shown and "Traceback" not in shown
-    terminal.type("\x03")
-    assert chat_module.HELP in terminal.expect("an answer")
+    # Python's input() misses a signal that comes between its prompt and its read, until there is another one.
+    shown = ""
+    for _ in range(5):
+        terminal.type("\x03")
+        with contextlib.suppress(AssertionError):
+            shown = terminal.expect("an answer", seconds=20)
+            break
+    assert chat_module.HELP in shown
     terminal.type("/exit\n")
     terminal.expect("/exit")
     assert terminal.wait() == 0
