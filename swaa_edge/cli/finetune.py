@@ -156,7 +156,8 @@ def _told(at: Step) -> tuple[str, object]:
 
 def _summary(outcome: Outcome, output: str) -> str:
     held = [line["held_out"] for line in outcome.history if "held_out" in line]
-    told = f"{outcome.step} steps over {outcome.examples} records in {duration(outcome.seconds)}"
+    early = f" of {outcome.total}, the held-out loss fell no more" if outcome.step < outcome.total else ""
+    told = f"{outcome.step} steps{early}, over {outcome.examples} records in {duration(outcome.seconds)}"
     if held:
         told += f"; loss of the {outcome.held_out} held out: {held[0]:.3f} at first, {min(held):.3f} at best"
     return f"{told}\nwrote {output}; make a GGUF of it with: swaa-edge convert HF_DIR -o OUT.gguf --lora {output}"

@@ -16,6 +16,7 @@ import json
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -191,7 +192,10 @@ class Run:
         total = chosen.steps or max(1, math.ceil(len(self.examples) / per_step * chosen.epochs))
         every = chosen.every or max(1, min(100, total // 10))
         held = bool(self.held_out)
-        arguments = transformers.TrainingArguments(
+        kinds = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+        checkpointing = kinds if chosen.checkpointing else {}
+        arguments = _quietly(
+            transformers.TrainingArguments,
             output_dir=str(state),
             per_device_train_batch_size=chosen.batch,
             per_device_eval_batch_size=chosen.batch,
@@ -203,8 +207,7 @@ class Run:
             weight_decay=0.0,
             bf16=chosen.half,
             use_cpu=not torch.accelerator.is_available(),
-            gradient_checkpointing=chosen.checkpointing,
-            gradient_checkpointing_kwargs={"use_reentrant": False},
+            **checkpointing,
             logging_steps=max(1, min(10, every)),
             logging_nan_inf_filter=False,
             eval_strategy="steps" if held else "no",
@@ -310,6 +313,13 @@ def _loaded(kind: Any, folder: str | os.PathLike[str], **options: Any) -> Any:
             return kind.from_pretrained(os.fspath(folder), local_files_only=True, **options)
     except (OSError, ValueError, KeyError) as error:
         raise UnsupportedModelError(f"transformers can't load {folder}: {' '.join(str(error).split())}") from error
+
+
+def _quietly(make: Any, **options: Any) -> Any:
+    """`make(**options)`, without word of options that a later version will call otherwise."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return make(**options)
 
 
 def _sha256(path: str | os.PathLike[str]) -> str:
