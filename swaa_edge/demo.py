@@ -32,7 +32,7 @@ WINDOW, SINKS = CONTEXT // 16, 8
 NAIVE, CALIBRATED = "naive", "calibrated"
 CHOSEN = (1, 2)
 #: Answers per configuration and task.
-SAMPLES = 10
+SAMPLES = 8
 SEED = 2026
 
 

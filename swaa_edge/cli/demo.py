@@ -30,7 +30,7 @@ _PLOT = "swaa-edge-demo.png"
 @click.option("--plot", metavar="FILE.png", help=f"Where the plot goes.  [{_PLOT}, replaced if it exists]")
 @click.option("--no-plot", is_flag=True, help="Draw none.")
 @click.option(
-    "--samples", type=click.IntRange(1), metavar="N", default=10, show_default=True, help="Questions per task."
+    "--samples", type=click.IntRange(1), metavar="N", default=8, show_default=True, help="Questions per task."
 )
 @click.option("--threads", type=click.IntRange(1), metavar="N", help="CPU threads.  [all cores]")
 @click.option("--progress/--no-progress", default=None, help="Show how far it is.  [if stderr is a terminal]")
