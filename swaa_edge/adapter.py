@@ -4,7 +4,7 @@ An adapter is right under the mask it was trained with and wrong, without a word
 one writes down the recipe and the base model, and whoever applies one compares.
 
     save_training("adapter", Training(config, base=BaseModel.of("Qwen3-4B")))
-    read_training("adapter").check(config, "Qwen3-4B")
+    read_training("adapter").check_recipe(config, "adapter")
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from swaa_edge.errors import ConfigError, ModelFileError, UnsupportedModelError
 #: The recipe, in the form that `--config` takes; and what else is known of the training.
 RECIPE_FILE, TRAINING_FILE = "swaa.json", "swaa_training.json"
 _VERSION = 1
-# Of each file's tensors, this much is read for a fingerprint: a fine-tune differs there, and gigabytes take minutes.
-_READ = 1 << 20
+# Of each tensor's bytes, so many from its middle make the fingerprint: all gigabytes take minutes, and a fine-tune may
+# differ in the attention's matrices alone.
+_READ = 4096
 #: What to do about another recipe than the adapter's.
 ADVICE = "leave the settings out to use its own, or train an adapter under yours"
 
@@ -38,7 +39,7 @@ class BaseModel:
 
     @classmethod
     def of(cls, folder: str | os.PathLike[str]) -> BaseModel:
-        """The model in the folder of a Hugging Face checkpoint, told from others by size and beginning of its files.
+        """The model in the folder of a Hugging Face checkpoint, told from others by a part of each tensor.
 
         Raises `ModelFileError` if the folder holds no checkpoint in safetensors.
         """
@@ -51,8 +52,13 @@ class BaseModel:
             for file in files:
                 with file.open("rb") as data:
                     header = data.read(int.from_bytes(data.read(8), "little"))
-                    digest.update(header + data.read(_READ))
-                digest.update(str(file.stat().st_size).encode())
+                    digest.update(header)
+                    start = data.tell()
+                    for name, tensor in sorted(json.loads(header).items()):
+                        if name != "__metadata__":
+                            first, last = tensor["data_offsets"]
+                            data.seek(start + first + max(0, last - first - _READ) // 2)
+                            digest.update(data.read(min(_READ, last - first)))
             config = json.loads((path / "config.json").read_text(encoding="utf-8"))
             layers = config.get("num_hidden_layers") or config["text_config"]["num_hidden_layers"]
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:

@@ -1,6 +1,6 @@
 """`swaa-edge finetune`: LoRA under the SWAA mask, on a Hugging Face model.
 
-swaa-edge finetune Qwen3-4B --data distilled.jsonl --output adapter --recipe quality
+    swaa-edge finetune Qwen3-4B --data distilled.jsonl --output adapter --recipe quality
 """
 
 from __future__ import annotations
