@@ -134,12 +134,29 @@ def test_a_loss_that_is_no_number_stops_before_it_spoils_the_weights(base, data,
 
 def test_memory_that_runs_out_is_told(base, data, tmp_path, monkeypatch):
     run = Run(base, data, tmp_path / "mine", RECIPE, QUICK)
+    compute = Trainer.compute_loss
 
-    def full(*_, **__):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+    def full(self, model, inputs, *args, **kwargs):
+        if model.training:
+            torch.empty(1 << 60, dtype=torch.uint8)  # what torch says of the machine's memory
+        return compute(self, model, inputs, *args, **kwargs)
 
     monkeypatch.setattr(Trainer, "compute_loss", full)
     with pytest.raises(TrainingError, match="memory ran out at step 1; lower --batch or --max-length"):
+        run.train()
+
+    def full_card(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr(Trainer, "compute_loss", full_card)
+    with pytest.raises(TrainingError, match="memory ran out at step 1"):
+        run.train()
+
+    def broken(*_, **__):
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(Trainer, "compute_loss", broken)
+    with pytest.raises(RuntimeError, match="something else"):
         run.train()
 
 

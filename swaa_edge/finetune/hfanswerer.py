@@ -22,6 +22,8 @@ from swaa_edge.finetune.answerers import Answer, reusable
 try:
     import torch
     import transformers
+
+    from swaa_edge.finetune.memory import out_of_memory
 except ImportError as error:
     raise ConfigError(f"the folder of a model needs {error.name}; pip install 'swaa-edge[convert]'") from error
 
@@ -105,7 +107,9 @@ class HfAnswerer:
             with torch.inference_mode():
                 self._read_all_but_last(prompt)
                 tokens = self._generate(prompt, seed)
-        except (torch.OutOfMemoryError, MemoryError) as error:
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
             what = f"a prompt of {len(prompt)} tokens takes more memory than there is; shorten it, or take a GGUF"
             raise GenerationError(what) from error
         ended = bool(tokens) and tokens[-1] in self._ends

@@ -31,6 +31,7 @@ from swaa_edge.config import LABEL_LIMIT, SwaaConfig
 from swaa_edge.errors import ConfigError, OutputError, TrainingError, UnsupportedModelError
 from swaa_edge.finetune.data import Collator, Example, read_examples, split
 from swaa_edge.finetune.folder import AdapterFolder
+from swaa_edge.finetune.memory import out_of_memory
 from swaa_edge.finetune.settings import Settings
 
 
@@ -127,7 +128,9 @@ class Run:
             if self.held_out and kept is None:
                 before = [{"step": 0, "held_out": trainer.evaluate()["eval_loss"]}]
             trainer.train(resume_from_checkpoint=None if kept is None else str(kept.path))
-        except (torch.OutOfMemoryError, MemoryError) as error:
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
             raise TrainingError(
                 f"memory ran out at step {trainer.state.global_step + 1}; lower --batch or --max-length, or add "
                 f"--gradient-checkpointing{self.folder.told()}"
