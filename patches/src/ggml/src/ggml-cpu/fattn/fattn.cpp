@@ -1,0 +1,253 @@
+// Flash attention on the CPU: which ops are taken, how they are cut, and the merge of the parts (see fattn.h).
+
+#include "fattn.h"
+#include "fattn-plan.h"
+#include "fattn-simd.h"
+
+#define GGML_COMMON_DECL_CPP
+#include "ggml-common.h"
+
+#include <cmath>
+#include <cstdlib>
+
+namespace {
+
+bool direct(ggml_type type) { return type == GGML_TYPE_F32 || type == GGML_TYPE_F16 || type == GGML_TYPE_BF16; }
+
+bool readable(const ggml_tensor * kv) {
+    return kv->nb[0] == ggml_type_size(kv->type) && (direct(kv->type) || ggml_get_type_traits(kv->type)->to_float);
+}
+
+} // namespace
+
+fattn_op::fattn_op(const ggml_tensor * op)
+    : q(op->src[0]), k(op->src[1]), v(op->src[2]), mask(op->src[3]),
+      sinks(op->src[4] ? (const float *) op->src[4]->data : nullptr), dst(const_cast<ggml_tensor *>(op)),
+      DK(k->ne[0]), DV(v->ne[0]), n_q(q->ne[1]), n_head(q->ne[2]), n_head_kv(k->ne[2]), n_stream(q->ne[3]),
+      n_cols(ggml_kv_blocks_n_cols(op)), n_masked(mask ? ggml_kv_blocks_n_masked_cols(op) : 0),
+      group(n_head/std::max<int64_t>(n_head_kv, 1)),
+      scale(ggml_get_op_params_f32(op, 0)), max_bias(ggml_get_op_params_f32(op, 1)), softcap(ggml_get_op_params_f32(op, 2)) {
+    if (softcap != 0.0f) {
+        scale /= softcap;
+    }
+}
+
+float fattn_op::slope(int64_t head) const {
+    if (max_bias <= 0.0f) {
+        return 1.0f;
+    }
+    const int64_t n = (int64_t) 1 << (int) floorf(log2f((float) n_head)); // heads of the first geometric series
+    return head < n ? powf(2.0f, -max_bias*(head + 1)/n) : powf(2.0f, -max_bias/2.0f*(2*(head - n) + 1)/n);
+}
+
+fattn_plan::fattn_plan(const fattn_op & op, int n_threads) {
+    // Several tasks per thread, since threads are not equally fast.
+    const int64_t wanted  = n_threads == 1 ? 1 : 4*n_threads;
+    const int64_t n_tiles = std::max<int64_t>(op.n_tiles(), 1);
+    int64_t splits;
+
+    decode = op.group*op.n_q <= FATTN_DECODE_ROWS;
+    if (decode) {
+        // A range of columns for all KV heads reads memory in order. Where there are too few tiles for that, KV heads
+        // are shared out too.
+        const int64_t blocks = std::min(op.n_head_kv, (wanted + n_tiles*op.n_stream - 1)/(n_tiles*op.n_stream));
+        block    = (op.n_head_kv + blocks - 1)/blocks;
+        n_blocks = (op.n_head_kv + block - 1)/block;
+        splits   = wanted/(n_blocks*op.n_stream);
+        scratch  = direct(op.k->type) && direct(op.v->type) ? 0 : fattn_padded(FATTN_TILE*std::max(op.DK, op.DV));
+        map      = 0;
+    } else {
+        // Q and O of a task stay in the second-level cache; fewer rows only where threads would idle, and then ranges
+        // of columns.
+        int64_t rows = std::min<int64_t>(256, std::max<int64_t>(64, 65536/(op.DK + op.DV)));
+        for (;; rows /= 2) {
+            n_blocks = (op.n_q*op.group + rows - 1)/rows;
+            block    = (op.n_q + n_blocks - 1)/n_blocks;
+            n_blocks = (op.n_q + block - 1)/block;
+            if (rows <= 64 || n_blocks*op.n_head_kv*op.n_stream >= wanted) {
+                break;
+            }
+        }
+        splits  = wanted/(n_blocks*op.n_head_kv*op.n_stream);
+        scratch = fattn_tile_scratch(op, block*op.group);
+        map     = op.mask && op.mask->ne[2] == 1 ? fattn_map_rows(op)*(op.n_masked/FATTN_TILE + 1) : 0;
+    }
+    splits      = std::min(n_tiles, std::max<int64_t>(1, splits));
+    tiles_split = (n_tiles + splits - 1)/splits;
+    n_splits    = (n_tiles + tiles_split - 1)/tiles_split;
+    n_tasks     = op.n_stream*n_splits*n_blocks*(decode ? 1 : op.n_head_kv);
+    partial     = decode || n_splits > 1 ? fattn_padded(op.DV + 2) : 0;
+}
+
+int64_t fattn_map_rows(const fattn_op & op) {
+    return op.mask->ne[3]*((op.n_q + FATTN_MAP_TOKENS - 1)/FATTN_MAP_TOKENS);
+}
+
+void fattn_map_mask(const fattn_op & op, int64_t row, uint8_t * map) {
+    const int64_t per_stream = (op.n_q + FATTN_MAP_TOKENS - 1)/FATTN_MAP_TOKENS;
+    const int64_t stream = row/per_stream;
+    const int64_t t0     = row % per_stream*FATTN_MAP_TOKENS;
+    const int64_t t1     = std::min(t0 + FATTN_MAP_TOKENS, op.n_q);
+    const int64_t n      = std::min(op.n_masked, op.n_cols);
+    const int64_t width  = op.n_masked/FATTN_TILE + 1;
+    memset(map + row*width, 0, width);
+    for (int64_t t = t0; t < t1; ++t) {
+        for (int64_t col = 0; col < n; col += FATTN_TILE) {
+            const ggml_fp16_t * m = op.mask_row(stream, 0, t, col);
+            const int64_t end = std::min<int64_t>(FATTN_TILE, n - col);
+            uint16_t differs = 0, is = 0; // from -INFINITY; not 0
+            for (int64_t i = 0; i < end; ++i) {
+                differs |= m[i] ^ 0xFC00;
+                is      |= m[i] & 0x7FFF;
+            }
+            map[row*width + col/FATTN_TILE] |= !is ? FATTN_MASK_CLEAR : !differs ? FATTN_MASK_HIDES : FATTN_MASK_MIXED;
+        }
+    }
+}
+
+uint8_t fattn_mask_of(const fattn_op & op, const uint8_t * map, int64_t stream, int64_t t0, int64_t n_t, int64_t tile) {
+    if (!op.mask || tile*FATTN_TILE >= op.n_masked) {
+        return FATTN_MASK_CLEAR;
+    }
+    if (!map) {
+        return FATTN_MASK_MIXED; // a mask for each head
+    }
+    const int64_t per_stream = (op.n_q + FATTN_MAP_TOKENS - 1)/FATTN_MAP_TOKENS;
+    const int64_t width = op.n_masked/FATTN_TILE + 1;
+    const uint8_t * rows = map + stream % op.mask->ne[3]*per_stream*width + tile;
+    uint8_t what = 0;
+    for (int64_t r = t0/FATTN_MAP_TOKENS; r <= (t0 + n_t - 1)/FATTN_MAP_TOKENS; ++r) {
+        what |= rows[r*width];
+    }
+    return what;
+}
+
+// Rows of the output: their parts over the ranges of columns, in order, and the logit sink.
+static void merge(const fattn_op & op, const fattn_plan & plan, int64_t row, float * partials) {
+    const int64_t token  = row % op.n_q;
+    const int64_t head   = row/op.n_q % op.n_head;
+    const int64_t stream = row/op.n_q/op.n_head;
+
+    float m = op.sinks ? op.sinks[head] : -INFINITY;
+    for (int64_t i = 0; i < plan.n_splits; ++i) {
+        m = std::max(m, *fattn_partial_at(op, plan, partials, i, row).m);
+    }
+    float * out = op.out_row(stream, head, token);
+    memset(out, 0, op.DV*sizeof(float));
+    if (m == -INFINITY) {
+        return; // sees nothing
+    }
+    float s = op.sinks ? expf(op.sinks[head] - m) : 0.0f;
+    for (int64_t i = 0; i < plan.n_splits; ++i) {
+        const fattn_partial part = fattn_partial_at(op, plan, partials, i, row);
+        s += *part.s*expf(*part.m - m);
+    }
+    for (int64_t i = 0; i < plan.n_splits; ++i) {
+        const fattn_partial part = fattn_partial_at(op, plan, partials, i, row);
+        const float weight = expf(*part.m - m)/s;
+        if (weight == 0.0f) {
+            continue;
+        }
+        for (int64_t d = 0; d < op.DV; ++d) {
+            out[d] += weight*part.o[d];
+        }
+    }
+}
+
+// q8_0 is the common quantized cache, and ggml's converter of it is compiled for the oldest CPU of the platform.
+static void q8_0_to_float(const block_q8_0 * x, int64_t ne, float * out) {
+    for (int64_t i = 0; i < ne; i += QK8_0, ++x) {
+        const vf d = vf_set1(fp16_to_float(x->d));
+        for (int j = 0; j < QK8_0; j += VF_W) {
+            vf_store(out + i + j, vf_mul(vf_load_i8(x->qs + j), d));
+        }
+    }
+}
+
+template <class Row> static void row_to_float(const char * row, int64_t ne, float * out) {
+    int64_t i = 0;
+    for (; i + VF_W <= ne; i += VF_W) {
+        vf_store(out + i, Row(row).get(i));
+    }
+    if (i < ne) {
+        vf_store_part(out + i, Row(row).part(i, ne - i), ne - i);
+    }
+}
+
+void fattn_to_float(const ggml_tensor * kv, const char * rows, int n_rows, int64_t ne, float * out, int64_t ld) {
+    for (int r = 0; r < n_rows; ++r, rows += kv->nb[1], out += ld) {
+        switch (kv->type) {
+            case GGML_TYPE_F32:  row_to_float<row_f32 >(rows, ne, out); break;
+            case GGML_TYPE_F16:  row_to_float<row_f16 >(rows, ne, out); break;
+            case GGML_TYPE_BF16: row_to_float<row_bf16>(rows, ne, out); break;
+            case GGML_TYPE_Q8_0: q8_0_to_float((const block_q8_0 *) rows, ne, out); break;
+            default:             ggml_get_type_traits(kv->type)->to_float(rows, out, ne);
+        }
+    }
+}
+
+bool ggml_fattn_cpu_takes(const ggml_tensor * op) {
+    static const bool off = [] { const char * s = getenv("GGML_CPU_FATTN"); return s && strcmp(s, "0") == 0; }();
+    if (off) {
+        return false;
+    }
+    const ggml_tensor * q = op->src[0];
+    const ggml_tensor * k = op->src[1];
+    const ggml_tensor * v = op->src[2];
+    const bool alike = k->ne[1] == v->ne[1] && k->ne[2] == v->ne[2] && k->ne[3] == v->ne[3];
+    return alike && q->type == GGML_TYPE_F32 && q->nb[0] == sizeof(float) && readable(k) && readable(v) &&
+        q->ne[2] % k->ne[2] == 0 && q->ne[3] % k->ne[3] == 0;
+}
+
+size_t ggml_fattn_cpu_work_size(const ggml_tensor * tensor, int n_threads) {
+    if (!ggml_fattn_cpu_takes(tensor)) {
+        return 0;
+    }
+    const fattn_op op(tensor);
+    size_t floats = 0, bytes = 0;
+    for (int n = 1; n <= n_threads; ++n) { // a graph may run on fewer threads than it was planned for
+        const fattn_plan plan(op, n);
+        floats = std::max(floats, n*plan.scratch + plan.partials(op));
+        bytes  = std::max(bytes, plan.map);
+    }
+    return 64 + floats*sizeof(float) + bytes;
+}
+
+void ggml_fattn_cpu_compute(const ggml_compute_params * params, ggml_tensor * tensor) {
+    const fattn_op   op(tensor);
+    const fattn_plan plan(op, params->nth);
+
+    float   * work     = (float *) (((uintptr_t) params->wdata + 63)/64*64);
+    float   * scratch  = work + params->ith*plan.scratch;
+    float   * partials = work + params->nth*plan.scratch;
+    uint8_t * map      = (uint8_t *) (partials + plan.partials(op));
+    GGML_ASSERT(map + plan.map <= (uint8_t *) params->wdata + params->wsize);
+
+    if (plan.map > 0) {
+        for (int64_t row = params->ith; row < fattn_map_rows(op); row += params->nth) {
+            fattn_map_mask(op, row, map);
+        }
+    }
+    // The counter of tasks starts behind each thread's first one.
+    const bool counted = plan.n_tasks > params->nth;
+    if (counted && params->ith == 0) {
+        ggml_threadpool_chunk_set(params->threadpool, params->nth);
+    }
+    if (counted || plan.map > 0) {
+        ggml_barrier(params->threadpool);
+    }
+    for (int64_t t = params->ith; t < plan.n_tasks; ) {
+        if (plan.decode) {
+            fattn_decode_task(op, plan, t, scratch, partials);
+        } else {
+            fattn_tile_task(op, plan, t, scratch, plan.map > 0 ? map : nullptr, partials);
+        }
+        t = counted ? ggml_threadpool_chunk_add(params->threadpool, 1) : plan.n_tasks;
+    }
+    if (plan.partial > 0) {
+        ggml_barrier(params->threadpool);
+        for (int64_t row = params->ith; row < op.n_rows(); row += params->nth) {
+            merge(op, plan, row, partials);
+        }
+    }
+}
