@@ -13,6 +13,8 @@
 namespace {
 
 constexpr int ROWS = FATTN_REGISTERS >= 32 ? 4 : 2; // query rows of a micro-kernel
+constexpr int STEP = 32; // columns at a time: what two steps of all heads hold stays in the second-level cache
+static_assert(FATTN_TILE % STEP == 0, "a step must not straddle two tiles");
 
 // s[r][c] = q[r] . k[c] for n rows of K that are nb bytes apart
 template <class K, int R>
@@ -45,7 +47,7 @@ void dots(const char * k, size_t nb, int n, const float * const * q, int dk, flo
             }
         }
         for (int r = 0; r < R; ++r) {
-            vf_sum4(s + r*FATTN_TILE + c, acc[r][0], acc[r][1], acc[r][2], acc[r][3]);
+            vf_sum4(s + r*STEP + c, acc[r][0], acc[r][1], acc[r][2], acc[r][3]);
         }
     }
     for (; c < n; ++c) {
@@ -59,7 +61,7 @@ void dots(const char * k, size_t nb, int n, const float * const * q, int dk, flo
             if (i < dk) {
                 acc = vf_fma(k0.part(i, dk - i), row_f32(q[r]).part(i, dk - i), acc);
             }
-            s[r*FATTN_TILE + c] = vf_sum(acc);
+            s[r*STEP + c] = vf_sum(acc);
         }
     }
 }
@@ -77,7 +79,7 @@ void sums(const char * v, size_t nb, int n, const float * p, int d, float * cons
         const V row(v + c*nb);
         vf x[R];
         for (int r = 0; r < R; ++r) {
-            x[r] = vf_set1(p[r*FATTN_TILE + c]);
+            x[r] = vf_set1(p[r*STEP + c]);
         }
         for (int j = 0; j < N; ++j) {
             const vf a = row.get(d + j*VF_W);
@@ -107,7 +109,7 @@ void sums_of_row(const char * v, size_t nb, int n, const float * p, int dv, floa
         for (int r = 0; r < R; ++r) {
             vf acc = row_f32(o[r]).part(d, dv - d);
             for (int c = 0; c < n; ++c) {
-                acc = vf_fma(V(v + c*nb).part(d, dv - d), vf_set1(p[r*FATTN_TILE + c]), acc);
+                acc = vf_fma(V(v + c*nb).part(d, dv - d), vf_set1(p[r*STEP + c]), acc);
             }
             vf_store_part(o[r] + d, acc, dv - d);
         }
@@ -118,7 +120,7 @@ void sums_of_row(const char * v, size_t nb, int n, const float * p, int dv, floa
 template <class K>
 void all_dots(const char * k, size_t nb, int n, int n_rows, const float * const * q, int dk, float * s) {
     for (int r = 0; r < n_rows; r += ROWS) {
-        float * sr = s + r*FATTN_TILE;
+        float * sr = s + r*STEP;
         switch (std::min(ROWS, n_rows - r)) {
             case 1: dots<K, 1>(k, nb, n, q + r, dk, sr); break;
             case 2: dots<K, 2>(k, nb, n, q + r, dk, sr); break;
@@ -130,7 +132,7 @@ void all_dots(const char * k, size_t nb, int n, int n_rows, const float * const 
 template <class V>
 void all_sums(const char * v, size_t nb, int n, int n_rows, const float * p, int dv, float * const * o) {
     for (int r = 0; r < n_rows; r += ROWS) {
-        const float * pr = p + r*FATTN_TILE;
+        const float * pr = p + r*STEP;
         switch (std::min(ROWS, n_rows - r)) {
             case 1: sums_of_row<V, 1>(v, nb, n, pr, dv, o + r); break;
             case 2: sums_of_row<V, 2>(v, nb, n, pr, dv, o + r); break;
@@ -182,8 +184,46 @@ bool softmax(const fattn_op & op, float * s, int n, const ggml_fp16_t * mask, fl
     return true;
 }
 
+// K and V of the next step, for all heads of the task, on their way into the second-level cache. A head's values are a
+// short piece of each row, so a walk head by head looks to the hardware's prefetcher like jumps from page to page; in
+// pieces between the heads this reads the rows whole and in order.
+struct prefetch {
+    const char * rows[2] = { nullptr, nullptr };
+    size_t nb[2], bytes[2];
+    int n = 0, done = 0;
+
+    void from(const fattn_op & op, int64_t stream, int64_t h0, int64_t h1, int64_t col, int count) {
+        n    = count;
+        done = 0;
+        const ggml_tensor * kv[2] = { op.k, op.v };
+        for (int i = 0; i < 2; ++i) {
+            rows[i]  = op.rows_of(kv[i], stream, h0, col);
+            nb[i]    = kv[i]->nb[1];
+            bytes[i] = (h1 - h0 - 1)*kv[i]->nb[2] + ggml_row_size(kv[i]->type, kv[i]->ne[0]);
+            if (bytes[i] > nb[i]) {
+                n = 0; // heads do not lie side by side
+            }
+        }
+    }
+    void part(int64_t i, int64_t of) {
+#if defined(__GNUC__)
+        for (const int end = n*(i + 1)/of; done < end; ++done) {
+            for (int j = 0; j < 2; ++j) {
+                const char * row = rows[j] + done*nb[j];
+                for (size_t b = 0; b < bytes[j]; b += 64) {
+                    __builtin_prefetch(row + b, 0, 2);
+                }
+            }
+        }
+#else
+        GGML_UNUSED(i);
+        GGML_UNUSED(of);
+#endif
+    }
+};
+
 bool visible(const fattn_op & op, int64_t stream, int64_t head, int64_t n_heads, int64_t col, int n) {
-    for (int64_t h = head; h < head + (op.mask && op.mask->ne[2] > 1 ? n_heads : 1); ++h) {
+    for (int64_t h = head; h < head + n_heads; ++h) {
         for (int64_t t = 0; t < op.n_q; ++t) {
             const ggml_fp16_t * m = op.mask_row(stream, h, t, col);
             if (!m || !fattn_all_masked(m, n)) {
@@ -213,15 +253,21 @@ void fattn_decode_task(const fattn_op & op, const fattn_plan & plan, int64_t t, 
         memset(part.o, 0, op.DV*sizeof(float));
     }
 
-    alignas(64) float s[FATTN_DECODE_ROWS*FATTN_TILE];
-    for (int64_t col = c0; col < c1; col += FATTN_TILE) {
-        const int n = std::min<int64_t>(FATTN_TILE, c1 - col);
-        bool seen = false;
+    alignas(64) float s[FATTN_DECODE_ROWS*STEP];
+    const bool mask_of_head = op.mask && op.mask->ne[2] > 1;
+    const auto seen_at = [&](int64_t col) { return col < c1 && visible(op, stream, h0*op.group, 1, col, std::min<int64_t>(STEP, c1 - col)); };
+
+    bool seen = !mask_of_head && seen_at(c0);
+    for (int64_t col = c0; col < c1; col += STEP) {
+        const int  n    = std::min<int64_t>(STEP, c1 - col);
+        const bool next = !mask_of_head && seen_at(col + STEP);
+        prefetch ahead;
+        if (next) {
+            ahead.from(op, stream, h0, h1, col + STEP, std::min<int64_t>(STEP, c1 - col - STEP));
+        }
         for (int64_t h = h0; h < h1; ++h) {
-            if (h == h0 || (op.mask && op.mask->ne[2] > 1)) {
-                seen = visible(op, stream, h*op.group, op.group, col, n);
-            }
-            if (!seen) {
+            ahead.part(h - h0, h1 - h0);
+            if (!(mask_of_head ? visible(op, stream, h*op.group, op.group, col, n) : seen)) {
                 continue;
             }
             const float * q[FATTN_DECODE_ROWS];
@@ -246,7 +292,7 @@ void fattn_decode_task(const fattn_op & op, const fattn_plan & plan, int64_t t, 
             bool any = false;
             for (int r = 0; r < n_rows; ++r) {
                 const int64_t head = h*op.group + r/op.n_q;
-                any |= softmax(op, s + r*FATTN_TILE, n, op.mask_row(stream, head, r % op.n_q, col), op.slope(head), part[r]);
+                any |= softmax(op, s + r*STEP, n, op.mask_row(stream, head, r % op.n_q, col), op.slope(head), part[r]);
             }
             if (!any) {
                 continue;
@@ -261,5 +307,6 @@ void fattn_decode_task(const fattn_op & op, const fattn_plan & plan, int64_t t, 
                     all_sums<row_f32>((const char *) scratch, op.DV*sizeof(float), n, n_rows, s, op.DV, o);
             }
         }
+        seen = next;
     }
 }
