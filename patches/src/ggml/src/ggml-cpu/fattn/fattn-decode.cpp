@@ -1,14 +1,14 @@
 // Attention of few query rows: split-KV, one pass over K and V for all the query heads that share them.
 //
 // Why: decode reads the whole cache for one token, so the time is that of reading it once. A task takes a range of
-// KV tiles and walks it in the order of memory: tile by tile, and in a tile head by head, since a cell's heads lie
-// side by side. K/V in f32, f16 or bf16 are read as they are, other types are converted a tile at a time.
+// KV tiles and walks it in the order of memory: a few columns at a time, of those head by head, since a cell's heads lie
+// side by side. K/V in f32, f16, bf16 or q8_0 are read as they are, other types are converted a few columns at a time.
 //
 // Use: fattn.cpp calls fattn_decode_task() when a KV head has at most FATTN_DECODE_ROWS query rows.
 
 #include "fattn.h"
 #include "fattn-plan.h"
-#include "fattn-simd.h"
+#include "fattn-rows.h"
 
 namespace {
 
@@ -16,34 +16,59 @@ constexpr int ROWS = FATTN_REGISTERS >= 32 ? 4 : 2; // query rows of a micro-ker
 constexpr int STEP = 32; // columns at a time: what two steps of all heads hold stays in the second-level cache
 static_assert(FATTN_TILE % STEP == 0, "a step must not straddle two tiles");
 
+// The rows that are read next, `ahead` bytes on, on their way into the cache. A head's values are a short piece of each
+// row of the cache, so to the hardware's prefetcher the walk looks like jumps from page to page.
+inline void fetch(const char * p, ptrdiff_t ahead, int bytes) {
+#if defined(__GNUC__)
+    for (int b = 0; b < bytes; b += 64) {
+        __builtin_prefetch(p + ahead + b, 0, 2); // to the second level: the first is too small for it
+    }
+#else
+    GGML_UNUSED(p);
+    GGML_UNUSED(ahead);
+    GGML_UNUSED(bytes);
+#endif
+}
+
 // s[r][c] = q[r] . k[c] for n rows of K that are nb bytes apart
 template <class K, int R>
-void dots(const char * k, size_t nb, int n, const float * const * q, int dk, float * s) {
+void dots(const char * k, size_t nb, int n, const float * const * q, int dk, float * s, ptrdiff_t ahead) {
     int c = 0;
     for (; c + 4 <= n; c += 4) {
         const K k0(k + (c + 0)*nb), k1(k + (c + 1)*nb), k2(k + (c + 2)*nb), k3(k + (c + 3)*nb);
+        for (int j = 0; j < 4; ++j) {
+            fetch(k + (c + j)*nb, ahead, K::bytes(dk));
+        }
         vf acc[R][4];
         for (int r = 0; r < R; ++r) {
             acc[r][0] = acc[r][1] = acc[r][2] = acc[r][3] = vf_zero();
         }
-        const auto add = [&](vf a0, vf a1, vf a2, vf a3, vf x, vf * sum) {
-            sum[0] = vf_fma(a0, x, sum[0]);
-            sum[1] = vf_fma(a1, x, sum[1]);
-            sum[2] = vf_fma(a2, x, sum[2]);
-            sum[3] = vf_fma(a3, x, sum[3]);
-        };
         int i = 0;
-        for (; i + VF_W <= dk; i += VF_W) {
-            const vf a0 = k0.get(i), a1 = k1.get(i), a2 = k2.get(i), a3 = k3.get(i);
+        for (; i + K::N*VF_W <= dk; i += K::N*VF_W) {
+            vf a0[K::N], a1[K::N], a2[K::N], a3[K::N];
+            k0.load(a0, i);
+            k1.load(a1, i);
+            k2.load(a2, i);
+            k3.load(a3, i);
             for (int r = 0; r < R; ++r) {
-                add(a0, a1, a2, a3, vf_load(q[r] + i), acc[r]);
+                for (int u = 0; u < K::N; ++u) {
+                    const vf x = vf_load(q[r] + i + u*VF_W);
+                    acc[r][0] = vf_fma(a0[u], x, acc[r][0]);
+                    acc[r][1] = vf_fma(a1[u], x, acc[r][1]);
+                    acc[r][2] = vf_fma(a2[u], x, acc[r][2]);
+                    acc[r][3] = vf_fma(a3[u], x, acc[r][3]);
+                }
             }
         }
         if (i < dk) {
             const int rest = dk - i;
             const vf a0 = k0.part(i, rest), a1 = k1.part(i, rest), a2 = k2.part(i, rest), a3 = k3.part(i, rest);
             for (int r = 0; r < R; ++r) {
-                add(a0, a1, a2, a3, row_f32(q[r]).part(i, rest), acc[r]);
+                const vf x = row_f32(q[r]).part(i, rest);
+                acc[r][0] = vf_fma(a0, x, acc[r][0]);
+                acc[r][1] = vf_fma(a1, x, acc[r][1]);
+                acc[r][2] = vf_fma(a2, x, acc[r][2]);
+                acc[r][3] = vf_fma(a3, x, acc[r][3]);
             }
         }
         for (int r = 0; r < R; ++r) {
@@ -68,7 +93,7 @@ void dots(const char * k, size_t nb, int n, const float * const * q, int dk, flo
 
 // o[r][d, d + N*VF_W) += p[r][c] * v[c], summed over c
 template <class V, int R, int N>
-void sums(const char * v, size_t nb, int n, const float * p, int d, float * const * o) {
+void sums(const char * v, size_t nb, int n, const float * p, int d, float * const * o, ptrdiff_t ahead) {
     vf acc[R][N];
     for (int r = 0; r < R; ++r) {
         for (int j = 0; j < N; ++j) {
@@ -77,14 +102,23 @@ void sums(const char * v, size_t nb, int n, const float * p, int d, float * cons
     }
     for (int c = 0; c < n; ++c) {
         const V row(v + c*nb);
+        fetch(row.at(d), ahead, V::bytes(N*VF_W));
         vf x[R];
         for (int r = 0; r < R; ++r) {
             x[r] = vf_set1(p[r*STEP + c]);
         }
-        for (int j = 0; j < N; ++j) {
-            const vf a = row.get(d + j*VF_W);
-            for (int r = 0; r < R; ++r) {
-                acc[r][j] = vf_fma(a, x[r], acc[r][j]);
+        constexpr int U = N % V::N == 0 ? V::N : 1;
+        for (int j = 0; j < N; j += U) {
+            vf a[U];
+            if (U == V::N) {
+                row.load(a, d + j*VF_W);
+            } else {
+                a[0] = row.get(d + j*VF_W);
+            }
+            for (int u = 0; u < U; ++u) {
+                for (int r = 0; r < R; ++r) {
+                    acc[r][j + u] = vf_fma(a[u], x[r], acc[r][j + u]);
+                }
             }
         }
     }
@@ -96,14 +130,14 @@ void sums(const char * v, size_t nb, int n, const float * p, int d, float * cons
 }
 
 template <class V, int R>
-void sums_of_row(const char * v, size_t nb, int n, const float * p, int dv, float * const * o) {
+void sums_of_row(const char * v, size_t nb, int n, const float * p, int dv, float * const * o, ptrdiff_t ahead) {
     constexpr int N = std::min(8, FATTN_REGISTERS/2/R);
     int d = 0;
     for (; d + N*VF_W <= dv; d += N*VF_W) {
-        sums<V, R, N>(v, nb, n, p, d, o);
+        sums<V, R, N>(v, nb, n, p, d, o, ahead);
     }
     for (; d + VF_W <= dv; d += VF_W) {
-        sums<V, R, 1>(v, nb, n, p, d, o);
+        sums<V, R, 1>(v, nb, n, p, d, o, ahead);
     }
     if (d < dv) {
         for (int r = 0; r < R; ++r) {
@@ -118,26 +152,26 @@ void sums_of_row(const char * v, size_t nb, int n, const float * p, int dv, floa
 
 // In blocks of ROWS query rows, the last one smaller.
 template <class K>
-void all_dots(const char * k, size_t nb, int n, int n_rows, const float * const * q, int dk, float * s) {
+void all_dots(const char * k, size_t nb, int n, int n_rows, const float * const * q, int dk, float * s, ptrdiff_t ahead) {
     for (int r = 0; r < n_rows; r += ROWS) {
         float * sr = s + r*STEP;
         switch (std::min(ROWS, n_rows - r)) {
-            case 1: dots<K, 1>(k, nb, n, q + r, dk, sr); break;
-            case 2: dots<K, 2>(k, nb, n, q + r, dk, sr); break;
-            case 3: dots<K, std::min(3, ROWS)>(k, nb, n, q + r, dk, sr); break;
-            case 4: dots<K, ROWS>(k, nb, n, q + r, dk, sr); break;
+            case 1: dots<K, 1>(k, nb, n, q + r, dk, sr, ahead); break;
+            case 2: dots<K, 2>(k, nb, n, q + r, dk, sr, ahead); break;
+            case 3: dots<K, std::min(3, ROWS)>(k, nb, n, q + r, dk, sr, ahead); break;
+            case 4: dots<K, ROWS>(k, nb, n, q + r, dk, sr, ahead); break;
         }
     }
 }
 template <class V>
-void all_sums(const char * v, size_t nb, int n, int n_rows, const float * p, int dv, float * const * o) {
+void all_sums(const char * v, size_t nb, int n, int n_rows, const float * p, int dv, float * const * o, ptrdiff_t ahead) {
     for (int r = 0; r < n_rows; r += ROWS) {
         const float * pr = p + r*STEP;
         switch (std::min(ROWS, n_rows - r)) {
-            case 1: sums_of_row<V, 1>(v, nb, n, pr, dv, o + r); break;
-            case 2: sums_of_row<V, 2>(v, nb, n, pr, dv, o + r); break;
-            case 3: sums_of_row<V, std::min(3, ROWS)>(v, nb, n, pr, dv, o + r); break;
-            case 4: sums_of_row<V, ROWS>(v, nb, n, pr, dv, o + r); break;
+            case 1: sums_of_row<V, 1>(v, nb, n, pr, dv, o + r, ahead); break;
+            case 2: sums_of_row<V, 2>(v, nb, n, pr, dv, o + r, ahead); break;
+            case 3: sums_of_row<V, std::min(3, ROWS)>(v, nb, n, pr, dv, o + r, ahead); break;
+            case 4: sums_of_row<V, ROWS>(v, nb, n, pr, dv, o + r, ahead); break;
         }
     }
 }
@@ -184,44 +218,6 @@ bool softmax(const fattn_op & op, float * s, int n, const ggml_fp16_t * mask, fl
     return true;
 }
 
-// K and V of the next step, for all heads of the task, on their way into the second-level cache. A head's values are a
-// short piece of each row, so a walk head by head looks to the hardware's prefetcher like jumps from page to page; in
-// pieces between the heads this reads the rows whole and in order.
-struct prefetch {
-    const char * rows[2] = { nullptr, nullptr };
-    size_t nb[2], bytes[2];
-    int n = 0, done = 0;
-
-    void from(const fattn_op & op, int64_t stream, int64_t h0, int64_t h1, int64_t col, int count) {
-        n    = count;
-        done = 0;
-        const ggml_tensor * kv[2] = { op.k, op.v };
-        for (int i = 0; i < 2; ++i) {
-            rows[i]  = op.rows_of(kv[i], stream, h0, col);
-            nb[i]    = kv[i]->nb[1];
-            bytes[i] = (h1 - h0 - 1)*kv[i]->nb[2] + ggml_row_size(kv[i]->type, kv[i]->ne[0]);
-            if (bytes[i] > nb[i]) {
-                n = 0; // heads do not lie side by side
-            }
-        }
-    }
-    void part(int64_t i, int64_t of) {
-#if defined(__GNUC__)
-        for (const int end = n*(i + 1)/of; done < end; ++done) {
-            for (int j = 0; j < 2; ++j) {
-                const char * row = rows[j] + done*nb[j];
-                for (size_t b = 0; b < bytes[j]; b += 64) {
-                    __builtin_prefetch(row + b, 0, 2);
-                }
-            }
-        }
-#else
-        GGML_UNUSED(i);
-        GGML_UNUSED(of);
-#endif
-    }
-};
-
 bool visible(const fattn_op & op, int64_t stream, int64_t head, int64_t n_heads, int64_t col, int n) {
     for (int64_t h = head; h < head + n_heads; ++h) {
         for (int64_t t = 0; t < op.n_q; ++t) {
@@ -255,20 +251,21 @@ void fattn_decode_task(const fattn_op & op, const fattn_plan & plan, int64_t t, 
 
     alignas(64) float s[FATTN_DECODE_ROWS*STEP];
     const bool mask_of_head = op.mask && op.mask->ne[2] > 1;
-    const auto seen_at = [&](int64_t col) { return col < c1 && visible(op, stream, h0*op.group, 1, col, std::min<int64_t>(STEP, c1 - col)); };
-
-    bool seen = !mask_of_head && seen_at(c0);
     for (int64_t col = c0; col < c1; col += STEP) {
-        const int  n    = std::min<int64_t>(STEP, c1 - col);
-        const bool next = !mask_of_head && seen_at(col + STEP);
-        prefetch ahead;
-        if (next) {
-            ahead.from(op, stream, h0, h1, col + STEP, std::min<int64_t>(STEP, c1 - col - STEP));
+        const int n = std::min<int64_t>(STEP, c1 - col);
+        if (!mask_of_head && !visible(op, stream, h0*op.group, 1, col, n)) {
+            continue;
         }
         for (int64_t h = h0; h < h1; ++h) {
-            ahead.part(h - h0, h1 - h0);
-            if (!(mask_of_head ? visible(op, stream, h*op.group, op.group, col, n) : seen)) {
+            if (mask_of_head && !visible(op, stream, h*op.group, op.group, col, n)) {
                 continue;
+            }
+            const char * k = op.rows_of(op.k, stream, h, col);
+            const char * v = op.rows_of(op.v, stream, h, col);
+            ptrdiff_t k_ahead = 0, v_ahead = 0; // to the same head of the next columns
+            if (col + STEP < c1) {
+                k_ahead = op.rows_of(op.k, stream, h, col + STEP) - k;
+                v_ahead = op.rows_of(op.v, stream, h, col + STEP) - v;
             }
             const float * q[FATTN_DECODE_ROWS];
             float       * o[FATTN_DECODE_ROWS];
@@ -280,14 +277,14 @@ void fattn_decode_task(const fattn_op & op, const fattn_plan & plan, int64_t t, 
                 o[r]    = part[r].o;
             }
 
-            const char * k  = op.rows_of(op.k, stream, h, col);
             switch (op.k->type) {
-                case GGML_TYPE_F32:  all_dots<row_f32 >(k, op.k->nb[1], n, n_rows, q, op.DK, s); break;
-                case GGML_TYPE_F16:  all_dots<row_f16 >(k, op.k->nb[1], n, n_rows, q, op.DK, s); break;
-                case GGML_TYPE_BF16: all_dots<row_bf16>(k, op.k->nb[1], n, n_rows, q, op.DK, s); break;
+                case GGML_TYPE_F32:  all_dots<row_f32 >(k, op.k->nb[1], n, n_rows, q, op.DK, s, k_ahead); break;
+                case GGML_TYPE_F16:  all_dots<row_f16 >(k, op.k->nb[1], n, n_rows, q, op.DK, s, k_ahead); break;
+                case GGML_TYPE_BF16: all_dots<row_bf16>(k, op.k->nb[1], n, n_rows, q, op.DK, s, k_ahead); break;
+                case GGML_TYPE_Q8_0: all_dots<row_q8_0>(k, op.k->nb[1], n, n_rows, q, op.DK, s, k_ahead); break;
                 default:
                     fattn_to_float(op.k, k, n, op.DK, scratch, op.DK);
-                    all_dots<row_f32>((const char *) scratch, op.DK*sizeof(float), n, n_rows, q, op.DK, s);
+                    all_dots<row_f32>((const char *) scratch, op.DK*sizeof(float), n, n_rows, q, op.DK, s, 0);
             }
             bool any = false;
             for (int r = 0; r < n_rows; ++r) {
@@ -297,16 +294,15 @@ void fattn_decode_task(const fattn_op & op, const fattn_plan & plan, int64_t t, 
             if (!any) {
                 continue;
             }
-            const char * v = op.rows_of(op.v, stream, h, col);
             switch (op.v->type) {
-                case GGML_TYPE_F32:  all_sums<row_f32 >(v, op.v->nb[1], n, n_rows, s, op.DV, o); break;
-                case GGML_TYPE_F16:  all_sums<row_f16 >(v, op.v->nb[1], n, n_rows, s, op.DV, o); break;
-                case GGML_TYPE_BF16: all_sums<row_bf16>(v, op.v->nb[1], n, n_rows, s, op.DV, o); break;
+                case GGML_TYPE_F32:  all_sums<row_f32 >(v, op.v->nb[1], n, n_rows, s, op.DV, o, v_ahead); break;
+                case GGML_TYPE_F16:  all_sums<row_f16 >(v, op.v->nb[1], n, n_rows, s, op.DV, o, v_ahead); break;
+                case GGML_TYPE_BF16: all_sums<row_bf16>(v, op.v->nb[1], n, n_rows, s, op.DV, o, v_ahead); break;
+                case GGML_TYPE_Q8_0: all_sums<row_q8_0>(v, op.v->nb[1], n, n_rows, s, op.DV, o, v_ahead); break;
                 default:
                     fattn_to_float(op.v, v, n, op.DV, scratch, op.DV);
-                    all_sums<row_f32>((const char *) scratch, op.DV*sizeof(float), n, n_rows, s, op.DV, o);
+                    all_sums<row_f32>((const char *) scratch, op.DV*sizeof(float), n, n_rows, s, op.DV, o, 0);
             }
         }
-        seen = next;
     }
 }

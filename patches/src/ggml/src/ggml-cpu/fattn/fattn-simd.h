@@ -232,32 +232,6 @@ inline vf vf_tanh(vf x) {
     return vf_sub(vf_set1(1.0f), vf_div(vf_set1(2.0f), vf_add(e, vf_set1(1.0f))));
 }
 
-// The first n < VF_W values, zeros behind them; reads nothing past them.
-template <class T> inline void vf_head(T * head, const T * p, int n) {
-    memset(head, 0, VF_W*sizeof(T));
-    memcpy(head, p, n*sizeof(T));
-}
-
-// A row of K or V as its cache stores it: get(i) is values [i, i + VF_W), part(i, n) the first n of them.
-struct row_f32 {
-    const float * p;
-    explicit row_f32(const void * row) : p((const float *) row) {}
-    vf get(int i) const { return vf_load(p + i); }
-    vf part(int i, int n) const { float t[VF_W]; vf_head(t, p + i, n); return vf_load(t); }
-};
-struct row_f16 {
-    const ggml_fp16_t * p;
-    explicit row_f16(const void * row) : p((const ggml_fp16_t *) row) {}
-    vf get(int i) const { return vf_load_f16(p + i); }
-    vf part(int i, int n) const { ggml_fp16_t t[VF_W]; vf_head(t, p + i, n); return vf_load_f16(t); }
-};
-struct row_bf16 {
-    const ggml_bf16_t * p;
-    explicit row_bf16(const void * row) : p((const ggml_bf16_t *) row) {}
-    vf get(int i) const { return vf_load_bf16(p + i); }
-    vf part(int i, int n) const { ggml_bf16_t t[VF_W]; vf_head(t, p + i, n); return vf_load_bf16(t); }
-};
-
 inline void vf_store_part(float * p, vf a, int n) {
     float t[VF_W];
     vf_store(t, a);

@@ -2,17 +2,16 @@
 
 #include "fattn.h"
 #include "fattn-plan.h"
-#include "fattn-simd.h"
-
-#define GGML_COMMON_DECL_CPP
-#include "ggml-common.h"
+#include "fattn-rows.h"
 
 #include <cmath>
 #include <cstdlib>
 
 namespace {
 
-bool direct(ggml_type type) { return type == GGML_TYPE_F32 || type == GGML_TYPE_F16 || type == GGML_TYPE_BF16; }
+bool direct(ggml_type type) {
+    return type == GGML_TYPE_F32 || type == GGML_TYPE_F16 || type == GGML_TYPE_BF16 || type == GGML_TYPE_Q8_0;
+}
 
 bool readable(const ggml_tensor * kv) {
     return kv->nb[0] == ggml_type_size(kv->type) && (direct(kv->type) || ggml_get_type_traits(kv->type)->to_float);
@@ -154,23 +153,19 @@ static void merge(const fattn_op & op, const fattn_plan & plan, int64_t row, flo
     }
 }
 
-// q8_0 is the common quantized cache, and ggml's converter of it is compiled for the oldest CPU of the platform.
-static void q8_0_to_float(const block_q8_0 * x, int64_t ne, float * out) {
-    for (int64_t i = 0; i < ne; i += QK8_0, ++x) {
-        const vf d = vf_set1(fp16_to_float(x->d));
-        for (int j = 0; j < QK8_0; j += VF_W) {
-            vf_store(out + i + j, vf_mul(vf_load_i8(x->qs + j), d));
+template <class Row> static void row_to_float(const char * from, int64_t ne, float * out) {
+    const Row row(from);
+    constexpr int step = Row::N*VF_W;
+    int64_t i = 0;
+    for (; i + step <= ne; i += step) {
+        vf x[Row::N];
+        row.load(x, i);
+        for (int j = 0; j < Row::N; ++j) {
+            vf_store(out + i + j*VF_W, x[j]);
         }
     }
-}
-
-template <class Row> static void row_to_float(const char * row, int64_t ne, float * out) {
-    int64_t i = 0;
-    for (; i + VF_W <= ne; i += VF_W) {
-        vf_store(out + i, Row(row).get(i));
-    }
-    if (i < ne) {
-        vf_store_part(out + i, Row(row).part(i, ne - i), ne - i);
+    if (i < ne) { // of plain rows alone
+        vf_store_part(out + i, row.part(i, ne - i), ne - i);
     }
 }
 
@@ -180,7 +175,7 @@ void fattn_to_float(const ggml_tensor * kv, const char * rows, int n_rows, int64
             case GGML_TYPE_F32:  row_to_float<row_f32 >(rows, ne, out); break;
             case GGML_TYPE_F16:  row_to_float<row_f16 >(rows, ne, out); break;
             case GGML_TYPE_BF16: row_to_float<row_bf16>(rows, ne, out); break;
-            case GGML_TYPE_Q8_0: q8_0_to_float((const block_q8_0 *) rows, ne, out); break;
+            case GGML_TYPE_Q8_0: row_to_float<row_q8_0>(rows, ne, out); break; // ggml's is compiled for the oldest CPU
             default:             ggml_get_type_traits(kv->type)->to_float(rows, out, ne);
         }
     }
