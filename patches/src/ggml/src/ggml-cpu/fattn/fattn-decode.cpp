@@ -40,6 +40,7 @@ void dots(const char * k, size_t nb, int n, const float * const * q, int dk, flo
             fetch(k + (c + j)*nb, ahead, K::bytes(dk));
         }
         vf acc[R][4];
+        FATTN_UNROLL
         for (int r = 0; r < R; ++r) {
             acc[r][0] = acc[r][1] = acc[r][2] = acc[r][3] = vf_zero();
         }
@@ -50,7 +51,9 @@ void dots(const char * k, size_t nb, int n, const float * const * q, int dk, flo
             k1.load(a1, i);
             k2.load(a2, i);
             k3.load(a3, i);
+            FATTN_UNROLL
             for (int r = 0; r < R; ++r) {
+                FATTN_UNROLL
                 for (int u = 0; u < K::N; ++u) {
                     const vf x = vf_load(q[r] + i + u*VF_W);
                     acc[r][0] = vf_fma(a0[u], x, acc[r][0]);
@@ -63,6 +66,7 @@ void dots(const char * k, size_t nb, int n, const float * const * q, int dk, flo
         if (i < dk) {
             const int rest = dk - i;
             const vf a0 = k0.part(i, rest), a1 = k1.part(i, rest), a2 = k2.part(i, rest), a3 = k3.part(i, rest);
+            FATTN_UNROLL
             for (int r = 0; r < R; ++r) {
                 const vf x = row_f32(q[r]).part(i, rest);
                 acc[r][0] = vf_fma(a0, x, acc[r][0]);
@@ -71,6 +75,7 @@ void dots(const char * k, size_t nb, int n, const float * const * q, int dk, flo
                 acc[r][3] = vf_fma(a3, x, acc[r][3]);
             }
         }
+        FATTN_UNROLL
         for (int r = 0; r < R; ++r) {
             vf_sum4(s + r*STEP + c, acc[r][0], acc[r][1], acc[r][2], acc[r][3]);
         }
@@ -95,7 +100,9 @@ void dots(const char * k, size_t nb, int n, const float * const * q, int dk, flo
 template <class V, int R, int N>
 void sums(const char * v, size_t nb, int n, const float * p, int d, float * const * o, ptrdiff_t ahead) {
     vf acc[R][N];
+    FATTN_UNROLL
     for (int r = 0; r < R; ++r) {
+        FATTN_UNROLL
         for (int j = 0; j < N; ++j) {
             acc[r][j] = vf_load(o[r] + d + j*VF_W);
         }
@@ -103,26 +110,30 @@ void sums(const char * v, size_t nb, int n, const float * p, int d, float * cons
     for (int c = 0; c < n; ++c) {
         const V row(v + c*nb);
         fetch(row.at(d), ahead, V::bytes(N*VF_W));
-        vf x[R];
-        for (int r = 0; r < R; ++r) {
-            x[r] = vf_set1(p[r*STEP + c]);
-        }
-        constexpr int U = N % V::N == 0 ? V::N : 1;
-        for (int j = 0; j < N; j += U) {
-            vf a[U];
-            if (U == V::N) {
-                row.load(a, d + j*VF_W);
-            } else {
-                a[0] = row.get(d + j*VF_W);
+        vf a[N];
+        if constexpr (N % V::N == 0) {
+            FATTN_UNROLL
+            for (int j = 0; j < N; j += V::N) {
+                row.load(a + j, d + j*VF_W);
             }
-            for (int u = 0; u < U; ++u) {
-                for (int r = 0; r < R; ++r) {
-                    acc[r][j + u] = vf_fma(a[u], x[r], acc[r][j + u]);
-                }
+        } else {
+            FATTN_UNROLL
+            for (int j = 0; j < N; ++j) {
+                a[j] = row.get(d + j*VF_W);
+            }
+        }
+        FATTN_UNROLL
+        for (int r = 0; r < R; ++r) {
+            const vf x = vf_set1(p[r*STEP + c]);
+            FATTN_UNROLL
+            for (int j = 0; j < N; ++j) {
+                acc[r][j] = vf_fma(a[j], x, acc[r][j]);
             }
         }
     }
+    FATTN_UNROLL
     for (int r = 0; r < R; ++r) {
+        FATTN_UNROLL
         for (int j = 0; j < N; ++j) {
             vf_store(o[r] + d + j*VF_W, acc[r][j]);
         }
