@@ -1,7 +1,8 @@
 """Without SWAA the patched library computes exactly what the unpatched one does.
 
-Bit for bit: the same instructions on the same numbers, or a call site changed something it had no business with. The
-unpatched library comes from `make baseline` (same compiler, same flags); SWAA_EDGE_BASELINE names another folder.
+Bit for bit: the same instructions on the same numbers, or a call site changed something it had no business with. Only
+attention on the CPU has other kernels, SWAA or not (docs/cpu-kernels.md); here it is left to upstream's. The unpatched
+library comes from `make baseline` (same compiler, same flags); SWAA_EDGE_BASELINE names another folder.
 
     make baseline && pytest tests/test_off_is_off.py
 """
@@ -12,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from engine import Engine
-from engine_fixtures import engine, zoo  # noqa: F401
+from engine import Engine, library_dir
+from engine_fixtures import zoo  # noqa: F401
 from grid import Case, plan
 
 BASELINE = Path(os.environ.get("SWAA_EDGE_BASELINE") or Path(__file__).parent.parent / "build" / "baseline" / "lib")
@@ -35,6 +36,21 @@ CASES = [
         "stablelm/3 W31 S4 s111 d010 f16 table b512 u512 t1 p300+4 unified auto r10",
     )
 ]
+
+
+@pytest.fixture(scope="module")
+def engine():
+    """An Engine with the patched library, which leaves attention on the CPU to upstream's kernels."""
+    from swaa_edge.errors import NativeLibraryError
+
+    try:
+        folder = library_dir()
+    except NativeLibraryError as error:
+        pytest.skip(str(error))
+    with pytest.MonkeyPatch.context() as patch, Engine(folder) as running:
+        patch.setenv("GGML_CPU_FATTN", "0")
+        running.start()
+        yield running
 
 
 @pytest.fixture(scope="module")
