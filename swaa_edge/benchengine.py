@@ -182,7 +182,7 @@ class _Engine:
         params.n_threads_batch = job.prefill_threads or os.cpu_count() or 1
         params.type_k = params.type_v = job.cache_type
         params.swa_full = job.swa_full
-        params.flash_attn_type = 1  # LLAMA_FLASH_ATTN_TYPE_ENABLED
+        params.flash_attn_type = int(job.flash_attn)  # LLAMA_FLASH_ATTN_TYPE_ENABLED or _DISABLED
         context = self.api.llama_init_from_model(self._model, params)
         if not context:
             raise _Refused(self._reason(f"llama.cpp can't make a context of {job.n_ctx} tokens; too little memory?"))

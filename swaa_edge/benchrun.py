@@ -36,7 +36,8 @@ class Job:
     """One measurement: prefill `tokens`, then feed `decode` more, one at a time. Sizes in tokens.
 
     threads, prefill_threads: None for what SwaaLlama takes by itself. cache_type: number of the ggml type.
-    swa_full: keep K and V of the whole context where a ring would do.
+    swa_full: keep K and V of the whole context where a ring would do. flash_attn: False only for full attention, and
+    not with a quantized cache.
     """
 
     model: str
@@ -51,6 +52,7 @@ class Job:
     cache_type: int = 1
     gpu_layers: int = -1
     swa_full: bool = False
+    flash_attn: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
