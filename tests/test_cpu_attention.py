@@ -87,7 +87,7 @@ def test_against_the_definition(ours, upstream, case):
     for threads in THREADS:
         first, second = ours.attend(case, tensors, threads, runs=2)
         where = f"on {threads} threads; {case!r}"
-        assert np.isfinite(first).all(), where
+        assert np.isfinite(first).all(), f"not finite {where}"
         assert not first[nothing].any(), f"rows that see nothing are not zero {where}"
         same = first.tobytes() == second.tobytes()  # pytest takes minutes to tell how bytes differ
         assert same, f"two runs differ by {np.abs(first - second).max()} {where}"
