@@ -7,7 +7,9 @@
 // Use: fattn.cpp calls fattn_decode_task() when a KV head has at most FATTN_DECODE_ROWS query rows.
 
 #include "fattn.h"
+#include "fattn-decode-q8.h"
 #include "fattn-plan.h"
+#include "fattn-quants.h"
 #include "fattn-rows.h"
 
 namespace {
@@ -16,20 +18,6 @@ constexpr int ROWS = FATTN_REGISTERS >= 32 ? 4 : 2; // query rows of a micro-ker
 constexpr int STEP = 32; // columns at a time: what two steps of all heads hold stays in the second-level cache
 static_assert(FATTN_TILE % STEP == 0, "a step must not straddle two tiles");
 
-// The rows that are read next, `ahead` bytes on, on their way into the cache. A head's values are a short piece of each
-// row of the cache, so to the hardware's prefetcher the walk looks like jumps from page to page.
-inline void fetch(const char * p, ptrdiff_t ahead, int bytes) {
-#if defined(__GNUC__)
-    for (int b = 0; b < bytes; b += 64) {
-        __builtin_prefetch(p + ahead + b, 0, 2); // to the second level: the first is too small for it
-    }
-#else
-    GGML_UNUSED(p);
-    GGML_UNUSED(ahead);
-    GGML_UNUSED(bytes);
-#endif
-}
-
 // s[r][c] = q[r] . k[c] for n rows of K that are nb bytes apart
 template <class K, int R>
 void dots(const char * k, size_t nb, int n, const float * const * q, int dk, float * s, ptrdiff_t ahead) {
@@ -37,7 +25,7 @@ void dots(const char * k, size_t nb, int n, const float * const * q, int dk, flo
     for (; c + 4 <= n; c += 4) {
         const K k0(k + (c + 0)*nb), k1(k + (c + 1)*nb), k2(k + (c + 2)*nb), k3(k + (c + 3)*nb);
         for (int j = 0; j < 4; ++j) {
-            fetch(k + (c + j)*nb, ahead, K::bytes(dk));
+            fattn_fetch(k + (c + j)*nb, ahead, K::bytes(dk));
         }
         vf acc[R][4];
         FATTN_UNROLL
@@ -109,7 +97,7 @@ void sums(const char * v, size_t nb, int n, const float * p, int d, float * cons
     }
     for (int c = 0; c < n; ++c) {
         const V row(v + c*nb);
-        fetch(row.at(d), ahead, V::bytes(N*VF_W));
+        fattn_fetch(row.at(d), ahead, V::bytes(N*VF_W));
         vf a[N];
         if constexpr (N % V::N == 0) {
             FATTN_UNROLL
@@ -241,7 +229,128 @@ bool visible(const fattn_op & op, int64_t stream, int64_t head, int64_t n_heads,
     return false;
 }
 
+bool in_floats(ggml_type type) {
+    return type == GGML_TYPE_F32 || type == GGML_TYPE_F16 || type == GGML_TYPE_BF16;
+}
+bool in_integers(ggml_type type) { return FATTN_INT && fattn_like_q8_0(type); }
+
+// What a task keeps beside its partial results. Floats, in the order of memory.
+struct workspace {
+    float * query;  // in_integers(K): [KV head of the task][query row], rounded
+    float * rows;   // [STEP rows of K or V], where they can't be read as they are
+    float * scales; // 16 bits: [blocks of V][STEP]
+    float * unit;   // [ROWS][blocks of V]
+    float * weight; // 16 bits: [ROWS][blocks of V][STEP]
+    int64_t size;
+
+    workspace(const fattn_op & op, int64_t n_heads, float * at) {
+        const int64_t widest = std::max(op.DK, op.DV);
+        const auto take = [&](size_t n) { float * p = at + size; size += fattn_padded(n); return p; };
+        size   = 0;
+        query  = rows = scales = unit = weight = nullptr;
+        if (!in_floats(op.k->type) || !in_floats(op.v->type)) {
+            rows = take(STEP*widest);
+        }
+#if FATTN_INT
+        query  = take(n_heads*op.group*op.n_q*q8_vector::floats(op.DK));
+        scales = take(op.DV/QK8_0*STEP/2);
+        unit   = take(ROWS*(op.DV/QK8_0));
+        weight = take(ROWS*(op.DV/QK8_0)*STEP/2);
+#else
+        GGML_UNUSED(n_heads);
+#endif
+    }
+};
+
+// Rows where they can be read: `as`, or as they are.
+struct rows_at { const char * p; size_t nb; ptrdiff_t ahead; };
+
+#if FATTN_INT
+rows_at rows_as_q8_0(const ggml_tensor * kv, rows_at from, int n, int64_t ne, float * to) {
+    if (kv->type == GGML_TYPE_Q8_0) {
+        return from;
+    }
+    const size_t nb = ne/QK8_0*sizeof(block_q8_0);
+    for (int c = 0; c < n; ++c) {
+        fattn_fetch(from.p + c*from.nb, from.ahead, ggml_row_size(kv->type, ne));
+        fattn_as_q8_0(kv->type, from.p + c*from.nb, ne, (block_q8_0 *) ((char *) to + c*nb));
+    }
+    return { (const char *) to, nb, 0 };
+}
+#endif
+
+rows_at rows_as_f32(const ggml_tensor * kv, rows_at from, int n, int64_t ne, float * to) {
+    for (int c = 0; c < n; ++c) {
+        fattn_fetch(from.p + c*from.nb, from.ahead, ggml_row_size(kv->type, ne));
+    }
+    fattn_to_float(kv, from.p, n, ne, to, ne);
+    return { (const char *) to, ne*sizeof(float), 0 };
+}
+
+// s[r][c]: the query rows q[r], rounded ones from `query` on, times n rows of K
+void scores(const fattn_op & op, const workspace & work, rows_at k, int n, int n_rows, const float * const * q, float * query, float * s) {
+    switch (op.k->type) {
+        case GGML_TYPE_F32:  return all_dots<row_f32 >(k.p, k.nb, n, n_rows, q, op.DK, s, k.ahead);
+        case GGML_TYPE_F16:  return all_dots<row_f16 >(k.p, k.nb, n, n_rows, q, op.DK, s, k.ahead);
+        case GGML_TYPE_BF16: return all_dots<row_bf16>(k.p, k.nb, n, n_rows, q, op.DK, s, k.ahead);
+        default: break;
+    }
+#if FATTN_INT
+    if (in_integers(op.k->type)) {
+        k = rows_as_q8_0(op.k, k, n, op.DK, work.rows);
+        for (int r = 0; r < n_rows; r += ROWS) {
+            const q8_vector * rounded[ROWS];
+            for (int i = 0; i < ROWS; ++i) {
+                rounded[i] = (const q8_vector *) (query + std::min(r + i, n_rows - 1)*q8_vector::floats(op.DK));
+            }
+            switch (std::min(ROWS, n_rows - r)) {
+                case 1: q8_dots<1>(k.p, k.nb, n, rounded, op.DK, s + r*STEP, STEP, k.ahead); break;
+                case 2: q8_dots<2>(k.p, k.nb, n, rounded, op.DK, s + r*STEP, STEP, k.ahead); break;
+                case 3: q8_dots<std::min(3, ROWS)>(k.p, k.nb, n, rounded, op.DK, s + r*STEP, STEP, k.ahead); break;
+                case 4: q8_dots<ROWS>(k.p, k.nb, n, rounded, op.DK, s + r*STEP, STEP, k.ahead); break;
+            }
+        }
+        return;
+    }
+#endif
+    GGML_UNUSED(query);
+    k = rows_as_f32(op.k, k, n, op.DK, work.rows);
+    all_dots<row_f32>(k.p, k.nb, n, n_rows, q, op.DK, s, k.ahead);
+}
+
+// o[r] += p[r][c] * v[c] of n rows of V; p is 0 from n on
+void outputs(const fattn_op & op, const workspace & work, rows_at v, int n, int n_rows, const float * p, float * const * o) {
+    switch (op.v->type) {
+        case GGML_TYPE_F32:  return all_sums<row_f32 >(v.p, v.nb, n, n_rows, p, op.DV, o, v.ahead);
+        case GGML_TYPE_F16:  return all_sums<row_f16 >(v.p, v.nb, n, n_rows, p, op.DV, o, v.ahead);
+        case GGML_TYPE_BF16: return all_sums<row_bf16>(v.p, v.nb, n, n_rows, p, op.DV, o, v.ahead);
+        default: break;
+    }
+#if FATTN_INT
+    if (in_integers(op.v->type)) {
+        v = rows_as_q8_0(op.v, v, n, op.DV, work.rows);
+        const int64_t blocks = op.DV/QK8_0;
+        int16_t * w = (int16_t *) work.weight;
+        for (int r = 0; r < n_rows; r += ROWS) {
+            const int R = std::min(ROWS, n_rows - r);
+            q8_weights<STEP>(v.p, v.nb, n, blocks, p + r*STEP, R, (ggml_fp16_t *) work.scales, w, work.unit);
+            switch (R) {
+                case 1: q8_sums_of_row<1>(v.p, v.nb, n, w, work.unit, blocks, STEP, op.DV, o + r, v.ahead); break;
+                case 2: q8_sums_of_row<2>(v.p, v.nb, n, w, work.unit, blocks, STEP, op.DV, o + r, v.ahead); break;
+                case 3: q8_sums_of_row<std::min(3, ROWS)>(v.p, v.nb, n, w, work.unit, blocks, STEP, op.DV, o + r, v.ahead); break;
+                case 4: q8_sums_of_row<ROWS>(v.p, v.nb, n, w, work.unit, blocks, STEP, op.DV, o + r, v.ahead); break;
+            }
+        }
+        return;
+    }
+#endif
+    v = rows_as_f32(op.v, v, n, op.DV, work.rows);
+    all_sums<row_f32>(v.p, v.nb, n, n_rows, p, op.DV, o, v.ahead);
+}
+
 } // namespace
+
+int64_t fattn_decode_scratch(const fattn_op & op, int64_t n_heads) { return workspace(op, n_heads, nullptr).size; }
 
 void fattn_decode_task(const fattn_op & op, const fattn_plan & plan, int64_t t, float * scratch, float * partials) {
     const int64_t block  = t % plan.n_blocks;
@@ -259,6 +368,18 @@ void fattn_decode_task(const fattn_op & op, const fattn_plan & plan, int64_t t, 
         *part.s = 0.0f;
         memset(part.o, 0, op.DV*sizeof(float));
     }
+
+    const workspace work(op, plan.block, scratch);
+#if FATTN_INT
+    const int64_t rounded = q8_vector::floats(op.DK);
+    if (in_integers(op.k->type)) {
+        for (int64_t r = 0; r < (h1 - h0)*n_rows; ++r) {
+            q8_query(op.q_row(stream, h0*op.group + r/op.n_q, r % op.n_q), op.DK, (q8_vector *) (work.query + r*rounded));
+        }
+    }
+#else
+    const int64_t rounded = 0;
+#endif
 
     alignas(64) float s[FATTN_DECODE_ROWS*STEP];
     const bool mask_of_head = op.mask && op.mask->ne[2] > 1;
@@ -288,15 +409,7 @@ void fattn_decode_task(const fattn_op & op, const fattn_plan & plan, int64_t t, 
                 o[r]    = part[r].o;
             }
 
-            switch (op.k->type) {
-                case GGML_TYPE_F32:  all_dots<row_f32 >(k, op.k->nb[1], n, n_rows, q, op.DK, s, k_ahead); break;
-                case GGML_TYPE_F16:  all_dots<row_f16 >(k, op.k->nb[1], n, n_rows, q, op.DK, s, k_ahead); break;
-                case GGML_TYPE_BF16: all_dots<row_bf16>(k, op.k->nb[1], n, n_rows, q, op.DK, s, k_ahead); break;
-                case GGML_TYPE_Q8_0: all_dots<row_q8_0>(k, op.k->nb[1], n, n_rows, q, op.DK, s, k_ahead); break;
-                default:
-                    fattn_to_float(op.k, k, n, op.DK, scratch, op.DK);
-                    all_dots<row_f32>((const char *) scratch, op.DK*sizeof(float), n, n_rows, q, op.DK, s, 0);
-            }
+            scores(op, work, { k, op.k->nb[1], k_ahead }, n, n_rows, q, work.query + (h - h0)*n_rows*rounded, s);
             bool any = false;
             for (int r = 0; r < n_rows; ++r) {
                 const int64_t head = h*op.group + r/op.n_q;
@@ -305,15 +418,12 @@ void fattn_decode_task(const fattn_op & op, const fattn_plan & plan, int64_t t, 
             if (!any) {
                 continue;
             }
-            switch (op.v->type) {
-                case GGML_TYPE_F32:  all_sums<row_f32 >(v, op.v->nb[1], n, n_rows, s, op.DV, o, v_ahead); break;
-                case GGML_TYPE_F16:  all_sums<row_f16 >(v, op.v->nb[1], n, n_rows, s, op.DV, o, v_ahead); break;
-                case GGML_TYPE_BF16: all_sums<row_bf16>(v, op.v->nb[1], n, n_rows, s, op.DV, o, v_ahead); break;
-                case GGML_TYPE_Q8_0: all_sums<row_q8_0>(v, op.v->nb[1], n, n_rows, s, op.DV, o, v_ahead); break;
-                default:
-                    fattn_to_float(op.v, v, n, op.DV, scratch, op.DV);
-                    all_sums<row_f32>((const char *) scratch, op.DV*sizeof(float), n, n_rows, s, op.DV, o, 0);
+            if (n < STEP) {
+                for (int r = 0; r < n_rows; ++r) {
+                    memset(s + r*STEP + n, 0, (STEP - n)*sizeof(float));
+                }
             }
+            outputs(op, work, { v, op.v->nb[1], v_ahead }, n, n_rows, s, o);
         }
     }
 }

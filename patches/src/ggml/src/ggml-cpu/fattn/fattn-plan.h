@@ -109,9 +109,24 @@ void fattn_to_float(const ggml_tensor * kv, const char * rows, int n_rows, int64
 void fattn_decode_task(const fattn_op & op, const fattn_plan & plan, int64_t t, float * scratch, float * partials);
 void fattn_tile_task  (const fattn_op & op, const fattn_plan & plan, int64_t t, float * scratch, const uint8_t * map, float * partials);
 
+int64_t fattn_decode_scratch(const fattn_op & op, int64_t n_heads); // floats, for tasks of up to n_heads KV heads
 int64_t fattn_tile_scratch(const fattn_op & op, int64_t n_rows); // floats, for tasks of up to n_rows
 
 inline size_t fattn_padded(size_t n) { return (n + 15)/16*16; } // floats, to whole cache lines
+
+// The rows that are read next, `ahead` bytes on, on their way into the cache. A head's values are a short piece of each
+// row of the cache, so to the hardware's prefetcher the walk looks like jumps from page to page.
+inline void fattn_fetch(const char * p, ptrdiff_t ahead, int bytes) {
+#if defined(__GNUC__)
+    for (int b = 0; b < bytes; b += 64) {
+        __builtin_prefetch(p + ahead + b, 0, 2); // to the second level: the first is too small for it
+    }
+#else
+    GGML_UNUSED(p);
+    GGML_UNUSED(ahead);
+    GGML_UNUSED(bytes);
+#endif
+}
 
 inline bool fattn_all_masked(const ggml_fp16_t * mask, int n) {
     uint16_t differ = 0;

@@ -9,9 +9,6 @@
 
 #include "fattn-simd.h"
 
-#define GGML_COMMON_DECL_CPP
-#include "ggml-common.h"
-
 namespace {
 
 // The first n < VF_W values, zeros behind them; reads nothing past them.
@@ -37,22 +34,5 @@ template <class T> struct row_plain {
 using row_f32  = row_plain<float>;
 using row_f16  = row_plain<ggml_fp16_t>;
 using row_bf16 = row_plain<ggml_bf16_t>;
-
-struct row_q8_0 {
-    static constexpr int N = QK8_0/VF_W;
-    const block_q8_0 * p;
-    explicit row_q8_0(const void * row) : p((const block_q8_0 *) row) {}
-    vf get(int i) const { return vf_mul(vf_load_i8(p[i/QK8_0].qs + i % QK8_0), vf_set1(fp16_to_float(p[i/QK8_0].d))); }
-    vf part(int, int) const { return vf_zero(); } // never: blocks are whole vectors
-    void load(vf * x, int i) const {
-        const block_q8_0 & b = p[i/QK8_0];
-        const vf d = vf_set1(fp16_to_float(b.d));
-        for (int j = 0; j < N; ++j) {
-            x[j] = vf_mul(vf_load_i8(b.qs + j*VF_W), d);
-        }
-    }
-    const char * at(int i) const { return (const char *) (p + i/QK8_0); }
-    static constexpr int bytes(int n) { return n/QK8_0*(int) sizeof(block_q8_0); }
-};
 
 } // namespace

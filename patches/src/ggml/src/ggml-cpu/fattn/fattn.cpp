@@ -2,22 +2,20 @@
 
 #include "fattn.h"
 #include "fattn-plan.h"
+#include "fattn-quants.h"
 #include "fattn-rows.h"
 
 #include <cmath>
 #include <cstdlib>
 
-namespace {
-
-bool direct(ggml_type type) {
-    return type == GGML_TYPE_F32 || type == GGML_TYPE_F16 || type == GGML_TYPE_BF16 || type == GGML_TYPE_Q8_0;
+static bool readable(const ggml_tensor * kv) {
+    switch (kv->type) {
+        case GGML_TYPE_F32:
+        case GGML_TYPE_F16:
+        case GGML_TYPE_BF16: return kv->nb[0] == ggml_type_size(kv->type);
+        default:             return kv->nb[0] == ggml_type_size(kv->type) && ggml_get_type_traits(kv->type)->to_float;
+    }
 }
-
-bool readable(const ggml_tensor * kv) {
-    return kv->nb[0] == ggml_type_size(kv->type) && (direct(kv->type) || ggml_get_type_traits(kv->type)->to_float);
-}
-
-} // namespace
 
 fattn_op::fattn_op(const ggml_tensor * op)
     : q(op->src[0]), k(op->src[1]), v(op->src[2]), mask(op->src[3]),
@@ -53,7 +51,7 @@ fattn_plan::fattn_plan(const fattn_op & op, int n_threads) {
         block    = (op.n_head_kv + blocks - 1)/blocks;
         n_blocks = (op.n_head_kv + block - 1)/block;
         splits   = wanted/(n_blocks*op.n_stream);
-        scratch  = direct(op.k->type) && direct(op.v->type) ? 0 : fattn_padded(FATTN_TILE*std::max(op.DK, op.DV));
+        scratch  = fattn_decode_scratch(op, block);
         map      = 0;
     } else {
         // Q and O of a task stay in the second-level cache; fewer rows only where threads would idle, and then ranges
@@ -172,11 +170,16 @@ template <class Row> static void row_to_float(const char * from, int64_t ne, flo
 void fattn_to_float(const ggml_tensor * kv, const char * rows, int n_rows, int64_t ne, float * out, int64_t ld) {
     for (int r = 0; r < n_rows; ++r, rows += kv->nb[1], out += ld) {
         switch (kv->type) {
-            case GGML_TYPE_F32:  row_to_float<row_f32 >(rows, ne, out); break;
-            case GGML_TYPE_F16:  row_to_float<row_f16 >(rows, ne, out); break;
-            case GGML_TYPE_BF16: row_to_float<row_bf16>(rows, ne, out); break;
-            case GGML_TYPE_Q8_0: row_to_float<row_q8_0>(rows, ne, out); break; // ggml's is compiled for the oldest CPU
-            default:             ggml_get_type_traits(kv->type)->to_float(rows, out, ne);
+            case GGML_TYPE_F32:    row_to_float<row_f32 >(rows, ne, out); break;
+            case GGML_TYPE_F16:    row_to_float<row_f16 >(rows, ne, out); break;
+            case GGML_TYPE_BF16:   row_to_float<row_bf16>(rows, ne, out); break;
+            case GGML_TYPE_Q8_0:   blocks_to_float<block_q8_0  >(rows, ne, out); break;
+            case GGML_TYPE_Q4_0:   blocks_to_float<block_q4_0  >(rows, ne, out); break;
+            case GGML_TYPE_Q4_1:   blocks_to_float<block_q4_1  >(rows, ne, out); break;
+            case GGML_TYPE_Q5_0:   blocks_to_float<block_q5_0  >(rows, ne, out); break;
+            case GGML_TYPE_Q5_1:   blocks_to_float<block_q5_1  >(rows, ne, out); break;
+            case GGML_TYPE_IQ4_NL: blocks_to_float<block_iq4_nl>(rows, ne, out); break;
+            default:               ggml_get_type_traits(kv->type)->to_float(rows, out, ne);
         }
     }
 }
