@@ -14,8 +14,6 @@
 
 namespace {
 
-constexpr float Q8_LEAST = 1e-30f; // what is smaller counts as zero: its inverse might not be finite
-
 // A query row in 8 bits: for each vector of VB values their scales, what takes FATTN_INT_OFFSET off their sums again, and
 // the values. Lane l of the first two is of the values [4*l, 4*l + 4).
 struct q8_vector {
@@ -30,21 +28,13 @@ struct q8_vector {
 void q8_query(const float * x, int64_t dk, q8_vector * to) {
     memset(to, 0, q8_vector::count(dk)*sizeof(q8_vector));
     for (int64_t b = 0; b < dk; b += QK8_0) {
-        float top = 0.0f, odd = 0.0f; // not a number where x has such or infinities
-        for (int64_t i = b; i < b + QK8_0; ++i) {
-            top  = std::max(top, fabsf(x[i]));
-            odd += x[i]*0.0f;
-        }
-        const vf by = vf_set1(top > Q8_LEAST ? 127.0f/top : 0.0f);
         int16_t q[QK8_0];
-        for (int i = 0; i < QK8_0; i += VF_W) {
-            vf_store_i16(q + i, vf_mul(vf_load(x + b + i), by));
-        }
+        const float scale = vf_round_q8(x + b, q);
         for (int64_t i = b; i < b + QK8_0; ++i) {
             q8_vector & v = to[i/VB];
             v.q[i % VB] = (int8_t) q[i - b];
             v.start[i % VB/4] -= FATTN_INT_OFFSET*q[i - b];
-            v.scale[i % VB/4]  = top/127.0f + odd;
+            v.scale[i % VB/4]  = scale;
         }
     }
 }
@@ -91,22 +81,6 @@ void q8_dots(const char * k, size_t nb, int n, const q8_vector * const * q, int 
     }
 }
 
-// to = x/the largest of them, which it returns
-template <int N>
-inline float q8_normalized(const float * x, float * to) {
-    vf top = vf_zero();
-    for (int i = 0; i < N; i += VF_W) {
-        const vf a = vf_load(x + i);
-        top = vf_max(top, vf_max(a, vf_sub(vf_zero(), a)));
-    }
-    const float most = vf_hmax(top);
-    const vf by = vf_set1(most > Q8_LEAST ? 1.0f/most : 0.0f);
-    for (int i = 0; i < N; i += VF_W) {
-        vf_store(to + i, vf_mul(vf_load(x + i), by));
-    }
-    return most;
-}
-
 // What a column's block adds to a row's sums, in 16 bits: w[r][b][c] = p[r][c]*d[b][c]/unit[r][b], for c < COLUMNS, p
 // being 0 from n on. d: the scales of n rows of V.
 template <int COLUMNS>
@@ -123,18 +97,18 @@ void q8_weights(const char * v, size_t nb, int n, int64_t blocks, const float * 
     alignas(64) float of_row[FATTN_DECODE_ROWS*COLUMNS];
     float most[FATTN_DECODE_ROWS];
     for (int r = 0; r < n_rows; ++r) {
-        most[r] = q8_normalized<COLUMNS>(p + r*COLUMNS, of_row + r*COLUMNS);
+        most[r] = vf_normalized<COLUMNS>(p + r*COLUMNS, of_row + r*COLUMNS, 1.0f);
     }
     for (int64_t b = 0; b < blocks; ++b) {
         alignas(64) float of_block[COLUMNS];
         for (int c = 0; c < COLUMNS; c += VF_W) {
             vf_store(of_block + c, vf_load_f16(scales + b*COLUMNS + c));
         }
-        const float most_of_block = q8_normalized<COLUMNS>(of_block, of_block);
+        const float most_of_block = vf_normalized<COLUMNS>(of_block, of_block, 32767.0f);
         for (int r = 0; r < n_rows; ++r) {
             for (int c = 0; c < COLUMNS; c += VF_W) {
                 const vf x = vf_mul(vf_load(of_row + r*COLUMNS + c), vf_load(of_block + c));
-                vf_store_i16(w + (r*blocks + b)*COLUMNS + c, vf_mul(x, vf_set1(32767.0f)));
+                vf_store_i16(w + (r*blocks + b)*COLUMNS + c, x);
             }
             unit[r*blocks + b] = most[r]*most_of_block/32767.0f;
         }

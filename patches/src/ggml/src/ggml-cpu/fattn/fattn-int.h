@@ -26,6 +26,10 @@ constexpr int VW = 2*VF_W; // values of two columns that are added up at a time
 using vi = __m512i;
 
 inline vi   vi_zero() { return _mm512_setzero_si512(); }
+inline vi   vi_set1(int32_t x) { return _mm512_set1_epi32(x); }
+inline vi   vi_load(const int32_t * p) { return _mm512_loadu_si512(p); }
+inline void vi_store(int32_t * p, vi a) { _mm512_storeu_si512(p, a); }
+inline vf   vf_of(vi a) { return _mm512_cvtepi32_ps(a); }
 inline void vf_store_i16(int16_t * p, vf a) { _mm256_storeu_si256((__m256i *) p, _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(a))); }
 
 inline vi vb_bytes(const block_q8_0 * b, int n) { // two blocks, or one and zeros
@@ -57,6 +61,18 @@ inline vf vb_dot(vb k, const int8_t * q, const int32_t *) {
 }
 #endif
 
+#if defined(__AVX512VNNI__)
+#define FATTN_DOT8  1
+#define FATTN_DOT16 1
+inline vi vi_dot8 (vi acc, vi k, vi q) { return _mm512_dpbusd_epi32(acc, k, q); }
+inline vi vi_dot16(vi acc, vi a, vi b) { return _mm512_dpwssd_epi32(acc, a, b); }
+#else
+inline vi vi_dot16(vi acc, vi a, vi b) { return _mm512_add_epi32(acc, _mm512_madd_epi16(a, b)); }
+#endif
+inline vi vi_pair(vf lo, vf hi) {
+    return _mm512_mask_blend_epi16(0xAAAAAAAAu, _mm512_cvtps_epi32(lo), _mm512_slli_epi32(_mm512_cvtps_epi32(hi), 16));
+}
+
 struct vw { __m512i lo, hi; };
 inline vw vw_load(const int8_t * a, const int8_t * b) {
     const __m512i x = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *) a));
@@ -65,13 +81,8 @@ inline vw vw_load(const int8_t * a, const int8_t * b) {
 }
 inline void vw_add(vi * acc, vw x, int32_t weights) {
     const __m512i w = _mm512_set1_epi32(weights);
-#if defined(__AVX512VNNI__)
-    acc[0] = _mm512_dpwssd_epi32(acc[0], x.lo, w);
-    acc[1] = _mm512_dpwssd_epi32(acc[1], x.hi, w);
-#else
-    acc[0] = _mm512_add_epi32(acc[0], _mm512_madd_epi16(x.lo, w));
-    acc[1] = _mm512_add_epi32(acc[1], _mm512_madd_epi16(x.hi, w));
-#endif
+    acc[0] = vi_dot16(acc[0], x.lo, w);
+    acc[1] = vi_dot16(acc[1], x.hi, w);
 }
 inline void vw_finish(const vi * acc, vf * sums) { // unpacking works within 128 bits: put the values in order
     const __m512i lo = _mm512_set_epi64(11, 10, 3, 2, 9, 8, 1, 0), hi = _mm512_set_epi64(15, 14, 7, 6, 13, 12, 5, 4);
@@ -85,6 +96,10 @@ inline void vw_finish(const vi * acc, vf * sums) { // unpacking works within 128
 using vi = __m256i;
 
 inline vi   vi_zero() { return _mm256_setzero_si256(); }
+inline vi   vi_set1(int32_t x) { return _mm256_set1_epi32(x); }
+inline vi   vi_load(const int32_t * p) { return _mm256_loadu_si256((const __m256i *) p); }
+inline void vi_store(int32_t * p, vi a) { _mm256_storeu_si256((__m256i *) p, a); }
+inline vf   vf_of(vi a) { return _mm256_cvtepi32_ps(a); }
 inline void vf_store_i16(int16_t * p, vf a) {
     const __m256i x = _mm256_cvtps_epi32(a);
     _mm_storeu_si128((__m128i *) p, _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1)));
@@ -111,6 +126,18 @@ inline vf vb_dot(vb k, const int8_t * q, const int32_t *) {
 }
 #endif
 
+#if defined(__AVXVNNI__)
+#define FATTN_DOT8  1
+#define FATTN_DOT16 1
+inline vi vi_dot8 (vi acc, vi k, vi q) { return _mm256_dpbusd_avx_epi32(acc, k, q); }
+inline vi vi_dot16(vi acc, vi a, vi b) { return _mm256_dpwssd_avx_epi32(acc, a, b); }
+#else
+inline vi vi_dot16(vi acc, vi a, vi b) { return _mm256_add_epi32(acc, _mm256_madd_epi16(a, b)); }
+#endif
+inline vi vi_pair(vf lo, vf hi) {
+    return _mm256_blend_epi16(_mm256_cvtps_epi32(lo), _mm256_slli_epi32(_mm256_cvtps_epi32(hi), 16), 0xAA);
+}
+
 struct vw { __m256i lo, hi; };
 inline vw vw_load(const int8_t * a, const int8_t * b) {
     const __m256i x = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *) a));
@@ -119,13 +146,8 @@ inline vw vw_load(const int8_t * a, const int8_t * b) {
 }
 inline void vw_add(vi * acc, vw x, int32_t weights) {
     const __m256i w = _mm256_set1_epi32(weights);
-#if defined(__AVXVNNI__)
-    acc[0] = _mm256_dpwssd_avx_epi32(acc[0], x.lo, w);
-    acc[1] = _mm256_dpwssd_avx_epi32(acc[1], x.hi, w);
-#else
-    acc[0] = _mm256_add_epi32(acc[0], _mm256_madd_epi16(x.lo, w));
-    acc[1] = _mm256_add_epi32(acc[1], _mm256_madd_epi16(x.hi, w));
-#endif
+    acc[0] = vi_dot16(acc[0], x.lo, w);
+    acc[1] = vi_dot16(acc[1], x.hi, w);
 }
 inline void vw_finish(const vi * acc, vf * sums) {
     sums[0] = _mm256_cvtepi32_ps(_mm256_permute2x128_si256(acc[0], acc[1], 0x20));
@@ -138,6 +160,13 @@ inline void vw_finish(const vi * acc, vf * sums) {
 using vi = int32x4_t;
 
 inline vi   vi_zero() { return vdupq_n_s32(0); }
+inline vi   vi_set1(int32_t x) { return vdupq_n_s32(x); }
+inline vi   vi_load(const int32_t * p) { return vld1q_s32(p); }
+inline vf   vf_of(vi a) { return vcvtq_f32_s32(a); }
+#if defined(__ARM_FEATURE_DOTPROD)
+#define FATTN_DOT8 1
+inline vi vi_dot8(vi acc, vi k, vi q) { return vdotq_s32(acc, vreinterpretq_s8_s32(k), vreinterpretq_s8_s32(q)); }
+#endif
 inline void vf_store_i16(int16_t * p, vf a) { vst1_s16(p, vmovn_s32(vcvtnq_s32_f32(a))); }
 inline vf   vb_scales(const block_q8_0 * b, int) { return vdupq_n_f32(fp16_to_float(b->d)); }
 
@@ -173,6 +202,47 @@ inline void vw_finish(const vi * acc, vf * sums) {
 
 #ifndef FATTN_INT_OFFSET
 #define FATTN_INT_OFFSET 0
+#endif
+#ifndef FATTN_DOT8
+#define FATTN_DOT8 0
+#endif
+#ifndef FATTN_DOT16
+#define FATTN_DOT16 0
+#endif
+
+#if FATTN_INT
+
+constexpr float LEAST = 1e-30f; // what is smaller counts as zero: its inverse might not be finite
+
+// to = x*by/the largest magnitude of them, which it returns
+template <int N> inline float vf_normalized(const float * x, float * to, float by) {
+    vf top = vf_zero();
+    for (int i = 0; i < N; i += VF_W) {
+        const vf a = vf_load(x + i);
+        top = vf_max(top, vf_max(a, vf_sub(vf_zero(), a)));
+    }
+    const float most  = vf_hmax(top);
+    const vf    times = vf_set1(most > LEAST ? by/most : 0.0f);
+    for (int i = 0; i < N; i += VF_W) {
+        vf_store(to + i, vf_mul(vf_load(x + i), times));
+    }
+    return most;
+}
+
+// A block's values rounded to 8 bits; returns their scale, not a number if x has such or infinities.
+inline float vf_round_q8(const float * x, int16_t * rounded) {
+    float to[QK8_0];
+    vf odd = vf_zero();
+    for (int i = 0; i < QK8_0; i += VF_W) {
+        odd = vf_fma(vf_load(x + i), vf_zero(), odd);
+    }
+    const float scale = vf_normalized<QK8_0>(x, to, 127.0f)/127.0f;
+    for (int i = 0; i < QK8_0; i += VF_W) {
+        vf_store_i16(rounded + i, vf_load(to + i));
+    }
+    return scale + vf_sum(odd);
+}
+
 #endif
 
 } // namespace

@@ -110,7 +110,7 @@ void fattn_decode_task(const fattn_op & op, const fattn_plan & plan, int64_t t, 
 void fattn_tile_task  (const fattn_op & op, const fattn_plan & plan, int64_t t, float * scratch, const uint8_t * map, float * partials);
 
 int64_t fattn_decode_scratch(const fattn_op & op, int64_t n_heads); // floats, for tasks of up to n_heads KV heads
-int64_t fattn_tile_scratch(const fattn_op & op, int64_t n_rows); // floats, for tasks of up to n_rows
+int64_t fattn_tile_scratch(const fattn_op & op, int64_t n_tokens); // floats, for tasks of up to n_tokens
 
 inline size_t fattn_padded(size_t n) { return (n + 15)/16*16; } // floats, to whole cache lines
 

@@ -64,6 +64,7 @@ inline void vf_sum4(float * p, vf a, vf b, vf c, vf d) {
 }
 inline vf vf_round(vf a)                  { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 inline vf vf_ldexp(vf a, vf n)            { return _mm512_scalef_ps(a, n); }
+inline vf vf_if_less(vf x, float limit, vf a, vf b) { return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, _mm512_set1_ps(limit), _CMP_LT_OQ), b, a); }
 constexpr float VF_EXP_MIN = -105.0f; // below it the result rounds to zero
 
 #elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
@@ -107,6 +108,7 @@ inline vf vf_round(vf a)                  { return _mm256_round_ps(a, _MM_FROUND
 inline vf vf_ldexp(vf a, vf n) {
     return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23)));
 }
+inline vf vf_if_less(vf x, float limit, vf a, vf b) { return _mm256_blendv_ps(b, a, _mm256_cmp_ps(x, _mm256_set1_ps(limit), _CMP_LT_OQ)); }
 inline vf vf_zero_below(vf a, vf x, float limit) { return _mm256_and_ps(a, _mm256_cmp_ps(x, _mm256_set1_ps(limit), _CMP_GE_OQ)); }
 constexpr float VF_EXP_MIN = -87.0f; // below it: zero, instead of denormals
 
@@ -142,6 +144,7 @@ inline vf vf_round(vf a)                  { return vrndnq_f32(a); }
 inline vf vf_ldexp(vf a, vf n) {
     return vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(a), vshlq_n_s32(vcvtnq_s32_f32(n), 23)));
 }
+inline vf vf_if_less(vf x, float limit, vf a, vf b) { return vbslq_f32(vcltq_f32(x, vdupq_n_f32(limit)), a, b); }
 inline vf vf_zero_below(vf a, vf x, float limit) {
     return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(a), vcgeq_f32(x, vdupq_n_f32(limit))));
 }
@@ -200,6 +203,7 @@ inline vf vf_ldexp(vf a, vf n) {
     memcpy(&a, bits, sizeof(bits));
     return a;
 }
+inline vf vf_if_less(vf x, float limit, vf a, vf b) { FATTN_EACH(FATTN_LANE(x, i) < limit ? FATTN_LANE(a, i) : FATTN_LANE(b, i)); }
 inline vf vf_zero_below(vf a, vf x, float limit) { FATTN_EACH(FATTN_LANE(x, i) >= limit ? FATTN_LANE(a, i) : 0.0f); }
 constexpr float VF_EXP_MIN = -87.0f;
 #undef FATTN_EACH
@@ -235,10 +239,18 @@ inline vf vf_exp(vf x) {
 #endif
 }
 
-// tanh for the soft cap: absolute error below 2e-7.
+// tanh for the soft cap, which multiplies its error: relative error below 3e-7. Where 1 - 2/(e^2x + 1) would lose digits,
+// x plus x^3 times a polynomial of degree 4 in x^2, fitted for the least largest relative error on [0, 0.625].
 inline vf vf_tanh(vf x) {
-    const vf e = vf_exp(vf_min(vf_max(vf_add(x, x), vf_set1(-40.0f)), vf_set1(40.0f)));
-    return vf_sub(vf_set1(1.0f), vf_div(vf_set1(2.0f), vf_add(e, vf_set1(1.0f))));
+    const vf e   = vf_exp(vf_min(vf_max(vf_add(x, x), vf_set1(-40.0f)), vf_set1(40.0f)));
+    const vf far = vf_sub(vf_set1(1.0f), vf_div(vf_set1(2.0f), vf_add(e, vf_set1(1.0f))));
+    const vf xx  = vf_mul(x, x);
+    vf p = vf_set1(-0.0057050325f);
+    p = vf_fma(p, xx, vf_set1(0.0206391253f));
+    p = vf_fma(p, xx, vf_set1(-0.0537397265f));
+    p = vf_fma(p, xx, vf_set1(0.133314416f));
+    p = vf_fma(p, xx, vf_set1(-0.333332807f));
+    return vf_if_less(xx, 0.625f*0.625f, vf_fma(vf_mul(p, xx), x, x), far);
 }
 
 inline void vf_store_part(float * p, vf a, int n) {

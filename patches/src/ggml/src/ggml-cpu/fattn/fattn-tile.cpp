@@ -8,11 +8,14 @@
 //   K [column][DK], broadcast      x  Q panel [DK][rows]  ->  S [column][rows]
 //   S [column][rows], broadcast    x  V [column][DV]      ->  O [row][DV]
 //
+// Blocks of 8 bits or fewer are multiplied as integers where the CPU is good at it (fattn-tile-q8.h).
+//
 // Use: fattn.cpp calls fattn_tile_task() when a KV head has more than FATTN_DECODE_ROWS query rows.
 
 #include "fattn.h"
 #include "fattn-plan.h"
 #include "fattn-simd.h"
+#include "fattn-tile-q8.h"
 
 #include <cfloat>
 
@@ -23,13 +26,16 @@ constexpr int RM = FATTN_REGISTERS >= 32 || VF_W > 4 ? 6 : 4;
 constexpr int RN = FATTN_REGISTERS >= 32 ? 4 : 2;
 constexpr int PANEL = RN*VF_W; // query rows of a panel, at most
 
+// What becomes of the sums: they are the result, they go on from it, or they are added to it.
+enum { NEW, ON, ADDED };
+
 // c[i][j] (+)= sum over k of a[i*am + k*ak]*b[k*ldb + j], for R rows and N vectors of columns
-template <int R, int N, bool ADD>
+template <int R, int N, int TO>
 inline void product(int n_k, const float * a, int64_t am, int64_t ak, const float * b, int64_t ldb, float * c, int64_t ldc) {
     vf acc[R][N];
     for (int i = 0; i < R; ++i) {
         for (int j = 0; j < N; ++j) {
-            acc[i][j] = ADD ? vf_load(c + i*ldc + j*VF_W) : vf_zero();
+            acc[i][j] = TO == ON ? vf_load(c + i*ldc + j*VF_W) : vf_zero();
         }
     }
     for (int k = 0; k < n_k; ++k) {
@@ -46,39 +52,45 @@ inline void product(int n_k, const float * a, int64_t am, int64_t ak, const floa
     }
     for (int i = 0; i < R; ++i) {
         for (int j = 0; j < N; ++j) {
+            if constexpr (TO == ADDED) {
+                acc[i][j] = vf_add(vf_load(c + i*ldc + j*VF_W), acc[i][j]);
+            }
             vf_store(c + i*ldc + j*VF_W, acc[i][j]);
         }
     }
 }
 
 // n_i rows, in blocks of RM
-template <int N, bool ADD>
+template <int N, int TO>
 void rows(int n_i, int n_k, const float * a, int64_t am, int64_t ak, const float * b, int64_t ldb, float * c, int64_t ldc) {
     int i = 0;
     for (; i + RM <= n_i; i += RM) {
-        product<RM, N, ADD>(n_k, a + i*am, am, ak, b, ldb, c + i*ldc, ldc);
+        product<RM, N, TO>(n_k, a + i*am, am, ak, b, ldb, c + i*ldc, ldc);
     }
     switch (n_i - i) {
-        case 1: product<1, N, ADD>(n_k, a + i*am, am, ak, b, ldb, c + i*ldc, ldc); break;
-        case 2: product<2, N, ADD>(n_k, a + i*am, am, ak, b, ldb, c + i*ldc, ldc); break;
-        case 3: product<3, N, ADD>(n_k, a + i*am, am, ak, b, ldb, c + i*ldc, ldc); break;
-        case 4: product<std::min(4, RM), N, ADD>(n_k, a + i*am, am, ak, b, ldb, c + i*ldc, ldc); break;
-        case 5: product<std::min(5, RM), N, ADD>(n_k, a + i*am, am, ak, b, ldb, c + i*ldc, ldc); break;
+        case 1: product<1, N, TO>(n_k, a + i*am, am, ak, b, ldb, c + i*ldc, ldc); break;
+        case 2: product<2, N, TO>(n_k, a + i*am, am, ak, b, ldb, c + i*ldc, ldc); break;
+        case 3: product<3, N, TO>(n_k, a + i*am, am, ak, b, ldb, c + i*ldc, ldc); break;
+        case 4: product<std::min(4, RM), N, TO>(n_k, a + i*am, am, ak, b, ldb, c + i*ldc, ldc); break;
+        case 5: product<std::min(5, RM), N, TO>(n_k, a + i*am, am, ak, b, ldb, c + i*ldc, ldc); break;
     }
 }
 
 // n_j vectors of columns, in blocks of RN
-template <bool ADD>
+template <int TO>
 void product_of(int n_i, int n_j, int n_k, const float * a, int64_t am, int64_t ak, const float * b, int64_t ldb, float * c, int64_t ldc) {
     for (; n_j >= RN; n_j -= RN, b += RN*VF_W, c += RN*VF_W) {
-        rows<RN, ADD>(n_i, n_k, a, am, ak, b, ldb, c, ldc);
+        rows<RN, TO>(n_i, n_k, a, am, ak, b, ldb, c, ldc);
     }
     switch (n_j) {
-        case 1: rows<1, ADD>(n_i, n_k, a, am, ak, b, ldb, c, ldc); break;
-        case 2: rows<std::min(2, RN), ADD>(n_i, n_k, a, am, ak, b, ldb, c, ldc); break;
-        case 3: rows<std::min(3, RN), ADD>(n_i, n_k, a, am, ak, b, ldb, c, ldc); break;
+        case 1: rows<1, TO>(n_i, n_k, a, am, ak, b, ldb, c, ldc); break;
+        case 2: rows<std::min(2, RN), TO>(n_i, n_k, a, am, ak, b, ldb, c, ldc); break;
+        case 3: rows<std::min(3, RN), TO>(n_i, n_k, a, am, ak, b, ldb, c, ldc); break;
     }
 }
+
+bool k_in_integers(const fattn_op & op) { return FATTN_DOT8  && fattn_like_q8_0(op.k->type); }
+bool v_in_integers(const fattn_op & op) { return FATTN_DOT16 && fattn_like_q8_0(op.v->type); }
 
 // A block of tokens of all the query heads of one KV head.
 struct task {
@@ -90,30 +102,131 @@ struct task {
     int64_t head (int64_t r) const { return head_kv*op.group + r/n_t; }
     int64_t token(int64_t r) const { return t0 + r % n_t; }
 
-    float * q; // [panel][DK][rows of the panel], scaled
-    float * o; // [n_rows][ld]
-    float * k; // [FATTN_TILE][DK]
-    float * v; // [FATTN_TILE][ld]
-    float * s; // [FATTN_TILE][PANEL]
-    float * bias; // [FATTN_TILE][PANEL], the mask
-    float * m; // [n_rows], padded to whole panels
-    float * l; // likewise: sums
+    float * q = nullptr; // [panel][DK][rows of the panel], scaled
+    float * o = nullptr; // [n_rows][ld]
+    float * k = nullptr; // [FATTN_TILE][DK]
+    float * v = nullptr; // [FATTN_TILE][ld]
+    float * s = nullptr; // [FATTN_TILE][PANEL]
+    float * bias = nullptr; // [FATTN_TILE][PANEL], the mask
+    float * m = nullptr; // [n_rows], padded to whole panels
+    float * l = nullptr; // likewise: sums
+    float * rise = nullptr; // [PANEL]: what a tile's weights count, which are at most 1, where V is in integers
+
+    // in integers:
+    float * blocks = nullptr;   // two rows of blocks of q8_0
+    float * k_scales = nullptr; // [FATTN_TILE][DK/32]
+    float * v_scales = nullptr; // [DV/32][FATTN_TILE]
+    float * v_unit = nullptr;   // [DV/32]
+    float * w = nullptr;        // [FATTN_TILE/2][PANEL], two weights of 16 bits each
+
+    // Where the arrays begin in the scratch memory, behind one another; the sum of their sizes.
+    int64_t place(float * scratch);
+    float * panel(int64_t r0) const; // of Q
 };
 
 int64_t vectors(int64_t n) { return (n + VF_W - 1)/VF_W; }
 
+int64_t panel_floats(const fattn_op & op, int64_t width) {
+#if FATTN_DOT8
+    if (k_in_integers(op)) {
+        return q8_panel::floats(op.DK, width);
+    }
+#endif
+    return op.DK*width;
+}
+
+// All panels but the last are full ones.
+float * task::panel(int64_t r0) const { return q + r0/PANEL*panel_floats(op, PANEL); }
+
+int64_t task::place(float * scratch) {
+    const int64_t panels = (n_rows + PANEL - 1)/PANEL;
+    int64_t size = 0;
+    const auto take = [&](int64_t n) { float * p = scratch ? scratch + size : nullptr; size += fattn_padded(n); return p; };
+    q    = take(panels*panel_floats(op, PANEL));
+    o    = take(n_rows*ld);
+    k    = take(FATTN_TILE*op.DK);
+    v    = take(FATTN_TILE*ld);
+    s    = take(FATTN_TILE*PANEL);
+    bias = take(FATTN_TILE*PANEL);
+    m    = take(panels*PANEL);
+    l    = take(panels*PANEL);
+    rise = take(PANEL);
+    if (k_in_integers(op) || v_in_integers(op)) {
+        blocks   = take(2*std::max(op.DK, op.DV));
+        k_scales = take(FATTN_TILE*(op.DK/QK));
+        v_scales = take(FATTN_TILE*(op.DV/QK));
+        v_unit   = take(op.DV/QK);
+        w        = take(FATTN_TILE/2*PANEL);
+    }
+    return size;
+}
+
 void pack_q(const task & t) {
     for (int64_t r0 = 0; r0 < t.n_rows; r0 += PANEL) {
         const int64_t width = VF_W*std::min<int64_t>(RN, vectors(t.n_rows - r0));
-        float * panel = t.q + r0*t.op.DK;
-        for (int64_t r = 0; r < width; ++r) {
-            const bool    real = r0 + r < t.n_rows;
-            const float * from = real ? t.op.q_row(t.stream, t.head(r0 + r), t.token(r0 + r)) : nullptr;
+        float * panel = t.panel(r0);
+        memset(panel, 0, panel_floats(t.op, width)*sizeof(float)); // of the rows that pad it
+        for (int64_t r = 0; r < width && r0 + r < t.n_rows; ++r) {
+            const float * from = t.op.q_row(t.stream, t.head(r0 + r), t.token(r0 + r));
+#if FATTN_DOT8
+            if (k_in_integers(t.op)) {
+                q8_pack_q(from, t.op.scale, t.op.DK, r, width, panel);
+                continue;
+            }
+#endif
             for (int64_t d = 0; d < t.op.DK; ++d) {
-                panel[d*width + r] = real ? from[d]*t.op.scale : 0.0f;
+                panel[d*width + r] = from[d]*t.op.scale;
             }
         }
     }
+}
+
+// K and V of n columns from col on
+void load(const task & t, int64_t col, int n) {
+    const char * k = t.op.rows_of(t.op.k, t.stream, t.head_kv, col);
+    const char * v = t.op.rows_of(t.op.v, t.stream, t.head_kv, col);
+#if FATTN_DOT8
+    if (k_in_integers(t.op)) {
+        q8_pack_k(t.op.k, k, n, t.op.DK, (block_q8_0 *) t.blocks, (int8_t *) t.k, t.k_scales);
+        k = nullptr;
+    }
+#endif
+#if FATTN_DOT16
+    if (v_in_integers(t.op)) {
+        q8_pack_v(t.op.v, v, n, t.op.DV, (block_q8_0 *) t.blocks, (int32_t *) t.v, t.v_scales, t.v_unit);
+        v = nullptr;
+    }
+#endif
+    if (k) {
+        fattn_to_float(t.op.k, k, n, t.op.DK, t.k, t.op.DK);
+    }
+    if (v) {
+        fattn_to_float(t.op.v, v, n, t.op.DV, t.v, t.ld);
+    }
+}
+
+void scores(const task & t, int64_t r0, int64_t width, int n) {
+#if FATTN_DOT8
+    if (k_in_integers(t.op)) {
+        return q8_scores(n, width/VF_W, t.op.DK/QK, (const int8_t *) t.k, t.k_scales, t.panel(r0), t.s);
+    }
+#endif
+    // One long sum is less exact than several short ones. Only of a cache in f32 it is the largest error.
+    const int64_t step = t.op.k->type == GGML_TYPE_F32 ? 64 : t.op.DK;
+    product_of<NEW>(n, width/VF_W, std::min(step, t.op.DK), t.k, t.op.DK, 1, t.panel(r0), width, t.s, width);
+    for (int64_t d = step; d < t.op.DK; d += step) {
+        product_of<ADDED>(n, width/VF_W, std::min(step, t.op.DK - d), t.k + d, t.op.DK, 1, t.panel(r0) + d*width, width, t.s, width);
+    }
+}
+
+void outputs(const task & t, int64_t r0, int64_t width, int n) {
+    const int64_t n_rows = std::min<int64_t>(width, t.n_rows - r0);
+#if FATTN_DOT16
+    if (v_in_integers(t.op)) {
+        return q8_outputs(n, n_rows, width, t.op.DV, t.s, (const int32_t *) t.v, t.v_scales, t.v_unit, t.rise, (int32_t *) t.w, t.o + r0*t.ld, t.ld);
+    }
+#endif
+    product_of<ON>(n_rows, t.ld/VF_W, n, t.s, 1, width, t.v, t.ld, t.o + r0*t.ld, t.ld);
 }
 
 void fill_bias(const task & t, int64_t r0, int64_t width, int64_t col, int n) {
@@ -166,15 +279,20 @@ void softmax(const task & t, int64_t r0, int64_t width, int n, bool masked) {
         const vf down  = vf_exp(vf_sub(m_old, limit));
         vf_store(shrink + j, down);
         vf_store(m, m_new);
+        // Weights that will be rounded to 16 bits are of the tile's own maximum, so that its largest is 1.
+        const bool own = v_in_integers(t.op);
+        const vf rise = own ? vf_exp(vf_sub(top, limit)) : vf_set1(1.0f);
+        const vf base = own ? vf_max(top, vf_set1(-FLT_MAX)) : limit;
+        vf_store(t.rise + j, rise);
         vf sum = vf_zero();
         for (int c = 0; c < n; ++c) {
             float * s = t.s + c*width + j;
-            const vf e = vf_exp(vf_sub(vf_load(s), limit));
+            const vf e = vf_exp(vf_sub(vf_load(s), base));
             vf_store(s, e);
             sum = vf_add(sum, e);
         }
         float * l = t.l + r0 + j;
-        vf_store(l, vf_fma(vf_load(l), down, sum));
+        vf_store(l, vf_fma(vf_load(l), down, vf_mul(rise, sum)));
     }
     for (int64_t r = 0; r < width && r0 + r < t.n_rows; ++r) {
         if (shrink[r] != 1.0f) {
@@ -211,11 +329,11 @@ void finish(const task & t, const fattn_plan & plan, int64_t split, float * part
 
 } // namespace
 
-int64_t fattn_tile_scratch(const fattn_op & op, int64_t n_rows) {
-    const int64_t ld = vectors(op.DV)*VF_W, panels = (n_rows + PANEL - 1)/PANEL*PANEL;
-    return fattn_padded(panels*op.DK) + fattn_padded(n_rows*ld) + fattn_padded(FATTN_TILE*op.DK) + fattn_padded(FATTN_TILE*ld) +
-        2*fattn_padded(FATTN_TILE*PANEL) + 2*fattn_padded(panels);
+static task make_task(const fattn_op & op, int64_t stream, int64_t head_kv, int64_t t0, int64_t n_t) {
+    return { op, stream, head_kv, t0, n_t, n_t*op.group, vectors(op.DV)*VF_W };
 }
+
+int64_t fattn_tile_scratch(const fattn_op & op, int64_t n_tokens) { return make_task(op, 0, 0, 0, n_tokens).place(nullptr); }
 
 void fattn_tile_task(const fattn_op & op, const fattn_plan & plan, int64_t i, float * scratch, const uint8_t * map, float * partials) {
     const int64_t split   = i % plan.n_splits;
@@ -224,25 +342,16 @@ void fattn_tile_task(const fattn_op & op, const fattn_plan & plan, int64_t i, fl
     const int64_t stream  = i/plan.n_splits/plan.n_blocks/op.n_head_kv;
 
     const int64_t t0 = block*plan.block, n_t = std::min(plan.block, op.n_q - t0);
-    task t = { op, stream, head_kv, t0, n_t, n_t*op.group, vectors(op.DV)*VF_W,
-        nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr };
-    const int64_t panels = (t.n_rows + PANEL - 1)/PANEL*PANEL;
-    const auto take = [&](int64_t n) { float * p = scratch; scratch += fattn_padded(n); return p; };
-    t.q    = take(panels*op.DK);
-    t.o    = take(t.n_rows*t.ld);
-    t.k    = take(FATTN_TILE*op.DK);
-    t.v    = take(FATTN_TILE*t.ld);
-    t.s    = take(FATTN_TILE*PANEL);
-    t.bias = take(FATTN_TILE*PANEL);
-    t.m    = take(panels);
-    t.l    = take(panels);
+    task t = make_task(op, stream, head_kv, t0, n_t);
+    t.place(scratch);
+    const int64_t n_padded = (t.n_rows + PANEL - 1)/PANEL*PANEL;
 
     pack_q(t);
     memset(t.o, 0, t.n_rows*t.ld*sizeof(float));
     memset(t.v, 0, FATTN_TILE*t.ld*sizeof(float)); // what pads its rows stays zero
     memset(t.bias, 0, FATTN_TILE*PANEL*sizeof(float));
-    memset(t.l, 0, panels*sizeof(float));
-    std::fill(t.m, t.m + panels, -INFINITY);
+    memset(t.l, 0, n_padded*sizeof(float));
+    std::fill(t.m, t.m + n_padded, -INFINITY);
 
     const int64_t tile1 = std::min((split + 1)*plan.tiles_split, op.n_tiles());
     for (int64_t tile = split*plan.tiles_split; tile < tile1; ++tile) {
@@ -253,17 +362,15 @@ void fattn_tile_task(const fattn_op & op, const fattn_plan & plan, int64_t i, fl
             continue;
         }
         const bool masked = what == FATTN_MASK_MIXED;
-        fattn_to_float(op.k, op.rows_of(op.k, stream, head_kv, col), n, op.DK, t.k, op.DK);
-        fattn_to_float(op.v, op.rows_of(op.v, stream, head_kv, col), n, op.DV, t.v, t.ld);
+        load(t, col, n);
         for (int64_t r0 = 0; r0 < t.n_rows; r0 += PANEL) {
-            const int64_t nv    = std::min<int64_t>(RN, vectors(t.n_rows - r0));
-            const int64_t width = nv*VF_W;
-            product_of<false>(n, nv, op.DK, t.k, op.DK, 1, t.q + r0*op.DK, width, t.s, width);
+            const int64_t width = VF_W*std::min<int64_t>(RN, vectors(t.n_rows - r0));
+            scores(t, r0, width, n);
             if (masked) {
                 fill_bias(t, r0, width, col, n);
             }
             softmax(t, r0, width, n, masked);
-            product_of<true>(std::min<int64_t>(width, t.n_rows - r0), t.ld/VF_W, n, t.s, 1, width, t.v, t.ld, t.o + r0*t.ld, t.ld);
+            outputs(t, r0, width, n);
         }
     }
     finish(t, plan, split, partials);

@@ -66,7 +66,7 @@ fattn_plan::fattn_plan(const fattn_op & op, int n_threads) {
             }
         }
         splits  = wanted/(n_blocks*op.n_head_kv*op.n_stream);
-        scratch = fattn_tile_scratch(op, block*op.group);
+        scratch = fattn_tile_scratch(op, block);
         map     = op.mask && op.mask->ne[2] == 1 ? fattn_map_rows(op)*(op.n_masked/FATTN_TILE + 1) : 0;
     }
     splits      = std::min(n_tiles, std::max<int64_t>(1, splits));
