@@ -208,6 +208,15 @@ def exact(case: Case, tensors: dict[str, np.ndarray | None]) -> np.ndarray:
     return out
 
 
+def rounded_to_8_bits(case: Case, tensors: dict[str, np.ndarray | None]) -> dict[str, np.ndarray | None]:
+    """The tensors with Q in blocks of 32 as the products with 8-bit K use it: integers up to 127, times a scale."""
+    q = tensors["q"].reshape(-1, 32)
+    largest = np.abs(q).max(axis=1, keepdims=True)
+    times = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
+    rounded = np.rint(q * times) * (largest / np.float32(127))
+    return tensors | {"q": rounded.astype(np.float32).reshape(tensors["q"].shape)}
+
+
 def sees_nothing(case: Case, tensors: dict[str, np.ndarray | None]) -> np.ndarray:
     """Which rows have no column that the mask shows them: bool [S, T, H]."""
     shape, mask = (case.streams, case.heads * case.group, case.tokens), tensors["mask"]
