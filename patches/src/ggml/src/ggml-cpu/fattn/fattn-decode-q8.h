@@ -66,7 +66,7 @@ inline void q8_dots4(const char * k, size_t nb, const q8_vector * const * q, int
     }
 }
 
-// s[r][c] = q[r] . k[c] for n rows of K that are nb bytes apart; of s, four columns at a time are written
+// s[r][c] = q[r] . k[c] for n rows of K that are nb bytes apart
 template <int R>
 void q8_dots(const char * k, size_t nb, int n, const q8_vector * const * q, int dk, float * s, int64_t lds, ptrdiff_t ahead) {
     int c = 0;
@@ -77,7 +77,11 @@ void q8_dots(const char * k, size_t nb, int n, const q8_vector * const * q, int 
         q8_dots4<R>(k + c*nb, nb, q, dk, s + c, lds);
     }
     for (; c < n; ++c) {
-        q8_dots4<R>(k + c*nb, 0, q, dk, s + c, lds);
+        float same[R*4];
+        q8_dots4<R>(k + c*nb, 0, q, dk, same, 4);
+        for (int r = 0; r < R; ++r) {
+            s[r*lds + c] = same[r*4];
+        }
     }
 }
 

@@ -232,11 +232,12 @@ bool visible(const fattn_op & op, int64_t stream, int64_t head, int64_t n_heads,
 bool in_floats(ggml_type type) {
     return type == GGML_TYPE_F32 || type == GGML_TYPE_F16 || type == GGML_TYPE_BF16;
 }
-bool in_integers(ggml_type type) { return FATTN_INT && fattn_like_q8_0(type); }
+bool k_in_integers(const fattn_op & op) { return FATTN_INT && fattn_like_q8_0(op.k->type); }
+bool v_in_integers(const fattn_op & op) { return FATTN_INT && fattn_v_in_16_bits(op); }
 
 // What a task keeps beside its partial results. Floats, in the order of memory.
 struct workspace {
-    float * query;  // in_integers(K): [KV head of the task][query row], rounded
+    float * query;  // k_in_integers: [KV head of the task][query row], rounded
     float * rows;   // [STEP rows of K or V], where they can't be read as they are
     float * scales; // 16 bits: [blocks of V][STEP]
     float * unit;   // [ROWS][blocks of V]
@@ -296,7 +297,7 @@ void scores(const fattn_op & op, const workspace & work, rows_at k, int n, int n
         default: break;
     }
 #if FATTN_INT
-    if (in_integers(op.k->type)) {
+    if (k_in_integers(op)) {
         k = rows_as_q8_0(op.k, k, n, op.DK, work.rows);
         for (int r = 0; r < n_rows; r += ROWS) {
             const q8_vector * rounded[ROWS];
@@ -327,7 +328,7 @@ void outputs(const fattn_op & op, const workspace & work, rows_at v, int n, int 
         default: break;
     }
 #if FATTN_INT
-    if (in_integers(op.v->type)) {
+    if (v_in_integers(op)) {
         v = rows_as_q8_0(op.v, v, n, op.DV, work.rows);
         const int64_t blocks = op.DV/QK8_0;
         int16_t * w = (int16_t *) work.weight;
@@ -372,7 +373,7 @@ void fattn_decode_task(const fattn_op & op, const fattn_plan & plan, int64_t t, 
     const workspace work(op, plan.block, scratch);
 #if FATTN_INT
     const int64_t rounded = q8_vector::floats(op.DK);
-    if (in_integers(op.k->type)) {
+    if (k_in_integers(op)) {
         for (int64_t r = 0; r < (h1 - h0)*n_rows; ++r) {
             q8_query(op.q_row(stream, h0*op.group + r/op.n_q, r % op.n_q), op.DK, (q8_vector *) (work.query + r*rounded));
         }

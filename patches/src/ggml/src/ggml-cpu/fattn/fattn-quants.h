@@ -8,6 +8,7 @@
 
 #pragma once
 
+#include "fattn-plan.h"
 #include "fattn-simd.h"
 
 #define GGML_COMMON_DECL_CPP
@@ -140,6 +141,9 @@ template <class Block> void blocks_as_q8_0(const char * row, int64_t ne, block_q
 inline bool fattn_like_q8_0(ggml_type type) {
     return type == GGML_TYPE_Q8_0 || type == GGML_TYPE_Q4_0 || type == GGML_TYPE_Q5_0 || type == GGML_TYPE_IQ4_NL;
 }
+
+// Weights of 16 bits are exact enough unless K is in f32, which upstream's kernels do not round Q for.
+inline bool fattn_v_in_16_bits(const fattn_op & op) { return fattn_like_q8_0(op.v->type) && op.k->type != GGML_TYPE_F32; }
 
 inline void fattn_as_q8_0(ggml_type type, const char * row, int64_t ne, block_q8_0 * out) {
     switch (type) {

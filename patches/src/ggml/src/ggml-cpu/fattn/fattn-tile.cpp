@@ -90,7 +90,7 @@ void product_of(int n_i, int n_j, int n_k, const float * a, int64_t am, int64_t 
 }
 
 bool k_in_integers(const fattn_op & op) { return FATTN_DOT8  && fattn_like_q8_0(op.k->type); }
-bool v_in_integers(const fattn_op & op) { return FATTN_DOT16 && fattn_like_q8_0(op.v->type); }
+bool v_in_integers(const fattn_op & op) { return FATTN_DOT16 && fattn_v_in_16_bits(op); }
 
 // A block of tokens of all the query heads of one KV head.
 struct task {
