@@ -83,7 +83,7 @@ def test_a_line_foretells_a_longer_prompt():
 
 
 def test_rounds_go_forwards_and_backwards():
-    first, second, third = plan.blocks(Settings.quickly(2))
+    first, second, third = plan.blocks(Settings.quickly(2, rounds=3))
     assert [block.number for block in (first, second, third)] == [1, 2, 3]
     sides = [turn.side for turn in first.turns]
     assert set(sides) == {NO_FLASH, FLASH, MINE, MINE_Q8_0} and {turn.depth for turn in first.turns} == {8192}
@@ -172,11 +172,11 @@ def test_presets_slide_in_ours_and_in_ours_with_upstreams_kernels(fake):
 
 
 def test_time_ends_rounds_as_a_whole_and_says_so(fake):
-    run, _ = fake(seconds=1e9)
+    run, _ = fake(seconds=1e9, rounds=3)
     run.all()
     assert {len(samples) for samples in run.samples.values()} == {3} and run.skipped == plan.left_out(run.settings)
     one_round = run.elapsed / 3
-    run, _ = fake(seconds=one_round * 2.5)
+    run, _ = fake(seconds=one_round * 2.5, rounds=3)
     began = measuring.time.monotonic()
     run.all()
     assert {len(samples) for samples in run.samples.values()} == {2}
@@ -211,11 +211,12 @@ def test_a_longer_prefill_is_left_out_by_what_a_shorter_one_took(fake):
 # Ratios
 
 
-def sample(prefill=(1.0, 1e-3), decode=0.02, shallow=0.01, depth=8192, cpu=2.0):
+def sample(prefill=(1.0, 1e-3), decode=0.02, shallow=0.01, depth=8192, cpu=2.0, at=0):
     ubatches = times(*prefill, depth)
     return Sample(
         Timing([0.1], 0.1, [shallow] * 4, 0, 0),
         Timing(ubatches, cpu * sum(ubatches), [decode] * 4, 0, 0),
+        at,
     )
 
 
@@ -225,7 +226,7 @@ def test_rows_and_ratios_by_hand():
     def rounds(**given):
         slow = given | {"prefill": tuple(3 * x for x in given["prefill"])}
         slow |= {name: 3 * given[name] for name in ("decode", "shallow")}
-        return [sample(**given), sample(**slow), sample(**given)]
+        return [sample(**given), sample(**slow, at=1), sample(**given, at=2)]
 
     samples = {
         Turn(NO_FLASH, 8192, 2): rounds(prefill=(1.0, 5e-4), decode=0.020, shallow=0.010),
@@ -254,6 +255,16 @@ def test_rows_and_ratios_by_hand():
     shares = found["decode_bandwidth_share"]
     assert shares["f16"] == pytest.approx(row["decode_gb_s"] / 20)
     assert shares["q8_0"] == pytest.approx(shares["f16"] * (34 / 64) * 0.006 / 0.0025)
+
+
+def test_only_figures_of_one_round_are_compared():
+    # Ours had four rounds, of which the second and the last were its own; of what it had alone no ratio may hear.
+    ours = [sample(decode=seconds, at=at) for at, seconds in enumerate((0.01, 1.0, 0.02, 1.0))]
+    theirs = [sample(decode=0.02, at=0), sample(decode=0.04, at=2), sample(decode=9.0, at=7)]
+    samples = {Turn(MINE, 8192, 2): ours, Turn(NO_FLASH, 8192, 2): theirs}
+    rows = figures.make_rows(samples, Settings.quickly(2))
+    assert figures.ratios(rows, None)["decode_vs_no_flash"] == pytest.approx(2)
+    assert figures.paired(rows[0], None, "decode_tok_s") is None
 
 
 def test_the_faster_setting_of_the_unpatched_library_may_be_without_flash_attention():
@@ -443,6 +454,18 @@ def test_a_small_run_of_all_of_it(libraries, program, tmp_path):
     patched = {name: library["patched"] for name, library in document["libraries"].items()}
     assert patched == {"unpatched": False, "ours": True, "ours-stock": True}
     assert json.loads(json.dumps(document, allow_nan=False)) == document and report.text(document)
+
+
+@pytest.mark.native
+@pytest.mark.skipif(sys.platform != "linux", reason="reads another process's environment")
+def test_only_the_stock_library_is_without_our_kernels(libraries):
+    before = dict(os.environ)
+    with measuring.Libraries.started(*libraries, stock=True) as started:
+        off = {
+            name: b"GGML_CPU_FATTN=0" in Path(f"/proc/{runner._child.pid}/environ").read_bytes().split(b"\0")
+            for name, runner in started.runners.items()
+        }
+    assert off == {plan.UNPATCHED: False, plan.OURS: False, plan.STOCK: True} and dict(os.environ) == before
 
 
 @pytest.mark.native

@@ -13,11 +13,9 @@ from swaa_edge.shapes import SHAPES
 
 from .fit import attention_seconds
 from .measuring import SHALLOW, Sample
-from .plan import FLASH, FULL, MINE, MINE_Q8_0, NO_FLASH, OURS, RECIPES, STOCK, Settings, Side, Turn
+from .plan import DEPTH, FLASH, FULL, MINE, MINE_Q8_0, NO_FLASH, OURS, RECIPES, STOCK, Settings, Side, Turn
 
 Row = dict[str, Any]
-#: The depth of the ratios that are wanted, where it was measured.
-DEPTH = 8192
 # Of a number in the cache: q8_0 has 32 of them and a scale in 34 bytes.
 _KV_BYTES = {"f16": 2.0, "q8_0": 34 / 32}
 
@@ -38,6 +36,7 @@ def _row(turn: Turn, samples: Sequence[Sample], settings: Settings) -> Row:
     side = turn.side
     rounds = [_figures(turn, sample, settings) for sample in samples]
     repeats = {name: [figures[name] for figures in rounds] for name in rounds[0]}
+    medians = {name: _median(values) for name, values in repeats.items()}
     tokens = [seconds for sample in samples for seconds in sample.deep.decode_seconds]
     return {
         "library": side.library,
@@ -47,13 +46,13 @@ def _row(turn: Turn, samples: Sequence[Sample], settings: Settings) -> Row:
         "depth": turn.depth,
         "layers": turn.layers,
         "rounds": len(samples),
-        **{name: _median(values) for name, values in repeats.items()},
+        **medians,
         "spread": {
             "prefill": _range(repeats["prefill_seconds"]),
             "attention": _range(repeats["attention_seconds"]),
             "decode": _quartiles(tokens),
         },
-        "repeats": repeats,
+        "repeats": {"round": [sample.round for sample in samples], **repeats},
     }
 
 
@@ -167,12 +166,16 @@ def _swaa(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
 
 
 def paired(above: Row | None, below: Row | None, key: str) -> float | None:
-    """The median over the rounds of one row's figure over the other's; None without a round that has both."""
-    if above is None or below is None:
-        return None
-    # One can have a round more than the other: only a run's last.
-    pairs = zip(above["repeats"][key], below["repeats"][key], strict=False)
-    return _median([x / y for x, y in pairs if x is not None and y is not None])
+    """The median of one row's figure over the other's, over the rounds that have both; None if none has."""
+    x, y = _by_round(above, key), _by_round(below, key)
+    return _median([x[at] / y[at] for at in x if at in y])
+
+
+def _by_round(row: Row | None, key: str) -> dict[int, float]:
+    if row is None:
+        return {}
+    pairs = zip(row["repeats"]["round"], row["repeats"][key], strict=True)
+    return {at: value for at, value in pairs if value is not None}
 
 
 def find(rows: Sequence[Row], side: Side, depth: int) -> Row | None:

@@ -36,15 +36,16 @@ SHALLOW = 16
 # Leaves the op to upstream's kernels; read when a library first computes attention.
 _KERNELS_OFF = ("GGML_CPU_FATTN", "0")
 # A sample of the roofline lasts so long.
-_FRESH_SECONDS = 20.0
+_FRESH_SECONDS = 15.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """One turn: `shallow` after `SHALLOW` tokens, `deep` after the depth's."""
+    """One turn: `shallow` after `SHALLOW` tokens, `deep` after the depth's; round: in which of all, from 0."""
 
     shallow: Timing
     deep: Timing
+    round: int
 
 
 class Libraries:
@@ -106,9 +107,9 @@ class Run:
 
     def all(self) -> None:
         """Measure every turn for which there is time. Raises `SwaaError`; `samples` keeps what there is."""
-        for block in blocks(self.settings):
+        for index, block in enumerate(blocks(self.settings)):
             for turn in self._affordable(block):
-                self._measure(turn, block.number)
+                self._measure(turn, block.number, index)
         self._look_at_roof()
 
     @property
@@ -152,12 +153,12 @@ class Run:
         # A warm-up and the making of two contexts come with it.
         return 1.1 * scale * (prefill + decode + sum(sample.shallow.decode_seconds))
 
-    def _measure(self, turn: Turn, number: int) -> None:
+    def _measure(self, turn: Turn, number: int, index: int) -> None:
         self._look_at_roof()
         runner = self.libraries.runners[turn.side.library]
         shallow = runner.measure(self._job(turn.side, SHALLOW, turn.layers))
         deep = runner.measure(self._job(turn.side, turn.depth, turn.layers))
-        self.samples.setdefault(turn, []).append(Sample(shallow, deep))
+        self.samples.setdefault(turn, []).append(Sample(shallow, deep, index))
         speed = 1 / statistics.median(deep.decode_seconds)
         self._say(
             f"{self.elapsed:5.0f} s  round {number}, {turn.side.label}, {turn.depth:,}: "

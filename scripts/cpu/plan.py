@@ -18,10 +18,13 @@ FULL = "full"
 #: Presets whose layers slide in prefill and decode with full attention.
 RECIPES = ("quality", "balanced", "fast")
 
+#: The depth of the ratios that are wanted. Upstream's prefill with a q8_0 cache and flash attention takes minutes here
+#: already, so it is measured at no longer one.
+DEPTH = 8192
 # Without --quick: beyond this depth a prefill takes minutes, so once has to do, with few layers.
 _LONG, _LONG_LAYERS = 16384, 2
-# Upstream's prefill with a q8_0 cache and flash attention: minutes at this depth already.
-_SLOWEST_DEPTH = 8192
+# Of presets at up to `DEPTH`.
+_SWAA_ROUNDS = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +85,7 @@ class Settings:
     @classmethod
     def quickly(cls, threads: int, **given: object) -> Settings:
         """Those of --quick: five minutes on two cores."""
-        return cls(threads, **({"quick": True, "layers": 2, "depths": (8192,), "seconds": 270.0} | given))
+        return cls(threads, **({"quick": True, "layers": 2, "depths": (DEPTH,), "rounds": 5, "seconds": 270.0} | given))
 
 
 def blocks(settings: Settings) -> Iterator[Block]:
@@ -91,13 +94,15 @@ def blocks(settings: Settings) -> Iterator[Block]:
         layers = settings.layers if depth <= _LONG else min(settings.layers, _LONG_LAYERS)
         for number in range(1, 1 + (settings.rounds if depth <= _LONG else 1)):
             sides = _SIDES[:: -1 if number % 2 == 0 else 1]
-            if number == 1 and not settings.quick and depth <= _SLOWEST_DEPTH:
+            if number == 1 and not settings.quick and depth <= DEPTH:
                 sides = (*sides, FLASH_Q8_0)
             yield Block(number, tuple(Turn(side, depth, layers) for side in sides))
     if not settings.quick:
         for depth in settings.swaa_depths:
             sides = (FLASH, MINE, *(Side(library, config=name) for name in RECIPES for library in (STOCK, OURS)))
-            yield Block(1, tuple(Turn(side, depth, settings.layers) for side in sides))
+            for number in range(1, 1 + (min(_SWAA_ROUNDS, settings.rounds) if depth <= DEPTH else 1)):
+                order = sides[:: -1 if number % 2 == 0 else 1]
+                yield Block(number, tuple(Turn(side, depth, settings.layers) for side in order))
 
 
 def left_out(settings: Settings) -> list[str]:
@@ -109,6 +114,6 @@ def left_out(settings: Settings) -> list[str]:
     else:
         lines += [
             f"{FLASH_Q8_0.label}, {depth:,}: its prefill would take far too long"
-            for depth in sorted(settings.depths) if depth > _SLOWEST_DEPTH
+            for depth in sorted(settings.depths) if depth > DEPTH
         ]  # fmt: skip
     return lines

@@ -127,8 +127,9 @@ def _ratios(document: Mapping[str, Any]) -> Iterator[str]:
         for kv, found in by_type.items():
             theirs = f", over its own with flash attention {_number(flash[kv])}" if flash[kv] else ""
             yield f"decode_ratio at {int(depth):,}, {kv}: {_number(found)} (wanted 1.00){theirs}"
+    at = f" at {int(list(document['decode_ratio'])[-1]):,}" if document["decode_ratio"] else ""
     for kv, share in document["decode_bandwidth_share"].items():
-        yield f"decode_bandwidth_share, {kv}: {_number(share, '.0%')} (wanted {WANTED_SHARE:.0%} at 32,768)"
+        yield f"decode_bandwidth_share{at}, {kv}: {_number(share, '.0%')} (wanted {WANTED_SHARE:.0%} at 32,768)"
     for row in document["swaa"]:
         yield (
             f"swaa at {row['depth']:,}, {row['config']}: prefill {_number(row['prefill_vs_full'])} and decode "
