@@ -26,7 +26,7 @@ export CCACHE_BASEDIR            := $(CURDIR)
 export CCACHE_NOHASHDIR          := 1
 unexport PYTHONPATH PYTHONHOME LLAMA_CPP_LIB_PATH
 
-.PHONY: help setup native demo test baseline op-tests wheel lint clean distclean
+.PHONY: help setup native demo test baseline op-tests arm-check wheel lint clean distclean
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -48,6 +48,10 @@ baseline: $(BASELINE)/.built  ## the unpatched library at the same flags, in bui
 
 op-tests: setup  ## upstream's op tests with our cases, as build/editable/bin/test-backend-ops
 	$(BIN)/cmake --build $(NATIVE) --target test-backend-ops
+
+# Its own flags go into ARM_ARGS: make arm-check ARM_ARGS="--march all"
+arm-check: $(STAMPS)/venv  ## the CPU attention kernels for Arm, cross-compiled, their op tests under qemu-user; takes long
+	$(BIN)/python scripts/arm_check.py $(ARM_ARGS)
 
 wheel: $(STAMPS)/venv  ## a wheel for this platform, any CPU of it, in dist/
 	CMAKE_ARGS="$(CMAKE_ARGS)" $(PIP) wheel --no-deps --wheel-dir dist .

@@ -1,0 +1,144 @@
+"""Builds test-backend-ops for one -march, and tells what of our kernels is in it: the vector, the places, the code.
+
+    program = Program(tools, tree, Path("build/arm/armv8-a"), "armv8-a"); program.build(jobs=2)
+    program.vector()                  # "neon": what the kernels were compiled over
+"""
+
+from __future__ import annotations
+
+import bisect
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from arm.tools import ArmError, Tools
+
+HERE = Path(__file__).resolve().parent
+TOOLCHAIN = HERE.parent.parent / "cmake" / "aarch64-linux-gnu.cmake"
+_OBJECTS = HERE.parent / "gpu" / "objects.py"
+# A section of code in the linker's map: a long name stands on a line of its own.
+_SECTION = re.compile(r"^ \.text\S*\s+0x([0-9a-f]+)\s+0x([0-9a-f]+)\s+\S*?\(?(fattn[\w-]*\.cpp)\.o\)?$", re.MULTILINE)
+_INSTRUCTION = re.compile(r"^\s*([0-9a-f]+):\t(?:[0-9a-f]{8} *\t)?(\S+)(?:[ \t]+(.*))?$", re.MULTILINE)
+# What tells a vector's multiply-add from a single number's, and the instructions that only newer processors have.
+_NOTABLE = ("fmla", "fmlal", "sdot", "usdot", "smmla", "usmmla", "bfdot", "bfmmla", "bfmlalb", "bfmlalt", "bfcvtn")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A stretch of the program that comes from one of our sources."""
+
+    source: str
+    start: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """Our kernels' code in a program: {address: (source, instruction)}, as "fmla v0.4s, v1.4s, v2.4s"."""
+
+    code: Mapping[int, tuple[str, str]] = field(default_factory=dict)
+
+    def count(self, ran: Collection[int]) -> dict[str, dict[str, object]]:
+        """Of each source: instructions, how many of them ran, and [those there are, those that ran] of the notable."""
+        found: dict[str, dict] = {}
+        for address, (source, text) in self.code.items():
+            row = found.setdefault(source, {"instructions": 0, "ran": 0, "notable": {}})
+            row["instructions"] += 1
+            row["ran"] += address in ran
+            name, _, operands = text.partition(" ")
+            if name in _NOTABLE and operands.startswith("v"):
+                both = row["notable"].setdefault(name, [0, 0])
+                both[0] += 1
+                both[1] += address in ran
+        return dict(sorted(found.items()))
+
+
+@dataclass(frozen=True)
+class Program:
+    """tree: the exported sources; folder: where the build goes."""
+
+    tools: Tools
+    tree: Path
+    folder: Path
+    march: str
+
+    @property
+    def path(self) -> Path:
+        return self.folder / "test-backend-ops"
+
+    def build(self, jobs: int) -> None:
+        """Configure and compile what changed. Objects that do not depend on -march are shared with other builds
+        beside this one. Raises `ArmError` with the compiler's first errors."""
+        objects = (sys.executable, _OBJECTS, self.folder.parent / "objects", self.tree, self.folder)
+        launcher = ";".join(map(str, objects))
+        options = {
+            "CMAKE_TOOLCHAIN_FILE": TOOLCHAIN, "CMAKE_C_COMPILER": self.tools.cc, "CMAKE_CXX_COMPILER": self.tools.cxx,
+            "CMAKE_C_COMPILER_LAUNCHER": launcher, "CMAKE_CXX_COMPILER_LAUNCHER": launcher,
+            "TREE": self.tree, "GGML_CPU_ARM_ARCH": self.march,
+        }  # fmt: skip
+        generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={self.tools.ninja}"] if self.tools.ninja else []
+        configure = [self.tools.cmake, "-S", HERE, "-B", self.folder, *generator]
+        self._run("configure", [*configure, *(f"-D{name}={value}" for name, value in options.items())])
+        self._run("build", [self.tools.cmake, "--build", self.folder, "--parallel", jobs])
+
+    def _run(self, what: str, command: Iterable[object]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        log = self.folder / f"{what}.log"
+        with open(log, "wb") as out:
+            done = subprocess.run([*map(str, command)], stdout=out, stderr=subprocess.STDOUT, check=False)
+        if done.returncode:
+            lines = log.read_text(errors="replace").splitlines()
+            errors = [line for line in lines if re.search(r"\b[Ee]rror\b", line)] or lines
+            raise ArmError(f"{what} for {self.march} failed, see {log}: {' | '.join(errors[:3])}")
+
+    def vector(self) -> str | None:
+        """FATTN_SIMD_NAME as the kernels were compiled: their own compile command, with the preprocessor alone."""
+        commands = json.loads((self.folder / "compile_commands.json").read_text())
+        entry = next((entry for entry in commands if entry["file"].endswith("fattn/fattn-tile.cpp")), None)
+        if entry is None:
+            raise ArmError("fattn-tile.cpp is not compiled")
+        words = shlex.split(entry["command"])
+        words = words[words.index(self.tools.cxx) :]  # without the launcher
+        cut = words.index("-o")
+        command = [*words[:cut], *words[cut + 2 :], "-E", "-dM"]
+        done = subprocess.run(command, cwd=entry["directory"], capture_output=True, text=True, check=False)
+        found = re.search(r'^#define FATTN_SIMD_NAME "(\w+)"$', done.stdout, re.MULTILINE)
+        return found.group(1) if found else None
+
+    def parts(self) -> list[Part]:
+        """Where our kernels are, by the linker's map."""
+        parts = read_map((self.folder / "test-backend-ops.map").read_text())
+        if not parts:
+            raise ArmError("our kernels are not in the program")
+        return parts
+
+    def kernels(self) -> Kernels:
+        """Their instructions."""
+        parts = self.parts()
+        first, end = parts[0].start, max(part.start + part.size for part in parts)
+        command = [self.tools.objdump, "-d", f"--start-address={first}", f"--stop-address={end}", str(self.path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return read_code(done.stdout, parts)
+
+
+def read_map(text: str) -> list[Part]:
+    """Stretches of our sources in a linker's map, in order; without empty ones and those that were left out."""
+    found = (Part(source, int(start, 16), int(size, 16)) for start, size, source in _SECTION.findall(text))
+    return sorted({part for part in found if part.size and part.start}, key=lambda part: part.start)
+
+
+def read_code(text: str, parts: list[Part]) -> Kernels:
+    """What a disassembly says of the stretches."""
+    starts = [part.start for part in parts]
+    code = {}
+    for place, name, operands in _INSTRUCTION.findall(text):
+        address = int(place, 16)
+        part = parts[bisect.bisect_right(starts, address) - 1]
+        if part.start <= address < part.start + part.size and not name.startswith((".", "udf")):
+            code[address] = (part.source, f"{name} {operands}".strip())
+    return Kernels(code)

@@ -1,0 +1,76 @@
+"""The cross compiler, qemu and CMake, as far as this machine has them, and the processors that stand for a -march.
+
+    found = find(); found.cxx, found.qemu       # MissingTools names the packages
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import sysconfig
+from collections.abc import Callable, Iterable
+
+#: What instruction sets the kernels are checked with, and the oldest processor of qemu's that has each: an instruction
+#: beyond the set, compiled in by mistake, ends the program there. `max` where qemu has none.
+LEVELS = {
+    "armv8-a": "cortex-a53",
+    "armv8.2-a+fp16+dotprod": "cortex-a76",
+    "armv8.6-a+bf16+i8mm": "max",
+}
+DEFAULT_LEVEL = "armv8.2-a+fp16+dotprod"
+_VERSIONS = range(16, 9, -1)
+
+
+class ArmError(Exception):
+    """A step that failed, in words for whoever runs the check."""
+
+
+class MissingTools(ArmError):
+    """A program that has to be installed first."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tools:
+    """Paths of programs."""
+
+    cc: str
+    cxx: str
+    objdump: str
+    qemu: str
+    cmake: str
+    ninja: str | None
+
+
+def processor(march: str) -> str:
+    """qemu's processor for a -march."""
+    return LEVELS.get(march, "max")
+
+
+def search_path() -> str:
+    """PATH, and behind it the folder of this Python's programs, where an environment keeps cmake and ninja."""
+    return os.pathsep.join([os.environ.get("PATH", os.defpath), sysconfig.get_path("scripts")])
+
+
+def compiler(which: Callable[[str], str | None], tool: str) -> str | None:
+    """The cross `gcc` or `g++`: the one without a version, else the newest."""
+    names = [f"aarch64-linux-gnu-{tool}", *(f"aarch64-linux-gnu-{tool}-{version}" for version in _VERSIONS)]
+    return next(filter(None, map(which, names)), None)
+
+
+def find(which: Callable[[str], str | None] | None = None) -> Tools:
+    """All of them. which: a program's path by its name. Raises `MissingTools`."""
+    if which is None:
+        which = lambda name: shutil.which(name, path=search_path())  # noqa: E731
+    cc, cxx, objdump = compiler(which, "gcc"), compiler(which, "g++"), which("aarch64-linux-gnu-objdump")
+    qemu = which("qemu-aarch64") or which("qemu-aarch64-static")
+    cmake = which("cmake")
+    packages = {"g++-aarch64-linux-gnu": cc and cxx and objdump, "qemu-user": qemu, "cmake": cmake}
+    if missing := [name for name, there in packages.items() if not there]:
+        raise MissingTools(f"needs the Debian package{'s' * (len(missing) > 1)} {' and '.join(missing)}")
+    return Tools(cc, cxx, objdump, qemu, cmake, which("ninja"))
+
+
+def levels(given: Iterable[str]) -> list[str]:
+    """The -march words of the command line, `all` taken apart, each once."""
+    return list(dict.fromkeys(march for word in given for march in (LEVELS if word == "all" else (word,))))
