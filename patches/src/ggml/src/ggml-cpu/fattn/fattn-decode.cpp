@@ -7,10 +7,12 @@
 // Use: fattn.cpp calls fattn_decode_task() when a KV head has at most FATTN_DECODE_ROWS query rows.
 
 #include "fattn.h"
+#include "fattn-decode-float.h"
 #include "fattn-decode-q8.h"
 #include "fattn-plan.h"
 #include "fattn-quants.h"
-#include "fattn-rows.h"
+
+#include <type_traits>
 
 namespace {
 
@@ -18,159 +20,14 @@ constexpr int ROWS = FATTN_REGISTERS >= 32 ? 4 : 2; // query rows of a micro-ker
 constexpr int STEP = 32; // columns at a time: what two steps of all heads hold stays in the second-level cache
 static_assert(FATTN_TILE % STEP == 0, "a step must not straddle two tiles");
 
-// s[r][c] = q[r] . k[c] for n rows of K that are nb bytes apart
-template <class K, int R>
-void dots(const char * k, size_t nb, int n, const float * const * q, int dk, float * s, ptrdiff_t ahead) {
-    int c = 0;
-    for (; c + 4 <= n; c += 4) {
-        const K k0(k + (c + 0)*nb), k1(k + (c + 1)*nb), k2(k + (c + 2)*nb), k3(k + (c + 3)*nb);
-        for (int j = 0; j < 4; ++j) {
-            fattn_fetch(k + (c + j)*nb, ahead, K::bytes(dk));
-        }
-        vf acc[R][4];
-        FATTN_UNROLL
-        for (int r = 0; r < R; ++r) {
-            acc[r][0] = acc[r][1] = acc[r][2] = acc[r][3] = vf_zero();
-        }
-        int i = 0;
-        for (; i + K::N*VF_W <= dk; i += K::N*VF_W) {
-            vf a0[K::N], a1[K::N], a2[K::N], a3[K::N];
-            k0.load(a0, i);
-            k1.load(a1, i);
-            k2.load(a2, i);
-            k3.load(a3, i);
-            FATTN_UNROLL
-            for (int r = 0; r < R; ++r) {
-                FATTN_UNROLL
-                for (int u = 0; u < K::N; ++u) {
-                    const vf x = vf_load(q[r] + i + u*VF_W);
-                    acc[r][0] = vf_fma(a0[u], x, acc[r][0]);
-                    acc[r][1] = vf_fma(a1[u], x, acc[r][1]);
-                    acc[r][2] = vf_fma(a2[u], x, acc[r][2]);
-                    acc[r][3] = vf_fma(a3[u], x, acc[r][3]);
-                }
-            }
-        }
-        if (i < dk) {
-            const int rest = dk - i;
-            const vf a0 = k0.part(i, rest), a1 = k1.part(i, rest), a2 = k2.part(i, rest), a3 = k3.part(i, rest);
-            FATTN_UNROLL
-            for (int r = 0; r < R; ++r) {
-                const vf x = row_f32(q[r]).part(i, rest);
-                acc[r][0] = vf_fma(a0, x, acc[r][0]);
-                acc[r][1] = vf_fma(a1, x, acc[r][1]);
-                acc[r][2] = vf_fma(a2, x, acc[r][2]);
-                acc[r][3] = vf_fma(a3, x, acc[r][3]);
-            }
-        }
-        FATTN_UNROLL
-        for (int r = 0; r < R; ++r) {
-            vf_sum4(s + r*STEP + c, acc[r][0], acc[r][1], acc[r][2], acc[r][3]);
-        }
-    }
-    for (; c < n; ++c) {
-        const K k0(k + c*nb);
-        for (int r = 0; r < R; ++r) {
-            vf acc = vf_zero();
-            int i = 0;
-            for (; i + VF_W <= dk; i += VF_W) {
-                acc = vf_fma(k0.get(i), vf_load(q[r] + i), acc);
-            }
-            if (i < dk) {
-                acc = vf_fma(k0.part(i, dk - i), row_f32(q[r]).part(i, dk - i), acc);
-            }
-            s[r*STEP + c] = vf_sum(acc);
-        }
-    }
-}
-
-// o[r][d, d + N*VF_W) += p[r][c] * v[c], summed over c
-template <class V, int R, int N>
-void sums(const char * v, size_t nb, int n, const float * p, int d, float * const * o, ptrdiff_t ahead) {
-    vf acc[R][N];
-    FATTN_UNROLL
-    for (int r = 0; r < R; ++r) {
-        FATTN_UNROLL
-        for (int j = 0; j < N; ++j) {
-            acc[r][j] = vf_load(o[r] + d + j*VF_W);
-        }
-    }
-    for (int c = 0; c < n; ++c) {
-        const V row(v + c*nb);
-        fattn_fetch(row.at(d), ahead, V::bytes(N*VF_W));
-        vf a[N];
-        if constexpr (N % V::N == 0) {
-            FATTN_UNROLL
-            for (int j = 0; j < N; j += V::N) {
-                row.load(a + j, d + j*VF_W);
-            }
-        } else {
-            FATTN_UNROLL
-            for (int j = 0; j < N; ++j) {
-                a[j] = row.get(d + j*VF_W);
-            }
-        }
-        FATTN_UNROLL
-        for (int r = 0; r < R; ++r) {
-            const vf x = vf_set1(p[r*STEP + c]);
-            FATTN_UNROLL
-            for (int j = 0; j < N; ++j) {
-                acc[r][j] = vf_fma(a[j], x, acc[r][j]);
-            }
-        }
-    }
-    FATTN_UNROLL
-    for (int r = 0; r < R; ++r) {
-        FATTN_UNROLL
-        for (int j = 0; j < N; ++j) {
-            vf_store(o[r] + d + j*VF_W, acc[r][j]);
-        }
-    }
-}
-
-template <class V, int R>
-void sums_of_row(const char * v, size_t nb, int n, const float * p, int dv, float * const * o, ptrdiff_t ahead) {
-    constexpr int N = std::min(8, FATTN_REGISTERS/2/R);
-    int d = 0;
-    for (; d + N*VF_W <= dv; d += N*VF_W) {
-        sums<V, R, N>(v, nb, n, p, d, o, ahead);
-    }
-    for (; d + VF_W <= dv; d += VF_W) {
-        sums<V, R, 1>(v, nb, n, p, d, o, ahead);
-    }
-    if (d < dv) {
-        for (int r = 0; r < R; ++r) {
-            vf acc = row_f32(o[r]).part(d, dv - d);
-            for (int c = 0; c < n; ++c) {
-                acc = vf_fma(V(v + c*nb).part(d, dv - d), vf_set1(p[r*STEP + c]), acc);
-            }
-            vf_store_part(o[r] + d, acc, dv - d);
-        }
-    }
-}
-
-// In blocks of ROWS query rows, the last one smaller.
-template <class K>
-void all_dots(const char * k, size_t nb, int n, int n_rows, const float * const * q, int dk, float * s, ptrdiff_t ahead) {
+// f(R, r) for the query rows [r, r + R), R being known at compile time: ROWS of them, at last fewer.
+template <class F> void in_blocks(int n_rows, F f) {
     for (int r = 0; r < n_rows; r += ROWS) {
-        float * sr = s + r*STEP;
         switch (std::min(ROWS, n_rows - r)) {
-            case 1: dots<K, 1>(k, nb, n, q + r, dk, sr, ahead); break;
-            case 2: dots<K, 2>(k, nb, n, q + r, dk, sr, ahead); break;
-            case 3: dots<K, std::min(3, ROWS)>(k, nb, n, q + r, dk, sr, ahead); break;
-            case 4: dots<K, ROWS>(k, nb, n, q + r, dk, sr, ahead); break;
-        }
-    }
-}
-template <class V>
-void all_sums(const char * v, size_t nb, int n, int n_rows, const float * p, int dv, float * const * o, ptrdiff_t ahead) {
-    for (int r = 0; r < n_rows; r += ROWS) {
-        const float * pr = p + r*STEP;
-        switch (std::min(ROWS, n_rows - r)) {
-            case 1: sums_of_row<V, 1>(v, nb, n, pr, dv, o + r, ahead); break;
-            case 2: sums_of_row<V, 2>(v, nb, n, pr, dv, o + r, ahead); break;
-            case 3: sums_of_row<V, std::min(3, ROWS)>(v, nb, n, pr, dv, o + r, ahead); break;
-            case 4: sums_of_row<V, ROWS>(v, nb, n, pr, dv, o + r, ahead); break;
+            case 1: f(std::integral_constant<int, 1>(), r); break;
+            case 2: f(std::integral_constant<int, 2>(), r); break;
+            case 3: f(std::integral_constant<int, std::min(3, ROWS)>(), r); break;
+            case 4: f(std::integral_constant<int, ROWS>(), r); break;
         }
     }
 }
@@ -263,90 +120,90 @@ struct workspace {
     }
 };
 
-// Rows where they can be read: `as`, or as they are.
-struct rows_at { const char * p; size_t nb; ptrdiff_t ahead; };
+// n rows where they can be read: nb bytes apart, the same rows of the next columns `ahead` bytes on.
+struct rows_at { const char * p; size_t nb; int n; ptrdiff_t ahead; };
+
+void fetch_rows(const ggml_tensor * kv, rows_at rows, int64_t ne) {
+    for (int c = 0; c < rows.n; ++c) {
+        fattn_fetch(rows.p + c*rows.nb, rows.ahead, ggml_row_size(kv->type, ne));
+    }
+}
+
+rows_at rows_as_f32(const ggml_tensor * kv, rows_at from, int64_t ne, float * to) {
+    fetch_rows(kv, from, ne);
+    fattn_to_float(kv, from.p, from.n, ne, to, ne);
+    return { (const char *) to, ne*sizeof(float), from.n, 0 };
+}
+
+template <class K> void scores_in_floats(rows_at k, int n_rows, const float * const * q, int64_t dk, float * s) {
+    in_blocks(n_rows, [&](auto R, int r) { dots<K, R.value>(k.p, k.nb, k.n, q + r, dk, s + r*STEP, STEP, k.ahead); });
+}
+template <class V> void outputs_in_floats(rows_at v, int n_rows, const float * p, int64_t dv, float * const * o) {
+    in_blocks(n_rows, [&](auto R, int r) { sums_of_row<V, R.value>(v.p, v.nb, v.n, p + r*STEP, STEP, dv, o + r, v.ahead); });
+}
 
 #if FATTN_INT
-rows_at rows_as_q8_0(const ggml_tensor * kv, rows_at from, int n, int64_t ne, float * to) {
+rows_at rows_as_q8_0(const ggml_tensor * kv, rows_at from, int64_t ne, float * to) {
     if (kv->type == GGML_TYPE_Q8_0) {
         return from;
     }
+    fetch_rows(kv, from, ne);
     const size_t nb = ne/QK8_0*sizeof(block_q8_0);
-    for (int c = 0; c < n; ++c) {
-        fattn_fetch(from.p + c*from.nb, from.ahead, ggml_row_size(kv->type, ne));
+    for (int c = 0; c < from.n; ++c) {
         fattn_as_q8_0(kv->type, from.p + c*from.nb, ne, (block_q8_0 *) ((char *) to + c*nb));
     }
-    return { (const char *) to, nb, 0 };
+    return { (const char *) to, nb, from.n, 0 };
+}
+
+void scores_in_integers(rows_at k, int n_rows, const float * query, int64_t dk, float * s) {
+    in_blocks(n_rows, [&](auto R, int r) {
+        const q8_vector * rounded[R.value];
+        for (int i = 0; i < R.value; ++i) {
+            rounded[i] = (const q8_vector *) (query + (r + i)*q8_vector::floats(dk));
+        }
+        q8_dots<R.value>(k.p, k.nb, k.n, rounded, dk, s + r*STEP, STEP, k.ahead);
+    });
+}
+void outputs_in_integers(rows_at v, int n_rows, const workspace & work, const float * p, int64_t dv, float * const * o) {
+    in_blocks(n_rows, [&](auto R, int r) {
+        int16_t * w = (int16_t *) work.weight;
+        q8_weights<STEP>(v.p, v.nb, v.n, dv/QK8_0, p + r*STEP, R.value, (ggml_fp16_t *) work.scales, w, work.unit);
+        q8_sums_of_row<R.value>(v.p, v.nb, v.n, w, work.unit, dv/QK8_0, STEP, dv, o + r, v.ahead);
+    });
 }
 #endif
 
-rows_at rows_as_f32(const ggml_tensor * kv, rows_at from, int n, int64_t ne, float * to) {
-    for (int c = 0; c < n; ++c) {
-        fattn_fetch(from.p + c*from.nb, from.ahead, ggml_row_size(kv->type, ne));
-    }
-    fattn_to_float(kv, from.p, n, ne, to, ne);
-    return { (const char *) to, ne*sizeof(float), 0 };
-}
-
-// s[r][c]: the query rows q[r], rounded ones from `query` on, times n rows of K
-void scores(const fattn_op & op, const workspace & work, rows_at k, int n, int n_rows, const float * const * q, float * query, float * s) {
+// s[r][c]: the query rows q[r], rounded ones from `query` on, times rows of K
+void scores(const fattn_op & op, const workspace & work, rows_at k, int n_rows, const float * const * q, const float * query, float * s) {
     switch (op.k->type) {
-        case GGML_TYPE_F32:  return all_dots<row_f32 >(k.p, k.nb, n, n_rows, q, op.DK, s, k.ahead);
-        case GGML_TYPE_F16:  return all_dots<row_f16 >(k.p, k.nb, n, n_rows, q, op.DK, s, k.ahead);
-        case GGML_TYPE_BF16: return all_dots<row_bf16>(k.p, k.nb, n, n_rows, q, op.DK, s, k.ahead);
+        case GGML_TYPE_F32:  return scores_in_floats<row_f32 >(k, n_rows, q, op.DK, s);
+        case GGML_TYPE_F16:  return scores_in_floats<row_f16 >(k, n_rows, q, op.DK, s);
+        case GGML_TYPE_BF16: return scores_in_floats<row_bf16>(k, n_rows, q, op.DK, s);
         default: break;
     }
 #if FATTN_INT
     if (k_in_integers(op)) {
-        k = rows_as_q8_0(op.k, k, n, op.DK, work.rows);
-        for (int r = 0; r < n_rows; r += ROWS) {
-            const q8_vector * rounded[ROWS];
-            for (int i = 0; i < ROWS; ++i) {
-                rounded[i] = (const q8_vector *) (query + std::min(r + i, n_rows - 1)*q8_vector::floats(op.DK));
-            }
-            switch (std::min(ROWS, n_rows - r)) {
-                case 1: q8_dots<1>(k.p, k.nb, n, rounded, op.DK, s + r*STEP, STEP, k.ahead); break;
-                case 2: q8_dots<2>(k.p, k.nb, n, rounded, op.DK, s + r*STEP, STEP, k.ahead); break;
-                case 3: q8_dots<std::min(3, ROWS)>(k.p, k.nb, n, rounded, op.DK, s + r*STEP, STEP, k.ahead); break;
-                case 4: q8_dots<ROWS>(k.p, k.nb, n, rounded, op.DK, s + r*STEP, STEP, k.ahead); break;
-            }
-        }
-        return;
+        return scores_in_integers(rows_as_q8_0(op.k, k, op.DK, work.rows), n_rows, query, op.DK, s);
     }
 #endif
     GGML_UNUSED(query);
-    k = rows_as_f32(op.k, k, n, op.DK, work.rows);
-    all_dots<row_f32>(k.p, k.nb, n, n_rows, q, op.DK, s, k.ahead);
+    scores_in_floats<row_f32>(rows_as_f32(op.k, k, op.DK, work.rows), n_rows, q, op.DK, s);
 }
 
-// o[r] += p[r][c] * v[c] of n rows of V; p is 0 from n on
-void outputs(const fattn_op & op, const workspace & work, rows_at v, int n, int n_rows, const float * p, float * const * o) {
+// o[r] += p[r][c] * v[c] over rows of V; p is 0 behind them
+void outputs(const fattn_op & op, const workspace & work, rows_at v, int n_rows, const float * p, float * const * o) {
     switch (op.v->type) {
-        case GGML_TYPE_F32:  return all_sums<row_f32 >(v.p, v.nb, n, n_rows, p, op.DV, o, v.ahead);
-        case GGML_TYPE_F16:  return all_sums<row_f16 >(v.p, v.nb, n, n_rows, p, op.DV, o, v.ahead);
-        case GGML_TYPE_BF16: return all_sums<row_bf16>(v.p, v.nb, n, n_rows, p, op.DV, o, v.ahead);
+        case GGML_TYPE_F32:  return outputs_in_floats<row_f32 >(v, n_rows, p, op.DV, o);
+        case GGML_TYPE_F16:  return outputs_in_floats<row_f16 >(v, n_rows, p, op.DV, o);
+        case GGML_TYPE_BF16: return outputs_in_floats<row_bf16>(v, n_rows, p, op.DV, o);
         default: break;
     }
 #if FATTN_INT
     if (v_in_integers(op)) {
-        v = rows_as_q8_0(op.v, v, n, op.DV, work.rows);
-        const int64_t blocks = op.DV/QK8_0;
-        int16_t * w = (int16_t *) work.weight;
-        for (int r = 0; r < n_rows; r += ROWS) {
-            const int R = std::min(ROWS, n_rows - r);
-            q8_weights<STEP>(v.p, v.nb, n, blocks, p + r*STEP, R, (ggml_fp16_t *) work.scales, w, work.unit);
-            switch (R) {
-                case 1: q8_sums_of_row<1>(v.p, v.nb, n, w, work.unit, blocks, STEP, op.DV, o + r, v.ahead); break;
-                case 2: q8_sums_of_row<2>(v.p, v.nb, n, w, work.unit, blocks, STEP, op.DV, o + r, v.ahead); break;
-                case 3: q8_sums_of_row<std::min(3, ROWS)>(v.p, v.nb, n, w, work.unit, blocks, STEP, op.DV, o + r, v.ahead); break;
-                case 4: q8_sums_of_row<ROWS>(v.p, v.nb, n, w, work.unit, blocks, STEP, op.DV, o + r, v.ahead); break;
-            }
-        }
-        return;
+        return outputs_in_integers(rows_as_q8_0(op.v, v, op.DV, work.rows), n_rows, work, p, op.DV, o);
     }
 #endif
-    v = rows_as_f32(op.v, v, n, op.DV, work.rows);
-    all_sums<row_f32>(v.p, v.nb, n, n_rows, p, op.DV, o, v.ahead);
+    outputs_in_floats<row_f32>(rows_as_f32(op.v, v, op.DV, work.rows), n_rows, p, op.DV, o);
 }
 
 } // namespace
@@ -410,7 +267,7 @@ void fattn_decode_task(const fattn_op & op, const fattn_plan & plan, int64_t t, 
                 o[r]    = part[r].o;
             }
 
-            scores(op, work, { k, op.k->nb[1], k_ahead }, n, n_rows, q, work.query + (h - h0)*n_rows*rounded, s);
+            scores(op, work, { k, op.k->nb[1], n, k_ahead }, n_rows, q, work.query + (h - h0)*n_rows*rounded, s);
             bool any = false;
             for (int r = 0; r < n_rows; ++r) {
                 const int64_t head = h*op.group + r/op.n_q;
@@ -424,7 +281,7 @@ void fattn_decode_task(const fattn_op & op, const fattn_plan & plan, int64_t t, 
                     memset(s + r*STEP + n, 0, (STEP - n)*sizeof(float));
                 }
             }
-            outputs(op, work, { v, op.v->nb[1], v_ahead }, n, n_rows, s, o);
+            outputs(op, work, { v, op.v->nb[1], n, v_ahead }, n_rows, s, o);
         }
     }
 }
