@@ -182,10 +182,13 @@ def test_time_ends_rounds_as_a_whole_and_says_so(fake):
     assert {len(samples) for samples in run.samples.values()} == {2}
     assert measuring.time.monotonic() - began <= one_round * 2.5
     assert run.skipped[-1] == "round 3 at 8,192: out of time"
-    # The first is measured however slow the machine is.
-    run, _ = fake(seconds=1.0)
+    # The first is measured however slow the machine is, and nothing after it, known or not.
+    run, _ = fake(quick=False, depths=(2048,), seconds=1.0)
     run.all()
-    assert {len(samples) for samples in run.samples.values()} == {1}
+    assert {turn.side: len(samples) for turn, samples in run.samples.items()} == dict.fromkeys(
+        [NO_FLASH, FLASH, MINE, MINE_Q8_0, FLASH_Q8_0], 1
+    )
+    assert "ours, f16, fast, 8,192: out of time" in run.skipped
 
 
 def test_a_longer_prefill_is_left_out_by_what_a_shorter_one_took(fake):

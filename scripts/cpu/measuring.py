@@ -108,7 +108,7 @@ class Run:
     def all(self) -> None:
         """Measure every turn for which there is time. Raises `SwaaError`; `samples` keeps what there is."""
         for index, block in enumerate(blocks(self.settings)):
-            for turn in self._affordable(block):
+            for turn in self._affordable(block, first=index == 0):
                 self._measure(turn, block.number, index)
         self._look_at_roof()
 
@@ -116,8 +116,8 @@ class Run:
     def elapsed(self) -> float:
         return time.monotonic() - self._started
 
-    def _affordable(self, block: Block) -> Iterator[Turn]:
-        """The turns of a block that fit into the time left; all or none of a repeated round."""
+    def _affordable(self, block: Block, *, first: bool) -> Iterator[Turn]:
+        """The turns of a block that fit into the time left; all or none of a repeated round, all of the very first."""
         if block.number > 1:
             needed = sum(self.estimate(turn) or 0.0 for turn in block.turns)
             if self._is_late(needed):
@@ -127,12 +127,11 @@ class Run:
             return
         for turn in block.turns:
             needed = self.estimate(turn)
-            if needed is not None and self._is_late(needed):
-                self.skipped.append(
-                    f"{turn.side.label}, {turn.depth:,}: it would take about {duration(needed)}, out of time"
-                )
-            else:
+            if first or not self._is_late(needed or 0.0):
                 yield turn
+            else:
+                about = "" if needed is None else f"it would take about {duration(needed)}, "
+                self.skipped.append(f"{turn.side.label}, {turn.depth:,}: {about}out of time")
 
     def _is_late(self, needed: float) -> bool:
         return self.elapsed + needed > self.settings.seconds
