@@ -205,6 +205,18 @@ void load(const task & t, int64_t col, int n) {
     }
 }
 
+// The columns of the tile from col on, on their way into the cache, a share of them for the query rows [r0, r1): their
+// rows lie far apart in memory, where the hardware does not look for what is next.
+void fetch(const task & t, int64_t col, int64_t r0, int64_t r1) {
+    const int64_t n = std::min<int64_t>(FATTN_TILE, t.op.n_cols - col);
+    const char * k = t.op.rows_of(t.op.k, t.stream, t.head_kv, col);
+    const char * v = t.op.rows_of(t.op.v, t.stream, t.head_kv, col);
+    for (int64_t c = n*r0/t.n_rows; c < n*r1/t.n_rows; ++c) {
+        fattn_fetch(k + c*t.op.k->nb[1], 0, ggml_row_size(t.op.k->type, t.op.DK));
+        fattn_fetch(v + c*t.op.v->nb[1], 0, ggml_row_size(t.op.v->type, t.op.DV));
+    }
+}
+
 void scores(const task & t, int64_t r0, int64_t width, int n) {
 #if FATTN_DOT8
     if (k_in_integers(t.op)) {
@@ -354,22 +366,36 @@ void fattn_tile_task(const fattn_op & op, const fattn_plan & plan, int64_t i, fl
     std::fill(t.m, t.m + n_padded, -INFINITY);
 
     const int64_t tile1 = std::min((split + 1)*plan.tiles_split, op.n_tiles());
-    for (int64_t tile = split*plan.tiles_split; tile < tile1; ++tile) {
-        const int64_t col  = tile*FATTN_TILE;
-        const int     n    = std::min<int64_t>(FATTN_TILE, op.n_cols - col);
-        const uint8_t what = fattn_mask_of(op, map, stream, t0, n_t, tile);
-        if (what == FATTN_MASK_HIDES) {
-            continue;
+    const auto mask_of = [&](int64_t tile, int64_t r0, int64_t r1) { // of the rows [r0, r1)
+        const bool one_head = r0/n_t == (r1 - 1)/n_t;
+        return fattn_mask_of(op, map, stream, one_head ? t.token(r0) : t0, one_head ? r1 - r0 : n_t, tile);
+    };
+    const auto visible_from = [&](int64_t tile) {
+        while (tile < tile1 && mask_of(tile, 0, t.n_rows) == FATTN_MASK_HIDES) {
+            ++tile;
         }
-        const bool masked = what == FATTN_MASK_MIXED;
+        return tile;
+    };
+    for (int64_t tile = visible_from(split*plan.tiles_split), next; tile < tile1; tile = next) {
+        next = visible_from(tile + 1);
+        const int64_t col = tile*FATTN_TILE;
+        const int     n   = std::min<int64_t>(FATTN_TILE, op.n_cols - col);
         load(t, col, n);
         for (int64_t r0 = 0; r0 < t.n_rows; r0 += PANEL) {
-            const int64_t width = VF_W*std::min<int64_t>(RN, vectors(t.n_rows - r0));
+            const int64_t r1 = std::min<int64_t>(r0 + PANEL, t.n_rows);
+            if (next < tile1) {
+                fetch(t, next*FATTN_TILE, r0, r1);
+            }
+            const uint8_t mask = mask_of(tile, r0, r1);
+            if (mask == FATTN_MASK_HIDES) {
+                continue;
+            }
+            const int64_t width = VF_W*vectors(r1 - r0);
             scores(t, r0, width, n);
-            if (masked) {
+            if (mask == FATTN_MASK_MIXED) {
                 fill_bias(t, r0, width, col, n);
             }
-            softmax(t, r0, width, n, masked);
+            softmax(t, r0, width, n, mask == FATTN_MASK_MIXED);
             outputs(t, r0, width, n);
         }
     }

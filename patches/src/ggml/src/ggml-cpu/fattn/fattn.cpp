@@ -56,7 +56,7 @@ fattn_plan::fattn_plan(const fattn_op & op, int n_threads) {
     } else {
         // Q and O of a task stay in the second-level cache; fewer rows only where threads would idle, and then ranges
         // of columns.
-        int64_t rows = std::min<int64_t>(256, std::max<int64_t>(64, 65536/(op.DK + op.DV)));
+        int64_t rows = std::min<int64_t>(512, std::max<int64_t>(64, 131072/(op.DK + op.DV)));
         for (;; rows /= 2) {
             n_blocks = (op.n_q*op.group + rows - 1)/rows;
             block    = (op.n_q + n_blocks - 1)/n_blocks;
