@@ -33,24 +33,31 @@ enum { NEW, ON, ADDED };
 template <int R, int N, int TO>
 inline void product(int n_k, const float * a, int64_t am, int64_t ak, const float * b, int64_t ldb, float * c, int64_t ldc) {
     vf acc[R][N];
+    FATTN_UNROLL
     for (int i = 0; i < R; ++i) {
+        FATTN_UNROLL
         for (int j = 0; j < N; ++j) {
             acc[i][j] = TO == ON ? vf_load(c + i*ldc + j*VF_W) : vf_zero();
         }
     }
     for (int k = 0; k < n_k; ++k) {
         vf x[N];
+        FATTN_UNROLL
         for (int j = 0; j < N; ++j) {
             x[j] = vf_load(b + k*ldb + j*VF_W);
         }
+        FATTN_UNROLL
         for (int i = 0; i < R; ++i) {
             const vf y = vf_set1(a[i*am + k*ak]);
+            FATTN_UNROLL
             for (int j = 0; j < N; ++j) {
                 acc[i][j] = vf_fma(y, x[j], acc[i][j]);
             }
         }
     }
+    FATTN_UNROLL
     for (int i = 0; i < R; ++i) {
+        FATTN_UNROLL
         for (int j = 0; j < N; ++j) {
             if constexpr (TO == ADDED) {
                 acc[i][j] = vf_add(vf_load(c + i*ldc + j*VF_W), acc[i][j]);
