@@ -27,8 +27,8 @@ from swaa_edge.prose import real_text
 
 #: Prompt lengths by default, where the model takes them.
 LENGTHS = (4096, 8192)
-# enum ggml_type
-_CACHE_TYPES = {"f16": 1, "q8_0": 8}
+#: Types of the KV cache, as numbers of enum ggml_type.
+CACHE_TYPES = {"f16": 1, "q8_0": 8}
 # llama.cpp rounds a context up to whole blocks of this many cells.
 _CONTEXT_STEP = 256
 _Turn = tuple[str, int]
@@ -82,8 +82,8 @@ def bench(
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     with Runner(ours_dir) as ours, Runner(full_dir) as full:
         if baseline:
-            _check_baseline(ours, full)
-        libraries = {"swaa": _described(ours), FULL: _described(full)}
+            check_baseline(ours, full)
+        libraries = {"swaa": described(ours), FULL: described(full)}
         report = Report(facts, dict(configs), settings, libraries, prompt, load)
         turns = list(_turns(configs, lengths, settings))
         clock = _Clock(turns, on_progress)
@@ -113,8 +113,8 @@ def _check(model: ModelFile, configs: Mapping[str, Compared], lengths: Sequence[
         raise ConfigError(f"give at least one configuration to compare, and none of the name {FULL}")
     if not lengths or lengths[0] < 1:
         raise ConfigError("give at least one prompt length; each is a number of tokens from 1")
-    if settings.cache_type not in _CACHE_TYPES:
-        raise ConfigError(f"cache_type = {settings.cache_type} must be one of {', '.join(_CACHE_TYPES)}")
+    if settings.cache_type not in CACHE_TYPES:
+        raise ConfigError(f"cache_type = {settings.cache_type} must be one of {', '.join(CACHE_TYPES)}")
     check_context(flash_attn=True, n_batch=settings.batch, n_ubatch=settings.ubatch)
     needed, trained = lengths[-1] + settings.decode, model.context_length
     asked = f"a prompt of {lengths[-1]} tokens and {settings.decode} more"
@@ -134,7 +134,8 @@ def _baseline_dir(folder: str | os.PathLike[str]) -> Path:
     return path.resolve()
 
 
-def _check_baseline(ours: Runner, full: Runner) -> None:
+def check_baseline(ours: Runner, full: Runner) -> None:
+    """Raise NativeLibraryError unless `full` holds the unpatched library of the release of `ours`."""
     if full.facts["swaa"]:
         raise NativeLibraryError(f"{full.library} holds a patched library; `make baseline` builds an unpatched one")
     if ours.facts["version"] != full.facts["version"]:
@@ -144,7 +145,8 @@ def _check_baseline(ours: Runner, full: Runner) -> None:
         )
 
 
-def _described(runner: Runner) -> dict[str, Any]:
+def described(runner: Runner) -> dict[str, Any]:
+    """A side's library in the document: its folder, whether it is patched, ggml's version and commit, its GPUs."""
     facts = runner.facts
     told = {"patched": facts["swaa"], "ggml": facts["version"], "commit": facts["commit"], "gpus": facts["gpus"]}
     return {"path": str(runner.library)} | told
@@ -173,7 +175,7 @@ def _job(model: str, tokens: Sequence[int], overrides: Mapping[str, Any], settin
         n_ubatch=settings.ubatch,
         threads=settings.threads,
         prefill_threads=settings.threads,
-        cache_type=_CACHE_TYPES[settings.cache_type],
+        cache_type=CACHE_TYPES[settings.cache_type],
         gpu_layers=settings.gpu_layers,
         swa_full=settings.swa_full,
     )

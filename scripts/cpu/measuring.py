@@ -63,7 +63,7 @@ class Libraries:
         """
         with contextlib.ExitStack() as stack:
             runners = {UNPATCHED: stack.enter_context(Runner(unpatched)), OURS: stack.enter_context(Runner(ours))}
-            bench._check_baseline(runners[OURS], runners[UNPATCHED])
+            bench.check_baseline(runners[OURS], runners[UNPATCHED])
             if not runners[OURS].facts["swaa"]:
                 raise NativeLibraryError(f"{ours} holds an unpatched library; give the patched one as --library")
             if stock:
@@ -73,7 +73,7 @@ class Libraries:
 
     def facts(self) -> dict[str, Any]:
         """What each is: path, release, whether it is patched."""
-        return {name: bench._described(runner) for name, runner in self.runners.items()}
+        return {name: bench.described(runner) for name, runner in self.runners.items()}
 
 
 @contextlib.contextmanager
@@ -199,7 +199,7 @@ class Run:
             n_ubatch=settings.ubatch,
             threads=settings.threads,
             prefill_threads=settings.threads,
-            cache_type=bench._CACHE_TYPES[side.kv],
+            cache_type=bench.CACHE_TYPES[side.kv],
             gpu_layers=0,
             flash_attn=side.flash_attn,
         )
