@@ -251,8 +251,7 @@ class Kernels(Engine):
     """A child process that runs the op with the library of one folder. own: with our kernels, not upstream's."""
 
     def __init__(self, library: Path, own: bool = True):
-        super().__init__(library)
-        self.own = own
+        super().__init__(library, own_kernels=own)
 
     def start(self) -> None:
         if self.child is not None:
@@ -264,7 +263,7 @@ class Kernels(Engine):
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
-            env=dict(os.environ, GGML_CPU_FATTN=str(int(self.own))),
+            env=dict(os.environ, GGML_CPU_FATTN=str(int(self.own_kernels))),
         )
 
     def quantize(self, kind: str, values: np.ndarray) -> np.ndarray:

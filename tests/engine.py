@@ -118,10 +118,13 @@ class Engine:
       ("threads", n)                                  n threads from here on
       ("abort",)                                      what llama.cpp does about a broken assumption
     or any other method of engine_calls.Calls, whose answer is dropped.
+
+    own_kernels: with the library's own attention kernels for the CPU; else upstream's, which compute the unpatched
+    library's bits.
     """
 
-    def __init__(self, library: Path):
-        self.library = Path(library)
+    def __init__(self, library: Path, own_kernels: bool = True):
+        self.library, self.own_kernels = Path(library), own_kernels
         self.child: subprocess.Popen | None = None
         self.has_swaa, self.abi = False, 0
 
@@ -138,6 +141,8 @@ class Engine:
             return
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115
         environment = dict(os.environ, LLAMA_CPP_LIB_PATH=str(self.library.resolve()))
+        if not self.own_kernels:
+            environment["GGML_CPU_FATTN"] = "0"
         self.child = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("engine_child.py").resolve())],
             stdin=subprocess.PIPE,

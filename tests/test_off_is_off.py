@@ -47,9 +47,7 @@ def engine():
         folder = library_dir()
     except NativeLibraryError as error:
         pytest.skip(str(error))
-    with pytest.MonkeyPatch.context() as patch, Engine(folder) as running:
-        patch.setenv("GGML_CPU_FATTN", "0")
-        running.start()
+    with Engine(folder, own_kernels=False) as running:
         yield running
 
 

@@ -126,13 +126,14 @@ def judge(case: Case, figures: Any, plain: Any) -> list[str]:
 def same_bits(folder: Path, ours: Path, theirs: Path, lines: Sequence[str], *, gpu: bool) -> Iterator[dict[str, Any]]:
     """SWAA off in the library `ours`, without keys and switched off, against the unpatched one: a dict per case.
 
-    A library that doesn't repeat itself bit for bit is told apart: `repeats` is false, and `problems` says so.
+    What the CPU computes of attention is left to upstream's kernels. A library that doesn't repeat itself bit for bit
+    is told apart: `repeats` is false, and `problems` says so.
     """
     from engine import Engine, EngineError
     from grid import Case, plan
 
     off = {"swaa.enabled": False}
-    with Engine(ours) as our, Engine(theirs) as their:
+    with Engine(ours, own_kernels=False) as our, Engine(theirs) as their:
         for line in lines:
             case = Case.parse(line)
             made = plan(dataclasses.replace(case, phases="auto"))
