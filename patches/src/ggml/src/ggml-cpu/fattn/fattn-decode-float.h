@@ -2,7 +2,7 @@
 //
 // Why: a row of K or V becomes floats once, for all the query rows that share it.
 //
-//   dots<row_f16, 2>(k, nb, n, q, dk, s, lds, ahead);  sums_of_row<row_f16, 2>(v, nb, n, p, ldp, dv, o, ahead);
+//   dots<row_f16, 2>(k, nb, n, q, dk, s, lds, ahead);  sums_of_row<row_f16, 2>(v, nb, n, p, ldp, dv, o, ldo, ahead);
 
 #pragma once
 
@@ -79,13 +79,13 @@ void dots(const char * k, size_t nb, int n, const float * const * q, int dk, flo
 
 // o[r][d, d + N*VF_W) += p[r][c] * v[c], summed over c
 template <class V, int R, int N>
-void sums(const char * v, size_t nb, int n, const float * p, int64_t ldp, int d, float * const * o, ptrdiff_t ahead) {
+void sums(const char * v, size_t nb, int n, const float * p, int64_t ldp, int d, float * o, int64_t ldo, ptrdiff_t ahead) {
     vf acc[R][N];
     FATTN_UNROLL
     for (int r = 0; r < R; ++r) {
         FATTN_UNROLL
         for (int j = 0; j < N; ++j) {
-            acc[r][j] = vf_load(o[r] + d + j*VF_W);
+            acc[r][j] = vf_load(o + r*ldo + d + j*VF_W);
         }
     }
     for (int c = 0; c < n; ++c) {
@@ -116,28 +116,28 @@ void sums(const char * v, size_t nb, int n, const float * p, int64_t ldp, int d,
     for (int r = 0; r < R; ++r) {
         FATTN_UNROLL
         for (int j = 0; j < N; ++j) {
-            vf_store(o[r] + d + j*VF_W, acc[r][j]);
+            vf_store(o + r*ldo + d + j*VF_W, acc[r][j]);
         }
     }
 }
 
 template <class V, int R>
-void sums_of_row(const char * v, size_t nb, int n, const float * p, int64_t ldp, int dv, float * const * o, ptrdiff_t ahead) {
+void sums_of_row(const char * v, size_t nb, int n, const float * p, int64_t ldp, int dv, float * o, int64_t ldo, ptrdiff_t ahead) {
     constexpr int N = std::min(8, FATTN_REGISTERS/2/R);
     int d = 0;
     for (; d + N*VF_W <= dv; d += N*VF_W) {
-        sums<V, R, N>(v, nb, n, p, ldp, d, o, ahead);
+        sums<V, R, N>(v, nb, n, p, ldp, d, o, ldo, ahead);
     }
     for (; d + VF_W <= dv; d += VF_W) {
-        sums<V, R, 1>(v, nb, n, p, ldp, d, o, ahead);
+        sums<V, R, 1>(v, nb, n, p, ldp, d, o, ldo, ahead);
     }
     if (d < dv) {
         for (int r = 0; r < R; ++r) {
-            vf acc = row_f32(o[r]).part(d, dv - d);
+            vf acc = row_f32(o + r*ldo).part(d, dv - d);
             for (int c = 0; c < n; ++c) {
                 acc = vf_fma(V(v + c*nb).part(d, dv - d), vf_set1(p[r*ldp + c]), acc);
             }
-            vf_store_part(o[r] + d, acc, dv - d);
+            vf_store_part(o + r*ldo + d, acc, dv - d);
         }
     }
 }

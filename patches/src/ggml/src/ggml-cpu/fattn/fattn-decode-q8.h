@@ -3,7 +3,8 @@
 // Why: 8 bits a value leave less time per value than floats need: a row of K takes a dot product of bytes, a row of V a
 // multiplication of 16 bits, and only sums become floats.
 //
-//   q8_query(q, dk, to);  q8_dots(k, nb, n, ..., s);  q8_weights(v, nb, n, ..., w);  q8_sums(v, nb, n, w, ..., o)
+//   q8_query(q, dk, to);  q8_scales(k, nb, n, ..., d);  q8_dots(k, nb, n, d, ..., s)
+//   q8_weights(v, nb, n, ..., w);  q8_sums(v, nb, n, w, ..., o)
 
 #pragma once
 
@@ -14,114 +15,114 @@
 
 namespace {
 
-// A query row in 8 bits: for each vector of VB values their scales, what takes FATTN_INT_OFFSET off their sums again, and
-// the values. Lane l of the first two is of the values [4*l, 4*l + 4).
-struct q8_vector {
-    float   scale[VF_W];
-    int32_t start[VF_W];
-    int8_t  q[VB];
+// 32 values of a query row in 8 bits, and what takes FATTN_INT_OFFSET off their sums again.
+struct q8_block {
+    float   scale;
+    int32_t start;
+    int8_t  q[QK8_0];
 
-    static int64_t count (int64_t dk) { return (dk + VB - 1)/VB; }
-    static int64_t floats(int64_t dk) { return count(dk)*sizeof(q8_vector)/sizeof(float); }
+    static int64_t floats(int64_t dk) { return dk/QK8_0*sizeof(q8_block)/sizeof(float); }
 };
 
-void q8_query(const float * x, int64_t dk, q8_vector * to) {
-    memset(to, 0, q8_vector::count(dk)*sizeof(q8_vector));
-    for (int64_t b = 0; b < dk; b += QK8_0) {
+void q8_query(const float * x, int64_t dk, q8_block * to) {
+    for (; dk > 0; dk -= QK8_0, x += QK8_0, ++to) {
         int16_t q[QK8_0];
-        const float scale = vf_round_q8(x + b, q);
-        for (int64_t i = b; i < b + QK8_0; ++i) {
-            q8_vector & v = to[i/VB];
-            v.q[i % VB] = (int8_t) q[i - b];
-            v.start[i % VB/4] -= FATTN_INT_OFFSET*q[i - b];
-            v.scale[i % VB/4]  = scale;
+        to->scale = vf_round_q8(x, q);
+        to->start = 0;
+        for (int i = 0; i < QK8_0; ++i) {
+            to->q[i]   = (int8_t) q[i];
+            to->start -= FATTN_INT_OFFSET*q[i];
         }
     }
 }
 
-// s[r][0..3] = q[r] . k[j*nb], j = 0..3
+// The scales of n rows that are nb bytes apart: [blocks][columns], zeros from n on. Long before they are read as vectors:
+// a processor waits where such reads come right after.
+void q8_scales(const char * rows, size_t nb, int n, int64_t blocks, int columns, ggml_fp16_t * scales) {
+    for (int64_t b = 0; b < blocks; ++b, scales += columns) {
+        for (int c = 0; c < n; ++c) {
+            scales[c] = ((const block_q8_0 *) (rows + c*nb))[b].d;
+        }
+        std::fill(scales + n, scales + columns, 0);
+    }
+}
+
+// s[r][0, VF_W) = q[r] . k[c] for VF_W rows of K that are nb bytes apart
 template <int R>
-inline void q8_dots4(const char * k, size_t nb, const q8_vector * const * q, int dk, float * s, int64_t lds) {
-    vf acc[R][4];
+inline void q8_dots_of_columns(const char * k, size_t nb, const ggml_fp16_t * scales, int columns, const q8_block * q, int blocks, float * s, int64_t lds, ptrdiff_t ahead) {
+    vf sum[R];
     FATTN_UNROLL
     for (int r = 0; r < R; ++r) {
-        acc[r][0] = acc[r][1] = acc[r][2] = acc[r][3] = vf_zero();
+        sum[r] = vf_zero();
     }
-    for (int i = 0; i < dk; i += VB) {
+    const char * next = k; // to be fetched, a few rows at a time
+    const int fetches = (VF_W + blocks - 1)/blocks;
+    for (int b = 0; b < blocks; ++b, k += sizeof(block_q8_0)) {
+        fattn_opaque(k);
+        for (int c = 0; c < fetches; ++c, next += nb) {
+            fattn_fetch(next, ahead, blocks*sizeof(block_q8_0));
+        }
+        vi acc[R];
         FATTN_UNROLL
-        for (int j = 0; j < 4; ++j) {
-            const block_q8_0 * b = (const block_q8_0 *) (k + j*nb) + i/QK8_0;
-            const vb x     = vb_load(b, i % QK8_0, dk - i);
-            const vf scale = vb_scales(b, dk - i);
+        for (int r = 0; r < R; ++r) {
+            acc[r] = vi_set1(q[r*blocks + b].start);
+        }
+        FATTN_UNROLL
+        for (int i = 0; i < QK8_0; i += 16) {
+            vb x[4];
+            vb_transposed(k + offsetof(block_q8_0, qs) + i, nb, x);
             FATTN_UNROLL
-            for (int r = 0; r < R; ++r) {
-                const q8_vector & y = q[r][i/VB];
-                acc[r][j] = vf_fma(vb_dot(x, y.q, y.start), vf_mul(scale, vf_load(y.scale)), acc[r][j]);
+            for (int j = 0; j < 4; ++j) {
+                FATTN_UNROLL
+                for (int r = 0; r < R; ++r) {
+                    acc[r] = vb_dot(acc[r], x[j], q[r*blocks + b].q + i + 4*j);
+                }
             }
         }
+        const vf d = vf_load_f16(scales + b*columns);
+        FATTN_UNROLL
+        for (int r = 0; r < R; ++r) {
+            sum[r] = vf_fma(vf_of(acc[r]), vf_mul(d, vf_set1(q[r*blocks + b].scale)), sum[r]);
+        }
     }
     FATTN_UNROLL
     for (int r = 0; r < R; ++r) {
-        vf_sum4(s + r*lds, acc[r][0], acc[r][1], acc[r][2], acc[r][3]);
+        vf_store(s + r*lds, sum[r]);
     }
 }
 
-// s[r][c] = q[r] . k[c] for n rows of K that are nb bytes apart
+// s[r][c] = q[r] . k[c] for n >= VF_W rows of K
 template <int R>
-void q8_dots(const char * k, size_t nb, int n, const q8_vector * const * q, int dk, float * s, int64_t lds, ptrdiff_t ahead) {
-    int c = 0;
-    for (; c + 4 <= n; c += 4) {
-        for (int j = 0; j < 4; ++j) {
-            fattn_fetch(k + (c + j)*nb, ahead, dk/QK8_0*sizeof(block_q8_0));
-        }
-        q8_dots4<R>(k + c*nb, nb, q, dk, s + c, lds);
-    }
-    for (; c < n; ++c) {
-        float same[R*4];
-        q8_dots4<R>(k + c*nb, 0, q, dk, same, 4);
-        for (int r = 0; r < R; ++r) {
-            s[r*lds + c] = same[r*4];
-        }
+void q8_dots(const char * k, size_t nb, int n, const ggml_fp16_t * scales, int columns, const q8_block * q, int blocks, float * s, int64_t lds, ptrdiff_t ahead) {
+    for (int c = 0; c < n; c += VF_W) {
+        const int at = std::min(c, n - VF_W); // the last ones may be computed twice
+        q8_dots_of_columns<R>(k + at*nb, nb, scales + at, columns, q, blocks, s + at, lds, ahead);
     }
 }
 
 // What a column's block adds to a row's sums, in 16 bits: w[r][b][c] = p[r][c]*d[b][c]/unit[r][b], for c < COLUMNS, p
-// being 0 from n on. d: the scales of n rows of V.
+// being at most 1, and 0 from n on. d: the scales of n rows of V. The sums are to be multiplied by times[r].
 template <int COLUMNS>
-void q8_weights(const char * v, size_t nb, int n, int64_t blocks, const float * p, int n_rows, ggml_fp16_t * scales, int16_t * w, float * unit) {
-    // Long before they are read as vectors: a processor waits where those come right after.
-    for (int64_t b = 0; b < blocks; ++b) {
-        for (int c = 0; c < n; ++c) {
-            scales[b*COLUMNS + c] = ((const block_q8_0 *) (v + c*nb))[b].d;
-        }
-        for (int c = n; c < COLUMNS; ++c) {
-            scales[b*COLUMNS + c] = 0;
-        }
-    }
-    alignas(64) float of_row[FATTN_DECODE_ROWS*COLUMNS];
-    float most[FATTN_DECODE_ROWS];
-    for (int r = 0; r < n_rows; ++r) {
-        most[r] = vf_normalized<COLUMNS>(p + r*COLUMNS, of_row + r*COLUMNS, 1.0f);
-    }
+void q8_weights(const char * v, size_t nb, int n, int64_t blocks, const float * p, const float * times, int n_rows, ggml_fp16_t * scales, int16_t * w, float * unit) {
+    q8_scales(v, nb, n, blocks, COLUMNS, scales);
     for (int64_t b = 0; b < blocks; ++b) {
         alignas(64) float of_block[COLUMNS];
         for (int c = 0; c < COLUMNS; c += VF_W) {
             vf_store(of_block + c, vf_load_f16(scales + b*COLUMNS + c));
         }
-        const float most_of_block = vf_normalized<COLUMNS>(of_block, of_block, 32767.0f);
+        const float most = vf_normalized<COLUMNS>(of_block, of_block, 32767.0f);
         for (int r = 0; r < n_rows; ++r) {
             for (int c = 0; c < COLUMNS; c += VF_W) {
-                const vf x = vf_mul(vf_load(of_row + r*COLUMNS + c), vf_load(of_block + c));
-                vf_store_i16(w + (r*blocks + b)*COLUMNS + c, x);
+                vf_store_i16(w + (r*blocks + b)*COLUMNS + c, vf_mul(vf_load(p + r*COLUMNS + c), vf_load(of_block + c)));
             }
-            unit[r*blocks + b] = most[r]*most_of_block/32767.0f;
+            unit[r*blocks + b] = times[r]*most/32767.0f;
         }
     }
 }
 
 // o[r][at, at + N*VW) += unit[r]*w[r][c] * v[c], summed over c; v: first block of those values in the first row
 template <int R, int N>
-void q8_sums(const char * v, size_t nb, int n, const int16_t * w, const float * unit, int64_t blocks, int columns, int at, float * const * o, ptrdiff_t ahead) {
+void q8_sums(const char * v, size_t nb, int n, const int16_t * w, const float * unit, int64_t blocks, int columns, int at, float * o, int64_t ldo, ptrdiff_t ahead) {
     vi acc[R][N][2];
     FATTN_UNROLL
     for (int r = 0; r < R; ++r) {
@@ -154,7 +155,7 @@ void q8_sums(const char * v, size_t nb, int n, const int16_t * w, const float * 
         for (int u = 0; u < N; ++u) {
             vf sums[2];
             vw_finish(acc[r][u], sums);
-            float * to = o[r] + at + u*VW;
+            float * to = o + r*ldo + at + u*VW;
             const vf by = vf_set1(unit[r*blocks + block(u)]);
             vf_store(to,        vf_fma(sums[0], by, vf_load(to)));
             vf_store(to + VF_W, vf_fma(sums[1], by, vf_load(to + VF_W)));
@@ -163,14 +164,14 @@ void q8_sums(const char * v, size_t nb, int n, const int16_t * w, const float * 
 }
 
 template <int R>
-void q8_sums_of_row(const char * v, size_t nb, int n, const int16_t * w, const float * unit, int64_t blocks, int columns, int dv, float * const * o, ptrdiff_t ahead) {
+void q8_sums_of_row(const char * v, size_t nb, int n, const int16_t * w, const float * unit, int64_t blocks, int columns, int dv, float * o, int64_t ldo, ptrdiff_t ahead) {
     constexpr int N = std::max(1, std::min(4, FATTN_REGISTERS/4/R));
     int at = 0;
     for (; at + N*VW <= dv; at += N*VW) {
-        q8_sums<R, N>(v, nb, n, w, unit, blocks, columns, at, o, ahead);
+        q8_sums<R, N>(v, nb, n, w, unit, blocks, columns, at, o, ldo, ahead);
     }
     for (; at < dv; at += VW) {
-        q8_sums<R, 1>(v, nb, n, w, unit, blocks, columns, at, o, ahead);
+        q8_sums<R, 1>(v, nb, n, w, unit, blocks, columns, at, o, ldo, ahead);
     }
 }
 

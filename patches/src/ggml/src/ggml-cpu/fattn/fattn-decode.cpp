@@ -12,12 +12,13 @@
 #include "fattn-plan.h"
 #include "fattn-quants.h"
 
+#include <cfloat>
 #include <type_traits>
 
 namespace {
 
 constexpr int ROWS = FATTN_REGISTERS >= 32 ? 4 : 2; // query rows of a micro-kernel
-constexpr int STEP = 32; // columns at a time: what two steps of all heads hold stays in the second-level cache
+constexpr int STEP = 64; // columns at a time: what two steps of all heads hold stays in the second-level cache
 static_assert(FATTN_TILE % STEP == 0, "a step must not straddle two tiles");
 
 // f(R, r) for the query rows [r, r + R), R being known at compile time: ROWS of them, at last fewer.
@@ -32,46 +33,37 @@ template <class F> void in_blocks(int n_rows, F f) {
     }
 }
 
-// One row's scores become weights; its maximum and sum go on, its output is scaled to the new maximum. False: nothing
-// of the tile is visible to it, its weights are zeros.
-bool softmax(const fattn_op & op, float * s, int n, const ggml_fp16_t * mask, float slope, fattn_partial part) {
+// A row's scores of a step, scaled, capped and masked, -INFINITY from n on. Returns the largest.
+float finish_scores(const fattn_op & op, float * s, int n, const ggml_fp16_t * mask, float slope) {
     vf top = vf_set1(-INFINITY);
-    for (int i = 0; i < n; i += VF_W) {
-        vf x = vf_load(s + i);
-        x = vf_mul(x, vf_set1(op.scale));
+    for (int i = 0; i < STEP; i += VF_W) {
+        const int rest = std::max(0, std::min(VF_W, n - i));
+        vf x = vf_mul(vf_load(s + i), vf_set1(op.scale));
         if (op.softcap != 0.0f) {
             x = vf_mul(vf_tanh(x), vf_set1(op.softcap));
         }
-        const int rest = std::min(VF_W, n - i);
-        if (mask) {
+        if (mask && rest > 0) {
             x = vf_fma(vf_set1(slope), rest < VF_W ? row_f16(mask).part(i, rest) : vf_load_f16(mask + i), x);
         }
         vf_store(s + i, x);
-        for (int j = rest; j < VF_W; ++j) {
-            s[i + j] = -INFINITY;
+        if (rest < VF_W) {
+            std::fill(s + i + rest, s + i + VF_W, -INFINITY);
+            x = vf_load(s + i);
         }
-        top = vf_max(top, rest < VF_W ? vf_load(s + i) : x);
+        top = vf_max(top, x);
     }
-    const float m_tile = vf_hmax(top);
-    if (m_tile == -INFINITY) {
-        memset(s, 0, n*sizeof(float));
-        return false;
-    }
-    const float m = std::max(*part.m, m_tile);
-    if (m > *part.m) {
-        const float shrink = expf(*part.m - m);
-        *part.m  = m;
-        *part.s *= shrink;
-        fattn_scale(part.o, op.DV, shrink);
-    }
+    return vf_hmax(top);
+}
+
+// s = e^(s - from), 0 for -INFINITY. Returns the sum.
+float exponentials(float * s, float from) {
     vf sum = vf_zero();
-    for (int i = 0; i < n; i += VF_W) {
-        const vf e = vf_exp(vf_sub(vf_load(s + i), vf_set1(m)));
+    for (int i = 0; i < STEP; i += VF_W) {
+        const vf e = vf_exp(vf_sub(vf_load(s + i), vf_set1(from)));
         vf_store(s + i, e);
         sum = vf_add(sum, e);
     }
-    *part.s += vf_sum(sum);
-    return true;
+    return vf_sum(sum);
 }
 
 bool visible(const fattn_op & op, int64_t stream, int64_t head, int64_t n_heads, int64_t col, int n) {
@@ -92,11 +84,18 @@ bool in_floats(ggml_type type) {
 bool k_in_integers(const fattn_op & op) { return FATTN_INT && fattn_like_q8_0(op.k->type); }
 bool v_in_integers(const fattn_op & op) { return FATTN_INT && fattn_v_in_16_bits(op); }
 
-// What a task keeps beside its partial results. Floats, in the order of memory.
+// What a task keeps beside its partial results. Floats, in the order of memory; rows are those of all its KV heads.
 struct workspace {
-    float * query;  // k_in_integers: [KV head of the task][query row], rounded
+    float * s;      // [row][STEP], scores and then weights
+    float * most;   // [row], the largest score so far
+    float * sum;    // [row], of the weights so far
+    float * top;    // [row], the largest score of a step
+    float * from;   // [row], weights of a step are e^(score - from)
+    float * times;  // [row], and are to be multiplied by this
+    float * shrink; // [row], as what is there already by this
+    float * query;  // k_in_integers: [row], rounded
     float * rows;   // [STEP rows of K or V], where they can't be read as they are
-    float * scales; // 16 bits: [blocks of V][STEP]
+    float * scales; // 16 bits: [blocks of K or V][STEP]
     float * unit;   // [ROWS][blocks of V]
     float * weight; // 16 bits: [ROWS][blocks of V][STEP]
     int64_t size;
@@ -104,18 +103,24 @@ struct workspace {
     workspace(const fattn_op & op, int64_t n_heads, float * at) {
         const int64_t widest = std::max(op.DK, op.DV);
         const auto take = [&](size_t n) { float * p = at + size; size += fattn_padded(n); return p; };
+        const int64_t n_rows = n_heads*op.group*op.n_q;
         size   = 0;
+        s      = take(n_rows*STEP);
+        most   = take(n_rows);
+        sum    = take(n_rows);
+        top    = take(n_rows);
+        from   = take(n_rows);
+        times  = take(n_rows);
+        shrink = take(n_rows);
         query  = rows = scales = unit = weight = nullptr;
         if (!in_floats(op.k->type) || !in_floats(op.v->type)) {
             rows = take(STEP*widest);
         }
 #if FATTN_INT
-        query  = take(n_heads*op.group*op.n_q*q8_vector::floats(op.DK));
-        scales = take(op.DV/QK8_0*STEP/2);
+        query  = take(n_rows*q8_block::floats(op.DK));
+        scales = take(widest/QK8_0*STEP/2);
         unit   = take(ROWS*(op.DV/QK8_0));
         weight = take(ROWS*(op.DV/QK8_0)*STEP/2);
-#else
-        GGML_UNUSED(n_heads);
 #endif
     }
 };
@@ -138,13 +143,14 @@ rows_at rows_as_f32(const ggml_tensor * kv, rows_at from, int64_t ne, float * to
 template <class K> void scores_in_floats(rows_at k, int n_rows, const float * const * q, int64_t dk, float * s) {
     in_blocks(n_rows, [&](auto R, int r) { dots<K, R.value>(k.p, k.nb, k.n, q + r, dk, s + r*STEP, STEP, k.ahead); });
 }
-template <class V> void outputs_in_floats(rows_at v, int n_rows, const float * p, int64_t dv, float * const * o) {
-    in_blocks(n_rows, [&](auto R, int r) { sums_of_row<V, R.value>(v.p, v.nb, v.n, p + r*STEP, STEP, dv, o + r, v.ahead); });
+template <class V> void outputs_in_floats(rows_at v, int n_rows, const float * p, int64_t dv, float * o, int64_t ldo) {
+    in_blocks(n_rows, [&](auto R, int r) { sums_of_row<V, R.value>(v.p, v.nb, v.n, p + r*STEP, STEP, dv, o + r*ldo, ldo, v.ahead); });
 }
 
 #if FATTN_INT
+// At least VF_W rows can be read there.
 rows_at rows_as_q8_0(const ggml_tensor * kv, rows_at from, int64_t ne, float * to) {
-    if (kv->type == GGML_TYPE_Q8_0) {
+    if (kv->type == GGML_TYPE_Q8_0 && from.n >= VF_W) {
         return from;
     }
     fetch_rows(kv, from, ne);
@@ -152,23 +158,26 @@ rows_at rows_as_q8_0(const ggml_tensor * kv, rows_at from, int64_t ne, float * t
     for (int c = 0; c < from.n; ++c) {
         fattn_as_q8_0(kv->type, from.p + c*from.nb, ne, (block_q8_0 *) ((char *) to + c*nb));
     }
+    for (int c = from.n; c < VF_W; ++c) {
+        memset((char *) to + c*nb, 0, nb);
+    }
     return { (const char *) to, nb, from.n, 0 };
 }
 
-void scores_in_integers(rows_at k, int n_rows, const float * query, int64_t dk, float * s) {
+void scores_in_integers(rows_at k, int n_rows, const workspace & work, const float * query, int64_t dk, float * s) {
+    const int blocks = dk/QK8_0, n = std::max(k.n, VF_W);
+    ggml_fp16_t * scales = (ggml_fp16_t *) work.scales;
+    q8_scales(k.p, k.nb, n, blocks, STEP, scales);
     in_blocks(n_rows, [&](auto R, int r) {
-        const q8_vector * rounded[R.value];
-        for (int i = 0; i < R.value; ++i) {
-            rounded[i] = (const q8_vector *) (query + (r + i)*q8_vector::floats(dk));
-        }
-        q8_dots<R.value>(k.p, k.nb, k.n, rounded, dk, s + r*STEP, STEP, k.ahead);
+        const q8_block * rounded = (const q8_block *) (query + r*q8_block::floats(dk));
+        q8_dots<R.value>(k.p, k.nb, n, scales, STEP, rounded, blocks, s + r*STEP, STEP, k.ahead);
     });
 }
-void outputs_in_integers(rows_at v, int n_rows, const workspace & work, const float * p, int64_t dv, float * const * o) {
+void outputs_in_integers(rows_at v, int n_rows, const workspace & work, const float * p, const float * times, int64_t dv, float * o, int64_t ldo) {
     in_blocks(n_rows, [&](auto R, int r) {
         int16_t * w = (int16_t *) work.weight;
-        q8_weights<STEP>(v.p, v.nb, v.n, dv/QK8_0, p + r*STEP, R.value, (ggml_fp16_t *) work.scales, w, work.unit);
-        q8_sums_of_row<R.value>(v.p, v.nb, v.n, w, work.unit, dv/QK8_0, STEP, dv, o + r, v.ahead);
+        q8_weights<STEP>(v.p, v.nb, v.n, dv/QK8_0, p + r*STEP, times + r, R.value, (ggml_fp16_t *) work.scales, w, work.unit);
+        q8_sums_of_row<R.value>(v.p, v.nb, v.n, w, work.unit, dv/QK8_0, STEP, dv, o + r*ldo, ldo, v.ahead);
     });
 }
 #endif
@@ -183,27 +192,28 @@ void scores(const fattn_op & op, const workspace & work, rows_at k, int n_rows, 
     }
 #if FATTN_INT
     if (k_in_integers(op)) {
-        return scores_in_integers(rows_as_q8_0(op.k, k, op.DK, work.rows), n_rows, query, op.DK, s);
+        return scores_in_integers(rows_as_q8_0(op.k, k, op.DK, work.rows), n_rows, work, query, op.DK, s);
     }
 #endif
     GGML_UNUSED(query);
     scores_in_floats<row_f32>(rows_as_f32(op.k, k, op.DK, work.rows), n_rows, q, op.DK, s);
 }
 
-// o[r] += p[r][c] * v[c] over rows of V; p is 0 behind them
-void outputs(const fattn_op & op, const workspace & work, rows_at v, int n_rows, const float * p, float * const * o) {
+// o[r] += times[r] * p[r][c] * v[c] over rows of V; p is 0 behind them, times 1 unless v_in_integers
+void outputs(const fattn_op & op, const workspace & work, rows_at v, int n_rows, const float * p, const float * times, float * o, int64_t ldo) {
     switch (op.v->type) {
-        case GGML_TYPE_F32:  return outputs_in_floats<row_f32 >(v, n_rows, p, op.DV, o);
-        case GGML_TYPE_F16:  return outputs_in_floats<row_f16 >(v, n_rows, p, op.DV, o);
-        case GGML_TYPE_BF16: return outputs_in_floats<row_bf16>(v, n_rows, p, op.DV, o);
+        case GGML_TYPE_F32:  return outputs_in_floats<row_f32 >(v, n_rows, p, op.DV, o, ldo);
+        case GGML_TYPE_F16:  return outputs_in_floats<row_f16 >(v, n_rows, p, op.DV, o, ldo);
+        case GGML_TYPE_BF16: return outputs_in_floats<row_bf16>(v, n_rows, p, op.DV, o, ldo);
         default: break;
     }
 #if FATTN_INT
     if (v_in_integers(op)) {
-        return outputs_in_integers(rows_as_q8_0(op.v, v, op.DV, work.rows), n_rows, work, p, op.DV, o);
+        return outputs_in_integers(rows_as_q8_0(op.v, v, op.DV, work.rows), n_rows, work, p, times, op.DV, o, ldo);
     }
 #endif
-    outputs_in_floats<row_f32>(rows_as_f32(op.v, v, op.DV, work.rows), n_rows, p, op.DV, o);
+    GGML_UNUSED(times);
+    outputs_in_floats<row_f32>(rows_as_f32(op.v, v, op.DV, work.rows), n_rows, p, op.DV, o, ldo);
 }
 
 } // namespace
@@ -218,70 +228,85 @@ void fattn_decode_task(const fattn_op & op, const fattn_plan & plan, int64_t t, 
     const int64_t h1 = std::min(h0 + plan.block, op.n_head_kv);
     const int64_t c0 = split*plan.tiles_split*FATTN_TILE;
     const int64_t c1 = std::min(c0 + plan.tiles_split*FATTN_TILE, op.n_cols);
-    const int     n_rows = op.group*op.n_q;
-
-    for (int64_t r = op.row(stream, h0*op.group, 0); r < op.row(stream, h1*op.group, 0); ++r) {
-        const fattn_partial part = fattn_partial_at(op, plan, partials, split, r);
-        *part.m = -INFINITY;
-        *part.s = 0.0f;
-        memset(part.o, 0, op.DV*sizeof(float));
-    }
+    const int     n_rows = op.group*op.n_q;  // of a KV head
+    const int     all    = (h1 - h0)*n_rows;
 
     const workspace work(op, plan.block, scratch);
+    std::fill(work.most, work.most + fattn_padded(all), -INFINITY);
+    std::fill(work.top,  work.top  + fattn_padded(all), -INFINITY);
+    memset(work.sum, 0, all*sizeof(float));
+    float * const o = fattn_partial_at(op, plan, partials, split, op.row(stream, h0*op.group, 0)).o; // rows follow each other
+    for (int r = 0; r < all; ++r) {
+        memset(o + r*plan.partial, 0, op.DV*sizeof(float));
+    }
+    const auto q_row = [&](int r) { return op.q_row(stream, h0*op.group + r/op.n_q, r % op.n_q); };
 #if FATTN_INT
-    const int64_t rounded = q8_vector::floats(op.DK);
+    const int64_t rounded = q8_block::floats(op.DK);
     if (k_in_integers(op)) {
-        for (int64_t r = 0; r < (h1 - h0)*n_rows; ++r) {
-            q8_query(op.q_row(stream, h0*op.group + r/op.n_q, r % op.n_q), op.DK, (q8_vector *) (work.query + r*rounded));
+        for (int r = 0; r < all; ++r) {
+            q8_query(q_row(r), op.DK, (q8_block *) (work.query + r*rounded));
         }
     }
 #else
     const int64_t rounded = 0;
 #endif
 
-    alignas(64) float s[FATTN_DECODE_ROWS*STEP];
     const bool mask_of_head = op.mask && op.mask->ne[2] > 1;
     for (int64_t col = c0; col < c1; col += STEP) {
         const int n = std::min<int64_t>(STEP, c1 - col);
         if (!mask_of_head && !visible(op, stream, h0*op.group, 1, col, n)) {
             continue;
         }
+        // Where a head's rows are, and how far on its rows of the next step.
+        const auto rows = [&](const ggml_tensor * kv, int64_t h) {
+            const char * p = op.rows_of(kv, stream, h, col);
+            return rows_at{ p, kv->nb[1], n, col + STEP < c1 ? op.rows_of(kv, stream, h, col + STEP) - p : 0 };
+        };
         for (int64_t h = h0; h < h1; ++h) {
+            const int first = (h - h0)*n_rows;
             if (mask_of_head && !visible(op, stream, h*op.group, op.group, col, n)) {
+                std::fill(work.top + first, work.top + first + n_rows, -INFINITY);
                 continue;
-            }
-            const char * k = op.rows_of(op.k, stream, h, col);
-            const char * v = op.rows_of(op.v, stream, h, col);
-            ptrdiff_t k_ahead = 0, v_ahead = 0; // to the same head of the next columns
-            if (col + STEP < c1) {
-                k_ahead = op.rows_of(op.k, stream, h, col + STEP) - k;
-                v_ahead = op.rows_of(op.v, stream, h, col + STEP) - v;
             }
             const float * q[FATTN_DECODE_ROWS];
-            float       * o[FATTN_DECODE_ROWS];
-            fattn_partial part[FATTN_DECODE_ROWS];
+            for (int r = 0; r < n_rows; ++r) {
+                q[r] = q_row(first + r);
+            }
+            scores(op, work, rows(op.k, h), n_rows, q, work.query + first*rounded, work.s + first*STEP);
             for (int r = 0; r < n_rows; ++r) {
                 const int64_t head = h*op.group + r/op.n_q;
-                q[r]    = op.q_row(stream, head, r % op.n_q);
-                part[r] = fattn_partial_at(op, plan, partials, split, op.row(stream, head, r % op.n_q));
-                o[r]    = part[r].o;
+                work.top[first + r] = finish_scores(op, work.s + (first + r)*STEP, n, op.mask_row(stream, head, r % op.n_q, col), op.slope(head));
             }
-
-            scores(op, work, { k, op.k->nb[1], n, k_ahead }, n_rows, q, work.query + (h - h0)*n_rows*rounded, s);
-            bool any = false;
-            for (int r = 0; r < n_rows; ++r) {
-                const int64_t head = h*op.group + r/op.n_q;
-                any |= softmax(op, s + r*STEP, n, op.mask_row(stream, head, r % op.n_q, col), op.slope(head), part[r]);
-            }
-            if (!any) {
-                continue;
-            }
-            if (n < STEP) {
-                for (int r = 0; r < n_rows; ++r) {
-                    memset(s + r*STEP + n, 0, (STEP - n)*sizeof(float));
-                }
-            }
-            outputs(op, work, { v, op.v->nb[1], n, v_ahead }, n_rows, s, o);
         }
+        for (int r = 0; r < all; r += VF_W) { // of rows that see nothing everything stays as it is
+            const vf most = vf_load(work.most + r), top = vf_load(work.top + r);
+            const vf now  = vf_max(vf_max(most, top), vf_set1(-FLT_MAX));
+            const vf from = v_in_integers(op) ? vf_max(top, vf_set1(-FLT_MAX)) : now;
+            vf_store(work.most   + r, now);
+            vf_store(work.from   + r, from);
+            vf_store(work.times  + r, vf_exp(vf_sub(from, now)));
+            vf_store(work.shrink + r, vf_exp(vf_sub(most, now)));
+        }
+        for (int r = 0; r < all; ++r) {
+            if (work.top[r] != -INFINITY) {
+                work.sum[r] = work.sum[r]*work.shrink[r] + work.times[r]*exponentials(work.s + r*STEP, work.from[r]);
+            } else {
+                memset(work.s + r*STEP, 0, STEP*sizeof(float));
+            }
+            if (work.shrink[r] != 1.0f) {
+                fattn_scale(o + r*plan.partial, op.DV, work.shrink[r]);
+            }
+        }
+        for (int64_t h = h0; h < h1; ++h) {
+            const int first = (h - h0)*n_rows;
+            if (*std::max_element(work.top + first, work.top + first + n_rows) != -INFINITY) {
+                outputs(op, work, rows(op.v, h), n_rows, work.s + first*STEP, work.times + first, o + first*plan.partial, plan.partial);
+            }
+        }
+    }
+    for (int r = 0; r < all; ++r) {
+        const fattn_partial part = fattn_partial_at(op, plan, partials, split, op.row(stream, h0*op.group, 0) + r);
+        *part.m = work.sum[r] == 0.0f ? -INFINITY : work.most[r];
+        *part.s = work.sum[r];
     }
 }

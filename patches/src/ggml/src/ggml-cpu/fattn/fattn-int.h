@@ -3,8 +3,8 @@
 //
 // Why: decode from a q8_0 cache is bound by arithmetic if each value becomes a float first.
 //
-//   K: q is rounded to 8 bits, as upstream's kernels do. 4*VF_W products of 8 bits become VF_W sums of 32 bits.
-//        vf part = vb_dot(vb_load(block, i, n), q, start);   // of the n <= VB values from i on, four to a lane
+//   K: q is rounded to 8 bits, as upstream's kernels do. A lane is a column: of each four values against four of q.
+//        vb x[4]; vb_transposed(k, nb, x); acc = vb_dot(acc, x[i], q + 4*i);   // 16 values of VF_W columns
 //   V: a column's weight, times the scale of its block, is rounded to 16 bits; two columns are added up at a time.
 //        vi acc[2] = {vi_zero(), vi_zero()}; vw_add(acc, vw_load(v0, v1), weights_of_both); vw_finish(acc, sums);
 
@@ -17,7 +17,6 @@
 
 namespace {
 
-constexpr int VB = 4*VF_W; // values of a vector of bytes
 constexpr int VW = 2*VF_W; // values of two columns that are added up at a time
 
 #if defined(__AVX512BW__)
@@ -32,32 +31,51 @@ inline void vi_store(int32_t * p, vi a) { _mm512_storeu_si512(p, a); }
 inline vf   vf_of(vi a) { return _mm512_cvtepi32_ps(a); }
 inline void vf_store_i16(int16_t * p, vf a) { _mm256_storeu_si256((__m256i *) p, _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(a))); }
 
-inline vi vb_bytes(const block_q8_0 * b, int n) { // two blocks, or one and zeros
-    const __m512i first = _mm512_zextsi256_si512(_mm256_loadu_si256((const __m256i *) b[0].qs));
-    return n > QK8_0 ? _mm512_inserti64x4(first, _mm256_loadu_si256((const __m256i *) b[1].qs), 1) : first;
+// 16 bytes of VF_W rows that are nb bytes apart; lane c of x[i] is bytes [4*i, 4*i + 4) of row c
+inline vi vi_rows(const char * p, size_t nb) {
+    const auto row = [](const char * p) { return _mm_loadu_si128((const __m128i *) p); };
+    const __m512i x = _mm512_inserti32x4(_mm512_castsi128_si512(row(p)), row(p + 4*nb), 1);
+    return _mm512_inserti32x4(_mm512_inserti32x4(x, row(p + 8*nb), 2), row(p + 12*nb), 3);
 }
-inline vf vb_scales(const block_q8_0 * b, int n) {
-    const uint32_t two = b[0].d | (n > QK8_0 ? (uint32_t) b[1].d << 16 : 0);
-    const __m512 lanes = _mm512_castps128_ps512(_mm_cvtph_ps(_mm_cvtsi32_si128(two)));
-    return _mm512_permutexvar_ps(_mm512_set_epi32(1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0), lanes);
+inline void vi_transposed(const char * p, size_t nb, vi * x) {
+    const vi a = vi_rows(p, nb), b = vi_rows(p + nb, nb), c = vi_rows(p + 2*nb, nb), d = vi_rows(p + 3*nb, nb);
+    const vi ab0 = _mm512_unpacklo_epi32(a, b), ab1 = _mm512_unpackhi_epi32(a, b);
+    const vi cd0 = _mm512_unpacklo_epi32(c, d), cd1 = _mm512_unpackhi_epi32(c, d);
+    x[0] = _mm512_unpacklo_epi64(ab0, cd0);
+    x[1] = _mm512_unpackhi_epi64(ab0, cd0);
+    x[2] = _mm512_unpacklo_epi64(ab1, cd1);
+    x[3] = _mm512_unpackhi_epi64(ab1, cd1);
+}
+inline vi vi_four(const int8_t * q) { // the same four bytes in each lane
+    int32_t four;
+    memcpy(&four, q, sizeof(four));
+    return vi_set1(four);
 }
 #if defined(__AVX512VNNI__)
 #define FATTN_INT_OFFSET 128 // the instruction wants one side unsigned: K + 128, and sums that start 128*q too low
 using vb = __m512i;
-inline vb vb_load(const block_q8_0 * b, int, int n) { return _mm512_xor_si512(vb_bytes(b, n), _mm512_set1_epi8(-128)); }
-inline vf vb_dot(vb k, const int8_t * q, const int32_t * start) {
-    return _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(_mm512_loadu_si512(start), k, _mm512_loadu_si512(q)));
+inline void vb_transposed(const char * k, size_t nb, vb * x) {
+    vi_transposed(k, nb, x);
+    FATTN_UNROLL
+    for (int i = 0; i < 4; ++i) {
+        x[i] = _mm512_xor_si512(x[i], _mm512_set1_epi8(-128));
+    }
 }
+inline vi vb_dot(vi acc, vb k, const int8_t * q) { return _mm512_dpbusd_epi32(acc, k, vi_four(q)); }
 #else
 struct vb { __m512i abs; __mmask64 negative; };
-inline vb vb_load(const block_q8_0 * b, int, int n) {
-    const __m512i k = vb_bytes(b, n);
-    return { _mm512_abs_epi8(k), _mm512_movepi8_mask(k) };
+inline void vb_transposed(const char * k, size_t nb, vb * x) {
+    vi t[4];
+    vi_transposed(k, nb, t);
+    FATTN_UNROLL
+    for (int i = 0; i < 4; ++i) {
+        x[i] = { _mm512_abs_epi8(t[i]), _mm512_movepi8_mask(t[i]) };
+    }
 }
-inline vf vb_dot(vb k, const int8_t * q, const int32_t *) {
-    const __m512i x = _mm512_loadu_si512(q);
+inline vi vb_dot(vi acc, vb k, const int8_t * q) {
+    const __m512i x = vi_four(q);
     const __m512i y = _mm512_maddubs_epi16(k.abs, _mm512_mask_sub_epi8(x, k.negative, _mm512_setzero_si512(), x));
-    return _mm512_cvtepi32_ps(_mm512_madd_epi16(y, _mm512_set1_epi16(1)));
+    return _mm512_add_epi32(acc, _mm512_madd_epi16(y, _mm512_set1_epi16(1)));
 }
 #endif
 
@@ -104,25 +122,48 @@ inline void vf_store_i16(int16_t * p, vf a) {
     const __m256i x = _mm256_cvtps_epi32(a);
     _mm_storeu_si128((__m128i *) p, _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1)));
 }
-inline vf vb_scales(const block_q8_0 * b, int) { return _mm256_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(b->d))); }
+inline vi vi_rows(const char * p, size_t nb) {
+    const auto row = [=](int c) { return _mm_loadu_si128((const __m128i *) (p + c*nb)); };
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(row(0)), row(4), 1);
+}
+inline void vi_transposed(const char * p, size_t nb, vi * x) {
+    const vi a = vi_rows(p, nb), b = vi_rows(p + nb, nb), c = vi_rows(p + 2*nb, nb), d = vi_rows(p + 3*nb, nb);
+    const vi ab0 = _mm256_unpacklo_epi32(a, b), ab1 = _mm256_unpackhi_epi32(a, b);
+    const vi cd0 = _mm256_unpacklo_epi32(c, d), cd1 = _mm256_unpackhi_epi32(c, d);
+    x[0] = _mm256_unpacklo_epi64(ab0, cd0);
+    x[1] = _mm256_unpackhi_epi64(ab0, cd0);
+    x[2] = _mm256_unpacklo_epi64(ab1, cd1);
+    x[3] = _mm256_unpackhi_epi64(ab1, cd1);
+}
+inline vi vi_four(const int8_t * q) {
+    int32_t four;
+    memcpy(&four, q, sizeof(four));
+    return vi_set1(four);
+}
 #if defined(__AVXVNNI__)
 #define FATTN_INT_OFFSET 128
 using vb = __m256i;
-inline vb vb_load(const block_q8_0 * b, int, int) {
-    return _mm256_xor_si256(_mm256_loadu_si256((const __m256i *) b->qs), _mm256_set1_epi8(-128));
+inline void vb_transposed(const char * k, size_t nb, vb * x) {
+    vi_transposed(k, nb, x);
+    FATTN_UNROLL
+    for (int i = 0; i < 4; ++i) {
+        x[i] = _mm256_xor_si256(x[i], _mm256_set1_epi8(-128));
+    }
 }
-inline vf vb_dot(vb k, const int8_t * q, const int32_t * start) {
-    return _mm256_cvtepi32_ps(_mm256_dpbusd_avx_epi32(_mm256_loadu_si256((const __m256i *) start), k, _mm256_loadu_si256((const __m256i *) q)));
-}
+inline vi vb_dot(vi acc, vb k, const int8_t * q) { return _mm256_dpbusd_avx_epi32(acc, k, vi_four(q)); }
 #else
 struct vb { __m256i k, abs; };
-inline vb vb_load(const block_q8_0 * b, int, int) {
-    const __m256i k = _mm256_loadu_si256((const __m256i *) b->qs);
-    return { k, _mm256_abs_epi8(k) };
+inline void vb_transposed(const char * k, size_t nb, vb * x) {
+    vi t[4];
+    vi_transposed(k, nb, t);
+    FATTN_UNROLL
+    for (int i = 0; i < 4; ++i) {
+        x[i] = { t[i], _mm256_abs_epi8(t[i]) };
+    }
 }
-inline vf vb_dot(vb k, const int8_t * q, const int32_t *) {
-    const __m256i x = _mm256_sign_epi8(_mm256_loadu_si256((const __m256i *) q), k.k);
-    return _mm256_cvtepi32_ps(_mm256_madd_epi16(_mm256_maddubs_epi16(k.abs, x), _mm256_set1_epi16(1)));
+inline vi vb_dot(vi acc, vb k, const int8_t * q) {
+    const __m256i y = _mm256_maddubs_epi16(k.abs, _mm256_sign_epi8(vi_four(q), k.k));
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(y, _mm256_set1_epi16(1)));
 }
 #endif
 
@@ -168,17 +209,27 @@ inline vf   vf_of(vi a) { return vcvtq_f32_s32(a); }
 inline vi vi_dot8(vi acc, vi k, vi q) { return vdotq_s32(acc, vreinterpretq_s8_s32(k), vreinterpretq_s8_s32(q)); }
 #endif
 inline void vf_store_i16(int16_t * p, vf a) { vst1_s16(p, vmovn_s32(vcvtnq_s32_f32(a))); }
-inline vf   vb_scales(const block_q8_0 * b, int) { return vdupq_n_f32(fp16_to_float(b->d)); }
 
 using vb = int8x16_t;
-inline vb vb_load(const block_q8_0 * b, int i, int) { return vld1q_s8(b->qs + i); }
-inline vf vb_dot(vb k, const int8_t * q, const int32_t *) {
-    const int8x16_t x = vld1q_s8(q);
+inline void vb_transposed(const char * k, size_t nb, vb * x) {
+    const auto row = [=](int c) { return vreinterpretq_s32_s8(vld1q_s8((const int8_t *) k + c*nb)); };
+    const int32x4_t a = row(0), b = row(1), c = row(2), d = row(3);
+    const int64x2_t ab0 = vreinterpretq_s64_s32(vzip1q_s32(a, b)), ab1 = vreinterpretq_s64_s32(vzip2q_s32(a, b));
+    const int64x2_t cd0 = vreinterpretq_s64_s32(vzip1q_s32(c, d)), cd1 = vreinterpretq_s64_s32(vzip2q_s32(c, d));
+    x[0] = vreinterpretq_s8_s64(vzip1q_s64(ab0, cd0));
+    x[1] = vreinterpretq_s8_s64(vzip2q_s64(ab0, cd0));
+    x[2] = vreinterpretq_s8_s64(vzip1q_s64(ab1, cd1));
+    x[3] = vreinterpretq_s8_s64(vzip2q_s64(ab1, cd1));
+}
+inline vi vb_dot(vi acc, vb k, const int8_t * q) {
+    int32_t four;
+    memcpy(&four, q, sizeof(four));
+    const int8x16_t x = vreinterpretq_s8_s32(vdupq_n_s32(four));
 #if defined(__ARM_FEATURE_DOTPROD)
-    return vcvtq_f32_s32(vdotq_s32(vdupq_n_s32(0), k, x));
+    return vdotq_s32(acc, k, x);
 #else
     const int16x8_t lo = vmull_s8(vget_low_s8(k), vget_low_s8(x)), hi = vmull_s8(vget_high_s8(k), vget_high_s8(x));
-    return vcvtq_f32_s32(vpaddq_s32(vpaddlq_s16(lo), vpaddlq_s16(hi)));
+    return vaddq_s32(acc, vpaddq_s32(vpaddlq_s16(lo), vpaddlq_s16(hi)));
 #endif
 }
 

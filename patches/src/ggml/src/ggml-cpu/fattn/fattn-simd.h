@@ -28,6 +28,13 @@
 #define FATTN_UNROLL
 #endif
 
+// A pointer whose steps the compiler is not to see: it would keep one for each row that is read relative to it.
+#if defined(__GNUC__)
+#define fattn_opaque(p) __asm__("" : "+r"(p))
+#else
+#define fattn_opaque(p) (void) (p)
+#endif
+
 namespace {
 
 #if defined(__AVX512F__)
