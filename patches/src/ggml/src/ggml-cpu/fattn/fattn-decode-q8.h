@@ -3,8 +3,8 @@
 // Why: 8 bits a value leave less time per value than floats need: a row of K takes a dot product of bytes, a row of V a
 // multiplication of 16 bits, and only sums become floats.
 //
-//   q8_query(q, dk, to);  q8_scales(k, nb, n, ..., d);  q8_dots(k, nb, n, d, ..., s)
-//   q8_weights(v, nb, n, ..., w);  q8_sums(v, nb, n, w, ..., o)
+//   q8_query(q, dk, to);  q8_dots(k, nb, n, ..., s)
+//   q8_scales(v, nb, n, ..., d);  q8_largest(d, ..., to, most);  q8_weights(p, ..., to, most, ..., w, unit);  q8_sums(v, nb, n, w, unit, ..., o)
 
 #pragma once
 
@@ -36,31 +36,21 @@ void q8_query(const float * x, int64_t dk, q8_block * to) {
     }
 }
 
-// The scales of n rows that are nb bytes apart: [blocks][columns], zeros from n on. Long before they are read as vectors:
-// a processor waits where such reads come right after.
-void q8_scales(const char * rows, size_t nb, int n, int64_t blocks, int columns, ggml_fp16_t * scales) {
-    for (int64_t b = 0; b < blocks; ++b, scales += columns) {
-        for (int c = 0; c < n; ++c) {
-            scales[c] = ((const block_q8_0 *) (rows + c*nb))[b].d;
-        }
-        std::fill(scales + n, scales + columns, 0);
-    }
-}
-
 // s[r][0, VF_W) = q[r] . k[c] for VF_W rows of K that are nb bytes apart
 template <int R>
-inline void q8_dots_of_columns(const char * k, size_t nb, const ggml_fp16_t * scales, int columns, const q8_block * q, int blocks, float * s, int64_t lds, ptrdiff_t ahead) {
+inline void q8_dots_of_columns(const char * k, size_t nb, const q8_block * q, int blocks, float * s, int64_t lds, ptrdiff_t ahead) {
     vf sum[R];
     FATTN_UNROLL
     for (int r = 0; r < R; ++r) {
         sum[r] = vf_zero();
     }
-    const char * next = k; // to be fetched, a few rows at a time
-    const int fetches = (VF_W + blocks - 1)/blocks;
     for (int b = 0; b < blocks; ++b, k += sizeof(block_q8_0)) {
         fattn_opaque(k);
-        for (int c = 0; c < fetches; ++c, next += nb) {
-            fattn_fetch(next, ahead, blocks*sizeof(block_q8_0));
+        const char * next = k + ahead;
+        fattn_opaque(next);
+        FATTN_UNROLL
+        for (int c = 0; c < VF_W; ++c) { // blocks are shorter than a line
+            fattn_fetch(next + c*nb, 0, 1);
         }
         vi acc[R];
         FATTN_UNROLL
@@ -79,10 +69,10 @@ inline void q8_dots_of_columns(const char * k, size_t nb, const ggml_fp16_t * sc
                 }
             }
         }
-        const vf d = vf_load_f16(scales + b*columns);
+        const vf scale = vf_f16_of_rows(k, nb);
         FATTN_UNROLL
         for (int r = 0; r < R; ++r) {
-            sum[r] = vf_fma(vf_of(acc[r]), vf_mul(d, vf_set1(q[r*blocks + b].scale)), sum[r]);
+            sum[r] = vf_fma(vf_of(acc[r]), vf_mul(scale, vf_set1(q[r*blocks + b].scale)), sum[r]);
         }
     }
     FATTN_UNROLL
@@ -93,29 +83,55 @@ inline void q8_dots_of_columns(const char * k, size_t nb, const ggml_fp16_t * sc
 
 // s[r][c] = q[r] . k[c] for n >= VF_W rows of K
 template <int R>
-void q8_dots(const char * k, size_t nb, int n, const ggml_fp16_t * scales, int columns, const q8_block * q, int blocks, float * s, int64_t lds, ptrdiff_t ahead) {
+void q8_dots(const char * k, size_t nb, int n, const q8_block * q, int blocks, float * s, int64_t lds, ptrdiff_t ahead) {
     for (int c = 0; c < n; c += VF_W) {
         const int at = std::min(c, n - VF_W); // the last ones may be computed twice
-        q8_dots_of_columns<R>(k + at*nb, nb, scales + at, columns, q, blocks, s + at, lds, ahead);
+        q8_dots_of_columns<R>(k + at*nb, nb, q, blocks, s + at, lds, ahead);
+    }
+}
+
+// The scales of n rows of V that are nb bytes apart, [blocks][COLUMNS] with zeros from n on. One by one is faster than any
+// shuffle; long before they are read as vectors, since a processor waits where those come right after.
+template <int COLUMNS>
+void q8_scales(const char * rows, size_t nb, int n, int blocks, ggml_fp16_t * d) {
+    for (int c = 0; c < n; ++c, rows += nb) {
+        for (int b = 0; b < blocks; ++b) {
+            d[b*COLUMNS + c] = ((const block_q8_0 *) rows)[b].d;
+        }
+    }
+    for (int b = 0; b < blocks; ++b) {
+        std::fill(d + b*COLUMNS + n, d + (b + 1)*COLUMNS, 0);
+    }
+}
+
+// to = d as floats; most[b] = the largest magnitude of a block. Apart from their use, which would wait for the largest.
+template <int COLUMNS>
+void q8_largest(const ggml_fp16_t * d, int blocks, float * to, float * most) {
+    for (int b = 0; b < blocks; ++b) {
+        vf top = vf_zero();
+        for (int c = b*COLUMNS; c < (b + 1)*COLUMNS; c += VF_W) {
+            const vf x = vf_load_f16(d + c);
+            vf_store(to + c, x);
+            top = vf_max(top, vf_max(x, vf_sub(vf_zero(), x)));
+        }
+        most[b] = vf_hmax(top);
     }
 }
 
 // What a column's block adds to a row's sums, in 16 bits: w[r][b][c] = p[r][c]*d[b][c]/unit[r][b], for c < COLUMNS, p
-// being at most 1, and 0 from n on. d: the scales of n rows of V. The sums are to be multiplied by times[r].
+// being at most 1. The sums are to be multiplied by times[r].
 template <int COLUMNS>
-void q8_weights(const char * v, size_t nb, int n, int64_t blocks, const float * p, const float * times, int n_rows, ggml_fp16_t * scales, int16_t * w, float * unit) {
-    q8_scales(v, nb, n, blocks, COLUMNS, scales);
+void q8_weights(const float * p, const float * times, int n_rows, const float * d, const float * most, int64_t blocks, int16_t * w, float * unit) {
     for (int64_t b = 0; b < blocks; ++b) {
-        alignas(64) float of_block[COLUMNS];
+        const vf by = vf_set1(most[b] > LEAST ? 32767.0f/most[b] : 0.0f);
         for (int c = 0; c < COLUMNS; c += VF_W) {
-            vf_store(of_block + c, vf_load_f16(scales + b*COLUMNS + c));
-        }
-        const float most = vf_normalized<COLUMNS>(of_block, of_block, 32767.0f);
-        for (int r = 0; r < n_rows; ++r) {
-            for (int c = 0; c < COLUMNS; c += VF_W) {
-                vf_store_i16(w + (r*blocks + b)*COLUMNS + c, vf_mul(vf_load(p + r*COLUMNS + c), vf_load(of_block + c)));
+            const vf x = vf_mul(vf_load(d + b*COLUMNS + c), by);
+            for (int r = 0; r < n_rows; ++r) {
+                vf_store_i16(w + (r*blocks + b)*COLUMNS + c, vf_mul(vf_load(p + r*COLUMNS + c), x));
             }
-            unit[r*blocks + b] = times[r]*most/32767.0f;
+        }
+        for (int r = 0; r < n_rows; ++r) {
+            unit[r*blocks + b] = times[r]*most[b]/32767.0f;
         }
     }
 }

@@ -81,11 +81,19 @@ bool visible(const fattn_op & op, int64_t stream, int64_t head, int64_t n_heads,
 bool in_floats(ggml_type type) {
     return type == GGML_TYPE_F32 || type == GGML_TYPE_F16 || type == GGML_TYPE_BF16;
 }
-bool k_in_integers(const fattn_op & op) { return FATTN_INT && fattn_like_q8_0(op.k->type); }
-bool v_in_integers(const fattn_op & op) { return FATTN_INT && fattn_v_in_16_bits(op); }
+bool k_as_q8_0(const fattn_op & op) { return FATTN_INT && fattn_like_q8_0(op.k->type); }
+bool v_as_q8_0(const fattn_op & op) { return FATTN_INT && fattn_v_in_16_bits(op); }
+
+// A query row of a task.
+struct row_of_task {
+    const float       * q;
+    const ggml_fp16_t * mask; // of the first column, or NULL
+    float               slope;
+};
 
 // What a task keeps beside its partial results. Floats, in the order of memory; rows are those of all its KV heads.
 struct workspace {
+    row_of_task * row;
     float * s;      // [row][STEP], scores and then weights
     float * most;   // [row], the largest score so far
     float * sum;    // [row], of the weights so far
@@ -93,9 +101,11 @@ struct workspace {
     float * from;   // [row], weights of a step are e^(score - from)
     float * times;  // [row], and are to be multiplied by this
     float * shrink; // [row], as what is there already by this
-    float * query;  // k_in_integers: [row], rounded
+    float * query;  // k_as_q8_0: [row], rounded
     float * rows;   // [STEP rows of K or V], where they can't be read as they are
-    float * scales; // 16 bits: [blocks of K or V][STEP]
+    float * halves; // 16 bits: [blocks of V][STEP], the scales
+    float * scales; // [blocks of V][STEP]
+    float * largest; // [blocks of V], of those
     float * unit;   // [ROWS][blocks of V]
     float * weight; // 16 bits: [ROWS][blocks of V][STEP]
     int64_t size;
@@ -106,19 +116,22 @@ struct workspace {
         const int64_t n_rows = n_heads*op.group*op.n_q;
         size   = 0;
         s      = take(n_rows*STEP);
+        row    = (row_of_task *) take(n_rows*sizeof(row_of_task)/sizeof(float));
         most   = take(n_rows);
         sum    = take(n_rows);
         top    = take(n_rows);
         from   = take(n_rows);
         times  = take(n_rows);
         shrink = take(n_rows);
-        query  = rows = scales = unit = weight = nullptr;
+        query  = rows = halves = scales = largest = unit = weight = nullptr;
         if (!in_floats(op.k->type) || !in_floats(op.v->type)) {
             rows = take(STEP*widest);
         }
 #if FATTN_INT
         query  = take(n_rows*q8_block::floats(op.DK));
-        scales = take(widest/QK8_0*STEP/2);
+        halves = take(op.DV/QK8_0*STEP/2);
+        scales  = take(op.DV/QK8_0*STEP);
+        largest = take(op.DV/QK8_0);
         unit   = take(ROWS*(op.DV/QK8_0));
         weight = take(ROWS*(op.DV/QK8_0)*STEP/2);
 #endif
@@ -164,19 +177,19 @@ rows_at rows_as_q8_0(const ggml_tensor * kv, rows_at from, int64_t ne, float * t
     return { (const char *) to, nb, from.n, 0 };
 }
 
-void scores_in_integers(rows_at k, int n_rows, const workspace & work, const float * query, int64_t dk, float * s) {
+void scores_in_integers(rows_at k, int n_rows, const float * query, int64_t dk, float * s) {
     const int blocks = dk/QK8_0, n = std::max(k.n, VF_W);
-    ggml_fp16_t * scales = (ggml_fp16_t *) work.scales;
-    q8_scales(k.p, k.nb, n, blocks, STEP, scales);
     in_blocks(n_rows, [&](auto R, int r) {
         const q8_block * rounded = (const q8_block *) (query + r*q8_block::floats(dk));
-        q8_dots<R.value>(k.p, k.nb, n, scales, STEP, rounded, blocks, s + r*STEP, STEP, k.ahead);
+        q8_dots<R.value>(k.p, k.nb, n, rounded, blocks, s + r*STEP, STEP, k.ahead);
     });
 }
 void outputs_in_integers(rows_at v, int n_rows, const workspace & work, const float * p, const float * times, int64_t dv, float * o, int64_t ldo) {
+    q8_scales<STEP>(v.p, v.nb, v.n, dv/QK8_0, (ggml_fp16_t *) work.halves);
+    q8_largest<STEP>((ggml_fp16_t *) work.halves, dv/QK8_0, work.scales, work.largest);
     in_blocks(n_rows, [&](auto R, int r) {
         int16_t * w = (int16_t *) work.weight;
-        q8_weights<STEP>(v.p, v.nb, v.n, dv/QK8_0, p + r*STEP, times + r, R.value, (ggml_fp16_t *) work.scales, w, work.unit);
+        q8_weights<STEP>(p + r*STEP, times + r, R.value, work.scales, work.largest, dv/QK8_0, w, work.unit);
         q8_sums_of_row<R.value>(v.p, v.nb, v.n, w, work.unit, dv/QK8_0, STEP, dv, o + r*ldo, ldo, v.ahead);
     });
 }
@@ -191,15 +204,15 @@ void scores(const fattn_op & op, const workspace & work, rows_at k, int n_rows, 
         default: break;
     }
 #if FATTN_INT
-    if (k_in_integers(op)) {
-        return scores_in_integers(rows_as_q8_0(op.k, k, op.DK, work.rows), n_rows, work, query, op.DK, s);
+    if (k_as_q8_0(op)) {
+        return scores_in_integers(rows_as_q8_0(op.k, k, op.DK, work.rows), n_rows, query, op.DK, s);
     }
 #endif
     GGML_UNUSED(query);
     scores_in_floats<row_f32>(rows_as_f32(op.k, k, op.DK, work.rows), n_rows, q, op.DK, s);
 }
 
-// o[r] += times[r] * p[r][c] * v[c] over rows of V; p is 0 behind them, times 1 unless v_in_integers
+// o[r] += times[r] * p[r][c] * v[c] over rows of V; p is 0 behind them, times 1 unless v_as_q8_0
 void outputs(const fattn_op & op, const workspace & work, rows_at v, int n_rows, const float * p, const float * times, float * o, int64_t ldo) {
     switch (op.v->type) {
         case GGML_TYPE_F32:  return outputs_in_floats<row_f32 >(v, n_rows, p, op.DV, o, ldo);
@@ -208,7 +221,7 @@ void outputs(const fattn_op & op, const workspace & work, rows_at v, int n_rows,
         default: break;
     }
 #if FATTN_INT
-    if (v_in_integers(op)) {
+    if (v_as_q8_0(op)) {
         return outputs_in_integers(rows_as_q8_0(op.v, v, op.DV, work.rows), n_rows, work, p, times, op.DV, o, ldo);
     }
 #endif
@@ -216,18 +229,23 @@ void outputs(const fattn_op & op, const workspace & work, rows_at v, int n_rows,
     outputs_in_floats<row_f32>(rows_as_f32(op.v, v, op.DV, work.rows), n_rows, p, op.DV, o, ldo);
 }
 
+// What a task reads: columns [c0, c1) of the KV heads [h0, h1).
+struct range {
+    int64_t stream, h0, h1, c0, c1;
+
+    range(const fattn_op & op, const fattn_plan & plan, int64_t t)
+        : stream(t/plan.n_blocks/plan.n_splits), h0(t % plan.n_blocks*plan.block), h1(std::min(h0 + plan.block, op.n_head_kv)),
+          c0(t/plan.n_blocks % plan.n_splits*plan.tiles_split*FATTN_TILE), c1(std::min(c0 + plan.tiles_split*FATTN_TILE, op.n_cols)) {}
+};
+
 } // namespace
 
 int64_t fattn_decode_scratch(const fattn_op & op, int64_t n_heads) { return workspace(op, n_heads, nullptr).size; }
 
-void fattn_decode_task(const fattn_op & op, const fattn_plan & plan, int64_t t, float * scratch, float * partials) {
-    const int64_t block  = t % plan.n_blocks;
-    const int64_t split  = t/plan.n_blocks % plan.n_splits;
-    const int64_t stream = t/plan.n_blocks/plan.n_splits;
-    const int64_t h0 = block*plan.block;
-    const int64_t h1 = std::min(h0 + plan.block, op.n_head_kv);
-    const int64_t c0 = split*plan.tiles_split*FATTN_TILE;
-    const int64_t c1 = std::min(c0 + plan.tiles_split*FATTN_TILE, op.n_cols);
+void fattn_decode_task(const fattn_op & op, const fattn_plan & plan, int64_t t, int64_t next, float * scratch, float * partials) {
+    const range now(op, plan, t), then(op, plan, std::min(next, plan.n_tasks - 1));
+    const int64_t stream = now.stream, split = t/plan.n_blocks % plan.n_splits;
+    const int64_t h0 = now.h0, h1 = now.h1, c0 = now.c0, c1 = now.c1;
     const int     n_rows = op.group*op.n_q;  // of a KV head
     const int     all    = (h1 - h0)*n_rows;
 
@@ -239,12 +257,15 @@ void fattn_decode_task(const fattn_op & op, const fattn_plan & plan, int64_t t, 
     for (int r = 0; r < all; ++r) {
         memset(o + r*plan.partial, 0, op.DV*sizeof(float));
     }
-    const auto q_row = [&](int r) { return op.q_row(stream, h0*op.group + r/op.n_q, r % op.n_q); };
+    for (int r = 0; r < all; ++r) {
+        const int64_t head = h0*op.group + r/op.n_q, token = r % op.n_q;
+        work.row[r] = { op.q_row(stream, head, token), op.mask_row(stream, head, token, 0), op.slope(head) };
+    }
 #if FATTN_INT
     const int64_t rounded = q8_block::floats(op.DK);
-    if (k_in_integers(op)) {
+    if (k_as_q8_0(op)) {
         for (int r = 0; r < all; ++r) {
-            q8_query(q_row(r), op.DK, (q8_block *) (work.query + r*rounded));
+            q8_query(work.row[r].q, op.DK, (q8_block *) (work.query + r*rounded));
         }
     }
 #else
@@ -257,10 +278,16 @@ void fattn_decode_task(const fattn_op & op, const fattn_plan & plan, int64_t t, 
         if (!mask_of_head && !visible(op, stream, h0*op.group, 1, col, n)) {
             continue;
         }
-        // Where a head's rows are, and how far on its rows of the next step.
+        // Where a head's rows are, and how far on its rows of the next step, or of the next task's first one.
         const auto rows = [&](const ggml_tensor * kv, int64_t h) {
             const char * p = op.rows_of(kv, stream, h, col);
-            return rows_at{ p, kv->nb[1], n, col + STEP < c1 ? op.rows_of(kv, stream, h, col + STEP) - p : 0 };
+            const char * q = p;
+            if (col + STEP < c1) {
+                q = op.rows_of(kv, stream, h, col + STEP);
+            } else if (next < plan.n_tasks) {
+                q = op.rows_of(kv, then.stream, std::min(then.h0 + h - h0, then.h1 - 1), then.c0);
+            }
+            return rows_at{ p, kv->nb[1], n, q - p };
         };
         for (int64_t h = h0; h < h1; ++h) {
             const int first = (h - h0)*n_rows;
@@ -270,18 +297,18 @@ void fattn_decode_task(const fattn_op & op, const fattn_plan & plan, int64_t t, 
             }
             const float * q[FATTN_DECODE_ROWS];
             for (int r = 0; r < n_rows; ++r) {
-                q[r] = q_row(first + r);
+                q[r] = work.row[first + r].q;
             }
             scores(op, work, rows(op.k, h), n_rows, q, work.query + first*rounded, work.s + first*STEP);
-            for (int r = 0; r < n_rows; ++r) {
-                const int64_t head = h*op.group + r/op.n_q;
-                work.top[first + r] = finish_scores(op, work.s + (first + r)*STEP, n, op.mask_row(stream, head, r % op.n_q, col), op.slope(head));
+            for (int r = first; r < first + n_rows; ++r) {
+                const ggml_fp16_t * mask = col < op.n_masked ? work.row[r].mask + col : nullptr;
+                work.top[r] = finish_scores(op, work.s + r*STEP, n, mask, work.row[r].slope);
             }
         }
         for (int r = 0; r < all; r += VF_W) { // of rows that see nothing everything stays as it is
             const vf most = vf_load(work.most + r), top = vf_load(work.top + r);
             const vf now  = vf_max(vf_max(most, top), vf_set1(-FLT_MAX));
-            const vf from = v_in_integers(op) ? vf_max(top, vf_set1(-FLT_MAX)) : now;
+            const vf from = v_as_q8_0(op) ? vf_max(top, vf_set1(-FLT_MAX)) : now;
             vf_store(work.most   + r, now);
             vf_store(work.from   + r, from);
             vf_store(work.times  + r, vf_exp(vf_sub(from, now)));

@@ -32,12 +32,13 @@ inline vf   vf_of(vi a) { return _mm512_cvtepi32_ps(a); }
 inline void vf_store_i16(int16_t * p, vf a) { _mm256_storeu_si256((__m256i *) p, _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(a))); }
 
 // 16 bytes of VF_W rows that are nb bytes apart; lane c of x[i] is bytes [4*i, 4*i + 4) of row c
-inline vi vi_rows(const char * p, size_t nb) {
+FATTN_INLINE vi vi_rows(const char * p, size_t nb) {
+    // a broadcast into some lanes is a load and a blend, where an insertion is a shuffle
     const auto row = [](const char * p) { return _mm_loadu_si128((const __m128i *) p); };
-    const __m512i x = _mm512_inserti32x4(_mm512_castsi128_si512(row(p)), row(p + 4*nb), 1);
-    return _mm512_inserti32x4(_mm512_inserti32x4(x, row(p + 8*nb), 2), row(p + 12*nb), 3);
+    const __m512i x = _mm512_mask_broadcast_i32x4(_mm512_castsi128_si512(row(p)), 0x00F0, row(p + 4*nb));
+    return _mm512_mask_broadcast_i32x4(_mm512_mask_broadcast_i32x4(x, 0x0F00, row(p + 8*nb)), 0xF000, row(p + 12*nb));
 }
-inline void vi_transposed(const char * p, size_t nb, vi * x) {
+FATTN_INLINE void vi_transposed(const char * p, size_t nb, vi * x) {
     const vi a = vi_rows(p, nb), b = vi_rows(p + nb, nb), c = vi_rows(p + 2*nb, nb), d = vi_rows(p + 3*nb, nb);
     const vi ab0 = _mm512_unpacklo_epi32(a, b), ab1 = _mm512_unpackhi_epi32(a, b);
     const vi cd0 = _mm512_unpacklo_epi32(c, d), cd1 = _mm512_unpackhi_epi32(c, d);
@@ -45,6 +46,11 @@ inline void vi_transposed(const char * p, size_t nb, vi * x) {
     x[1] = _mm512_unpackhi_epi64(ab0, cd0);
     x[2] = _mm512_unpacklo_epi64(ab1, cd1);
     x[3] = _mm512_unpackhi_epi64(ab1, cd1);
+}
+// the f16 that each of VF_W rows starts with; 16 bytes of it are read
+FATTN_INLINE vf vf_f16_of_rows(const char * p, size_t nb) {
+    const vi ab = _mm512_unpacklo_epi32(vi_rows(p, nb), vi_rows(p + nb, nb)), cd = _mm512_unpacklo_epi32(vi_rows(p + 2*nb, nb), vi_rows(p + 3*nb, nb));
+    return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_unpacklo_epi64(ab, cd)));
 }
 inline vi vi_four(const int8_t * q) { // the same four bytes in each lane
     int32_t four;
@@ -54,7 +60,7 @@ inline vi vi_four(const int8_t * q) { // the same four bytes in each lane
 #if defined(__AVX512VNNI__)
 #define FATTN_INT_OFFSET 128 // the instruction wants one side unsigned: K + 128, and sums that start 128*q too low
 using vb = __m512i;
-inline void vb_transposed(const char * k, size_t nb, vb * x) {
+FATTN_INLINE void vb_transposed(const char * k, size_t nb, vb * x) {
     vi_transposed(k, nb, x);
     FATTN_UNROLL
     for (int i = 0; i < 4; ++i) {
@@ -64,7 +70,7 @@ inline void vb_transposed(const char * k, size_t nb, vb * x) {
 inline vi vb_dot(vi acc, vb k, const int8_t * q) { return _mm512_dpbusd_epi32(acc, k, vi_four(q)); }
 #else
 struct vb { __m512i abs; __mmask64 negative; };
-inline void vb_transposed(const char * k, size_t nb, vb * x) {
+FATTN_INLINE void vb_transposed(const char * k, size_t nb, vb * x) {
     vi t[4];
     vi_transposed(k, nb, t);
     FATTN_UNROLL
@@ -122,11 +128,11 @@ inline void vf_store_i16(int16_t * p, vf a) {
     const __m256i x = _mm256_cvtps_epi32(a);
     _mm_storeu_si128((__m128i *) p, _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1)));
 }
-inline vi vi_rows(const char * p, size_t nb) {
+FATTN_INLINE vi vi_rows(const char * p, size_t nb) {
     const auto row = [=](int c) { return _mm_loadu_si128((const __m128i *) (p + c*nb)); };
     return _mm256_inserti128_si256(_mm256_castsi128_si256(row(0)), row(4), 1);
 }
-inline void vi_transposed(const char * p, size_t nb, vi * x) {
+FATTN_INLINE void vi_transposed(const char * p, size_t nb, vi * x) {
     const vi a = vi_rows(p, nb), b = vi_rows(p + nb, nb), c = vi_rows(p + 2*nb, nb), d = vi_rows(p + 3*nb, nb);
     const vi ab0 = _mm256_unpacklo_epi32(a, b), ab1 = _mm256_unpackhi_epi32(a, b);
     const vi cd0 = _mm256_unpacklo_epi32(c, d), cd1 = _mm256_unpackhi_epi32(c, d);
@@ -134,6 +140,11 @@ inline void vi_transposed(const char * p, size_t nb, vi * x) {
     x[1] = _mm256_unpackhi_epi64(ab0, cd0);
     x[2] = _mm256_unpacklo_epi64(ab1, cd1);
     x[3] = _mm256_unpackhi_epi64(ab1, cd1);
+}
+FATTN_INLINE vf vf_f16_of_rows(const char * p, size_t nb) {
+    const vi ab = _mm256_unpacklo_epi32(vi_rows(p, nb), vi_rows(p + nb, nb)), cd = _mm256_unpacklo_epi32(vi_rows(p + 2*nb, nb), vi_rows(p + 3*nb, nb));
+    const vi x  = _mm256_and_si256(_mm256_unpacklo_epi64(ab, cd), _mm256_set1_epi32(0xFFFF));
+    return _mm256_cvtph_ps(_mm_packus_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1)));
 }
 inline vi vi_four(const int8_t * q) {
     int32_t four;
@@ -143,7 +154,7 @@ inline vi vi_four(const int8_t * q) {
 #if defined(__AVXVNNI__)
 #define FATTN_INT_OFFSET 128
 using vb = __m256i;
-inline void vb_transposed(const char * k, size_t nb, vb * x) {
+FATTN_INLINE void vb_transposed(const char * k, size_t nb, vb * x) {
     vi_transposed(k, nb, x);
     FATTN_UNROLL
     for (int i = 0; i < 4; ++i) {
@@ -153,7 +164,7 @@ inline void vb_transposed(const char * k, size_t nb, vb * x) {
 inline vi vb_dot(vi acc, vb k, const int8_t * q) { return _mm256_dpbusd_avx_epi32(acc, k, vi_four(q)); }
 #else
 struct vb { __m256i k, abs; };
-inline void vb_transposed(const char * k, size_t nb, vb * x) {
+FATTN_INLINE void vb_transposed(const char * k, size_t nb, vb * x) {
     vi t[4];
     vi_transposed(k, nb, t);
     FATTN_UNROLL
@@ -211,7 +222,7 @@ inline vi vi_dot8(vi acc, vi k, vi q) { return vdotq_s32(acc, vreinterpretq_s8_s
 inline void vf_store_i16(int16_t * p, vf a) { vst1_s16(p, vmovn_s32(vcvtnq_s32_f32(a))); }
 
 using vb = int8x16_t;
-inline void vb_transposed(const char * k, size_t nb, vb * x) {
+FATTN_INLINE void vb_transposed(const char * k, size_t nb, vb * x) {
     const auto row = [=](int c) { return vreinterpretq_s32_s8(vld1q_s8((const int8_t *) k + c*nb)); };
     const int32x4_t a = row(0), b = row(1), c = row(2), d = row(3);
     const int64x2_t ab0 = vreinterpretq_s64_s32(vzip1q_s32(a, b)), ab1 = vreinterpretq_s64_s32(vzip2q_s32(a, b));
@@ -220,6 +231,13 @@ inline void vb_transposed(const char * k, size_t nb, vb * x) {
     x[1] = vreinterpretq_s8_s64(vzip2q_s64(ab0, cd0));
     x[2] = vreinterpretq_s8_s64(vzip1q_s64(ab1, cd1));
     x[3] = vreinterpretq_s8_s64(vzip2q_s64(ab1, cd1));
+}
+FATTN_INLINE vf vf_f16_of_rows(const char * p, size_t nb) {
+    uint16x4_t x = vld1_dup_u16((const uint16_t *) p);
+    x = vld1_lane_u16((const uint16_t *) (p + nb),   x, 1);
+    x = vld1_lane_u16((const uint16_t *) (p + 2*nb), x, 2);
+    x = vld1_lane_u16((const uint16_t *) (p + 3*nb), x, 3);
+    return vcvt_f32_f16(vreinterpret_f16_u16(x));
 }
 inline vi vb_dot(vi acc, vb k, const int8_t * q) {
     int32_t four;

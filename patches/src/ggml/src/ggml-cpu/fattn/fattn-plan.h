@@ -105,8 +105,8 @@ uint8_t fattn_mask_of (const fattn_op & op, const uint8_t * map, int64_t stream,
 // K or V rows as floats, ld apart.
 void fattn_to_float(const ggml_tensor * kv, const char * rows, int n_rows, int64_t ne, float * out, int64_t ld);
 
-// Task t of the plan. scratch: plan.scratch floats.
-void fattn_decode_task(const fattn_op & op, const fattn_plan & plan, int64_t t, float * scratch, float * partials);
+// Task t of the plan; next: the one to come, whose first rows are fetched at the end. scratch: plan.scratch floats.
+void fattn_decode_task(const fattn_op & op, const fattn_plan & plan, int64_t t, int64_t next, float * scratch, float * partials);
 void fattn_tile_task  (const fattn_op & op, const fattn_plan & plan, int64_t t, float * scratch, const uint8_t * map, float * partials);
 
 int64_t fattn_decode_scratch(const fattn_op & op, int64_t n_heads); // floats, for tasks of up to n_heads KV heads

@@ -20,57 +20,100 @@ namespace {
 constexpr int QK = 32; // values of a block, of all these types
 static_assert(QK == QK8_0 && QK == QK4_0 && QK == QK4_1 && QK == QK5_0 && QK == QK5_1 && QK == QK4_NL, "blocks of one size");
 
-// Eight values in a register, one a byte: compilers take such short loops apart value by value.
-constexpr uint64_t EACH = 0x0101010101010101u;
+// The 32 integers of a block, one a byte; compilers take plain loops over them apart value by value.
+#if defined(__SSSE3__)
 
-#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
-constexpr uint64_t BIT_OF_EACH = 0x0102040810204080u; // byte j of memory keeps bit j
-#else
-constexpr uint64_t BIT_OF_EACH = 0x8040201008040201u;
-#endif
+struct ints { __m128i half[2]; };
 
-template <class Block> inline void nibbles(const Block & b, uint64_t * x) {
-    uint64_t both[2];
-    memcpy(both, b.qs, sizeof(both));
+inline void store(const ints & x, int8_t * to) {
+    _mm_storeu_si128((__m128i *) to,        x.half[0]);
+    _mm_storeu_si128((__m128i *) (to + 16), x.half[1]);
+}
+template <class Block> inline ints nibbles(const Block & b) {
+    const __m128i both = _mm_loadu_si128((const __m128i *) b.qs), low = _mm_set1_epi8(15);
+    return {{ _mm_and_si128(both, low), _mm_and_si128(_mm_srli_epi16(both, 4), low) }};
+}
+template <class Block> inline void fifth_bits(const Block & b, ints & x) {
+    int32_t bits;
+    memcpy(&bits, b.qh, sizeof(bits));
+    const __m128i bit_of_each = _mm_set1_epi64x(0x8040201008040201), byte_of_each = _mm_set_epi64x(0x0101010101010101, 0);
     for (int i = 0; i < 2; ++i) {
-        x[i]     = both[i]      & 15*EACH;
-        x[i + 2] = both[i] >> 4 & 15*EACH;
+        const __m128i of_each = _mm_shuffle_epi8(_mm_set1_epi32(bits >> 16*i), byte_of_each);
+        const __m128i is_set  = _mm_cmpeq_epi8(_mm_and_si128(of_each, bit_of_each), bit_of_each);
+        x.half[i] = _mm_or_si128(x.half[i], _mm_and_si128(is_set, _mm_set1_epi8(16)));
     }
 }
-template <class Block> inline void fifth_bits(const Block & b, uint64_t * x) {
-    for (int i = 0; i < 4; ++i) {
-        const uint64_t one_each = b.qh[i]*EACH & BIT_OF_EACH;
-        x[i] |= (((one_each + 127*EACH) | one_each) >> 7 & EACH) << 4; // where it is not zero
-    }
+inline void less(ints & x, int by) {
+    x.half[0] = _mm_sub_epi8(x.half[0], _mm_set1_epi8(by));
+    x.half[1] = _mm_sub_epi8(x.half[1], _mm_set1_epi8(by));
 }
-inline void less(uint64_t * x, int by) { // of values below 128; no byte borrows from the next
-    for (int i = 0; i < 4; ++i) {
-        x[i] = ((x[i] | 128*EACH) - by*EACH) ^ 128*EACH;
-    }
-}
-inline void looked_up(const block_iq4_nl & b, uint64_t * x) {
-#if defined(__SSE4_1__)
+inline ints looked_up(const block_iq4_nl & b) {
     const __m128i table = _mm_loadu_si128((const __m128i *) kvalues_iq4nl);
-    const __m128i both  = _mm_loadu_si128((const __m128i *) b.qs), low = _mm_set1_epi8(15);
-    const __m128i first = _mm_shuffle_epi8(table, _mm_and_si128(both, low));
-    const __m128i last  = _mm_shuffle_epi8(table, _mm_and_si128(_mm_srli_epi16(both, 4), low));
-    x[0] = _mm_extract_epi64(first, 0);
-    x[1] = _mm_extract_epi64(first, 1);
-    x[2] = _mm_extract_epi64(last, 0);
-    x[3] = _mm_extract_epi64(last, 1);
-#elif defined(__ARM_NEON) && defined(__aarch64__)
-    const int8x16_t  table = vld1q_s8(kvalues_iq4nl);
-    const uint8x16_t both  = vld1q_u8(b.qs);
-    vst1q_s8((int8_t *) x,       vqtbl1q_s8(table, vandq_u8(both, vdupq_n_u8(15))));
-    vst1q_s8((int8_t *) (x + 2), vqtbl1q_s8(table, vshrq_n_u8(both, 4)));
-#else
-    nibbles(b, x);
-    int8_t * v = (int8_t *) x;
-    for (int i = 0; i < QK; ++i) {
-        v[i] = kvalues_iq4nl[v[i]];
-    }
-#endif
+    const ints at = nibbles(b);
+    return {{ _mm_shuffle_epi8(table, at.half[0]), _mm_shuffle_epi8(table, at.half[1]) }};
 }
+
+#elif defined(__ARM_NEON) && defined(__aarch64__)
+
+struct ints { uint8x16_t half[2]; };
+
+inline void store(const ints & x, int8_t * to) {
+    vst1q_u8((uint8_t *) to,      x.half[0]);
+    vst1q_u8((uint8_t *) to + 16, x.half[1]);
+}
+template <class Block> inline ints nibbles(const Block & b) {
+    const uint8x16_t both = vld1q_u8(b.qs);
+    return {{ vandq_u8(both, vdupq_n_u8(15)), vshrq_n_u8(both, 4) }};
+}
+template <class Block> inline void fifth_bits(const Block & b, ints & x) {
+    const uint8x16_t bit_of_each = vreinterpretq_u8_u64(vdupq_n_u64(0x8040201008040201));
+    for (int i = 0; i < 2; ++i) {
+        const uint8x16_t of_each = vcombine_u8(vdup_n_u8(b.qh[2*i]), vdup_n_u8(b.qh[2*i + 1]));
+        x.half[i] = vorrq_u8(x.half[i], vandq_u8(vtstq_u8(of_each, bit_of_each), vdupq_n_u8(16)));
+    }
+}
+inline void less(ints & x, int by) {
+    x.half[0] = vsubq_u8(x.half[0], vdupq_n_u8(by));
+    x.half[1] = vsubq_u8(x.half[1], vdupq_n_u8(by));
+}
+inline ints looked_up(const block_iq4_nl & b) {
+    const uint8x16_t table = vld1q_u8((const uint8_t *) kvalues_iq4nl);
+    const ints at = nibbles(b);
+    return {{ vqtbl1q_u8(table, at.half[0]), vqtbl1q_u8(table, at.half[1]) }};
+}
+
+#else
+
+struct ints { int8_t x[QK]; };
+
+inline void store(const ints & x, int8_t * to) { memcpy(to, x.x, QK); }
+template <class Block> inline ints nibbles(const Block & b) {
+    ints x;
+    for (int i = 0; i < QK/2; ++i) {
+        x.x[i]        = (int8_t) (b.qs[i] & 15);
+        x.x[i + QK/2] = (int8_t) (b.qs[i] >> 4);
+    }
+    return x;
+}
+template <class Block> inline void fifth_bits(const Block & b, ints & x) {
+    for (int i = 0; i < QK; ++i) {
+        x.x[i] = (int8_t) (x.x[i] | (b.qh[i/8] >> i % 8 & 1) << 4);
+    }
+}
+inline void less(ints & x, int by) {
+    for (int i = 0; i < QK; ++i) {
+        x.x[i] = (int8_t) (x.x[i] - by);
+    }
+}
+inline ints looked_up(const block_iq4_nl & b) {
+    ints x = nibbles(b);
+    for (int i = 0; i < QK; ++i) {
+        x.x[i] = kvalues_iq4nl[x.x[i]];
+    }
+    return x;
+}
+
+#endif
 
 template <class Block> inline void two_halves(const Block & b, float & d, float & m) {
     ggml_half dm[2]; // their names differ from compiler to compiler
@@ -79,35 +122,38 @@ template <class Block> inline void two_halves(const Block & b, float & d, float 
     m = fp16_to_float(dm[1]);
 }
 
-inline void block_ints(const block_q8_0 & b, uint64_t * x, float & d, float & m) {
+inline void block_ints(const block_q8_0 & b, int8_t * x, float & d, float & m) {
     memcpy(x, b.qs, QK);
     d = fp16_to_float(b.d);
     m = 0.0f;
 }
-inline void block_ints(const block_q4_0 & b, uint64_t * x, float & d, float & m) {
-    nibbles(b, x);
-    less(x, 8);
+inline void block_ints(const block_q4_0 & b, int8_t * x, float & d, float & m) {
+    ints i = nibbles(b);
+    less(i, 8);
+    store(i, x);
     d = fp16_to_float(b.d);
     m = 0.0f;
 }
-inline void block_ints(const block_q4_1 & b, uint64_t * x, float & d, float & m) {
-    nibbles(b, x);
+inline void block_ints(const block_q4_1 & b, int8_t * x, float & d, float & m) {
+    store(nibbles(b), x);
     two_halves(b, d, m);
 }
-inline void block_ints(const block_q5_0 & b, uint64_t * x, float & d, float & m) {
-    nibbles(b, x);
-    fifth_bits(b, x);
-    less(x, 16);
+inline void block_ints(const block_q5_0 & b, int8_t * x, float & d, float & m) {
+    ints i = nibbles(b);
+    fifth_bits(b, i);
+    less(i, 16);
+    store(i, x);
     d = fp16_to_float(b.d);
     m = 0.0f;
 }
-inline void block_ints(const block_q5_1 & b, uint64_t * x, float & d, float & m) {
-    nibbles(b, x);
-    fifth_bits(b, x);
+inline void block_ints(const block_q5_1 & b, int8_t * x, float & d, float & m) {
+    ints i = nibbles(b);
+    fifth_bits(b, i);
+    store(i, x);
     two_halves(b, d, m);
 }
-inline void block_ints(const block_iq4_nl & b, uint64_t * x, float & d, float & m) {
-    looked_up(b, x);
+inline void block_ints(const block_iq4_nl & b, int8_t * x, float & d, float & m) {
+    store(looked_up(b), x);
     d = fp16_to_float(b.d);
     m = 0.0f;
 }
@@ -115,11 +161,11 @@ inline void block_ints(const block_iq4_nl & b, uint64_t * x, float & d, float & 
 template <class Block> void blocks_to_float(const char * row, int64_t ne, float * out) {
     const Block * b = (const Block *) row;
     for (int64_t i = 0; i < ne; i += QK, ++b) {
-        uint64_t x[QK/8];
+        int8_t x[QK];
         float d, m;
         block_ints(*b, x, d, m);
         for (int j = 0; j < QK; j += VF_W) {
-            vf_store(out + i + j, vf_fma(vf_load_i8((const int8_t *) x + j), vf_set1(d), vf_set1(m)));
+            vf_store(out + i + j, vf_fma(vf_load_i8(x + j), vf_set1(d), vf_set1(m)));
         }
     }
 }
@@ -127,12 +173,8 @@ template <class Block> void blocks_to_float(const char * row, int64_t ne, float 
 template <class Block> void blocks_as_q8_0(const char * row, int64_t ne, block_q8_0 * out) {
     const Block * b = (const Block *) row;
     for (int64_t i = 0; i < ne/QK; ++i) {
-        uint64_t x[QK/8];
         float d, m;
-        block_ints(b[i], x, d, m);
-        for (int j = 0; j < QK/8; ++j) {
-            memcpy(out[i].qs + 8*j, x + j, 8);
-        }
+        block_ints(b[i], out[i].qs, d, m);
         out[i].d = b[i].d;
     }
 }

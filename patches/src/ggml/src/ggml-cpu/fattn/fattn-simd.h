@@ -28,6 +28,12 @@
 #define FATTN_UNROLL
 #endif
 
+#if defined(__GNUC__)
+#define FATTN_INLINE inline __attribute__((always_inline))
+#else
+#define FATTN_INLINE inline
+#endif
+
 // A pointer whose steps the compiler is not to see: it would keep one for each row that is read relative to it.
 #if defined(__GNUC__)
 #define fattn_opaque(p) __asm__("" : "+r"(p))

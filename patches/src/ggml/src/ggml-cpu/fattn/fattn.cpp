@@ -234,13 +234,15 @@ void ggml_fattn_cpu_compute(const ggml_compute_params * params, ggml_tensor * te
     if (counted || plan.map > 0) {
         ggml_barrier(params->threadpool);
     }
-    for (int64_t t = params->ith; t < plan.n_tasks; ) {
+    const auto another = [&]() -> int64_t { return counted ? ggml_threadpool_chunk_add(params->threadpool, 1) : plan.n_tasks; };
+    for (int64_t t = params->ith, next; t < plan.n_tasks; t = next) {
         if (plan.decode) {
-            fattn_decode_task(op, plan, t, scratch, partials);
+            next = another(); // before, so that it can be fetched
+            fattn_decode_task(op, plan, t, next, scratch, partials);
         } else {
             fattn_tile_task(op, plan, t, scratch, plan.map > 0 ? map : nullptr, partials);
+            next = another();
         }
-        t = counted ? ggml_threadpool_chunk_add(params->threadpool, 1) : plan.n_tasks;
     }
     if (plan.partial > 0) {
         ggml_barrier(params->threadpool);
