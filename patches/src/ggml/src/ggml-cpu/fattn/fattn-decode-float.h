@@ -17,9 +17,7 @@ void dots(const char * k, size_t nb, int n, const float * const * q, int dk, flo
     int c = 0;
     for (; c + 4 <= n; c += 4) {
         const K k0(k + (c + 0)*nb), k1(k + (c + 1)*nb), k2(k + (c + 2)*nb), k3(k + (c + 3)*nb);
-        for (int j = 0; j < 4; ++j) {
-            fattn_fetch(k + (c + j)*nb, ahead, K::bytes(dk));
-        }
+        const char * next = k + c*nb + ahead;
         vf acc[R][4];
         FATTN_UNROLL
         for (int r = 0; r < R; ++r) {
@@ -27,6 +25,9 @@ void dots(const char * k, size_t nb, int n, const float * const * q, int dk, flo
         }
         int i = 0;
         for (; i + K::N*VF_W <= dk; i += K::N*VF_W) {
+            for (int j = 0; j < 4; ++j) {
+                fattn_fetch(next + j*nb, K::bytes(i), K::bytes(K::N*VF_W));
+            }
             vf a0[K::N], a1[K::N], a2[K::N], a3[K::N];
             k0.load(a0, i);
             k1.load(a1, i);
