@@ -96,9 +96,10 @@ def test_the_whole_plan():
     turns = [turn for block in planned for turn in block.turns]
     # The slow one at most once, and not where it takes half an hour.
     assert sorted(turn.depth for turn in turns if turn.side == FLASH_Q8_0) == [2048, 8192]
-    # A long prefill with few layers, once.
+    # A long prefill with few layers, once; ours more often.
     long = [turn for turn in turns if turn.depth == 32768]
-    assert {turn.layers for turn in long} == {2} and len(set(long)) == len(long) == 4
+    assert {turn.layers for turn in long} == {2} and len(set(long)) == 4
+    assert [long.count(Turn(side, 32768, 2)) for side in (NO_FLASH, FLASH, MINE, MINE_Q8_0)] == [1, 1, 3, 3]
     sliding = {(turn.depth, turn.side.library, turn.side.config) for turn in turns if turn.side.config != plan.FULL}
     assert sliding == {
         (depth, library, name) for depth in (8192, 16384) for library in (plan.OURS, plan.STOCK)
@@ -148,7 +149,7 @@ def test_a_turn_is_two_jobs_in_one_process(fake):
     run, jobs = fake(rounds=1)
     run.all()
     assert [name for name, _ in jobs] == ["unpatched"] * 2 + ["ours"] * 2 + ["unpatched"] * 2 + ["ours"] * 2
-    assert [len(job.tokens) for _, job in jobs] == [measuring.SHALLOW, 8192] * 4
+    assert [len(job.tokens) for _, job in jobs] == [8192, measuring.SHALLOW] * 4
     assert [(job.flash_attn, job.cache_type) for _, job in jobs[1::2]] == [(False, 1), (True, 1), (True, 1), (True, 8)]
     assert all((job.threads, job.prefill_threads, job.n_ubatch, job.decode) == (2, 2, 512, 4) for _, job in jobs)
     assert all(job.n_ctx % 256 == 0 and job.n_ctx >= len(job.tokens) + job.decode for _, job in jobs)
@@ -164,7 +165,7 @@ def test_presets_slide_in_ours_and_in_ours_with_upstreams_kernels(fake):
     rows = {(row["library"], row["config"]): row for row in figures.make_rows(run.samples, run.settings)}
     # A sliding ubatch's time is no line.
     assert rows["ours", "fast"]["attention_seconds"] is None and rows["ours", "full"]["attention_seconds"] > 0
-    found = figures.ratios(list(rows.values()), None)["swaa"]
+    found = figures.ratios(list(rows.values()))["swaa"]
     assert [(row["depth"], row["config"]) for row in found] == [(4096, name) for name in plan.RECIPES]
     for row in found:
         assert [row["prefill_vs_full"], row["decode_vs_full"]] == pytest.approx([2, 2])
@@ -214,12 +215,13 @@ def test_a_longer_prefill_is_left_out_by_what_a_shorter_one_took(fake):
 # Ratios
 
 
-def sample(prefill=(1.0, 1e-3), decode=0.02, shallow=0.01, depth=8192, cpu=2.0, at=0):
+def sample(prefill=(1.0, 1e-3), decode=0.02, shallow=0.01, depth=8192, cpu=2.0, at=0, reads=None):
     ubatches = times(*prefill, depth)
     return Sample(
         Timing([0.1], 0.1, [shallow] * 4, 0, 0),
         Timing(ubatches, cpu * sum(ubatches), [decode] * 4, 0, 0),
         at,
+        reads,
     )
 
 
@@ -228,7 +230,8 @@ def test_rows_and_ratios_by_hand():
     # The second round is one in which everything takes three times as long, of ours too: no ratio may care.
     def rounds(**given):
         slow = given | {"prefill": tuple(3 * x for x in given["prefill"])}
-        slow |= {name: 3 * given[name] for name in ("decode", "shallow")}
+        slow |= {name: 3 * given[name] for name in ("decode", "shallow")} | {"reads": 20 / 3}
+        given |= {"reads": 20.0}
         return [sample(**given), sample(**slow, at=1), sample(**given, at=2)]
 
     samples = {
@@ -247,7 +250,7 @@ def test_rows_and_ratios_by_hand():
     assert row["decode_gb_s"] == pytest.approx(2 * 2 * 8 * 128 * 2 * (8192 - measuring.SHALLOW) / 0.006 / 1e9)
     assert row["spread"]["prefill"] == pytest.approx(2) and row["cpu_share"] == pytest.approx(1)
     assert (row["library"], row["flash_attn"], row["kv_type"], row["rounds"]) == ("ours", True, "f16", 3)
-    found = figures.ratios(rows, {"read_gb_s": 20.0})
+    found = figures.ratios(rows)
     assert found["ratio_depth"] == 8192
     assert found["decode_vs_no_flash"] == pytest.approx(20 / 16)
     # The faster one of the other library is with flash attention here.
@@ -257,6 +260,7 @@ def test_rows_and_ratios_by_hand():
     assert found["decode_flash_ratio"] == {"8192": {"f16": pytest.approx(4), "q8_0": None}}
     shares = found["decode_bandwidth_share"]
     assert shares["f16"] == pytest.approx(row["decode_gb_s"] / 20)
+    assert row["read_gb_s"] == 20 and row["repeats"]["read_share"] == [pytest.approx(shares["f16"])] * 3
     assert shares["q8_0"] == pytest.approx(shares["f16"] * (34 / 64) * 0.006 / 0.0025)
 
 
@@ -266,7 +270,7 @@ def test_only_figures_of_one_round_are_compared():
     theirs = [sample(decode=0.02, at=0), sample(decode=0.04, at=2), sample(decode=9.0, at=7)]
     samples = {Turn(MINE, 8192, 2): ours, Turn(NO_FLASH, 8192, 2): theirs}
     rows = figures.make_rows(samples, Settings.quickly(2))
-    assert figures.ratios(rows, None)["decode_vs_no_flash"] == pytest.approx(2)
+    assert figures.ratios(rows)["decode_vs_no_flash"] == pytest.approx(2)
     assert figures.paired(rows[0], None, "decode_tok_s") is None
 
 
@@ -277,15 +281,15 @@ def test_the_faster_setting_of_the_unpatched_library_may_be_without_flash_attent
         Turn(MINE, 8192, 2): [sample(prefill=(1.0, 1e-4))],
     }
     rows = figures.make_rows(samples, Settings.quickly(2))
-    assert figures.ratios(rows, None)["prefill_attention_speedup"] == pytest.approx(2)
-    assert figures.ratios(rows, None)["decode_bandwidth_share"] == {"f16": None, "q8_0": None}
+    assert figures.ratios(rows)["prefill_attention_speedup"] == pytest.approx(2)
+    assert figures.ratios(rows)["decode_bandwidth_share"] == {"f16": None, "q8_0": None}
 
 
 def test_without_8192_the_ratios_are_of_the_longest_depth():
     turns = [Turn(side, depth, 2) for depth in (2048, 4096) for side in (NO_FLASH, MINE)]
     samples = {turn: [sample(decode=0.02 * (turn.depth / 2048), depth=turn.depth)] for turn in turns}
     samples[Turn(MINE, 4096, 2)] = [sample(decode=0.01, depth=4096)]
-    found = figures.ratios(figures.make_rows(samples, Settings.quickly(2)), None)
+    found = figures.ratios(figures.make_rows(samples, Settings.quickly(2)))
     assert (found["ratio_depth"], found["decode_vs_no_flash"]) == (4096, pytest.approx(4))
     assert found["decode_ratio"]["2048"] == {"f16": pytest.approx(1), "q8_0": None}
 
@@ -312,9 +316,9 @@ def test_the_text_by_its_lines(fake):
     # Every side of the fake libraries takes twice as long unpatched, and half of its threads' time.
     heads = next(line for line in shown if line.startswith("side "))
     assert " ".join(heads.split()) == (
-        "side depth layers rounds prefill s attention s spread decode tok/s iqr K and V GB/s"
+        "side depth layers rounds prefill s attention s spread decode tok/s iqr K and V GB/s reads GB/s"
     )
-    rows = [line.rsplit(maxsplit=9) for line in shown if ", flash, " in line or ", no flash, " in line]
+    rows = [line.rsplit(maxsplit=10) for line in shown if ", flash, " in line or ", no flash, " in line]
     assert [row[0] for row in rows] == [
         "unpatched, no flash, f16", "ours, flash, f16", "unpatched, flash, f16", "ours, flash, q8_0"
     ]  # fmt: skip
@@ -337,6 +341,7 @@ def program(tmp_path_factory):
 def test_the_program_measures_this_machine(program):
     assert set(program.measure(2, mib=8, seconds=0.005)) == set(roofline.UNITS)
     program.measure(1, mib=8, seconds=0.005)
+    assert program.read(2, mib=8, seconds=0.005) > 0
     assert len(program.samples) == 2
     found = program.summary()
     for unit in ("f32_gflops", "read_gb_s"):
@@ -351,7 +356,7 @@ def test_the_program_measures_this_machine(program):
         assert value is None or sys.platform != "linux" or needed in flags or {"avx_vnni", "asimddp", "i8mm"} & {*flags}
 
 
-@pytest.mark.parametrize("arguments", [["0"], ["1", "-1"], ["1", "8", "0"], ["two"]])
+@pytest.mark.parametrize("arguments", [["0"], ["1", "-1"], ["1", "8", "0"], ["two"], ["1", "8", "1", "write"]])
 def test_the_program_refuses_nonsense(program, arguments):
     done = subprocess.run([str(program.path), *arguments], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "") and done.stderr.count("\n") == 1

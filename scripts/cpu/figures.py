@@ -1,6 +1,6 @@
 """Rows and ratios out of what was measured: plain arithmetic on samples, medians throughout.
 
-    rows = make_rows(run.samples, settings); ratios(rows, roofline)["decode_vs_no_flash"]
+    rows = make_rows(run.samples, settings); ratios(rows)["decode_vs_no_flash"]
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ def make_rows(samples: Mapping[Turn, Sequence[Sample]], settings: Settings) -> l
 
     attention_seconds: of the prefill; None where layers slide, and where the times tell none. decode_attention_seconds:
     per token, what decoding at the depth takes more than at `SHALLOW` tokens, in the same process; decode_gb_s: K and V
-    that it reads more, over that. spread: of prefill and attention (largest - smallest) over the median, None of one
-    round; of decode the interquartile range of its tokens over their median. cpu_share: processor time of the prefill
-    over threads times seconds; well below 1, other programs had the rest.
+    that it reads more, over that. read_gb_s: of the memory right after; read_share: decode_gb_s over it. spread: of
+    prefill and attention (largest - smallest) over the median, None of one round; of decode the interquartile range of
+    its tokens over their median. cpu_share: processor time of the prefill over threads times seconds; well below 1,
+    other programs had the rest.
     """
     return [_row(turn, taken, settings) for turn, taken in samples.items()]
 
@@ -61,6 +62,7 @@ def _figures(turn: Turn, sample: Sample, settings: Settings) -> dict[str, float 
     prefill, token = sum(sample.deep.ubatch_seconds), statistics.median(sample.deep.decode_seconds)
     more = token - statistics.median(sample.shallow.decode_seconds)
     read = _column_bytes(turn.side, turn.layers, settings) * (turn.depth - SHALLOW)
+    speed = read / more / 1e9 if more > 0 and read > 0 else None
     attention = None
     # Where layers slide, a ubatch's time is no line in the columns before it.
     if turn.side.config == FULL:
@@ -71,7 +73,9 @@ def _figures(turn: Turn, sample: Sample, settings: Settings) -> dict[str, float 
         "attention_seconds": attention,
         "decode_tok_s": 1 / token,
         "decode_attention_seconds": more if more > 0 else None,
-        "decode_gb_s": read / more / 1e9 if more > 0 and read > 0 else None,
+        "decode_gb_s": speed,
+        "read_gb_s": sample.read_gb_s,
+        "read_share": speed / sample.read_gb_s if speed and sample.read_gb_s else None,
         "cpu_share": sample.deep.cpu_seconds / (settings.threads * prefill),
     }
 
@@ -99,15 +103,15 @@ def _quartiles(values: Sequence[float]) -> float | None:
     return (high - low) / statistics.median(values)
 
 
-def ratios(rows: Sequence[Row], roofline: Mapping[str, Any] | None) -> dict[str, Any]:
+def ratios(rows: Sequence[Row]) -> dict[str, Any]:
     """Every ratio that the rows tell; above 1 is to our favour, None where something for it was not measured.
 
     A ratio is taken in every round and the median of those counts, since within a round the sides ran close together.
     ratio_depth: of the first three, `DEPTH` or else the longest. decode_ratio: by depth and cache type, our tokens per
     second over those of the unpatched library without flash attention and with f16, which takes no q8_0;
-    decode_flash_ratio: over its own with flash attention and the same cache. decode_bandwidth_share: by cache type, at
-    the longest depth. swaa: by depth and preset, over the unpatched library's full attention, and over the same preset
-    with upstream's kernels.
+    decode_flash_ratio: over its own with flash attention and the same cache. decode_bandwidth_share: by cache type,
+    `read_share` at the longest depth. swaa: by depth and preset, over the unpatched library's full attention, and over
+    the same preset with upstream's kernels.
     """
     depths = sorted({row["depth"] for row in rows if row["config"] == FULL})
     decoded = [depth for depth in depths if find(rows, NO_FLASH, depth)]
@@ -133,7 +137,8 @@ def ratios(rows: Sequence[Row], roofline: Mapping[str, Any] | None) -> dict[str,
             for depth in decoded
         },
         "decode_bandwidth_share": {
-            kv: _share(find(rows, side, decoded[-1]) if decoded else None, roofline) for kv, side in mine.items()
+            kv: row["read_share"] if decoded and (row := find(rows, side, decoded[-1])) else None
+            for kv, side in mine.items()
         },
         "swaa": list(_swaa(rows)),
     }
@@ -143,11 +148,6 @@ def _faster(rows: Sequence[Row], depth: int) -> Side:
     """The unpatched library's setting with the faster attention in prefill."""
     taken = {side: row["attention_seconds"] for side in (FLASH, NO_FLASH) if (row := find(rows, side, depth))}
     return min((side for side in taken if taken[side] is not None), key=taken.get, default=FLASH)
-
-
-def _share(row: Row | None, roofline: Mapping[str, Any] | None) -> float | None:
-    speed, bandwidth = row and row["decode_gb_s"], roofline and roofline["read_gb_s"]
-    return speed / bandwidth if speed and bandwidth else None
 
 
 def _swaa(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:

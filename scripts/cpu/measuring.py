@@ -3,8 +3,8 @@
     with Libraries.started(ours, unpatched, stock=False) as libraries:
         run = Run(settings, libraries, folder); run.all(); run.samples
 
-Every turn is two jobs in one process: decoding at nearly no depth, then a prefill of the depth and decoding there. What
-the second takes more per token is attention's. Models have random weights and are written where they are first needed.
+Every turn is two jobs in one process: a prefill of the depth and decoding there, then decoding at nearly no depth. What
+the first takes more per token is attention's. Models have random weights and are written where they are first needed.
 """
 
 from __future__ import annotations
@@ -41,11 +41,16 @@ _FRESH_SECONDS = 15.0
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """One turn: `shallow` after `SHALLOW` tokens, `deep` after the depth's; round: in which of all, from 0."""
+    """One turn: `shallow` after `SHALLOW` tokens, `deep` after the depth's; round: in which of all, from 0.
+
+    read_gb_s: reading the memory right after, None without a roofline. A machine's bandwidth may change from one
+    second to the next, so what decoding reads is held against this and not against another minute's.
+    """
 
     shallow: Timing
     deep: Timing
     round: int
+    read_gb_s: float | None = None
 
 
 class Libraries:
@@ -155,9 +160,10 @@ class Run:
     def _measure(self, turn: Turn, number: int, index: int) -> None:
         self._look_at_roof()
         runner = self.libraries.runners[turn.side.library]
-        shallow = runner.measure(self._job(turn.side, SHALLOW, turn.layers))
+        # In this order, so that both times of decoding and the memory's are of the same seconds.
         deep = runner.measure(self._job(turn.side, turn.depth, turn.layers))
-        self.samples.setdefault(turn, []).append(Sample(shallow, deep, index))
+        shallow = runner.measure(self._job(turn.side, SHALLOW, turn.layers))
+        self.samples.setdefault(turn, []).append(Sample(shallow, deep, index, self._ask_roof(Roofline.read)))
         speed = 1 / statistics.median(deep.decode_seconds)
         self._say(
             f"{self.elapsed:5.0f} s  round {number}, {turn.side.label}, {turn.depth:,}: "
@@ -166,14 +172,20 @@ class Run:
 
     def _look_at_roof(self) -> None:
         """Another sample of the roofline, unless there is a fresh one."""
-        if self.roofline is None or time.monotonic() - self._looked < _FRESH_SECONDS:
-            return
+        if time.monotonic() - self._looked >= _FRESH_SECONDS:
+            self._ask_roof(Roofline.measure)
+            self._looked = time.monotonic()
+
+    def _ask_roof(self, ask: Callable[[Roofline, int, float], Any]) -> Any:
+        """What `ask` says of the roofline; None without one, and of one that died there is none from then on."""
+        if self.roofline is None:
+            return None
         try:
-            self.roofline.measure(self.settings.threads, self.settings.read_mib)
+            return ask(self.roofline, self.settings.threads, self.settings.read_mib)
         except NoRoofline as error:
             self.skipped.append(f"roofline: {error}")
             self.roofline = None
-        self._looked = time.monotonic()
+            return None
 
     def model(self, layers: int) -> Path:
         """The model with so many layers, written if it is not there."""

@@ -97,6 +97,10 @@ def blocks(settings: Settings) -> Iterator[Block]:
             if number == 1 and not settings.quick and depth <= DEPTH:
                 sides = (*sides, FLASH_Q8_0)
             yield Block(number, tuple(Turn(side, depth, layers) for side in sides))
+        # Their share of the bandwidth is wanted there, and that of one moment would be chance.
+        if depth > _LONG:
+            for number in range(2, 1 + settings.rounds):
+                yield Block(number, tuple(Turn(side, depth, layers) for side in (MINE, MINE_Q8_0)))
     if not settings.quick:
         for depth in settings.swaa_depths:
             sides = (FLASH, MINE, *(Side(library, config=name) for name in RECIPES for library in (STOCK, OURS)))

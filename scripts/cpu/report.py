@@ -44,7 +44,7 @@ def make_document(run: Run, facts: Mapping[str, Any]) -> dict[str, Any]:
     # What was measured counts, also if the program for it died after that.
     roofline = facts["roofline"].summary() if facts.get("roofline") and facts["roofline"].samples else None
     return {
-        **ratios(rows, roofline),
+        **ratios(rows),
         "rows": rows,
         "roofline": roofline,
         "skipped": run.skipped,
@@ -101,6 +101,7 @@ _COLUMNS: dict[str, Callable[[Row], str]] = {
     "decode tok/s": lambda row: _number(row["decode_tok_s"], ",.1f"),
     "iqr": lambda row: _number(row["spread"]["decode"], ".0%"),
     "K and V GB/s": lambda row: _number(row["decode_gb_s"], ",.1f"),
+    "reads GB/s": lambda row: _number(row["read_gb_s"], ",.1f"),
 }
 
 

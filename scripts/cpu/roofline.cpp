@@ -1,9 +1,9 @@
 // What this machine can do at best, all threads at once: multiply-adds in f32, dot products in bf16 and int8 where the
 // compiler may use them, and reading memory. scripts/cpu/roofline.py compiles and runs it.
 //
-//     c++ -O3 -std=c++17 -march=native -pthread roofline.cpp -o roofline && ./roofline THREADS [MIB] [SECONDS]
+//     c++ -O3 -std=c++17 -march=native -pthread roofline.cpp -o roofline && ./roofline THREADS [MIB] [SECONDS] [read]
 //
-// One line of JSON: f32_gflops, bf16_gflops, int8_gops (null where there is no such unit), read_gb_s.
+// One line of JSON: f32_gflops, bf16_gflops, int8_gops (null where there is no such unit), read_gb_s; with `read` that alone.
 
 #include <algorithm>
 #include <array>
@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <thread>
 #include <utility>
@@ -247,21 +248,25 @@ template <typename K> static double peak(int threads, double seconds) {
 int main(int argc, char ** argv) {
     const int threads = argc > 1 ? atoi(argv[1]) : 1;
     const double mib = argc > 2 ? atof(argv[2]) : 256, seconds = argc > 3 ? atof(argv[3]) : 0.08;
-    if (threads < 1 || mib <= 0 || seconds <= 0) {
-        fprintf(stderr, "usage: %s THREADS [MIB] [SECONDS], all above 0\n", argv[0]);
+    const bool only_read = argc > 4 && strcmp(argv[4], "read") == 0;
+    if (threads < 1 || mib <= 0 || seconds <= 0 || argc > 4 + only_read) {
+        fprintf(stderr, "usage: %s THREADS [MIB] [SECONDS] [read], the numbers above 0\n", argv[0]);
         return 2;
     }
-    printf("{\"f32_gflops\": %.2f, ", peak<F32>(threads, seconds));
+    printf("{");
+    if (!only_read) {
+        printf("\"f32_gflops\": %.2f, ", peak<F32>(threads, seconds));
 #ifdef HAS_BF16
-    printf("\"bf16_gflops\": %.2f, ", peak<Bf16>(threads, seconds));
+        printf("\"bf16_gflops\": %.2f, ", peak<Bf16>(threads, seconds));
 #else
-    printf("\"bf16_gflops\": null, ");
+        printf("\"bf16_gflops\": null, ");
 #endif
 #ifdef HAS_INT8
-    printf("\"int8_gops\": %.2f, ", peak<Int8>(threads, seconds));
+        printf("\"int8_gops\": %.2f, ", peak<Int8>(threads, seconds));
 #else
-    printf("\"int8_gops\": null, ");
+        printf("\"int8_gops\": null, ");
 #endif
+    }
     const double read = rate(threads, seconds, [&](int) {
         return [part = std::make_shared<Part>(size_t(mib * (1 << 20)) / threads)] { return part->read(); };
     });
