@@ -1,8 +1,10 @@
 // Attention of few query rows: split-KV, one pass over K and V for all the query heads that share them.
 //
 // Why: decode reads the whole cache for one token, so the time is that of reading it once. A task takes a range of
-// KV tiles and walks it in the order of memory: a few columns at a time, of those head by head, since a cell's heads lie
-// side by side. K/V in f32, f16, bf16 or q8_0 are read as they are, other types are converted a few columns at a time.
+// KV tiles and walks it in the order of memory, a step of columns at a time, of those head by head, since a cell's heads
+// lie side by side: first the scores of all heads, then the weights of all rows, then the outputs, so that what one row
+// has to wait for, another one fills. Meanwhile the next step is fetched. K/V in f32, f16, bf16 or q8_0 are read as they
+// are, other types are converted a step at a time.
 //
 // Use: fattn.cpp calls fattn_decode_task() when a KV head has at most FATTN_DECODE_ROWS query rows.
 
@@ -94,29 +96,29 @@ struct row_of_task {
 // What a task keeps beside its partial results. Floats, in the order of memory; rows are those of all its KV heads.
 struct workspace {
     row_of_task * row;
-    float * s;      // [row][STEP], scores and then weights
-    float * most;   // [row], the largest score so far
-    float * sum;    // [row], of the weights so far
-    float * top;    // [row], the largest score of a step
-    float * from;   // [row], weights of a step are e^(score - from)
-    float * times;  // [row], and are to be multiplied by this
-    float * shrink; // [row], as what is there already by this
-    float * query;  // k_as_q8_0: [row], rounded
-    float * rows;   // [STEP rows of K or V], where they can't be read as they are
-    float * halves; // 16 bits: [blocks of V][STEP], the scales
-    float * scales; // [blocks of V][STEP]
+    float * s;       // [row][STEP], scores and then weights
+    float * most;    // [row], the largest score so far
+    float * sum;     // [row], of the weights so far
+    float * top;     // [row], the largest score of a step
+    float * from;    // [row], weights of a step are e^(score - from)
+    float * times;   // [row], and are to be multiplied by this
+    float * shrink;  // [row], as what is there already by this
+    float * query;   // k_as_q8_0: [row], rounded
+    float * rows;    // [STEP rows of K or V], where they can't be read as they are
+    float * halves;  // 16 bits: [blocks of V][STEP], the scales
+    float * scales;  // [blocks of V][STEP], the same
     float * largest; // [blocks of V], of those
-    float * unit;   // [ROWS][blocks of V]
-    float * weight; // 16 bits: [ROWS][blocks of V][STEP]
+    float * unit;    // [ROWS][blocks of V]
+    float * weight;  // 16 bits: [ROWS][blocks of V][STEP]
     int64_t size;
 
     workspace(const fattn_op & op, int64_t n_heads, float * at) {
         const int64_t widest = std::max(op.DK, op.DV);
         const auto take = [&](size_t n) { float * p = at + size; size += fattn_padded(n); return p; };
         const int64_t n_rows = n_heads*op.group*op.n_q;
-        size   = 0;
-        s      = take(n_rows*STEP);
+        size = 0;
         row    = (row_of_task *) take(n_rows*sizeof(row_of_task)/sizeof(float));
+        s      = take(n_rows*STEP);
         most   = take(n_rows);
         sum    = take(n_rows);
         top    = take(n_rows);
@@ -128,12 +130,12 @@ struct workspace {
             rows = take(STEP*widest);
         }
 #if FATTN_INT
-        query  = take(n_rows*q8_block::floats(op.DK));
-        halves = take(op.DV/QK8_0*STEP/2);
+        query   = take(n_rows*q8_block::floats(op.DK));
+        halves  = take(op.DV/QK8_0*STEP/2);
         scales  = take(op.DV/QK8_0*STEP);
         largest = take(op.DV/QK8_0);
-        unit   = take(ROWS*(op.DV/QK8_0));
-        weight = take(ROWS*(op.DV/QK8_0)*STEP/2);
+        unit    = take(ROWS*(op.DV/QK8_0));
+        weight  = take(ROWS*(op.DV/QK8_0)*STEP/2);
 #endif
     }
 };

@@ -33,10 +33,9 @@ inline void vf_store_i16(int16_t * p, vf a) { _mm256_storeu_si256((__m256i *) p,
 
 // 16 bytes of VF_W rows that are nb bytes apart; lane c of x[i] is bytes [4*i, 4*i + 4) of row c
 FATTN_INLINE vi vi_rows(const char * p, size_t nb) {
-    // a broadcast into some lanes is a load and a blend, where an insertion is a shuffle
-    const auto row = [](const char * p) { return _mm_loadu_si128((const __m128i *) p); };
-    const __m512i x = _mm512_mask_broadcast_i32x4(_mm512_castsi128_si512(row(p)), 0x00F0, row(p + 4*nb));
-    return _mm512_mask_broadcast_i32x4(_mm512_mask_broadcast_i32x4(x, 0x0F00, row(p + 8*nb)), 0xF000, row(p + 12*nb));
+    const auto row = [=](int c) { return _mm_loadu_si128((const __m128i *) (p + c*nb)); };
+    const __m512i x = _mm512_inserti32x4(_mm512_castsi128_si512(row(0)), row(4), 1);
+    return _mm512_inserti32x4(_mm512_inserti32x4(x, row(8), 2), row(12), 3);
 }
 FATTN_INLINE void vi_transposed(const char * p, size_t nb, vi * x) {
     const vi a = vi_rows(p, nb), b = vi_rows(p + nb, nb), c = vi_rows(p + 2*nb, nb), d = vi_rows(p + 3*nb, nb);
@@ -52,11 +51,6 @@ FATTN_INLINE vf vf_f16_of_rows(const char * p, size_t nb) {
     const vi ab = _mm512_unpacklo_epi32(vi_rows(p, nb), vi_rows(p + nb, nb)), cd = _mm512_unpacklo_epi32(vi_rows(p + 2*nb, nb), vi_rows(p + 3*nb, nb));
     return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_unpacklo_epi64(ab, cd)));
 }
-inline vi vi_four(const int8_t * q) { // the same four bytes in each lane
-    int32_t four;
-    memcpy(&four, q, sizeof(four));
-    return vi_set1(four);
-}
 #if defined(__AVX512VNNI__)
 #define FATTN_INT_OFFSET 128 // the instruction wants one side unsigned: K + 128, and sums that start 128*q too low
 using vb = __m512i;
@@ -67,7 +61,7 @@ FATTN_INLINE void vb_transposed(const char * k, size_t nb, vb * x) {
         x[i] = _mm512_xor_si512(x[i], _mm512_set1_epi8(-128));
     }
 }
-inline vi vb_dot(vi acc, vb k, const int8_t * q) { return _mm512_dpbusd_epi32(acc, k, vi_four(q)); }
+inline vi vb_dot(vi acc, vb k, const int8_t * q) { return _mm512_dpbusd_epi32(acc, k, vi_set1(four(q))); }
 #else
 struct vb { __m512i abs; __mmask64 negative; };
 FATTN_INLINE void vb_transposed(const char * k, size_t nb, vb * x) {
@@ -79,7 +73,7 @@ FATTN_INLINE void vb_transposed(const char * k, size_t nb, vb * x) {
     }
 }
 inline vi vb_dot(vi acc, vb k, const int8_t * q) {
-    const __m512i x = vi_four(q);
+    const __m512i x = vi_set1(four(q));
     const __m512i y = _mm512_maddubs_epi16(k.abs, _mm512_mask_sub_epi8(x, k.negative, _mm512_setzero_si512(), x));
     return _mm512_add_epi32(acc, _mm512_madd_epi16(y, _mm512_set1_epi16(1)));
 }
@@ -146,11 +140,6 @@ FATTN_INLINE vf vf_f16_of_rows(const char * p, size_t nb) {
     const vi x  = _mm256_and_si256(_mm256_unpacklo_epi64(ab, cd), _mm256_set1_epi32(0xFFFF));
     return _mm256_cvtph_ps(_mm_packus_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1)));
 }
-inline vi vi_four(const int8_t * q) {
-    int32_t four;
-    memcpy(&four, q, sizeof(four));
-    return vi_set1(four);
-}
 #if defined(__AVXVNNI__)
 #define FATTN_INT_OFFSET 128
 using vb = __m256i;
@@ -161,7 +150,7 @@ FATTN_INLINE void vb_transposed(const char * k, size_t nb, vb * x) {
         x[i] = _mm256_xor_si256(x[i], _mm256_set1_epi8(-128));
     }
 }
-inline vi vb_dot(vi acc, vb k, const int8_t * q) { return _mm256_dpbusd_avx_epi32(acc, k, vi_four(q)); }
+inline vi vb_dot(vi acc, vb k, const int8_t * q) { return _mm256_dpbusd_avx_epi32(acc, k, vi_set1(four(q))); }
 #else
 struct vb { __m256i k, abs; };
 FATTN_INLINE void vb_transposed(const char * k, size_t nb, vb * x) {
@@ -173,7 +162,7 @@ FATTN_INLINE void vb_transposed(const char * k, size_t nb, vb * x) {
     }
 }
 inline vi vb_dot(vi acc, vb k, const int8_t * q) {
-    const __m256i y = _mm256_maddubs_epi16(k.abs, _mm256_sign_epi8(vi_four(q), k.k));
+    const __m256i y = _mm256_maddubs_epi16(k.abs, _mm256_sign_epi8(vi_set1(four(q)), k.k));
     return _mm256_add_epi32(acc, _mm256_madd_epi16(y, _mm256_set1_epi16(1)));
 }
 #endif
@@ -240,9 +229,7 @@ FATTN_INLINE vf vf_f16_of_rows(const char * p, size_t nb) {
     return vcvt_f32_f16(vreinterpret_f16_u16(x));
 }
 inline vi vb_dot(vi acc, vb k, const int8_t * q) {
-    int32_t four;
-    memcpy(&four, q, sizeof(four));
-    const int8x16_t x = vreinterpretq_s8_s32(vdupq_n_s32(four));
+    const int8x16_t x = vreinterpretq_s8_s32(vdupq_n_s32(four(q)));
 #if defined(__ARM_FEATURE_DOTPROD)
     return vdotq_s32(acc, k, x);
 #else

@@ -43,6 +43,12 @@
 
 namespace {
 
+inline int32_t four(const int8_t * p) { // bytes, for a lane
+    int32_t x;
+    memcpy(&x, p, sizeof(x));
+    return x;
+}
+
 #if defined(__AVX512F__)
 
 #define FATTN_SIMD_NAME "avx512"
@@ -146,9 +152,7 @@ inline vf vf_min(vf a, vf b)              { return vminq_f32(a, b); }
 inline vf vf_load_f16(const ggml_fp16_t * p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16((const uint16_t *) p))); }
 inline vf vf_load_bf16(const ggml_bf16_t * p) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16((const uint16_t *) p), 16)); }
 inline vf vf_load_i8(const int8_t * p) {
-    int32_t four;
-    memcpy(&four, p, sizeof(four));
-    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four))))));
+    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four(p)))))));
 }
 inline void vf_sum4(float * p, vf a, vf b, vf c, vf d) { vst1q_f32(p, vpaddq_f32(vpaddq_f32(a, b), vpaddq_f32(c, d))); }
 inline float vf_sum(vf a)                 { return vaddvq_f32(a); }

@@ -81,9 +81,7 @@ inline void q8_product(int64_t blocks, const int8_t * k, const float * scales, c
             }
             FATTN_UNROLL
             for (int i = 0; i < R; ++i) {
-                int32_t four;
-                memcpy(&four, k + i*blocks*QK + b*QK + g*4, sizeof(four));
-                const vi y = vi_set1(four);
+                const vi y = vi_set1(four(k + i*blocks*QK + b*QK + g*4));
                 FATTN_UNROLL
                 for (int j = 0; j < N; ++j) {
                     acc[i][j] = vi_dot8(acc[i][j], y, x[j]);
