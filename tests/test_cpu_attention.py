@@ -115,6 +115,22 @@ def test_the_kernels_are_ours(ours, upstream, kind, tokens):
 
 
 @pytest.mark.native
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("tokens", [1, 5, 33, 75])
+@pytest.mark.parametrize("given", [{}, {"sinks": True, "softcap": 20.0}])
+def test_what_is_no_number_stays_so(ours, kind, tokens, given):
+    """Else a model that has gone wrong would look like one that answers."""
+    case = Case(kind, tokens=tokens, **given)
+    tensors = case.tensors(ours.quantize)
+    wrong = np.zeros(tensors["q"].shape[:-1], bool)
+    wrong[0, 0, 1] = True
+    tensors["q"][wrong] = np.nan
+    for threads in THREADS:
+        out = ours.attend(case, tensors, threads)[0]
+        assert np.isnan(out[wrong]).all() and np.isfinite(out[~wrong]).all()
+
+
+@pytest.mark.native
 @pytest.mark.parametrize("case", [case for case in RANDOM if not case.blocks][:40], ids=str)
 def test_switched_off_they_are_upstreams(upstream, baseline, case):
     tensors = case.tensors(baseline.quantize)

@@ -128,7 +128,7 @@ inline vf vf_ldexp(vf a, vf n) {
     return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23)));
 }
 inline vf vf_if_less(vf x, float limit, vf a, vf b) { return _mm256_blendv_ps(b, a, _mm256_cmp_ps(x, _mm256_set1_ps(limit), _CMP_LT_OQ)); }
-inline vf vf_zero_below(vf a, vf x, float limit) { return _mm256_and_ps(a, _mm256_cmp_ps(x, _mm256_set1_ps(limit), _CMP_GE_OQ)); }
+inline vf vf_zero_below(vf a, vf x, float limit) { return _mm256_andnot_ps(_mm256_cmp_ps(x, _mm256_set1_ps(limit), _CMP_LT_OQ), a); }
 constexpr float VF_EXP_MIN = -87.0f; // below it: zero, instead of denormals
 
 #elif defined(__ARM_NEON) && defined(__aarch64__)
@@ -163,7 +163,7 @@ inline vf vf_ldexp(vf a, vf n) {
 }
 inline vf vf_if_less(vf x, float limit, vf a, vf b) { return vbslq_f32(vcltq_f32(x, vdupq_n_f32(limit)), a, b); }
 inline vf vf_zero_below(vf a, vf x, float limit) {
-    return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(a), vcgeq_f32(x, vdupq_n_f32(limit))));
+    return vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(a), vcltq_f32(x, vdupq_n_f32(limit))));
 }
 constexpr float VF_EXP_MIN = -87.0f;
 
@@ -221,7 +221,7 @@ inline vf vf_ldexp(vf a, vf n) {
     return a;
 }
 inline vf vf_if_less(vf x, float limit, vf a, vf b) { FATTN_EACH(FATTN_LANE(x, i) < limit ? FATTN_LANE(a, i) : FATTN_LANE(b, i)); }
-inline vf vf_zero_below(vf a, vf x, float limit) { FATTN_EACH(FATTN_LANE(x, i) >= limit ? FATTN_LANE(a, i) : 0.0f); }
+inline vf vf_zero_below(vf a, vf x, float limit) { FATTN_EACH(FATTN_LANE(x, i) < limit ? 0.0f : FATTN_LANE(a, i)); }
 constexpr float VF_EXP_MIN = -87.0f;
 #undef FATTN_EACH
 #undef FATTN_LANE
@@ -237,10 +237,11 @@ inline float fp16_to_float(ggml_fp16_t x) {
 #endif
 }
 
-// e^x for x <= 88, exactly 0 for -INFINITY and 1 for 0; relative error below 2e-7. 2^n times a polynomial of degree 5 on
+// e^x for x <= 88, exactly 0 for -INFINITY and 1 for 0; relative error below 2e-7. Not a number stays so: of x86's minimum
+// and maximum it has to be the second argument. 2^n times a polynomial of degree 5 on
 // [-ln2/2, ln2/2], fitted for the least largest relative error.
 inline vf vf_exp(vf x) {
-    const vf xc = vf_max(x, vf_set1(VF_EXP_MIN));
+    const vf xc = vf_max(vf_set1(VF_EXP_MIN), x);
     const vf n  = vf_round(vf_mul(xc, vf_set1(1.44269504f)));
     const vf r  = vf_fma(n, vf_set1(-1.42860682e-6f), vf_fma(n, vf_set1(-0.693145752f), xc)); // ln2 in two parts
     vf p = vf_set1(0.00829029735f);
@@ -259,7 +260,7 @@ inline vf vf_exp(vf x) {
 // tanh for the soft cap, which multiplies its error: relative error below 3e-7. Where 1 - 2/(e^2x + 1) would lose digits,
 // x plus x^3 times a polynomial of degree 4 in x^2, fitted for the least largest relative error on [0, 0.625].
 inline vf vf_tanh(vf x) {
-    const vf e   = vf_exp(vf_min(vf_max(vf_add(x, x), vf_set1(-40.0f)), vf_set1(40.0f)));
+    const vf e   = vf_exp(vf_min(vf_set1(40.0f), vf_max(vf_set1(-40.0f), vf_add(x, x))));
     const vf far = vf_sub(vf_set1(1.0f), vf_div(vf_set1(2.0f), vf_add(e, vf_set1(1.0f))));
     const vf xx  = vf_mul(x, x);
     vf p = vf_set1(-0.0057050325f);

@@ -339,7 +339,7 @@ void finish(const task & t, const fattn_plan & plan, int64_t split, float * part
             weight = weight*shrink + expf(sink - m);
         }
         float * out = t.op.out_row(t.stream, t.head(r), t.token(r));
-        const float by = weight > 0.0f ? shrink/weight : 0.0f; // 0: a row that sees nothing
+        const float by = weight != 0.0f ? shrink/weight : 0.0f; // 0: a row that sees nothing
         for (int64_t d = 0; d < t.op.DV; ++d) {
             out[d] = o[d]*by;
         }

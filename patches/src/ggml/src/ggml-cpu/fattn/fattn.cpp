@@ -5,6 +5,7 @@
 #include "fattn-quants.h"
 #include "fattn-rows.h"
 
+#include <cfloat>
 #include <cmath>
 #include <cstdlib>
 
@@ -125,19 +126,19 @@ static void merge(const fattn_op & op, const fattn_plan & plan, int64_t row, flo
     const int64_t head   = row/op.n_q % op.n_head;
     const int64_t stream = row/op.n_q/op.n_head;
 
-    float m = op.sinks ? op.sinks[head] : -INFINITY;
+    float m = op.sinks ? std::max(op.sinks[head], -FLT_MAX) : -FLT_MAX; // finite, for differences that are numbers
     for (int64_t i = 0; i < plan.n_splits; ++i) {
         m = std::max(m, *fattn_partial_at(op, plan, partials, i, row).m);
     }
     float * out = op.out_row(stream, head, token);
     memset(out, 0, op.DV*sizeof(float));
-    if (m == -INFINITY) {
-        return; // sees nothing
-    }
     float s = op.sinks ? expf(op.sinks[head] - m) : 0.0f;
     for (int64_t i = 0; i < plan.n_splits; ++i) {
         const fattn_partial part = fattn_partial_at(op, plan, partials, i, row);
         s += *part.s*expf(*part.m - m);
+    }
+    if (s == 0.0f) {
+        return; // sees nothing
     }
     for (int64_t i = 0; i < plan.n_splits; ++i) {
         const fattn_partial part = fattn_partial_at(op, plan, partials, i, row);
