@@ -227,7 +227,8 @@ def test_ctrl_c_stops_it(model, tmp_path, during):
 
 @pytest.mark.native
 def test_a_reader_that_goes_away(model):
-    command = f"{sys.executable} -m swaa_edge run {model} -p '{TEXT}' -n 2000 | head -c 1"
+    # Without a seed a model of random weights may say nothing that is text for minutes.
+    command = f"{sys.executable} -m swaa_edge run {model} -p '{TEXT}' -n 2000 --seed 3 | head -c 1"
     done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True)
     assert len(done.stdout) == 1
     assert "Traceback" not in done.stderr
