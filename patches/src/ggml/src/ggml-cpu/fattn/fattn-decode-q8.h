@@ -4,7 +4,8 @@
 // multiplication of 16 bits, and only sums become floats.
 //
 //   q8_query(q, dk, to);  q8_dots(k, nb, n, ..., s)
-//   q8_scales(v, nb, n, ..., d);  q8_largest(d, ..., to, most);  q8_weights(p, ..., to, most, ..., w, unit);  q8_sums(v, nb, n, w, unit, ..., o)
+//   q8_scales(v, nb, n, ..., d);  q8_largest(d, ..., to, most);  q8_weights(p, ..., to, most, ..., w, unit);
+//   q8_sums(v, nb, n, w, unit, ..., o)
 
 #pragma once
 
@@ -90,8 +91,9 @@ void q8_dots(const char * k, size_t nb, int n, const q8_block * q, int blocks, f
     }
 }
 
-// The scales of n rows of V that are nb bytes apart, [blocks][COLUMNS] with zeros from n on. One by one is faster than any
-// shuffle; long before they are read as vectors, since a processor waits where those come right after.
+// The scales of n rows of V that are nb bytes apart, [blocks][COLUMNS] with zeros from n on. One by one, long before they are
+// read as vectors, since a processor waits where those come right after; with no arithmetic beside it, gathering as for K
+// takes longer.
 template <int COLUMNS>
 void q8_scales(const char * rows, size_t nb, int n, int blocks, ggml_fp16_t * d) {
     for (int c = 0; c < n; ++c, rows += nb) {

@@ -237,9 +237,9 @@ inline float fp16_to_float(ggml_fp16_t x) {
 #endif
 }
 
-// e^x for x <= 88, exactly 0 for -INFINITY and 1 for 0; relative error below 2e-7. Not a number stays so: of x86's minimum
-// and maximum it has to be the second argument. 2^n times a polynomial of degree 5 on
-// [-ln2/2, ln2/2], fitted for the least largest relative error.
+// e^x for x <= 88, exactly 0 for -INFINITY and 1 for 0; relative error below 2e-7. What is no number stays so, for which it
+// has to be the second argument of a maximum. 2^n times a polynomial of degree 5 on [-ln2/2, ln2/2], fitted for the least
+// largest relative error.
 inline vf vf_exp(vf x) {
     const vf xc = vf_max(vf_set1(VF_EXP_MIN), x);
     const vf n  = vf_round(vf_mul(xc, vf_set1(1.44269504f)));
