@@ -1,5 +1,5 @@
 /* Multiplies one pair of AMX tiles. Exits 0 if the result is right, 1 if the kernel refuses or the result is wrong;
- * dies by a signal where the processor reports AMX without having it. Run by AmxProbe.cmake. */
+ * dies by a signal where the processor reports AMX without having it. Run by Amx.cmake. */
 #include <immintrin.h>
 #include <stdint.h>
 #include <string.h>

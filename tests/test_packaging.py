@@ -13,6 +13,7 @@ import pytest
 import swaa_edge
 
 ROOT = Path(__file__).resolve().parent.parent
+GXX = shutil.which("g++")
 CMAKE = shutil.which("cmake", path=str(Path(sys.executable).parent)) or shutil.which("cmake")
 
 
@@ -75,7 +76,7 @@ def test_a_machine_that_only_claims_amx_is_built_without_it(tmp_path, probe):
         cmake_minimum_required(VERSION 3.21)
         project(trial C)
         set(GGML_NATIVE ON)
-        include("{(ROOT / "cmake/AmxProbe.cmake").as_posix()}")
+        include("{(ROOT / "cmake/Amx.cmake").as_posix()}")
         add_library(kernels STATIC empty.c)
         target_compile_options(kernels PRIVATE -march=native)
         swaa_edge_leave_out_amx(kernels)
@@ -94,6 +95,27 @@ def test_a_machine_that_only_claims_amx_is_built_without_it(tmp_path, probe):
     assert ("building without AMX" in done.stdout) == (verdict == "broken")
 
 
+# A configuration as ggml's kernels make one: 113 is among the bytes that GCC's own header says nothing of.
+TILE_CONFIG = """
+#include <immintrin.h>
+void configure() {
+    alignas(64) unsigned char config[64] = {};
+    config[0] = 1;
+    config[53] = 113;
+    _tile_loadconfig(config);
+}
+"""
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="AMX is an x86 extension")
+@pytest.mark.skipif(GXX is None, reason="needs g++")
+def test_the_optimizer_keeps_the_whole_tile_configuration(tmp_path):
+    header = ROOT / "cmake/amx_tile_config.h"
+    command = [GXX, "-O3", "-mamx-tile", "-include", str(header), "-x", "c++", "-S", "-o", "-", "-"]
+    done = subprocess.run(command, input=TILE_CONFIG, capture_output=True, text=True, check=True, timeout=60)
+    assert re.search(r"\$113\b", done.stdout.partition("ldtilecfg")[0])
+
+
 @pytest.mark.native
 @pytest.mark.skipif(CMAKE is None, reason="needs cmake")
 @pytest.mark.parametrize("state", ["wheel", "editable"])
@@ -108,6 +130,9 @@ def test_a_wheel_runs_on_other_cpus_and_every_backend_asked_for_is_in_it(tmp_pat
     script = read(tmp_path / "cmake_install.cmake")
     installed = set(re.findall(r"swaa_edge/lib/(?:lib)?([\w.-]+)\.(?:so|dylib|dll)\b", script))
     assert {"llama", "ggml", "ggml-base", "ggml-rpc"} <= installed
+    if "GNU" in done.stdout and platform.machine() in ("x86_64", "AMD64"):
+        kernels = re.findall(r'"command".*/amx/mmq\.cpp', read(tmp_path / "compile_commands.json"))
+        assert kernels and all("amx_tile_config.h" in command for command in kernels)
     cpu = {name for name in installed if name.startswith("ggml-cpu")}
     if state == "wheel":
         assert len(cpu) > 1

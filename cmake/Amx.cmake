@@ -1,11 +1,13 @@
-# Decides whether a build for this machine may use AMX.
+# Decides whether a build for this machine may use AMX, and has GCC compile ggml's AMX kernels right.
 #
-# Some virtual machines report AMX and then kill the process (SIGILL) at the first tile instruction, which a library
-# built with -march=native executes for quantized weights. So where the compiler would use AMX, a tiny program tries
-# it at configure time, in a process of its own; unless it succeeds, AMX is left out.
+# A processor may report AMX where the kernel or the virtual machine doesn't let it be used; the first tile instruction,
+# which a library built with -march=native executes for quantized weights, then kills the process (SIGILL). So where the
+# compiler would use AMX, a tiny program tries it at configure time, in a process of its own; unless it succeeds, AMX is
+# left out.
 #
-#   include(cmake/AmxProbe.cmake)            # sets SWAA_EDGE_AMX: "absent", "works" or "broken"
+#   include(cmake/Amx.cmake)                 # sets SWAA_EDGE_AMX: "absent", "works" or "broken"
 #   swaa_edge_leave_out_amx(ggml-cpu)        # adds the switches when it is "broken"
+#   swaa_edge_keep_tile_config(ggml-cpu)     # see amx_tile_config.h; in all CPU libraries of its folder
 #
 # For tests: SWAA_EDGE_AMX_REPORTED (ON/OFF) replaces what the compiler says of this machine, SWAA_EDGE_AMX_PROBE
 # the program.
@@ -43,5 +45,13 @@ endif()
 function(swaa_edge_leave_out_amx target)
   if(SWAA_EDGE_AMX STREQUAL "broken" AND TARGET ${target})
     target_compile_options(${target} PRIVATE -mno-amx-int8 -mno-amx-bf16 -mno-amx-tile)
+  endif()
+endfunction()
+
+function(swaa_edge_keep_tile_config target)
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64")
+    get_target_property(folder ${target} SOURCE_DIR)
+    set_property(SOURCE "${folder}/ggml-cpu/amx/mmq.cpp" TARGET_DIRECTORY ${target} PROPERTY COMPILE_OPTIONS
+      -include "${CMAKE_CURRENT_FUNCTION_LIST_DIR}/amx_tile_config.h")
   endif()
 endfunction()
