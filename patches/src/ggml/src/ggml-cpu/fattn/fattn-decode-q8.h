@@ -12,34 +12,87 @@
 #include "fattn-int.h"
 #include "fattn-plan.h"
 
+namespace {
+
+// Rows of K or V whose blocks' scales go to d, [blocks][COLUMNS], zeros behind them. One by one: gathered as vectors they take
+// more instructions, and a processor waits where they are read as vectors right after. So those of the next head are
+// copied along with the products of this one, which also brings its rows into the first level of the cache.
+struct q8_scales {
+    const char  * rows;
+    size_t        nb, size; // bytes of a row, of a block, which starts with its scale
+    int           n;
+    ggml_fp16_t * d;
+
+    template <int COLUMNS> void zero_rest(int blocks) const {
+        for (int b = 0; b < blocks; ++b) {
+            std::fill(d + b*COLUMNS + n, d + (b + 1)*COLUMNS, 0);
+        }
+    }
+    // Those of B blocks of N columns, as far as there are so many.
+    template <int COLUMNS, int N, int B> FATTN_INLINE void copy(int c, int block) const {
+        const char  * row = rows + c*nb + block*size;
+        ggml_fp16_t * to  = d + block*COLUMNS + c;
+        const size_t  to_row = nb, to_block = size;
+        if (c + N <= n) {
+            FATTN_UNROLL
+            for (int i = 0; i < N; ++i, row += to_row) {
+                copy_blocks<COLUMNS, B>(row, to_block, to + i);
+            }
+        } else {
+            for (; c < n; ++c, ++to, row += to_row) {
+                copy_blocks<COLUMNS, B>(row, to_block, to);
+            }
+        }
+    }
+    template <int COLUMNS, int B> static FATTN_INLINE void copy_blocks(const char * from, size_t size, ggml_fp16_t * to) {
+        FATTN_UNROLL
+        for (int b = 0; b < B; ++b, from += size) {
+            fattn_opaque(from);
+            memcpy(to + b*COLUMNS, from, sizeof(*to));
+        }
+    }
+    template <int COLUMNS> void copy_all(int blocks) const {
+        for (int c = 0; c < n; c += 4) {
+            for (int b = 0; b < blocks; ++b) {
+                copy<COLUMNS, 4, 1>(c, b);
+            }
+        }
+    }
+};
+
+} // namespace
+
 #if FATTN_INT
 
 namespace {
 
-// 32 values of a query row in 8 bits, and what takes FATTN_INT_OFFSET off their sums again.
+// 32 values of a query row in 8 bits, and half of what takes FATTN_INT_OFFSET off their sums again, which have two parts.
 struct q8_block {
     float   scale;
     int32_t start;
-    int8_t  q[QK8_0];
+    int8_t  q[VB_SPREAD];
 
     static int64_t floats(int64_t dk) { return dk/QK8_0*sizeof(q8_block)/sizeof(float); }
 };
 
 void q8_query(const float * x, int64_t dk, q8_block * to) {
     for (; dk > 0; dk -= QK8_0, x += QK8_0, ++to) {
-        int16_t q[QK8_0];
-        to->scale = vf_round_q8(x, q);
+        int16_t rounded[QK8_0];
+        int8_t  q[QK8_0];
+        to->scale = vf_round_q8(x, rounded);
         to->start = 0;
         for (int i = 0; i < QK8_0; ++i) {
-            to->q[i]   = (int8_t) q[i];
-            to->start -= FATTN_INT_OFFSET*q[i];
+            q[i]       = (int8_t) rounded[i];
+            to->start -= FATTN_INT_OFFSET/2*q[i];
         }
+        vb_spread(q, to->q);
     }
 }
 
 // s[r][0, VF_W) = q[r] . k[c] for VF_W rows of K that are nb bytes apart
-template <int R>
-inline void q8_dots_of_columns(const char * k, size_t nb, const q8_block * q, int blocks, float * s, int64_t lds, ptrdiff_t ahead) {
+template <int R, int COLUMNS>
+inline void q8_dots_of_columns(const char * k, size_t nb, const q8_block * q, int blocks, const ggml_fp16_t * d, float * s, ptrdiff_t ahead,
+        const q8_scales & next, int c) {
     vf sum[R];
     FATTN_UNROLL
     for (int r = 0; r < R; ++r) {
@@ -47,62 +100,49 @@ inline void q8_dots_of_columns(const char * k, size_t nb, const q8_block * q, in
     }
     for (int b = 0; b < blocks; ++b, k += sizeof(block_q8_0)) {
         fattn_opaque(k);
-        const char * next = k + ahead;
-        fattn_opaque(next);
+        const char * then = k + ahead;
         FATTN_UNROLL
-        for (int c = 0; c < VF_W; ++c) { // blocks are shorter than a line
-            fattn_fetch(next + c*nb, 0, 1);
+        for (int i = 0; i < VF_W; ++i, then += nb) { // blocks are shorter than a line
+            fattn_opaque(then);
+            fattn_fetch(then, 0, 1);
         }
-        vi acc[R];
+        next.copy<COLUMNS, VF_W, 1>(c, b);
+        vi acc[R][2];
         FATTN_UNROLL
         for (int r = 0; r < R; ++r) {
-            acc[r] = vi_set1(q[r*blocks + b].start);
+            acc[r][0] = acc[r][1] = vi_set1(q[r*blocks + b].start);
         }
         FATTN_UNROLL
-        for (int i = 0; i < QK8_0; i += 16) {
+        for (int g = 0; g < 2; ++g) {
             vb x[4];
-            vb_transposed(k + offsetof(block_q8_0, qs) + i, nb, x);
+            vb_transposed(k + offsetof(block_q8_0, qs), nb, g, x);
             FATTN_UNROLL
             for (int j = 0; j < 4; ++j) {
                 FATTN_UNROLL
                 for (int r = 0; r < R; ++r) {
-                    acc[r] = vb_dot(acc[r], x[j], q[r*blocks + b].q + i + 4*j);
+                    acc[r][g] = vb_dot(acc[r][g], x[j], vb_of_query(q[r*blocks + b].q, g, j));
                 }
             }
         }
-        const vf scale = vf_f16_of_rows(k, nb);
+        const vf scale = vf_load_f16(d + b*COLUMNS);
         FATTN_UNROLL
         for (int r = 0; r < R; ++r) {
-            sum[r] = vf_fma(vf_of(acc[r]), vf_mul(scale, vf_set1(q[r*blocks + b].scale)), sum[r]);
+            const vf dot = vf_of(vi_of_columns(acc[r][0], acc[r][1]));
+            sum[r] = vf_fma(dot, vf_mul(scale, vf_set1(q[r*blocks + b].scale)), sum[r]);
         }
     }
     FATTN_UNROLL
     for (int r = 0; r < R; ++r) {
-        vf_store(s + r*lds, sum[r]);
+        vf_store(s + r*COLUMNS, sum[r]);
     }
 }
 
-// s[r][c] = q[r] . k[c] for n >= VF_W rows of K
-template <int R>
-void q8_dots(const char * k, size_t nb, int n, const q8_block * q, int blocks, float * s, int64_t lds, ptrdiff_t ahead) {
+// s[r][c] = q[r] . k[c] for n >= VF_W rows of K, whose scales are d
+template <int R, int COLUMNS>
+void q8_dots(const char * k, size_t nb, int n, const q8_block * q, int blocks, const ggml_fp16_t * d, float * s, ptrdiff_t ahead, const q8_scales & next) {
     for (int c = 0; c < n; c += VF_W) {
         const int at = std::min(c, n - VF_W); // the last ones may be computed twice
-        q8_dots_of_columns<R>(k + at*nb, nb, q, blocks, s + at, lds, ahead);
-    }
-}
-
-// The scales of n rows of V that are nb bytes apart, [blocks][COLUMNS] with zeros from n on. One by one, long before they are
-// read as vectors, since a processor waits where those come right after; with no arithmetic beside it, gathering as for K
-// takes longer.
-template <int COLUMNS>
-void q8_scales(const char * rows, size_t nb, int n, int blocks, ggml_fp16_t * d) {
-    for (int c = 0; c < n; ++c, rows += nb) {
-        for (int b = 0; b < blocks; ++b) {
-            d[b*COLUMNS + c] = ((const block_q8_0 *) rows)[b].d;
-        }
-    }
-    for (int b = 0; b < blocks; ++b) {
-        std::fill(d + b*COLUMNS + n, d + (b + 1)*COLUMNS, 0);
+        q8_dots_of_columns<R, COLUMNS>(k + at*nb, nb, q, blocks, d + at, s + at, ahead, next, at);
     }
 }
 
@@ -139,8 +179,9 @@ void q8_weights(const float * p, const float * times, int n_rows, const float * 
 }
 
 // o[r][at, at + N*VW) += unit[r]*w[r][c] * v[c], summed over c; v: first block of those values in the first row
-template <int R, int N>
-void q8_sums(const char * v, size_t nb, int n, const int16_t * w, const float * unit, int64_t blocks, int columns, int at, float * o, int64_t ldo, ptrdiff_t ahead) {
+template <int R, int N, int COLUMNS>
+void q8_sums(const char * v, size_t nb, int n, const int16_t * w, const float * unit, int64_t blocks, int at, float * o, int64_t ldo, ptrdiff_t ahead,
+        const q8_scales & next) {
     vi acc[R][N][2];
     FATTN_UNROLL
     for (int r = 0; r < R; ++r) {
@@ -156,13 +197,16 @@ void q8_sums(const char * v, size_t nb, int n, const int16_t * w, const float * 
         const char * v1 = c + 1 < n ? v0 + nb : v0; // weighs nothing then
         fattn_fetch(v0 + block(0)*sizeof(block_q8_0), ahead, N*VW/QK8_0*sizeof(block_q8_0) + 1);
         fattn_fetch(v1 + block(0)*sizeof(block_q8_0), ahead, N*VW/QK8_0*sizeof(block_q8_0) + 1);
+        if (at % QK8_0 == 0) {
+            next.copy<COLUMNS, 2, std::max(1, N*VW/QK8_0)>(c, block(0));
+        }
         FATTN_UNROLL
         for (int u = 0; u < N; ++u) {
             const vw x = vw_load(((const block_q8_0 *) v0)[block(u)].qs + (at + u*VW) % QK8_0, ((const block_q8_0 *) v1)[block(u)].qs + (at + u*VW) % QK8_0);
             FATTN_UNROLL
             for (int r = 0; r < R; ++r) {
                 int32_t both;
-                memcpy(&both, w + (r*blocks + block(u))*columns + c, sizeof(both));
+                memcpy(&both, w + (r*blocks + block(u))*COLUMNS + c, sizeof(both));
                 vw_add(acc[r][u], x, both);
             }
         }
@@ -181,15 +225,17 @@ void q8_sums(const char * v, size_t nb, int n, const int16_t * w, const float * 
     }
 }
 
-template <int R>
-void q8_sums_of_row(const char * v, size_t nb, int n, const int16_t * w, const float * unit, int64_t blocks, int columns, int dv, float * o, int64_t ldo, ptrdiff_t ahead) {
+template <int R, int COLUMNS>
+void q8_sums_of_row(const char * v, size_t nb, int n, const int16_t * w, const float * unit, int64_t blocks, float * o, int64_t ldo, ptrdiff_t ahead,
+        const q8_scales & next) {
     constexpr int N = std::max(1, std::min(4, FATTN_REGISTERS/4/R));
+    const int dv = blocks*QK8_0;
     int at = 0;
     for (; at + N*VW <= dv; at += N*VW) {
-        q8_sums<R, N>(v, nb, n, w, unit, blocks, columns, at, o, ldo, ahead);
+        q8_sums<R, N, COLUMNS>(v, nb, n, w, unit, blocks, at, o, ldo, ahead, next);
     }
     for (; at < dv; at += VW) {
-        q8_sums<R, 1>(v, nb, n, w, unit, blocks, columns, at, o, ldo, ahead);
+        q8_sums<R, 1, COLUMNS>(v, nb, n, w, unit, blocks, at, o, ldo, ahead, next);
     }
 }
 

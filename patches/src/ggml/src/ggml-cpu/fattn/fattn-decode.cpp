@@ -105,8 +105,8 @@ struct workspace {
     float * shrink;  // [row], as what is there already by this
     float * query;   // k_as_q8_0: [row], rounded
     float * rows;    // [STEP rows of K or V], where they can't be read as they are
-    float * halves;  // 16 bits: [blocks of V][STEP], the scales
-    float * scales;  // [blocks of V][STEP], the same
+    float * halves;  // 16 bits: 2 of [blocks of K or V][STEP], the scales of two heads
+    float * scales;  // [blocks of V][STEP], those of V
     float * largest; // [blocks of V], of those
     float * unit;    // [ROWS][blocks of V]
     float * weight;  // 16 bits: [ROWS][blocks of V][STEP]
@@ -131,7 +131,7 @@ struct workspace {
         }
 #if FATTN_INT
         query   = take(n_rows*q8_block::floats(op.DK));
-        halves  = take(op.DV/QK8_0*STEP/2);
+        halves  = take(2*(widest/QK8_0)*STEP/2);
         scales  = take(op.DV/QK8_0*STEP);
         largest = take(op.DV/QK8_0);
         unit    = take(ROWS*(op.DV/QK8_0));
@@ -142,6 +142,9 @@ struct workspace {
 
 // n rows where they can be read: nb bytes apart, the same rows of the next columns `ahead` bytes on.
 struct rows_at { const char * p; size_t nb; int n; ptrdiff_t ahead; };
+
+// The scales of a head's blocks, and those of the next head, which are to be copied meanwhile.
+struct scales_at { const ggml_fp16_t * now; q8_scales next; };
 
 void fetch_rows(const ggml_tensor * kv, rows_at rows, int64_t ne) {
     for (int c = 0; c < rows.n; ++c) {
@@ -179,26 +182,25 @@ rows_at rows_as_q8_0(const ggml_tensor * kv, rows_at from, int64_t ne, float * t
     return { (const char *) to, nb, from.n, 0 };
 }
 
-void scores_in_integers(rows_at k, int n_rows, const float * query, int64_t dk, float * s) {
+void scores_in_integers(rows_at k, const scales_at & scales, int n_rows, const float * query, int64_t dk, float * s) {
     const int blocks = dk/QK8_0, n = std::max(k.n, VF_W);
     in_blocks(n_rows, [&](auto R, int r) {
         const q8_block * rounded = (const q8_block *) (query + r*q8_block::floats(dk));
-        q8_dots<R.value>(k.p, k.nb, n, rounded, blocks, s + r*STEP, STEP, k.ahead);
+        q8_dots<R.value, STEP>(k.p, k.nb, n, rounded, blocks, scales.now, s + r*STEP, k.ahead, r == 0 ? scales.next : q8_scales());
     });
 }
-void outputs_in_integers(rows_at v, int n_rows, const workspace & work, const float * p, const float * times, int64_t dv, float * o, int64_t ldo) {
-    q8_scales<STEP>(v.p, v.nb, v.n, dv/QK8_0, (ggml_fp16_t *) work.halves);
-    q8_largest<STEP>((ggml_fp16_t *) work.halves, dv/QK8_0, work.scales, work.largest);
+void outputs_in_integers(rows_at v, const scales_at & scales, int n_rows, const workspace & work, const float * p, const float * times, int64_t dv, float * o, int64_t ldo) {
+    q8_largest<STEP>(scales.now, dv/QK8_0, work.scales, work.largest);
     in_blocks(n_rows, [&](auto R, int r) {
         int16_t * w = (int16_t *) work.weight;
         q8_weights<STEP>(p + r*STEP, times + r, R.value, work.scales, work.largest, dv/QK8_0, w, work.unit);
-        q8_sums_of_row<R.value>(v.p, v.nb, v.n, w, work.unit, dv/QK8_0, STEP, dv, o + r*ldo, ldo, v.ahead);
+        q8_sums_of_row<R.value, STEP>(v.p, v.nb, v.n, w, work.unit, dv/QK8_0, o + r*ldo, ldo, v.ahead, r == 0 ? scales.next : q8_scales());
     });
 }
 #endif
 
 // s[r][c]: the query rows q[r], rounded ones from `query` on, times rows of K
-void scores(const fattn_op & op, const workspace & work, rows_at k, int n_rows, const float * const * q, const float * query, float * s) {
+void scores(const fattn_op & op, const workspace & work, rows_at k, const scales_at & scales, int n_rows, const float * const * q, const float * query, float * s) {
     switch (op.k->type) {
         case GGML_TYPE_F32:  return scores_in_floats<row_f32 >(k, n_rows, q, op.DK, s);
         case GGML_TYPE_F16:  return scores_in_floats<row_f16 >(k, n_rows, q, op.DK, s);
@@ -207,15 +209,16 @@ void scores(const fattn_op & op, const workspace & work, rows_at k, int n_rows, 
     }
 #if FATTN_INT
     if (k_as_q8_0(op)) {
-        return scores_in_integers(rows_as_q8_0(op.k, k, op.DK, work.rows), n_rows, query, op.DK, s);
+        return scores_in_integers(rows_as_q8_0(op.k, k, op.DK, work.rows), scales, n_rows, query, op.DK, s);
     }
 #endif
     GGML_UNUSED(query);
+    GGML_UNUSED(scales);
     scores_in_floats<row_f32>(rows_as_f32(op.k, k, op.DK, work.rows), n_rows, q, op.DK, s);
 }
 
 // o[r] += times[r] * p[r][c] * v[c] over rows of V; p is 0 behind them, times 1 unless v_as_q8_0
-void outputs(const fattn_op & op, const workspace & work, rows_at v, int n_rows, const float * p, const float * times, float * o, int64_t ldo) {
+void outputs(const fattn_op & op, const workspace & work, rows_at v, const scales_at & scales, int n_rows, const float * p, const float * times, float * o, int64_t ldo) {
     switch (op.v->type) {
         case GGML_TYPE_F32:  return outputs_in_floats<row_f32 >(v, n_rows, p, op.DV, o, ldo);
         case GGML_TYPE_F16:  return outputs_in_floats<row_f16 >(v, n_rows, p, op.DV, o, ldo);
@@ -224,10 +227,11 @@ void outputs(const fattn_op & op, const workspace & work, rows_at v, int n_rows,
     }
 #if FATTN_INT
     if (v_as_q8_0(op)) {
-        return outputs_in_integers(rows_as_q8_0(op.v, v, op.DV, work.rows), n_rows, work, p, times, op.DV, o, ldo);
+        return outputs_in_integers(rows_as_q8_0(op.v, v, op.DV, work.rows), scales, n_rows, work, p, times, op.DV, o, ldo);
     }
 #endif
     GGML_UNUSED(times);
+    GGML_UNUSED(scales);
     outputs_in_floats<row_f32>(rows_as_f32(op.v, v, op.DV, work.rows), n_rows, p, op.DV, o, ldo);
 }
 
@@ -291,6 +295,24 @@ void fattn_decode_task(const fattn_op & op, const fattn_plan & plan, int64_t t, 
             }
             return rows_at{ p, kv->nb[1], n, q - p };
         };
+        int64_t copied = -1; // the head whose scales are
+        const auto scales_of = [&](const ggml_tensor * kv, int64_t h) {
+            ggml_fp16_t * d = (ggml_fp16_t *) work.halves + h % 2*(std::max(op.DK, op.DV)/QK8_0*STEP);
+            return q8_scales{ op.rows_of(kv, stream, h, col), kv->nb[1], ggml_type_size(kv->type), n, d };
+        };
+        const auto scales = [&](const ggml_tensor * kv, int64_t h) {
+            const int blocks = kv->ne[0]/QK8_0;
+            const q8_scales now = scales_of(kv, h), next = h + 1 < h1 ? scales_of(kv, h + 1) : q8_scales();
+            if (copied != h) {
+                now.zero_rest<STEP>(blocks);
+                now.copy_all<STEP>(blocks);
+            }
+            if (next.n > 0) {
+                next.zero_rest<STEP>(blocks);
+            }
+            copied = h + 1;
+            return scales_at{ now.d, next };
+        };
         for (int64_t h = h0; h < h1; ++h) {
             const int first = (h - h0)*n_rows;
             if (mask_of_head && !visible(op, stream, h*op.group, op.group, col, n)) {
@@ -301,7 +323,7 @@ void fattn_decode_task(const fattn_op & op, const fattn_plan & plan, int64_t t, 
             for (int r = 0; r < n_rows; ++r) {
                 q[r] = work.row[first + r].q;
             }
-            scores(op, work, rows(op.k, h), n_rows, q, work.query + first*rounded, work.s + first*STEP);
+            scores(op, work, rows(op.k, h), k_as_q8_0(op) ? scales(op.k, h) : scales_at(), n_rows, q, work.query + first*rounded, work.s + first*STEP);
             for (int r = first; r < first + n_rows; ++r) {
                 const ggml_fp16_t * mask = col < op.n_masked ? work.row[r].mask + col : nullptr;
                 work.top[r] = finish_scores(op, work.s + r*STEP, n, mask, work.row[r].slope);
@@ -326,10 +348,11 @@ void fattn_decode_task(const fattn_op & op, const fattn_plan & plan, int64_t t, 
                 fattn_scale(o + r*plan.partial, op.DV, work.shrink[r]);
             }
         }
+        copied = -1;
         for (int64_t h = h0; h < h1; ++h) {
             const int first = (h - h0)*n_rows;
             if (*std::max_element(work.top + first, work.top + first + n_rows) != -INFINITY) {
-                outputs(op, work, rows(op.v, h), n_rows, work.s + first*STEP, work.times + first, o + first*plan.partial, plan.partial);
+                outputs(op, work, rows(op.v, h), v_as_q8_0(op) ? scales(op.v, h) : scales_at(), n_rows, work.s + first*STEP, work.times + first, o + first*plan.partial, plan.partial);
             }
         }
     }

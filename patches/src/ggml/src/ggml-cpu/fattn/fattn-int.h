@@ -3,8 +3,10 @@
 //
 // Why: decode from a q8_0 cache is bound by arithmetic if each value becomes a float first.
 //
-//   K: q is rounded to 8 bits, as upstream's kernels do. A lane is a column: of each four values against four of q.
-//        vb x[4]; vb_transposed(k, nb, x); acc = vb_dot(acc, x[i], q + 4*i);   // 16 values of VF_W columns
+//   K: q is rounded to 8 bits, as upstream's kernels do. A lane is a column, or half of its block: four values against four
+//      of q. A block of VF_W columns is two groups of four registers.
+//        vb x[4]; vb_transposed(k, nb, g, x); acc[g] = vb_dot(acc[g], x[j], vb_of_query(spread, g, j));   // g < 2, j < 4
+//        vi_of_columns(acc[0], acc[1]);   // the products; spread: vb_spread() of q, VB_SPREAD bytes
 //   V: a column's weight, times the scale of its block, is rounded to 16 bits; two columns are added up at a time.
 //        vi acc[2] = {vi_zero(), vi_zero()}; vw_add(acc, vw_load(v0, v1), weights_of_both); vw_finish(acc, sums);
 
@@ -31,14 +33,18 @@ inline void vi_store(int32_t * p, vi a) { _mm512_storeu_si512(p, a); }
 inline vf   vf_of(vi a) { return _mm512_cvtepi32_ps(a); }
 inline void vf_store_i16(int16_t * p, vf a) { _mm256_storeu_si256((__m256i *) p, _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(a))); }
 
-// 16 bytes of VF_W rows that are nb bytes apart; lane c of x[i] is bytes [4*i, 4*i + 4) of row c
-FATTN_INLINE vi vi_rows(const char * p, size_t nb) {
-    const auto row = [=](int c) { return _mm_loadu_si128((const __m128i *) (p + c*nb)); };
-    const __m512i x = _mm512_inserti32x4(_mm512_castsi128_si512(row(0)), row(4), 1);
-    return _mm512_inserti32x4(_mm512_inserti32x4(x, row(8), 2), row(12), 3);
-}
-FATTN_INLINE void vi_transposed(const char * p, size_t nb, vi * x) {
-    const vi a = vi_rows(p, nb), b = vi_rows(p + nb, nb), c = vi_rows(p + 2*nb, nb), d = vi_rows(p + 3*nb, nb);
+// Of the rows g*8 + i and g*8 + 4 + i, i < 4, 32 bytes each: in x[j] bytes [4*j, 4*j + 4) of the first four rows, 16 bytes on,
+// the same of the other four.
+FATTN_INLINE void vi_transposed(const char * p, size_t nb, int g, vi * x) {
+    p += g*8*nb;
+    const char * four_on = p + 4*nb;
+    fattn_opaque(p);
+    fattn_opaque(four_on);
+    const auto rows = [=](int i) {
+        const __m256i x = _mm256_loadu_si256((const __m256i *) (p + i*nb)), y = _mm256_loadu_si256((const __m256i *) (four_on + i*nb));
+        return _mm512_inserti64x4(_mm512_castsi256_si512(x), y, 1);
+    };
+    const vi a = rows(0), b = rows(1), c = rows(2), d = rows(3);
     const vi ab0 = _mm512_unpacklo_epi32(a, b), ab1 = _mm512_unpackhi_epi32(a, b);
     const vi cd0 = _mm512_unpacklo_epi32(c, d), cd1 = _mm512_unpackhi_epi32(c, d);
     x[0] = _mm512_unpacklo_epi64(ab0, cd0);
@@ -46,35 +52,31 @@ FATTN_INLINE void vi_transposed(const char * p, size_t nb, vi * x) {
     x[2] = _mm512_unpacklo_epi64(ab1, cd1);
     x[3] = _mm512_unpackhi_epi64(ab1, cd1);
 }
-// the f16 that each of VF_W rows starts with; 16 bytes of it are read
-FATTN_INLINE vf vf_f16_of_rows(const char * p, size_t nb) {
-    const vi ab = _mm512_unpacklo_epi32(vi_rows(p, nb), vi_rows(p + nb, nb)), cd = _mm512_unpacklo_epi32(vi_rows(p + 2*nb, nb), vi_rows(p + 3*nb, nb));
-    return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_unpacklo_epi64(ab, cd)));
-}
+inline vi vi_of_columns(vi a, vi b) { return _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xDD)); }
+inline vi vb_of_query(const int8_t * spread, int, int j) { return _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *) (spread + 32*j))); }
 #if defined(__AVX512VNNI__)
 #define FATTN_INT_OFFSET 128 // the instruction wants one side unsigned: K + 128, and sums that start 128*q too low
 using vb = __m512i;
-FATTN_INLINE void vb_transposed(const char * k, size_t nb, vb * x) {
-    vi_transposed(k, nb, x);
+FATTN_INLINE void vb_transposed(const char * k, size_t nb, int g, vb * x) {
+    vi_transposed(k, nb, g, x);
     FATTN_UNROLL
     for (int i = 0; i < 4; ++i) {
         x[i] = _mm512_xor_si512(x[i], _mm512_set1_epi8(-128));
     }
 }
-inline vi vb_dot(vi acc, vb k, const int8_t * q) { return _mm512_dpbusd_epi32(acc, k, vi_set1(four(q))); }
+inline vi vb_dot(vi acc, vb k, vi q) { return _mm512_dpbusd_epi32(acc, k, q); }
 #else
 struct vb { __m512i abs; __mmask64 negative; };
-FATTN_INLINE void vb_transposed(const char * k, size_t nb, vb * x) {
+FATTN_INLINE void vb_transposed(const char * k, size_t nb, int g, vb * x) {
     vi t[4];
-    vi_transposed(k, nb, t);
+    vi_transposed(k, nb, g, t);
     FATTN_UNROLL
     for (int i = 0; i < 4; ++i) {
         x[i] = { _mm512_abs_epi8(t[i]), _mm512_movepi8_mask(t[i]) };
     }
 }
-inline vi vb_dot(vi acc, vb k, const int8_t * q) {
-    const __m512i x = vi_set1(four(q));
-    const __m512i y = _mm512_maddubs_epi16(k.abs, _mm512_mask_sub_epi8(x, k.negative, _mm512_setzero_si512(), x));
+inline vi vb_dot(vi acc, vb k, vi q) {
+    const __m512i y = _mm512_maddubs_epi16(k.abs, _mm512_mask_sub_epi8(q, k.negative, _mm512_setzero_si512(), q));
     return _mm512_add_epi32(acc, _mm512_madd_epi16(y, _mm512_set1_epi16(1)));
 }
 #endif
@@ -122,12 +124,12 @@ inline void vf_store_i16(int16_t * p, vf a) {
     const __m256i x = _mm256_cvtps_epi32(a);
     _mm_storeu_si128((__m128i *) p, _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1)));
 }
-FATTN_INLINE vi vi_rows(const char * p, size_t nb) {
-    const auto row = [=](int c) { return _mm_loadu_si128((const __m128i *) (p + c*nb)); };
-    return _mm256_inserti128_si256(_mm256_castsi128_si256(row(0)), row(4), 1);
-}
-FATTN_INLINE void vi_transposed(const char * p, size_t nb, vi * x) {
-    const vi a = vi_rows(p, nb), b = vi_rows(p + nb, nb), c = vi_rows(p + 2*nb, nb), d = vi_rows(p + 3*nb, nb);
+// As with AVX-512, of the rows g*4 + i.
+FATTN_INLINE void vi_transposed(const char * p, size_t nb, int g, vi * x) {
+    p += g*4*nb;
+    fattn_opaque(p);
+    const auto row = [=](int i) { return _mm256_loadu_si256((const __m256i *) (p + i*nb)); };
+    const vi a = row(0), b = row(1), c = row(2), d = row(3);
     const vi ab0 = _mm256_unpacklo_epi32(a, b), ab1 = _mm256_unpackhi_epi32(a, b);
     const vi cd0 = _mm256_unpacklo_epi32(c, d), cd1 = _mm256_unpackhi_epi32(c, d);
     x[0] = _mm256_unpacklo_epi64(ab0, cd0);
@@ -135,34 +137,31 @@ FATTN_INLINE void vi_transposed(const char * p, size_t nb, vi * x) {
     x[2] = _mm256_unpacklo_epi64(ab1, cd1);
     x[3] = _mm256_unpackhi_epi64(ab1, cd1);
 }
-FATTN_INLINE vf vf_f16_of_rows(const char * p, size_t nb) {
-    const vi ab = _mm256_unpacklo_epi32(vi_rows(p, nb), vi_rows(p + nb, nb)), cd = _mm256_unpacklo_epi32(vi_rows(p + 2*nb, nb), vi_rows(p + 3*nb, nb));
-    const vi x  = _mm256_and_si256(_mm256_unpacklo_epi64(ab, cd), _mm256_set1_epi32(0xFFFF));
-    return _mm256_cvtph_ps(_mm_packus_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1)));
-}
+inline vi vi_of_columns(vi a, vi b) { return _mm256_add_epi32(_mm256_permute2x128_si256(a, b, 0x20), _mm256_permute2x128_si256(a, b, 0x31)); }
+inline vi vb_of_query(const int8_t * spread, int, int j) { return _mm256_loadu_si256((const __m256i *) (spread + 32*j)); }
 #if defined(__AVXVNNI__)
 #define FATTN_INT_OFFSET 128
 using vb = __m256i;
-FATTN_INLINE void vb_transposed(const char * k, size_t nb, vb * x) {
-    vi_transposed(k, nb, x);
+FATTN_INLINE void vb_transposed(const char * k, size_t nb, int g, vb * x) {
+    vi_transposed(k, nb, g, x);
     FATTN_UNROLL
     for (int i = 0; i < 4; ++i) {
         x[i] = _mm256_xor_si256(x[i], _mm256_set1_epi8(-128));
     }
 }
-inline vi vb_dot(vi acc, vb k, const int8_t * q) { return _mm256_dpbusd_avx_epi32(acc, k, vi_set1(four(q))); }
+inline vi vb_dot(vi acc, vb k, vi q) { return _mm256_dpbusd_avx_epi32(acc, k, q); }
 #else
 struct vb { __m256i k, abs; };
-FATTN_INLINE void vb_transposed(const char * k, size_t nb, vb * x) {
+FATTN_INLINE void vb_transposed(const char * k, size_t nb, int g, vb * x) {
     vi t[4];
-    vi_transposed(k, nb, t);
+    vi_transposed(k, nb, g, t);
     FATTN_UNROLL
     for (int i = 0; i < 4; ++i) {
         x[i] = { t[i], _mm256_abs_epi8(t[i]) };
     }
 }
-inline vi vb_dot(vi acc, vb k, const int8_t * q) {
-    const __m256i y = _mm256_maddubs_epi16(k.abs, _mm256_sign_epi8(vi_set1(four(q)), k.k));
+inline vi vb_dot(vi acc, vb k, vi q) {
+    const __m256i y = _mm256_maddubs_epi16(k.abs, _mm256_sign_epi8(q, k.k));
     return _mm256_add_epi32(acc, _mm256_madd_epi16(y, _mm256_set1_epi16(1)));
 }
 #endif
@@ -211,8 +210,9 @@ inline vi vi_dot8(vi acc, vi k, vi q) { return vdotq_s32(acc, vreinterpretq_s8_s
 inline void vf_store_i16(int16_t * p, vf a) { vst1_s16(p, vmovn_s32(vcvtnq_s32_f32(a))); }
 
 using vb = int8x16_t;
-FATTN_INLINE void vb_transposed(const char * k, size_t nb, vb * x) {
-    const auto row = [=](int c) { return vreinterpretq_s32_s8(vld1q_s8((const int8_t *) k + c*nb)); };
+// In x[j] bytes [16*g + 4*j, 16*g + 4*j + 4) of the four rows.
+FATTN_INLINE void vb_transposed(const char * k, size_t nb, int g, vb * x) {
+    const auto row = [=](int c) { return vreinterpretq_s32_s8(vld1q_s8((const int8_t *) k + 16*g + c*nb)); };
     const int32x4_t a = row(0), b = row(1), c = row(2), d = row(3);
     const int64x2_t ab0 = vreinterpretq_s64_s32(vzip1q_s32(a, b)), ab1 = vreinterpretq_s64_s32(vzip2q_s32(a, b));
     const int64x2_t cd0 = vreinterpretq_s64_s32(vzip1q_s32(c, d)), cd1 = vreinterpretq_s64_s32(vzip2q_s32(c, d));
@@ -221,19 +221,15 @@ FATTN_INLINE void vb_transposed(const char * k, size_t nb, vb * x) {
     x[2] = vreinterpretq_s8_s64(vzip1q_s64(ab1, cd1));
     x[3] = vreinterpretq_s8_s64(vzip2q_s64(ab1, cd1));
 }
-FATTN_INLINE vf vf_f16_of_rows(const char * p, size_t nb) {
-    uint16x4_t x = vld1_dup_u16((const uint16_t *) p);
-    x = vld1_lane_u16((const uint16_t *) (p + nb),   x, 1);
-    x = vld1_lane_u16((const uint16_t *) (p + 2*nb), x, 2);
-    x = vld1_lane_u16((const uint16_t *) (p + 3*nb), x, 3);
-    return vcvt_f32_f16(vreinterpret_f16_u16(x));
-}
-inline vi vb_dot(vi acc, vb k, const int8_t * q) {
-    const int8x16_t x = vreinterpretq_s8_s32(vdupq_n_s32(four(q)));
+inline vi vi_of_columns(vi a, vi b) { return vaddq_s32(a, b); }
+constexpr int VB_SPREAD = QK8_0;
+inline void vb_spread(const int8_t * q, int8_t * to) { memcpy(to, q, QK8_0); }
+inline vb vb_of_query(const int8_t * spread, int g, int j) { return vreinterpretq_s8_s32(vdupq_n_s32(four(spread + 16*g + 4*j))); }
+inline vi vb_dot(vi acc, vb k, vb q) {
 #if defined(__ARM_FEATURE_DOTPROD)
-    return vdotq_s32(acc, k, x);
+    return vdotq_s32(acc, k, q);
 #else
-    const int16x8_t lo = vmull_s8(vget_low_s8(k), vget_low_s8(x)), hi = vmull_s8(vget_high_s8(k), vget_high_s8(x));
+    const int16x8_t lo = vmull_s8(vget_low_s8(k), vget_low_s8(q)), hi = vmull_s8(vget_high_s8(k), vget_high_s8(q));
     return vaddq_s32(acc, vpaddq_s32(vpaddlq_s16(lo), vpaddlq_s16(hi)));
 #endif
 }
@@ -267,6 +263,17 @@ inline void vw_finish(const vi * acc, vf * sums) {
 #endif
 
 #if FATTN_INT
+
+#if !defined(__ARM_NEON)
+// A block of q as the lanes of vb_transposed() want it.
+constexpr int VB_SPREAD = 4*QK8_0;
+inline void vb_spread(const int8_t * q, int8_t * to) {
+    for (int j = 0; j < QK8_0; j += 4, to += 16) {
+        const int32_t x = four(q + j%8*4 + j/8*4), lane[4] = {x, x, x, x};
+        memcpy(to, lane, sizeof(lane));
+    }
+}
+#endif
 
 constexpr float LEAST = 1e-30f; // what is smaller counts as zero: its inverse might not be finite
 
