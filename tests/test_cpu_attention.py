@@ -53,6 +53,13 @@ LARGE = [
     for tokens, mask in ((1, "one"), (1, "none"), (33, "one"), (75, "none"))
 ]
 
+# Heads that are passed over, in some steps or in all: the decode kernel prepares the next head along with one.
+PASSED_OVER = [
+    Case(k, group=group, heads=8, columns=500, mask="heads", blind=True, window=True, seed=seed)
+    for seed, k in enumerate(sorted(LIKE_8_BITS))
+    for group in (1, 2)
+]
+
 
 @pytest.fixture(scope="module")
 def ours():
@@ -78,7 +85,7 @@ def baseline():
 
 
 @pytest.mark.native
-@pytest.mark.parametrize("case", RANDOM + LARGE, ids=str)
+@pytest.mark.parametrize("case", RANDOM + LARGE + PASSED_OVER, ids=str)
 def test_against_the_definition(ours, upstream, case):
     tensors = case.tensors(ours.quantize)
     expected = exact(case, tensors)

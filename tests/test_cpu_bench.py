@@ -103,7 +103,7 @@ def test_the_whole_plan():
     sliding = {(turn.depth, turn.side.library, turn.side.config) for turn in turns if turn.side.config != plan.FULL}
     assert sliding == {
         (depth, library, name) for depth in (8192, 16384) for library in (plan.OURS, plan.STOCK)
-        for name in ("quality", "balanced", "fast")
+        for name in ("quality", "balanced", "fast", "memory", "stream")
     }  # fmt: skip
     assert {turn.layers for turn in turns if turn.depth < 32768} == {4}
     # No quantized cache without flash attention: there is no such thing.
@@ -160,7 +160,7 @@ def test_presets_slide_in_ours_and_in_ours_with_upstreams_kernels(fake):
     run, jobs = fake(quick=False, depths=(2048,), swaa_depths=(4096,), rounds=1, seconds=1e9)
     run.all()
     sliding = [(name, job) for name, job in jobs if job.overrides and len(job.tokens) == 4096]
-    assert [name for name, _ in sliding] == ["ours-stock", "ours"] * 3
+    assert [name for name, _ in sliding] == ["ours-stock", "ours"] * 5
     assert all(job.overrides["swaa.window_size"] == 2048 for _, job in sliding)
     rows = {(row["library"], row["config"]): row for row in figures.make_rows(run.samples, run.settings)}
     # A sliding ubatch's time is no line.

@@ -11,12 +11,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
+from swaa_edge import config as presets
+
 #: Libraries: the unpatched one, ours, and ours with its attention kernels turned off, which leaves upstream's.
 UNPATCHED, OURS, STOCK = "unpatched", "ours", "ours-stock"
 #: The configuration that isn't a preset of SWAA.
 FULL = "full"
-#: Presets whose layers slide in prefill and decode with full attention.
-RECIPES = ("quality", "balanced", "fast")
+#: Presets, best accuracy first; the last two slide in decode, too.
+RECIPES = tuple(presets.RECIPES)
 
 #: The depth of the ratios that are wanted. Upstream's prefill with a q8_0 cache and flash attention takes minutes here
 #: already, so it is measured at no longer one.
