@@ -3,9 +3,8 @@
 // Why: 8 bits a value leave less time per value than floats need: a row of K takes a dot product of bytes, a row of V a
 // multiplication of 16 bits, and only sums become floats.
 //
-//   q8_query(q, dk, to);  q8_dots(k, nb, n, ..., s)
-//   q8_scales(v, nb, n, ..., d);  q8_largest(d, ..., to, most);  q8_weights(p, ..., to, most, ..., w, unit);
-//   q8_sums(v, nb, n, w, unit, ..., o)
+//   q8_query(q, dk, to);  q8_dots(k, nb, n, ..., s, along)
+//   q8_largest(scales, ..., to, most);  q8_weights(p, ..., to, most, ..., w, unit);  q8_sums_of_row(v, nb, n, w, unit, ..., o, along)
 
 #pragma once
 
@@ -60,6 +59,14 @@ struct q8_scales {
     }
 };
 
+// What goes along with the products of a head: the scales of its rows; those of the next head, on their way; and what is
+// read in the next step.
+struct q8_along {
+    const ggml_fp16_t * scales;
+    q8_scales           next;
+    fattn_ahead       * ahead;
+};
+
 } // namespace
 
 #if FATTN_INT
@@ -91,8 +98,7 @@ void q8_query(const float * x, int64_t dk, q8_block * to) {
 
 // s[r][0, VF_W) = q[r] . k[c] for VF_W rows of K that are nb bytes apart
 template <int R, int COLUMNS>
-inline void q8_dots_of_columns(const char * k, size_t nb, const q8_block * q, int blocks, const ggml_fp16_t * d, float * s, ptrdiff_t ahead,
-        const q8_scales & next, int c) {
+inline void q8_dots_of_columns(const char * k, size_t nb, const q8_block * q, int blocks, float * s, const q8_along & along, int c) {
     vf sum[R];
     FATTN_UNROLL
     for (int r = 0; r < R; ++r) {
@@ -100,13 +106,8 @@ inline void q8_dots_of_columns(const char * k, size_t nb, const q8_block * q, in
     }
     for (int b = 0; b < blocks; ++b, k += sizeof(block_q8_0)) {
         fattn_opaque(k);
-        const char * then = k + ahead;
-        FATTN_UNROLL
-        for (int i = 0; i < VF_W; ++i, then += nb) { // blocks are shorter than a line
-            fattn_opaque(then);
-            fattn_fetch(then, 0, 1);
-        }
-        next.copy<COLUMNS, VF_W, 1>(c, b);
+        along.ahead->fetch(VF_W*sizeof(block_q8_0));
+        along.next.copy<COLUMNS, VF_W, 1>(c, b);
         vi acc[R][2];
         FATTN_UNROLL
         for (int r = 0; r < R; ++r) {
@@ -124,7 +125,7 @@ inline void q8_dots_of_columns(const char * k, size_t nb, const q8_block * q, in
                 }
             }
         }
-        const vf scale = vf_load_f16(d + b*COLUMNS);
+        const vf scale = vf_load_f16(along.scales + b*COLUMNS + c);
         FATTN_UNROLL
         for (int r = 0; r < R; ++r) {
             const vf dot = vf_of(vi_of_columns(acc[r][0], acc[r][1]));
@@ -137,12 +138,12 @@ inline void q8_dots_of_columns(const char * k, size_t nb, const q8_block * q, in
     }
 }
 
-// s[r][c] = q[r] . k[c] for n >= VF_W rows of K, whose scales are d
+// s[r][c] = q[r] . k[c] for n >= VF_W rows of K
 template <int R, int COLUMNS>
-void q8_dots(const char * k, size_t nb, int n, const q8_block * q, int blocks, const ggml_fp16_t * d, float * s, ptrdiff_t ahead, const q8_scales & next) {
+void q8_dots(const char * k, size_t nb, int n, const q8_block * q, int blocks, float * s, const q8_along & along) {
     for (int c = 0; c < n; c += VF_W) {
         const int at = std::min(c, n - VF_W); // the last ones may be computed twice
-        q8_dots_of_columns<R, COLUMNS>(k + at*nb, nb, q, blocks, d + at, s + at, ahead, next, at);
+        q8_dots_of_columns<R, COLUMNS>(k + at*nb, nb, q, blocks, s + at, along, at);
     }
 }
 
@@ -180,8 +181,7 @@ void q8_weights(const float * p, const float * times, int n_rows, const float * 
 
 // o[r][at, at + N*VW) += unit[r]*w[r][c] * v[c], summed over c; v: first block of those values in the first row
 template <int R, int N, int COLUMNS>
-void q8_sums(const char * v, size_t nb, int n, const int16_t * w, const float * unit, int64_t blocks, int at, float * o, int64_t ldo, ptrdiff_t ahead,
-        const q8_scales & next) {
+void q8_sums(const char * v, size_t nb, int n, const int16_t * w, const float * unit, int64_t blocks, int at, float * o, int64_t ldo, const q8_along & along) {
     vi acc[R][N][2];
     FATTN_UNROLL
     for (int r = 0; r < R; ++r) {
@@ -195,10 +195,9 @@ void q8_sums(const char * v, size_t nb, int n, const int16_t * w, const float * 
     for (int c = 0; c < n; c += 2) {
         const char * v0 = v + c*nb;
         const char * v1 = c + 1 < n ? v0 + nb : v0; // weighs nothing then
-        fattn_fetch(v0 + block(0)*sizeof(block_q8_0), ahead, N*VW/QK8_0*sizeof(block_q8_0) + 1);
-        fattn_fetch(v1 + block(0)*sizeof(block_q8_0), ahead, N*VW/QK8_0*sizeof(block_q8_0) + 1);
+        along.ahead->fetch(2*N*VW*sizeof(block_q8_0)/QK8_0);
         if (at % QK8_0 == 0) {
-            next.copy<COLUMNS, 2, std::max(1, N*VW/QK8_0)>(c, block(0));
+            along.next.copy<COLUMNS, 2, std::max(1, N*VW/QK8_0)>(c, block(0));
         }
         FATTN_UNROLL
         for (int u = 0; u < N; ++u) {
@@ -226,16 +225,15 @@ void q8_sums(const char * v, size_t nb, int n, const int16_t * w, const float * 
 }
 
 template <int R, int COLUMNS>
-void q8_sums_of_row(const char * v, size_t nb, int n, const int16_t * w, const float * unit, int64_t blocks, float * o, int64_t ldo, ptrdiff_t ahead,
-        const q8_scales & next) {
+void q8_sums_of_row(const char * v, size_t nb, int n, const int16_t * w, const float * unit, int64_t blocks, float * o, int64_t ldo, const q8_along & along) {
     constexpr int N = std::max(1, std::min(4, FATTN_REGISTERS/4/R));
     const int dv = blocks*QK8_0;
     int at = 0;
     for (; at + N*VW <= dv; at += N*VW) {
-        q8_sums<R, N, COLUMNS>(v, nb, n, w, unit, blocks, at, o, ldo, ahead, next);
+        q8_sums<R, N, COLUMNS>(v, nb, n, w, unit, blocks, at, o, ldo, along);
     }
     for (; at < dv; at += VW) {
-        q8_sums<R, 1, COLUMNS>(v, nb, n, w, unit, blocks, at, o, ldo, ahead, next);
+        q8_sums<R, 1, COLUMNS>(v, nb, n, w, unit, blocks, at, o, ldo, along);
     }
 }
 

@@ -143,9 +143,6 @@ struct workspace {
 // n rows where they can be read: nb bytes apart, the same rows of the next columns `ahead` bytes on.
 struct rows_at { const char * p; size_t nb; int n; ptrdiff_t ahead; };
 
-// The scales of a head's blocks, and those of the next head, which are to be copied meanwhile.
-struct scales_at { const ggml_fp16_t * now; q8_scales next; };
-
 void fetch_rows(const ggml_tensor * kv, rows_at rows, int64_t ne) {
     for (int c = 0; c < rows.n; ++c) {
         fattn_fetch(rows.p + c*rows.nb, rows.ahead, ggml_row_size(kv->type, ne));
@@ -165,6 +162,13 @@ template <class V> void outputs_in_floats(rows_at v, int n_rows, const float * p
     in_blocks(n_rows, [&](auto R, int r) { sums_of_row<V, R.value>(v.p, v.nb, v.n, p + r*STEP, STEP, dv, o + r*ldo, ldo, v.ahead); });
 }
 
+fattn_ahead nothing; // stays so
+
+// Whether the rows of all heads are read as they are and lie side by side, so that they can be fetched in runs.
+bool in_runs(const fattn_op & op, const ggml_tensor * kv) {
+    return (kv == op.k ? k_as_q8_0(op) : v_as_q8_0(op)) && kv->type == GGML_TYPE_Q8_0 && (kv->nb[2] <= kv->nb[1] || kv->ne[2] == 1);
+}
+
 #if FATTN_INT
 // At least VF_W rows can be read there.
 rows_at rows_as_q8_0(const ggml_tensor * kv, rows_at from, int64_t ne, float * to) {
@@ -182,25 +186,29 @@ rows_at rows_as_q8_0(const ggml_tensor * kv, rows_at from, int64_t ne, float * t
     return { (const char *) to, nb, from.n, 0 };
 }
 
-void scores_in_integers(rows_at k, const scales_at & scales, int n_rows, const float * query, int64_t dk, float * s) {
-    const int blocks = dk/QK8_0, n = std::max(k.n, VF_W);
+// For the further rows of a head; what goes along went with the first.
+q8_along no_more(const q8_along & along) { return { along.scales, q8_scales(), &nothing }; }
+
+void scores_in_integers(rows_at k, const q8_along & along, int n_rows, const float * query, int64_t dk, float * s) {
     in_blocks(n_rows, [&](auto R, int r) {
         const q8_block * rounded = (const q8_block *) (query + r*q8_block::floats(dk));
-        q8_dots<R.value, STEP>(k.p, k.nb, n, rounded, blocks, scales.now, s + r*STEP, k.ahead, r == 0 ? scales.next : q8_scales());
+        q8_dots<R.value, STEP>(k.p, k.nb, std::max(k.n, VF_W), rounded, dk/QK8_0, s + r*STEP, r == 0 ? along : no_more(along));
     });
 }
-void outputs_in_integers(rows_at v, const scales_at & scales, int n_rows, const workspace & work, const float * p, const float * times, int64_t dv, float * o, int64_t ldo) {
-    q8_largest<STEP>(scales.now, dv/QK8_0, work.scales, work.largest);
+void outputs_in_integers(rows_at v, const q8_along & along, int n_rows, const workspace & work, const float * p, const float * times, int64_t dv,
+        float * o, int64_t ldo) {
+    q8_largest<STEP>(along.scales, dv/QK8_0, work.scales, work.largest);
     in_blocks(n_rows, [&](auto R, int r) {
         int16_t * w = (int16_t *) work.weight;
         q8_weights<STEP>(p + r*STEP, times + r, R.value, work.scales, work.largest, dv/QK8_0, w, work.unit);
-        q8_sums_of_row<R.value, STEP>(v.p, v.nb, v.n, w, work.unit, dv/QK8_0, o + r*ldo, ldo, v.ahead, r == 0 ? scales.next : q8_scales());
+        q8_sums_of_row<R.value, STEP>(v.p, v.nb, v.n, w, work.unit, dv/QK8_0, o + r*ldo, ldo, r == 0 ? along : no_more(along));
     });
 }
 #endif
 
 // s[r][c]: the query rows q[r], rounded ones from `query` on, times rows of K
-void scores(const fattn_op & op, const workspace & work, rows_at k, const scales_at & scales, int n_rows, const float * const * q, const float * query, float * s) {
+void scores(const fattn_op & op, const workspace & work, rows_at k, const q8_along & along, int n_rows, const float * const * q, const float * query,
+        float * s) {
     switch (op.k->type) {
         case GGML_TYPE_F32:  return scores_in_floats<row_f32 >(k, n_rows, q, op.DK, s);
         case GGML_TYPE_F16:  return scores_in_floats<row_f16 >(k, n_rows, q, op.DK, s);
@@ -209,16 +217,17 @@ void scores(const fattn_op & op, const workspace & work, rows_at k, const scales
     }
 #if FATTN_INT
     if (k_as_q8_0(op)) {
-        return scores_in_integers(rows_as_q8_0(op.k, k, op.DK, work.rows), scales, n_rows, query, op.DK, s);
+        return scores_in_integers(rows_as_q8_0(op.k, k, op.DK, work.rows), along, n_rows, query, op.DK, s);
     }
 #endif
     GGML_UNUSED(query);
-    GGML_UNUSED(scales);
+    GGML_UNUSED(along);
     scores_in_floats<row_f32>(rows_as_f32(op.k, k, op.DK, work.rows), n_rows, q, op.DK, s);
 }
 
 // o[r] += times[r] * p[r][c] * v[c] over rows of V; p is 0 behind them, times 1 unless v_as_q8_0
-void outputs(const fattn_op & op, const workspace & work, rows_at v, const scales_at & scales, int n_rows, const float * p, const float * times, float * o, int64_t ldo) {
+void outputs(const fattn_op & op, const workspace & work, rows_at v, const q8_along & along, int n_rows, const float * p, const float * times,
+        float * o, int64_t ldo) {
     switch (op.v->type) {
         case GGML_TYPE_F32:  return outputs_in_floats<row_f32 >(v, n_rows, p, op.DV, o, ldo);
         case GGML_TYPE_F16:  return outputs_in_floats<row_f16 >(v, n_rows, p, op.DV, o, ldo);
@@ -227,11 +236,11 @@ void outputs(const fattn_op & op, const workspace & work, rows_at v, const scale
     }
 #if FATTN_INT
     if (v_as_q8_0(op)) {
-        return outputs_in_integers(rows_as_q8_0(op.v, v, op.DV, work.rows), scales, n_rows, work, p, times, op.DV, o, ldo);
+        return outputs_in_integers(rows_as_q8_0(op.v, v, op.DV, work.rows), along, n_rows, work, p, times, op.DV, o, ldo);
     }
 #endif
     GGML_UNUSED(times);
-    GGML_UNUSED(scales);
+    GGML_UNUSED(along);
     outputs_in_floats<row_f32>(rows_as_f32(op.v, v, op.DV, work.rows), n_rows, p, op.DV, o, ldo);
 }
 
@@ -295,23 +304,30 @@ void fattn_decode_task(const fattn_op & op, const fattn_plan & plan, int64_t t, 
             }
             return rows_at{ p, kv->nb[1], n, q - p };
         };
+        fattn_ahead ahead;
+        if (col + STEP < c1 || next < plan.n_tasks) {
+            const int k_runs = in_runs(op, op.k) ? fattn_ahead::RUNS/(in_runs(op, op.v) ? 2 : 1) : 0;
+            const int v_runs = in_runs(op, op.v) ? fattn_ahead::RUNS - k_runs : 0;
+            ahead.add(0,      k_runs, rows(op.k, h0).ahead + op.rows_of(op.k, stream, h0, col), STEP*op.k->nb[1]);
+            ahead.add(k_runs, v_runs, rows(op.v, h0).ahead + op.rows_of(op.v, stream, h0, col), STEP*op.v->nb[1]);
+        }
         int64_t copied = -1; // the head whose scales are
-        const auto scales_of = [&](const ggml_tensor * kv, int64_t h) {
-            ggml_fp16_t * d = (ggml_fp16_t *) work.halves + h % 2*(std::max(op.DK, op.DV)/QK8_0*STEP);
-            return q8_scales{ op.rows_of(kv, stream, h, col), kv->nb[1], ggml_type_size(kv->type), n, d };
-        };
-        const auto scales = [&](const ggml_tensor * kv, int64_t h) {
+        const auto along = [&](const ggml_tensor * kv, int64_t h) {
+            const auto scales = [&](int64_t h) {
+                ggml_fp16_t * d = (ggml_fp16_t *) work.halves + h % 2*(std::max(op.DK, op.DV)/QK8_0*STEP);
+                return q8_scales{ op.rows_of(kv, stream, h, col), kv->nb[1], ggml_type_size(kv->type), n, d };
+            };
             const int blocks = kv->ne[0]/QK8_0;
-            const q8_scales now = scales_of(kv, h), next = h + 1 < h1 ? scales_of(kv, h + 1) : q8_scales();
+            const q8_scales now = scales(h), coming = h + 1 < h1 ? scales(h + 1) : q8_scales();
             if (copied != h) {
                 now.zero_rest<STEP>(blocks);
                 now.copy_all<STEP>(blocks);
             }
-            if (next.n > 0) {
-                next.zero_rest<STEP>(blocks);
+            if (coming.n > 0) {
+                coming.zero_rest<STEP>(blocks);
             }
             copied = h + 1;
-            return scales_at{ now.d, next };
+            return q8_along{ now.d, coming, in_runs(op, kv) ? &ahead : &nothing };
         };
         for (int64_t h = h0; h < h1; ++h) {
             const int first = (h - h0)*n_rows;
@@ -323,7 +339,8 @@ void fattn_decode_task(const fattn_op & op, const fattn_plan & plan, int64_t t, 
             for (int r = 0; r < n_rows; ++r) {
                 q[r] = work.row[first + r].q;
             }
-            scores(op, work, rows(op.k, h), k_as_q8_0(op) ? scales(op.k, h) : scales_at(), n_rows, q, work.query + first*rounded, work.s + first*STEP);
+            const q8_along with = k_as_q8_0(op) ? along(op.k, h) : q8_along();
+            scores(op, work, rows(op.k, h), with, n_rows, q, work.query + first*rounded, work.s + first*STEP);
             for (int r = first; r < first + n_rows; ++r) {
                 const ggml_fp16_t * mask = col < op.n_masked ? work.row[r].mask + col : nullptr;
                 work.top[r] = finish_scores(op, work.s + r*STEP, n, mask, work.row[r].slope);
@@ -352,9 +369,11 @@ void fattn_decode_task(const fattn_op & op, const fattn_plan & plan, int64_t t, 
         for (int64_t h = h0; h < h1; ++h) {
             const int first = (h - h0)*n_rows;
             if (*std::max_element(work.top + first, work.top + first + n_rows) != -INFINITY) {
-                outputs(op, work, rows(op.v, h), v_as_q8_0(op) ? scales(op.v, h) : scales_at(), n_rows, work.s + first*STEP, work.times + first, o + first*plan.partial, plan.partial);
+                const q8_along with = v_as_q8_0(op) ? along(op.v, h) : q8_along();
+                outputs(op, work, rows(op.v, h), with, n_rows, work.s + first*STEP, work.times + first, o + first*plan.partial, plan.partial);
             }
         }
+        ahead.fetch_rest();
     }
     for (int r = 0; r < all; ++r) {
         const fattn_partial part = fattn_partial_at(op, plan, partials, split, op.row(stream, h0*op.group, 0) + r);
