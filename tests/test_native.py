@@ -6,6 +6,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -242,3 +243,26 @@ def test_the_abort_flag_as_c_sees_it(built):
     assert (bool(flag), seen()) == (True, True)
     flag.clear()
     assert (bool(flag), seen()) == (False, False)
+
+
+@pytest.mark.native
+def test_torch_may_use_the_matrix_unit_between_two_prompts():
+    """On processors with AMX it configures the same thread's tiles; llama.cpp's quantized products died of that."""
+    pytest.importorskip("torch")
+    script = """
+        import numpy as np, torch
+        from swaa_edge import SwaaLlama
+        from swaa_edge.demo import MODEL
+
+        def logits():
+            llama = SwaaLlama(str(MODEL), n_ctx=256, verbose=False)
+            llama.eval(list(range(5, 105)))
+            return np.ctypeslib.as_array(llama._ctx.get_logits(), (llama.n_vocab(),)).copy()
+
+        before = logits()
+        square = torch.ones(512, 512, dtype=torch.bfloat16)
+        assert (square @ square == 512).all()
+        assert (logits() == before).all()
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
