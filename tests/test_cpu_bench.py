@@ -534,3 +534,9 @@ def _group_lives(group):
     except ProcessLookupError:
         return False
     return True
+
+
+def test_a_document_names_no_folder_above_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert measuring.from_here(str(tmp_path / "build" / "lib")) == "build/lib"
+    assert measuring.from_here(str(tmp_path.parent / "lib")) == str(tmp_path.parent / "lib")

@@ -77,8 +77,15 @@ class Libraries:
             yield cls(runners)
 
     def facts(self) -> dict[str, Any]:
-        """What each is: path, release, whether it is patched."""
-        return {name: bench.described(runner) for name, runner in self.runners.items()}
+        """What each is: path (from here, if it is below), release, whether it is patched."""
+        told = {name: bench.described(runner) for name, runner in self.runners.items()}
+        return {name: facts | {"path": from_here(facts["path"])} for name, facts in told.items()}
+
+
+def from_here(path: str) -> str:
+    """`path` as seen from the working directory, where it is below that."""
+    below = Path(path).is_relative_to(Path.cwd())
+    return Path(path).relative_to(Path.cwd()).as_posix() if below else path
 
 
 @contextlib.contextmanager
