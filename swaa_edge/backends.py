@@ -1,8 +1,8 @@
 """Loads ggml's backends where they are files of their own, and leaves AMX out where it would kill the process.
 
 A wheel carries one CPU backend per processor generation, and ggml loads the best that the CPU claims to
-run. Some virtual machines claim AMX and then die with SIGILL at its first tile instruction; ggml can't
-know, so the instructions are tried here first, in a child process.
+run. A processor may report AMX where the kernel or the virtual machine doesn't let it be used, and the process dies
+with SIGILL at its first tile instruction; so the instructions are tried here first, in a child process.
 
     load_backends(llama_cpp.llama_cpp._lib, folder)
 """
