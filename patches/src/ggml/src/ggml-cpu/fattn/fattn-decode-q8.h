@@ -59,6 +59,39 @@ struct q8_scales {
     }
 };
 
+// Memory that is read next, all heads of some rows: fetched evenly along with what is computed meanwhile, as eight runs side
+// by side, which was measured to be faster than row by row. Most likely because the hardware's prefetcher follows each run:
+// lines are under way when they are asked for, and hold the shorter a buffer that lines of the second level need, too.
+struct fattn_ahead {
+    static constexpr int RUNS = 8;
+    const char * run[RUNS];
+    ptrdiff_t    at = 0, due = 0, end = 0; // bytes of a run
+
+    // Runs [first, first + n): the parts of `bytes` at p.
+    void add(int first, int n, const char * p, size_t bytes) {
+        if (n == 0) {
+            return;
+        }
+        for (int i = 0; i < n; ++i) {
+            run[first + i] = p + i*(bytes/n);
+        }
+        end = std::max<ptrdiff_t>(end, (bytes + n - 1)/n);
+    }
+    // So many more, since as many are being read.
+    void fetch(size_t bytes) {
+        if (at >= end) {
+            return;
+        }
+        due = std::min<ptrdiff_t>(due + bytes/RUNS, end);
+        for (; at < due; at += 64) {
+            for (int i = 0; i < RUNS; ++i) {
+                fattn_fetch(run[i], at, 1);
+            }
+        }
+    }
+    void fetch_rest() { fetch(end*RUNS); }
+};
+
 // What goes along with the products of a head: the scales of its rows; those of the next head, on their way; and what is
 // read in the next step.
 struct q8_along {

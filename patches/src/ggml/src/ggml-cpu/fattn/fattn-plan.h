@@ -128,39 +128,6 @@ inline void fattn_fetch(const char * p, ptrdiff_t ahead, int bytes) {
 #endif
 }
 
-// Memory that is read next, all heads of some rows: fetched evenly along with what is computed meanwhile, as eight runs side
-// by side, which is more than a prefetcher does that follows one of them. Fetching holds the buffers through which also the
-// lines of the second level come, the shorter the earlier a prefetcher was there.
-struct fattn_ahead {
-    static constexpr int RUNS = 8;
-    const char * run[RUNS];
-    ptrdiff_t    at = 0, due = 0, end = 0; // bytes of a run
-
-    // Runs [first, first + n): the parts of `bytes` at p.
-    void add(int first, int n, const char * p, size_t bytes) {
-        if (n == 0) {
-            return;
-        }
-        for (int i = 0; i < n; ++i) {
-            run[first + i] = p + i*(bytes/n);
-        }
-        end = std::max<ptrdiff_t>(end, (bytes + n - 1)/n);
-    }
-    // So many more, since as many are being read.
-    void fetch(size_t bytes) {
-        if (at >= end) {
-            return;
-        }
-        due = std::min<ptrdiff_t>(due + bytes/RUNS, end);
-        for (; at < due; at += 64) {
-            for (int i = 0; i < RUNS; ++i) {
-                fattn_fetch(run[i], at, 1);
-            }
-        }
-    }
-    void fetch_rest() { fetch(end*RUNS); }
-};
-
 inline bool fattn_all_masked(const ggml_fp16_t * mask, int n) {
     uint16_t differ = 0;
     for (int i = 0; i < n; ++i) {
