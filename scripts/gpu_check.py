@@ -4,9 +4,10 @@
     python3 scripts/gpu_check.py pack                       # here: build/gpu-check.tar.gz, with the oracle's answers
     tar xzf gpu-check.tar.gz && python3 gpu-check/scripts/gpu_check.py run --out results      # where the GPU is
 
-There it needs Python 3.10 or newer with numpy, nvcc with cuBLAS, a C++ compiler and CMake, and no network. It takes two
-calls of ten minutes or so on 16 cores: what one call did not get to, the next one does. In a checkout, `run` packs for
-itself. Exit code 0: all as it must be; 1: something is not; 3: not finished, call again.
+There it needs Python 3.10 or newer with numpy, nvcc with cuBLAS, a C++ compiler and CMake, and no network; with
+`pack --arch 90`, which builds here, of CUDA its libraries only. It takes two calls of ten minutes or so on 16 cores:
+what one call did not get to, the next one does. In a checkout, `run` packs for itself. Exit code 0: all as it must be;
+1: something is not; 3: not finished, call again.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import datetime
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -40,6 +42,8 @@ _SOURCES = ("oracle", "rule", "grid", "grid_models", "models", "verdict")
 # These before the sanitizer: what the patches cost when they are not used, and the model of the published ratios.
 _FIRST_PLANS = 6
 _COMPILE_SECONDS, _OP_SECONDS = 60, 20
+# Each of the sanitizer's tools gets so long: what it got through by then is the result.
+_SANITIZER_SECONDS = 60
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -47,8 +51,10 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="pack|run")
 
     add = commands.add_parser("pack", help="make the file that travels")
-    add.add_argument("-o", "--output", type=Path, default=ROOT / "build" / "gpu-check.tar.gz")
+    add.add_argument("-o", "--output", type=Path, help="default: build/gpu-check.tar.gz, with --arch .tar.xz")
     add.add_argument("--with-cmake", action="store_true", help="carry CMake and ninja as wheels, some 30 MB")
+    add.add_argument("--arch", help='build here, for this compute capability, like 90, and carry no sources')
+    add.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes that compile")
     pack_options(add)
 
     add = commands.add_parser("run", help="build, check, measure, report")
@@ -77,6 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = make_parser().parse_args(arguments)
     try:
         if given.command == "pack":
+            given.output = given.output or ROOT / "build" / f"gpu-check.tar.{'xz' if given.arch else 'gz'}"
             given.output.parent.mkdir(parents=True, exist_ok=True)
             make_pack(given.output, given)
             print(f"{given.output}: {given.output.stat().st_size / 1e6:.1f} MB")
@@ -102,7 +109,27 @@ def make_pack(output: Path, given: argparse.Namespace) -> None:
         oracle.prepare(prepared, lines, models_of=off)
         stamp.write_text(key)
     wheels = _cmake_wheels(output.parent / "gpu-check-wheels") if getattr(given, "with_cmake", False) else []
-    packing.pack(output, prepared=prepared, wheels=wheels, all_kernels=given.all_kernels)
+    built = _build_here(output.parent / "gpu-check-built", given) if given.command == "pack" and given.arch else None
+    packing.pack(output, prepared=prepared, wheels=wheels, all_kernels=given.all_kernels, built=built)
+
+
+def _build_here(folder: Path, given: argparse.Namespace) -> packing.Built:
+    """Both sides, built from an archive of sources, for any processor with AVX2."""
+    folder.mkdir(exist_ok=True)
+    archive = folder / "sources.tar.gz"
+    digest = packing.pack(archive, all_kernels=given.all_kernels)["digest"]
+    # A folder for each content, since all files of an archive are of the same time; what is alike comes as objects.
+    work = folder / digest[:12]
+    for old in folder.iterdir():
+        if old.is_dir() and old.name not in (work.name, "objects"):
+            shutil.rmtree(old)
+    with tarfile.open(archive) as opened:
+        opened.extractall(work, filter="data")
+    build = Build(work / packing.TOP, work, "cuda", given.arch, given.jobs, folder / "objects", native=False)
+    for side in ("patched", "baseline"):
+        print(f"building the {side} library for compute capability {given.arch}", file=sys.stderr)
+        build.run(side)
+    return packing.Built(given.arch, {side: build.library(side) for side in ("patched", "baseline")})
 
 
 def _cmake_wheels(folder: Path) -> list[Path]:
@@ -134,6 +161,8 @@ def run(given: argparse.Namespace, top: Path) -> int:
     try:
         for name, result in check.stages():
             results[name] = result
+            # Whatever ends this call, what was had until then is on disk.
+            report.write(report.make_document(check.facts(), results, runner.open), given.out)
     except KeyboardInterrupt:
         runner.open["the rest"] = "interrupted"
     document = report.make_document(check.facts(), results, runner.open)
@@ -153,16 +182,23 @@ class Check:
         self.given, self.top, self.pack, self.runner = given, top, pack, runner
         self.gpu = given.backend == "cuda"
         self.work = given.work.resolve()
-        arch = given.arch or (building.card_arch() if self.gpu and not given.patched else None)
+        libraries = [given.patched, given.baseline, given.op_tests]
+        if any(libraries) and not all(libraries):
+            raise CheckError("--patched, --baseline and --op-tests go together")
+        self.given_libraries, self.carried = all(libraries), pack["built_for"] is not None and not all(libraries)
+        arch = given.arch if self.given_libraries or not self.gpu else given.arch or building.card_arch()
+        if self.carried and self.gpu and arch != pack["built_for"]:
+            raise CheckError(f"the archive's libraries are for compute capability {pack['built_for']}, not {arch}")
         # An archive of other content gets builds of its own; what both have in common is shared as objects.
         self.build = Build(top, self.work / pack["digest"][:12], given.backend, arch, given.jobs, self.work / "objects")
-        given_libraries = (given.patched, given.baseline, given.op_tests)
-        if any(given_libraries) and not all(given_libraries):
-            raise CheckError("--patched, --baseline and --op-tests go together")
-        self.patched = given.patched or self.build.library("patched")
-        self.unpatched = given.baseline or self.build.library("baseline")
-        self.op_tests = given.op_tests or self.build.op_tests()
-        self.built = [_stamp(path) for path in given_libraries] if given.patched else [pack["digest"], arch]
+        if self.carried:
+            sides = [top / packing.BUILT / side for side in ("patched", "baseline")]
+            libraries = [*sides, sides[0] / "test-backend-ops"]
+            libraries[2].chmod(0o755)
+        elif not self.given_libraries:
+            libraries = [self.build.library("patched"), self.build.library("baseline"), self.build.op_tests()]
+        self.patched, self.unpatched, self.op_tests = libraries
+        self.built = [_stamp(path) for path in libraries] if self.given_libraries else [pack["digest"], arch]
         # For this process and those that it starts: our package, the tests' engine, and what travelled along.
         places = [str(top), str(top / "tests"), str(top / "site")]
         sys.path[:0] = places
@@ -182,14 +218,15 @@ class Check:
             "backend": self.given.backend,
             "arch": self.build.arch,
             "size": self.given.size,
-            "left_out": None if self.given.patched else self.pack["left_out"],
+            "built_for": self.pack["built_for"],
+            "left_out": None if self.given_libraries else self.pack["left_out"],
             "machine": {"cores": os.cpu_count(), "system": platform.platform()},
         }
 
     def stages(self) -> Any:
         """(name, result) of every stage that is wanted, in order; a result is None where it could not be had."""
         device, ops, sizes = "CUDA0" if self.gpu else "CPU", self.built, self.given.size
-        if not self.given.patched:
+        if not (self.given_libraries or self.carried):
             for side in ("patched", "baseline"):
                 built = self.stage(f"build-{side}", ops, lambda side=side: self._built(side), _COMPILE_SECONDS)
                 yield f"build-{side}", built
@@ -257,7 +294,7 @@ class Check:
 
     def _sanitized(self, tool: str, device: str) -> dict[str, Any]:
         return operators.sanitize(
-            self.op_tests, device, tool, seconds=min(self.runner.left(), 150), params=_SANITIZED,
+            self.op_tests, device, tool, seconds=min(self.runner.left(), _SANITIZER_SECONDS), params=_SANITIZED,
             environment=dict(os.environ),
         )  # fmt: skip
 

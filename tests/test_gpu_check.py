@@ -60,6 +60,25 @@ def test_the_archive_holds_both_trees_once_and_what_runs_them(tmp_path):
     assert packing.pack(tmp_path / "b.tar.gz", prepared=prepared)["digest"] != facts["digest"]
 
 
+def test_built_libraries_travel_instead_of_sources(tmp_path):
+    folders = {side: tmp_path / side for side in ("patched", "baseline")}
+    for side, folder in folders.items():
+        folder.mkdir()
+        for name in ("libggml-cuda.so", "test-backend-ops", "build.log"):
+            (folder / name).write_text(f"{name} of {side}")
+    folders["baseline"].joinpath("test-backend-ops").unlink()
+    facts = packing.pack(tmp_path / "a.tar.gz", built=packing.Built("90", folders))
+    assert facts["built_for"] == "90" and "head sizes other than 128" in facts["left_out"]
+    with tarfile.open(tmp_path / "a.tar.gz") as archive:
+        names = [name.removeprefix(f"{packing.TOP}/") for name in archive.getnames()]
+    assert [name for name in names if name.startswith(packing.BUILT)] == [
+        "built/patched/libggml-cuda.so", "built/patched/test-backend-ops", "built/baseline/libggml-cuda.so"
+    ]  # fmt: skip
+    assert not any(name.startswith("vendor/") for name in names) and "scripts/gpu_check.py" in names
+    (folders["baseline"] / "libggml-cuda.so").write_text("another")
+    assert packing.pack(tmp_path / "b.tar.gz", built=packing.Built("90", folders))["digest"] != facts["digest"]
+
+
 def test_a_checkout_without_trees_says_how_to_make_them(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"patches.py apply"):
         packing.pack(tmp_path / "a.tar.gz", root=tmp_path)
@@ -247,6 +266,9 @@ def test_what_has_no_time_left_is_done_by_the_next_call(tmp_path):
     failed = Runner(tmp_path, say=lambda text: None)
     assert failed.run("c", 1, lambda: (_ for _ in ()).throw(CheckError("no nvcc"))) is None
     assert failed.open == {"c": "no nvcc"}
+    # A stage that breaks doesn't take the others with it.
+    assert failed.run("d", 1, lambda: {}["rows"]) is None and failed.run("e", 1, dict) is not None
+    assert failed.open == {"c": "no nvcc", "d": "KeyError: 'rows'"}
 
 
 # What test-backend-ops says
@@ -337,7 +359,7 @@ def document(**changes):
         "bench-x": {"rows": [row], "stage_seconds": 3.0, "problems": []},
     }  # fmt: skip
     facts = {"card": "A Card, 80 GB", "commit": "c0ffee", "uncommitted": False, "made": "2026-01-01", "backend": "cuda",
-             "size": "full", "left_out": None}  # fmt: skip
+             "size": "full", "built_for": None, "left_out": None}  # fmt: skip
     return report.make_document(facts, results, {})
 
 
@@ -409,6 +431,28 @@ def test_from_packing_to_the_report_and_a_second_call_has_nothing_to_do(tmp_path
     assert second.returncode == 0 and "starts" not in second.stderr, second.stderr
     again = json.loads((tmp_path / "out/cpu.json").read_text())
     assert {**again, "made": ""} == {**made, "made": ""}
+
+
+@pytest.mark.native
+def test_carried_libraries_are_run_without_a_build(tmp_path):
+    if not (NATIVE / "test-backend-ops").exists() or not BASELINE.is_dir():
+        pytest.skip("op tests or the unpatched library are not built; run `make op-tests baseline`")
+    built = packing.Built("90", {"patched": NATIVE, "baseline": BASELINE})
+    packing.pack(tmp_path / "a.tar.gz", built=built)
+    with tarfile.open(tmp_path / "a.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    command = [sys.executable, str(tmp_path / packing.TOP / "scripts/gpu_check.py"), "run", "--size", "tiny"]
+    command += ["--only", "ops-FLASH_ATTN_EXT_KV", "--jobs", "1", "--work", str(tmp_path / "w")]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "out"), "--backend", "cpu"],
+        capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    made = json.loads((tmp_path / "out/cpu.json").read_text())
+    assert made["built_for"] == "90" and made["ops"][0]["passed"] == made["ops"][0]["total"] > 5
+    # For a card of another compute capability they hold no code.
+    other = subprocess.run([*command, "--arch", "86"], capture_output=True, text=True, timeout=60, check=False)
+    assert other.returncode == 1 and "for compute capability 90, not 86" in other.stderr
 
 
 @pytest.mark.native

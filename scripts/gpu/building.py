@@ -26,7 +26,7 @@ from gpu.packing import BASELINE, PATCHED
 
 _SIDES = {"patched": PATCHED, "baseline": BASELINE}
 # Off because nothing here needs it, or because it would look for more than a compiler.
-_OPTIONS = ("GGML_NATIVE=ON", "GGML_CCACHE=OFF", "GGML_CUDA_NCCL=OFF", "SWAA_EDGE_CPU_VARIANTS=OFF")
+_OPTIONS = ("GGML_CCACHE=OFF", "GGML_CUDA_NCCL=OFF", "SWAA_EDGE_CPU_VARIANTS=OFF")
 # Where a system keeps the driver's library.
 _DRIVERS = ("usr/lib/*/libcuda.so*", "usr/lib64/libcuda.so*", "usr/local/nvidia/lib*/libcuda.so*")
 
@@ -34,7 +34,8 @@ _DRIVERS = ("usr/lib/*/libcuda.so*", "usr/lib64/libcuda.so*", "usr/local/nvidia/
 @dataclasses.dataclass(frozen=True)
 class Build:
     """How both sides are built. top: the unpacked archive; work: where builds go; arch: as "90", None asks the card;
-    objects: the folder of objects that builds share, None for one in `work`."""
+    objects: the folder of objects that builds share, None for one in `work`; native: for this machine's processor,
+    else for any with AVX2."""
 
     top: Path
     work: Path
@@ -42,6 +43,7 @@ class Build:
     arch: str | None = None
     jobs: int = os.cpu_count() or 1
     objects: Path | None = None
+    native: bool = True
 
     def folder(self, side: str) -> Path:
         return self.work / f"build-{side}"
@@ -62,7 +64,8 @@ class Build:
         objects = self.objects or self.work / "objects"
         words = (sys.executable, Path(__file__).with_name("objects.py"), objects, tree, folder)
         launcher = ";".join(map(str, words))
-        options = [*_OPTIONS, f"SWAA_EDGE_TREE={tree}", "CMAKE_BUILD_TYPE=Release"]
+        options = [*_OPTIONS, f"GGML_NATIVE={'ON' if self.native else 'OFF'}", f"SWAA_EDGE_TREE={tree}"]
+        options.append("CMAKE_BUILD_TYPE=Release")
         languages = ["C", "CXX"]
         if self.backend == "cuda":
             languages.append("CUDA")
@@ -167,7 +170,9 @@ def cublas_options() -> list[str]:
         raise CheckError("cuBLAS is not there; install it with the toolkit, or the pip package nvidia-cublas")
     flags = f"-I{headers[0].parent}"
     return [f"CMAKE_CUDA_FLAGS={flags}", f"CMAKE_CXX_FLAGS={flags}", f"CUDA_cublas_LIBRARY={libraries[0]}",
-            f"CUDA_cublasLt_LIBRARY={light[0]}"]  # fmt: skip
+            f"CUDA_cublasLt_LIBRARY={light[0]}",
+            # A program's linker looks for what ggml-cuda needs, too.
+            f"CMAKE_EXE_LINKER_FLAGS=-Wl,-rpath-link,{libraries[0].parent}"]  # fmt: skip
 
 
 def driver_options() -> list[str]:

@@ -54,8 +54,8 @@ def plans(size: str) -> Iterator[Plan]:
     # Two percent are to be told from noise, so the short ones are measured often.
     for length, rounds in ((512, 15), (8192, 5), (32768, 3)):
         yield Plan("qwen3-4b", (length,), decode=64, repeat=rounds, recipes=())
-    for length in _LENGTHS:
-        yield Plan("qwen3-4b", (length,))
+    for length, rounds in ((_LONG, 1), (32768, 2), (8192, 3)):
+        yield Plan("qwen3-4b", (length,), repeat=rounds)
     yield Plan("qwen3-4b", (_LONG,), ubatch=2048, repeat=1)
     yield Plan("qwen3-4b", (_LONG,), kv="q8_0", repeat=1)
     for shape in ("qwen3-0.6b", "llama-3.1-8b"):

@@ -1,24 +1,28 @@
-"""Makes the one file that travels to a machine with a GPU: sources of both libraries, our programs, prepared cases.
+"""Makes the one file that travels to a machine with a GPU: both libraries, our programs, prepared cases.
 
-The trees are the patched and the unpatched llama.cpp, without what a CPU + CUDA build of libllama and
-test-backend-ops never opens; a file that both share is in the archive once, as a hard link. Python packages that the
-measuring processes import are copied from this environment, as far as they are pure Python. `PACK.json` says what the
-archive was made of.
+The libraries travel as sources, or as they were built from such sources here. The trees are the patched and the
+unpatched llama.cpp, without what a CPU + CUDA build of libllama and test-backend-ops never opens; a file that both
+share is in the archive once, as a hard link. Python packages that the measuring processes import are copied from this
+environment, as far as they are pure Python. `PACK.json` says what the archive was made of.
 
     pack("gpu-check.tar.gz", prepared=folder)      # then: tar xzf gpu-check.tar.gz
+    pack("gpu-check.tar.gz", prepared=folder, built=Built("90", {"patched": Path("build-patched/bin"), ...}))
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import datetime
 import hashlib
 import importlib.util
 import io
 import json
+import lzma
 import os
 import subprocess
 import tarfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +32,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 #: The folder in which an archive unpacks.
 TOP = "gpu-check"
 PATCHED, BASELINE = "vendor/llama.cpp-patched", "vendor/llama.cpp"
+#: Where built libraries lie in an archive, a folder per side below it.
+BUILT = "built"
 #: Head size of all shapes that are timed: the only one whose flash attention the unpatched library needs.
 TIMED_HEADS = (128,)
 # Imported with llama_cpp and gguf. numpy is the one that must be there.
@@ -40,8 +46,25 @@ _FOLDERS = ("cmake/", "include/", "src/", "licenses/", "ggml/cmake/", "ggml/incl
 _FILES = ("CMakeLists.txt", "LICENSE", "ggml/CMakeLists.txt", "tests/test-backend-ops.cpp")
 # The same for every archive, and no 0, which some build tools read as missing.
 _TIME = 1_000_000_000
+# Looks back far enough to find in one library what the other has, too.
+_XZ = [{"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 1 << 28}]
 # Other processors' kernels and vendored backends.
 _NOT = ("ggml/src/ggml-cpu/kleidiai/", "ggml/src/ggml-cpu/spacemit/")
+
+
+@dataclasses.dataclass(frozen=True)
+class Built:
+    """Libraries that were built here. arch: the card's compute capability, like "90"; folders: by side, "patched" (with
+    test-backend-ops) and "baseline"."""
+
+    arch: str
+    folders: Mapping[str, Path]
+
+    def files(self) -> Iterator[tuple[str, bytes]]:
+        for side, folder in self.folders.items():
+            for path in sorted(folder.iterdir()):
+                if path.is_file() and (path.suffix == ".so" or path.name == "test-backend-ops"):
+                    yield f"{BUILT}/{side}/{path.name}", path.read_bytes()
 
 
 def wanted(path: str) -> bool:
@@ -76,30 +99,38 @@ def pack(
     prepared: Path | None = None,
     wheels: Collection[Path] = (),
     all_kernels: bool = False,
+    built: Built | None = None,
     root: Path = ROOT,
 ) -> dict[str, Any]:
-    """Write the archive; returns what its PACK.json says.
+    """Write the archive, a .tar.gz or a .tar.xz; returns what its PACK.json says.
 
-    prepared: the folder that `gpu.prepared.prepare` wrote. wheels: wheels to carry along, as of cmake.
-    all_kernels: leave no kernel instance out. Raises FileNotFoundError without the trees of `scripts/patches.py apply`.
+    prepared: the folder that `gpu.oracle.prepare` wrote. wheels: wheels to carry along, as of cmake.
+    all_kernels: leave no kernel instance out. built: carry these libraries, which were built from an archive of the
+    same sources, instead of the sources. Raises FileNotFoundError without the trees of `scripts/patches.py apply`.
     """
-    for tree in (PATCHED, BASELINE):
-        if not (root / tree / "src" / "llama.cpp").is_file():
-            raise FileNotFoundError(f"{root / tree} is no llama.cpp tree; run scripts/patches.py apply")
-    matrices = None if all_kernels else MATRICES
-    patched = trimmed(subset(root / PATCHED), None, matrices)
-    baseline = trimmed(subset(root / BASELINE), None if all_kernels else TIMED_HEADS, matrices)
-    files: dict[str, bytes] = {f"{PATCHED}/{name}": data for name, data in patched.items()}
-    links = {f"{BASELINE}/{name}": f"{PATCHED}/{name}" for name, data in baseline.items() if patched.get(name) == data}
-    files |= {full: data for name, data in baseline.items() if (full := f"{BASELINE}/{name}") not in links}
+    files, links = (dict(built.files()), {}) if built else _sources(root, all_kernels)
     files |= dict(_own_files(root)) | dict(_packages())
     if prepared is not None:
         names = (path for path in sorted(prepared.rglob("*")) if path.is_file())
         files |= {f"prepared/{name.relative_to(prepared).as_posix()}": name.read_bytes() for name in names}
     files |= {f"wheels/{wheel.name}": wheel.read_bytes() for wheel in wheels}
     facts = _facts(root, files) | {"left_out": _left_out(all_kernels), "files": len(files) + len(links)}
+    facts |= {"built_for": built.arch if built else None}
     _write(Path(path), files | {"PACK.json": (json.dumps(facts, indent=2) + "\n").encode()}, links)
     return facts
+
+
+def _sources(root: Path, all_kernels: bool) -> tuple[dict[str, bytes], dict[str, str]]:
+    """Both trees: content by path in the archive; and of files that both have alike, the path of the one that is."""
+    for tree in (PATCHED, BASELINE):
+        if not (root / tree / "src" / "llama.cpp").is_file():
+            raise FileNotFoundError(f"{root / tree} is no llama.cpp tree; run scripts/patches.py apply")
+    matrices = None if all_kernels else MATRICES
+    patched = trimmed(subset(root / PATCHED), None, matrices)
+    baseline = trimmed(subset(root / BASELINE), None if all_kernels else TIMED_HEADS, matrices)
+    links = {f"{BASELINE}/{name}": f"{PATCHED}/{name}" for name, data in baseline.items() if patched.get(name) == data}
+    files = {f"{PATCHED}/{name}": data for name, data in patched.items()}
+    return files | {full: data for name, data in baseline.items() if (full := f"{BASELINE}/{name}") not in links}, links
 
 
 def _own_files(root: Path) -> Iterator[tuple[str, bytes]]:
@@ -151,7 +182,12 @@ def _left_out(all_kernels: bool) -> str | None:
 
 def _write(path: Path, files: dict[str, bytes], links: dict[str, str]) -> None:
     part = path.with_name(path.name + ".part")
-    with tarfile.open(part, "w:gz", compresslevel=6) as archive:
+    with contextlib.ExitStack() as stack:
+        if path.suffix == ".xz":
+            out = stack.enter_context(lzma.open(part, "wb", filters=_XZ))
+            archive = stack.enter_context(tarfile.open(fileobj=out, mode="w"))
+        else:
+            archive = stack.enter_context(tarfile.open(part, "w:gz", compresslevel=6))
         for name, data in files.items():
             entry = tarfile.TarInfo(f"{TOP}/{name}")
             entry.size, entry.mode, entry.mtime = len(data), 0o644, _TIME

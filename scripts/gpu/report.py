@@ -97,6 +97,8 @@ def _lines(document: dict[str, Any]) -> Iterator[str]:
     yield f"# GPU check: {document['card'] or document['backend']}"
     yield ""
     yield f"Commit {commit}, {document['made']}, backend {document['backend']}, size {document['size']}."
+    if document["built_for"]:
+        yield f"Built on another machine, for compute capability {document['built_for']}, any processor with AVX2."
     if document["left_out"]:
         yield f"Left out of the build: {document['left_out']}."
     found = problems(document)

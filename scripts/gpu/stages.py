@@ -12,6 +12,7 @@ import hashlib
 import json
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,11 @@ class Runner:
         except OutOfTime as error:
             self.open[name] = "no time left"
             result, complete = error.partial, False
+        except Exception as error:
+            # Time on a card is short: a stage that breaks leaves it to the others.
+            self.open[name] = f"{type(error).__name__}: {error}"
+            self.say(f"{name}: {traceback.format_exc()}")
+            return None
         seconds = round(time.monotonic() - started, 1)
         if result is not None:
             result = result | {"stage_seconds": seconds}
