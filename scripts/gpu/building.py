@@ -69,7 +69,9 @@ class Build:
         languages = ["C", "CXX"]
         if self.backend == "cuda":
             languages.append("CUDA")
-            options += ["GGML_CUDA=ON", f"CMAKE_CUDA_ARCHITECTURES={self.arch or card_arch()}"]
+            # Without PTX for later cards where it is built for another machine: it is half of what would travel.
+            kind = "" if self.native else "-real"
+            options += ["GGML_CUDA=ON", f"CMAKE_CUDA_ARCHITECTURES={self.arch or card_arch()}{kind}"]
             options += [*cublas_options(), *driver_options()]
         options += [f"CMAKE_{language}_COMPILER_LAUNCHER={launcher}" for language in languages]
         generator = "Ninja" if shutil.which("ninja", path=environment["PATH"]) else "Unix Makefiles"
