@@ -53,7 +53,7 @@ def make_parser() -> argparse.ArgumentParser:
     add = commands.add_parser("pack", help="make the file that travels")
     add.add_argument("-o", "--output", type=Path, help="default: build/gpu-check.tar.gz, with --arch .tar.xz")
     add.add_argument("--with-cmake", action="store_true", help="carry CMake and ninja as wheels, some 30 MB")
-    add.add_argument("--arch", help='build here, for this compute capability, like 90, and carry no sources')
+    add.add_argument("--arch", type=_arch, help="build here, for this compute capability, like 90; carry no sources")
     add.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes that compile")
     pack_options(add)
 
@@ -61,7 +61,7 @@ def make_parser() -> argparse.ArgumentParser:
     add.add_argument("--work", type=Path, default=Path("gpu-check-work"), help="folder for builds and results so far")
     add.add_argument("--out", type=Path, default=ROOT / "docs" / "gpu", help="folder for the report")
     add.add_argument("--backend", choices=("cuda", "cpu"), default="cuda")
-    add.add_argument("--arch", help='build for this compute capability, like 90 (default: the card\'s)')
+    add.add_argument("--arch", type=_arch, help="build for this compute capability, like 90 (default: the card's)")
     add.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes that compile")
     add.add_argument("--seconds", type=float, default=570.0, help="begin nothing after so long (default: %(default)s)")
     add.add_argument("--size", choices=("full", "tiny"), default="full", help="tiny: show that it works")
@@ -72,6 +72,13 @@ def make_parser() -> argparse.ArgumentParser:
     group.add_argument("--op-tests", type=Path, metavar="FILE", help="test-backend-ops of the patched tree")
     pack_options(add)
     return parser
+
+
+def _arch(text: str) -> str:
+    digits = text.replace(".", "", 1)
+    if not (digits.isdecimal() and 2 <= len(digits) <= 3):
+        raise argparse.ArgumentTypeError(f"{text} must be a compute capability, like 90 or 8.6")
+    return digits
 
 
 def pack_options(parser: argparse.ArgumentParser) -> None:

@@ -79,6 +79,14 @@ def test_built_libraries_travel_instead_of_sources(tmp_path):
     assert packing.pack(tmp_path / "b.tar.gz", built=packing.Built("90", folders))["digest"] != facts["digest"]
 
 
+def test_a_compute_capability_is_two_or_three_digits(capsys):
+    parser = gpu_check.make_parser()
+    assert [parser.parse_args(["pack", "--arch", text]).arch for text in ("90", "8.6", "12.0")] == ["90", "86", "120"]
+    with pytest.raises(SystemExit):
+        parser.parse_args(["pack", "--arch", "hopper"])
+    assert "hopper must be a compute capability, like 90 or 8.6" in capsys.readouterr().err
+
+
 def test_a_checkout_without_trees_says_how_to_make_them(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"patches.py apply"):
         packing.pack(tmp_path / "a.tar.gz", root=tmp_path)
