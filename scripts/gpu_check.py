@@ -2,7 +2,7 @@
 """Check and measure the patched llama.cpp on a GPU, against the unpatched one: one file to carry, one command to run.
 
     python3 scripts/gpu_check.py pack                       # here: build/gpu-check.tar.gz, with the oracle's answers
-    tar xzf gpu-check.tar.gz && python3 gpu-check/scripts/gpu_check.py run --out results      # where the GPU is
+    tar xf gpu-check.tar.gz && python3 gpu-check/scripts/gpu_check.py run --out results      # where the GPU is
 
 There it needs Python 3.10 or newer with numpy, nvcc with cuBLAS, a C++ compiler and CMake, and no network; with
 `pack --arch 90`, which builds here, of CUDA its libraries only. It takes two calls of ten minutes or so on 16 cores:
