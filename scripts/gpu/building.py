@@ -69,7 +69,7 @@ class Build:
         languages = ["C", "CXX"]
         if self.backend == "cuda":
             languages.append("CUDA")
-            # Without PTX for later cards where it is built for another machine: it is half of what would travel.
+            # Without PTX for later cards where it is built for another machine: it is a third of what would travel.
             kind = "" if self.native else "-real"
             options += ["GGML_CUDA=ON", f"CMAKE_CUDA_ARCHITECTURES={self.arch or card_arch()}{kind}"]
             options += [*cublas_options(), *driver_options()]

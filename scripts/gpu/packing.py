@@ -5,7 +5,7 @@ unpatched llama.cpp, without what a CPU + CUDA build of libllama and test-backen
 share is in the archive once, as a hard link. Python packages that the measuring processes import are copied from this
 environment, as far as they are pure Python. `PACK.json` says what the archive was made of.
 
-    pack("gpu-check.tar.gz", prepared=folder)      # then: tar xzf gpu-check.tar.gz
+    pack("gpu-check.tar.gz", prepared=folder)      # then: tar xf gpu-check.tar.gz
     pack("gpu-check.tar.gz", prepared=folder, built=Built("90", {"patched": Path("build-patched/bin"), ...}))
 """
 
