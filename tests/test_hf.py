@@ -52,23 +52,46 @@ def padded(sequences: list[list[int]], side: str) -> tuple[torch.Tensor, torch.T
 
 
 def error_of(got: torch.Tensor, expected: np.ndarray) -> float:
-    return np.abs(got.detach().float().numpy() - expected).max() / expected.std()
+    return np.abs(got.detach().float().cpu().numpy() - expected).max() / expected.std()
 
 
-def check_batch(arch: str, rule: Rule, side: str, seed: int, train: bool, attention: str = "swaa") -> None:
+def check_batch(
+    arch: str, rule: Rule, side: str, seed: int, train: bool, attention: str = "swaa", *,
+    lengths: tuple[int, int] = (5, 60), device: str = "cpu", limit: float = 1e-4,
+) -> None:  # fmt: skip
     rng = np.random.default_rng(seed)
-    counts = rng.integers(5, 60, 3)
+    counts = rng.integers(*lengths, 3)
     sequences = [some_tokens(rng, n) for n in counts]
     prompts = [int(rng.integers(1, n + 1)) for n in counts]
-    tokens, mask = padded(sequences, side)
-    model = adapted(arch, rule, attention).train(train)
+    tokens, mask = (tensor.to(device) for tensor in padded(sequences, side))
+    model = adapted(arch, rule, attention).to(device).train(train)
     with torch.set_grad_enabled(train):
         logits = model(tokens, attention_mask=mask, decode_mask=hf.decode_mask(prompts, mask)).logits
     plain = tiny_model(arch, seed=8, layers=LAYERS)
     for row, (sequence, prompt) in enumerate(zip(sequences, prompts, strict=True)):
         is_decode = [at >= prompt for at in range(len(sequence))]
         expected = oracle_logits(plain, sequence, is_decode, rule)
-        assert error_of(logits[row][mask[row].bool()], expected) < 1e-4, (row, prompt)
+        assert error_of(logits[row][mask[row].bool()], expected) < limit, (row, prompt)
+
+
+def check_packed(
+    rule: Rule, counts: tuple[int, ...], prompts: tuple[int, ...], attention: str = "swaa", *,
+    device: str = "cpu", limit: float = 1e-4,
+) -> None:  # fmt: skip
+    rng = np.random.default_rng(10)
+    sequences = [some_tokens(rng, n) for n in counts]
+    positions = torch.tensor([[p for s in sequences for p in range(len(s))]], device=device)
+    flags = [[p >= n for s, n in zip(sequences, prompts, strict=True) for p in range(len(s))]]
+    model = adapted("qwen3", rule, attention).to(device)
+    tokens = torch.tensor([[token for sequence in sequences for token in sequence]], device=device)
+    asked = {"position_ids": positions, "decode_mask": torch.tensor(flags, device=device), "use_cache": False}
+    with torch.no_grad():
+        logits = model(tokens, **asked).logits[0]
+    plain, start = tiny_model("qwen3", seed=8, layers=LAYERS), 0
+    for sequence, prompt in zip(sequences, prompts, strict=True):
+        expected = oracle_logits(plain, sequence, [p >= prompt for p in range(len(sequence))], rule)
+        assert error_of(logits[start : start + len(sequence)], expected) < limit
+        start += len(sequence)
 
 
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
@@ -122,20 +145,7 @@ def uncompiled():
 @pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("attention", ["swaa_sdpa", "swaa_flex"])
 def test_packed_sequences_do_not_see_each_other(attention):
-    rng = np.random.default_rng(10)
-    sequences = [some_tokens(rng, n) for n in (30, 21, 44)]
-    prompts = (25, 4, 44)
-    positions = torch.tensor([[p for s in sequences for p in range(len(s))]])
-    decode = torch.tensor([[p >= n for s, n in zip(sequences, prompts, strict=True) for p in range(len(s))]])
-    model = adapted("qwen3", attention=attention)
-    tokens = torch.tensor([[token for sequence in sequences for token in sequence]])
-    with torch.no_grad():
-        logits = model(tokens, position_ids=positions, decode_mask=decode, use_cache=False).logits[0]
-    plain, start = tiny_model("qwen3", seed=8, layers=LAYERS), 0
-    for sequence, prompt in zip(sequences, prompts, strict=True):
-        expected = oracle_logits(plain, sequence, [p >= prompt for p in range(len(sequence))], RULE)
-        assert error_of(logits[start : start + len(sequence)], expected) < 1e-4
-        start += len(sequence)
+    check_packed(RULE, (30, 21, 44), (25, 4, 44), attention)
 
 
 @pytest.mark.usefixtures("uncompiled")
