@@ -15,8 +15,10 @@ BASELINE := build/baseline
 VERSION  := $(shell sed -n 's/^version *= *//p' patches/UPSTREAM)
 SDIST    := $(or $(SWAA_EDGE_CACHE),vendor)/llama_cpp_python-$(VERSION).tar.gz
 
-# What the native build is made from. Other Python files are not: the install is editable.
-SOURCES  := CMakeLists.txt pyproject.toml swaa_edge/__init__.py $(wildcard cmake/* scripts/*.py) $(shell find patches -type f -not -name '*.md')
+# What the native build is made from. The install is editable, so an edited Python file needs no new one; a module that
+# is added, moved or deleted does, and changes the time stamp of its folder.
+MODULES  := $(shell find swaa_edge convert -type d -not -name __pycache__)
+SOURCES  := CMakeLists.txt pyproject.toml swaa_edge/__init__.py $(MODULES) $(wildcard cmake/* scripts/patches.py scripts/patches_lib/*.py) $(shell find patches -type f -not -name '*.md')
 
 # PATH: the environment's cmake and ninja come first, so every build here uses the same ones.
 export PATH                      := $(CURDIR)/$(BIN):$(PATH)
@@ -51,7 +53,7 @@ op-tests: setup  ## upstream's op tests with our cases, as build/editable/bin/te
 
 # Its own flags go into ARM_ARGS: make arm-check ARM_ARGS="--march all"
 arm-check: $(STAMPS)/venv  ## the CPU attention kernels for Arm, cross-compiled, their op tests under qemu-user; takes long
-	$(BIN)/python scripts/arm_check.py $(ARM_ARGS)
+	$(BIN)/python scripts/arm/check.py $(ARM_ARGS)
 
 wheel: $(STAMPS)/venv  ## a wheel for this platform, any CPU of it, in dist/
 	CMAKE_ARGS="$(CMAKE_ARGS)" $(PIP) wheel --no-deps --wheel-dir dist .

@@ -1,4 +1,4 @@
-# Toolchain for 64-bit Arm Linux on another machine, with qemu-user to run what it makes (scripts/arm_check.py).
+# Toolchain for 64-bit Arm Linux on another machine, with qemu-user to run what it makes (scripts/arm/check.py).
 #
 #   cmake -S . -B build/arm --toolchain cmake/aarch64-linux-gnu.cmake
 #

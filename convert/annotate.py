@@ -17,13 +17,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from swaa_edge.atomic import atomic_output
 from swaa_edge.config import SwaaConfig
 from swaa_edge.errors import ConfigError, ModelFileError, OutputError, UnsupportedModelError
-from swaa_edge.header import FIXED_PART, Header, aligned, read_header
+from swaa_edge.files.header import FIXED_PART, Header, aligned, read_header
+from swaa_edge.files.model import read_shards, swaa_refusal
+from swaa_edge.files.shards import output_paths
 from swaa_edge.metadata import PADDING_KEY, PREFIX, effective_config, pack
-from swaa_edge.modelfile import read_shards, swaa_refusal
-from swaa_edge.shards import output_paths
+from swaa_edge.support.atomic import atomic_output
 
 _CHUNK = 4 << 20
 

@@ -3,7 +3,7 @@
 Torch's gigabytes come back only when a process ends, llama.cpp answers a broken assumption with abort(),
 and the system ends what takes too much memory: none of it must take the caller along.
 
-    child.run("swaa_edge.convert.lora:merge", {"base": base, "adapter": adapter, "output": folder})
+    child.run("swaa_edge.convert.lora_merge:merge", {"base": base, "adapter": adapter, "output": folder})
 """
 
 import json
@@ -69,11 +69,15 @@ def _environment(verbose: bool) -> dict[str, str]:
     # NO_LOCAL_GGUF would make the converter use another gguf package than the one it came with.
     kept = {name: value for name, value in os.environ.items() if name not in ("NO_LOCAL_GGUF", "SWAA_EDGE_VERBOSE")}
     loud = {"SWAA_EDGE_VERBOSE": "1"} if verbose else {"TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"}
-    return kept | loud | {
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONUTF8": "1",
-        "PYTHONDONTWRITEBYTECODE": "1",  # upstream's folder is not ours to write in
-    }  # fmt: skip
+    return (
+        kept
+        | loud
+        | {
+            "HF_HUB_OFFLINE": "1",
+            "PYTHONUTF8": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",  # upstream's folder is not ours to write in
+        }
+    )
 
 
 def _death(code: int, log: bytes) -> str:

@@ -3,7 +3,7 @@
 A script and not a module of the package, because it must find the very package that started it, without
 putting that package's folder, or the user's current one, where it could shadow other modules.
 
-    python child_main.py swaa_edge/__init__.py swaa_edge.convert.lora:merge '{"base": ...}' report.json
+    python child_main.py swaa_edge/__init__.py swaa_edge.convert.lora_merge:merge '{"base": ...}' report.json
 """
 
 import errno

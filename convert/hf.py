@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from swaa_edge import native
-from swaa_edge.atomic import atomic_output
 from swaa_edge.config import SwaaConfig
 from swaa_edge.convert import child
 from swaa_edge.convert import quantize as quantizer
 from swaa_edge.convert.annotate import annotate
-from swaa_edge.convert.checkpoint import Checkpoint, read_checkpoint
-from swaa_edge.convert.lora import check_merging, read_adapter
+from swaa_edge.convert.hf_folder import Checkpoint, read_checkpoint
+from swaa_edge.convert.lora_merge import check_merging, read_adapter
 from swaa_edge.convert.upstream import architectures, pre_tokenizers, upstream_scripts
 from swaa_edge.errors import ConfigError, ModelFileError, OutputError, SwaaError, UnsupportedModelError
+from swaa_edge.support.atomic import atomic_output
 
 __all__ = ["OUTTYPES", "convert", "upstream_scripts"]
 
@@ -176,7 +176,7 @@ def _merged(base: Path, adapter: Path, work: Path, verbose: bool) -> Path:
     folder.mkdir(parents=True)
     request = {"base": base, "adapter": adapter, "output": folder}
     try:
-        child.run("swaa_edge.convert.lora:merge", request, verbose=verbose)
+        child.run("swaa_edge.convert.lora_merge:merge", request, verbose=verbose)
     except child.ChildError as error:
         raise ModelFileError(f"the adapter {adapter} can't be merged into {base}: {error}; {MORE}") from None
     return folder

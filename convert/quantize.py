@@ -16,16 +16,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from swaa_edge.atomic import atomic_output
 from swaa_edge.convert import child
 from swaa_edge.errors import ConfigError, ModelFileError, NativeLibraryError
-from swaa_edge.header import read_header
-from swaa_edge.modelfile import read_shards
+from swaa_edge.files.header import read_header
+from swaa_edge.files.model import read_shards
+from swaa_edge.support.atomic import atomic_output
 
 # At so few bits llama.cpp refuses to guess which weights matter; Q2_K_S is the odd one of the K types.
-_NEED_IMATRIX = frozenset(
-    ["IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ3_XS", "Q2_K_S"]
-)  # fmt: skip
+_NEED_IMATRIX = frozenset(["IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ3_XS", "Q2_K_S"])
 # In the enumeration, but llama.cpp only reads it.
 _NOT_MADE = frozenset(["NVFP4"])
 _ERROR_LEVEL = 4  # GGML_LOG_LEVEL_ERROR

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from swaa_edge.errors import ConfigError, UnsupportedModelError
-from swaa_edge.header import Field, Header
-from swaa_edge.modelfile import swaa_refusal
+from swaa_edge.files.header import Field, Header
+from swaa_edge.files.model import swaa_refusal
 
 
 def run(

@@ -29,8 +29,8 @@ from cpu.plan import Settings  # noqa: E402
 from cpu.report import make_document, text  # noqa: E402
 from cpu.roofline import NoRoofline, Roofline  # noqa: E402
 
-from swaa_edge.atomic import atomic_output  # noqa: E402
 from swaa_edge.errors import OutputError, SwaaError  # noqa: E402
+from swaa_edge.support.atomic import atomic_output  # noqa: E402
 
 _MOST_TOKENS = 1_000_000
 
@@ -42,20 +42,26 @@ class _Parser(argparse.ArgumentParser):
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--quick", action="store_true", help="only 8,192 tokens, two layers, no SWAA")
     parser.add_argument("--json", metavar="FILE", help="write a JSON document, too; - is stdout, without a table")
     parser.add_argument("--layers", type=_number, metavar="N", help="of the model (default: 4; 2 with --quick)")
     parser.add_argument("--threads", type=_number, metavar="N", default=_cores(), help="default: the cores")
+    parser.add_argument("--depths", type=_numbers, metavar="N,...", help="default: 2048,8192,32768; 8192 with --quick")
     parser.add_argument(
-        "--depths", type=_numbers, metavar="N,...", help="default: 2048,8192,32768; 8192 with --quick"
+        "--baseline",
+        type=Path,
+        metavar="DIR",
+        default=ROOT / "build" / "baseline" / "lib",
+        help="folder of the unpatched library (default: build/baseline/lib)",
     )
-    parser.add_argument("--baseline", type=Path, metavar="DIR", default=ROOT / "build" / "baseline" / "lib",
-                        help="folder of the unpatched library (default: build/baseline/lib)")  # fmt: skip
-    parser.add_argument("--library", type=Path, metavar="DIR", default=ROOT / "build" / "editable" / "bin",
-                        help="folder of the patched library (default: build/editable/bin)")  # fmt: skip
+    parser.add_argument(
+        "--library",
+        type=Path,
+        metavar="DIR",
+        default=ROOT / "build" / "editable" / "bin",
+        help="folder of the patched library (default: build/editable/bin)",
+    )
     parser.add_argument("--models", type=Path, metavar="DIR", help="keep the model files here, and use those there")
     parser.add_argument("--no-roofline", action="store_true", help="don't measure what the machine can do at best")
     return parser

@@ -25,7 +25,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TREE = ROOT / "vendor" / "llama.cpp-patched"
-TESTS = ["tests/test_oracle.py", "tests/test_semantics.py", "tests/test_reuse.py"]
+TESTS = ["tests/patches/test_oracle.py", "tests/patches/test_semantics.py", "tests/patches/test_reuse.py"]
 # What is run needs the engine; the rest of these files would pass anyway.
 SELECTED = "test_grid or test_semantics or test_reuse"
 TIMEOUT_SECONDS = 1800

@@ -16,11 +16,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from _check import check
-from _move import against, drop, onto
-from _patchfile import PatchError, make_header
-from _refresh import refresh
-from _workspace import Workspace, apply, fetch
+from patches_lib.check import check
+from patches_lib.move import against, drop, onto
+from patches_lib.patchfile import PatchError, make_header
+from patches_lib.refresh import refresh
+from patches_lib.workspace import Workspace, apply, fetch
 
 ROOT = Path(__file__).resolve().parent.parent
 FETCH = """Download the sdist that patches/UPSTREAM pins, check its sha256, unpack its llama.cpp into vendor/llama.cpp.

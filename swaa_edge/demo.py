@@ -71,14 +71,19 @@ def demo(
     if plot is not None:
         check_plot()
     if not MODEL.is_file():
-        raise ModelFileError(f"{MODEL} is missing; reinstall swaa-edge, or train it with scripts/train_demo.py")
+        raise ModelFileError(f"{MODEL} is missing; reinstall swaa-edge, or train it with scripts/demo/train.py")
     threads = threads or os.cpu_count() or 1
 
     def load(swaa: Compared, n_ctx: int) -> SwaaLlama:
         return SwaaLlama(
-            str(MODEL), swaa=swaa, n_ctx=n_ctx, n_threads=threads, n_threads_batch=threads, n_gpu_layers=0,
+            str(MODEL),
+            swaa=swaa,
+            n_ctx=n_ctx,
+            n_threads=threads,
+            n_threads_batch=threads,
+            n_gpu_layers=0,
             verbose=False,
-        )  # fmt: skip
+        )
 
     with Prompts(MODEL) as prompts:
         asked = build(plan(samples), prompts)

@@ -31,9 +31,9 @@ from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import and_masks, causal_mask_function, flex_attention_mask, sdpa_mask
 
-from swaa_edge.adapter import read_training
 from swaa_edge.config import SwaaConfig
 from swaa_edge.errors import ConfigError, UnsupportedModelError
+from swaa_edge.files.lora_training import read_training
 
 #: By the name that transformers knows it by, whether flex attention is used; None leaves it to the device.
 ATTENTION: dict[str, bool | None] = {"swaa": None, "swaa_sdpa": False, "swaa_flex": True}

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 
 from swaa_edge.config import SwaaConfig
 from swaa_edge.errors import ConfigError
-from swaa_edge.header import Header
-from swaa_edge.modelfile import ModelFile
+from swaa_edge.files.header import Header
+from swaa_edge.files.model import ModelFile
 
 #: The kinds of layers: full attention; sliding, but decoding with full attention; sliding.
 FA, SLIDING_FA_DECODE, SLIDING = "fa", "sliding_fa_decode", "sliding"

@@ -19,13 +19,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from swaa_edge import loraadapter, native
+from swaa_edge import native
 from swaa_edge.config import SwaaConfig
+from swaa_edge.engine.cache import CachedLlama
+from swaa_edge.engine.preflight import check_context, check_tokenizer, effective_config, plan_swaa
+from swaa_edge.engine.translate import decode_failure, load_failure
 from swaa_edge.errors import GenerationCancelled, GenerationError
-from swaa_edge.failures import decode_failure, load_failure
-from swaa_edge.kvcache import CachedLlama
+from swaa_edge.files import lora_gguf
 from swaa_edge.layers import whole_number
-from swaa_edge.loading import check_context, check_tokenizer, effective_config, plan_swaa
 from swaa_edge.native import Phase
 from swaa_edge.timings import Timings
 
@@ -111,7 +112,7 @@ class SwaaLlama(CachedLlama):
         except BaseException as error:
             # The traceback keeps this object alive for as long as the caller keeps the error.
             self.close()
-            failure = loraadapter.failure(load_failure(error, model_path), lora_path)
+            failure = lora_gguf.failure(load_failure(error, model_path), lora_path)
             if failure is error:
                 raise
             raise failure from error

@@ -15,9 +15,9 @@ from typing import Any
 
 from swaa_edge.config import CUSTOM, LABEL_LIMIT, SwaaConfig
 from swaa_edge.errors import ConfigError, ModelFileError
-from swaa_edge.header import ARRAY, SCALARS, STRING, Header, read_header
+from swaa_edge.files.header import ARRAY, SCALARS, STRING, Header, read_header
+from swaa_edge.files.shards import check_first
 from swaa_edge.layers import INT32_MAX, shown
-from swaa_edge.shards import check_first
 
 PREFIX = "swaa."
 VERSION = 1

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.register_assert_rewrite("tiny_llm")  # several modules import it, and name it as a plugin
+pytest_plugins = ["support.engine.fixtures", "support.engine.tiny_llm", "support.fakes.upstream_fixtures"]
 
 
 def pytest_runtest_setup(item):
@@ -28,7 +28,7 @@ def pytest_runtest_setup(item):
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory):
     """checkpoint(arch, seed=0, layers=2, **overrides): folder of a tiny Hugging Face checkpoint (see models.py)."""
-    import models
+    from support import models
 
     @functools.cache
     def make(arch: str, seed: int = 0, layers: int = 2, **overrides) -> Path:
@@ -45,8 +45,7 @@ def gguf_model(checkpoint, tmp_path_factory):
 
     "f16" holds exactly the weights of "f32", in half the bytes: tiny models have float16 weights.
     """
-    import models
-
+    from support import models
     from swaa_edge.convert import hf
 
     @functools.cache

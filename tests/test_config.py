@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from support.strategies import configs
 from swaa_edge import SwaaConfig, SwaaError
 from swaa_edge.config import RECIPES
 from swaa_edge.errors import ConfigError
@@ -156,20 +157,6 @@ def test_both_spellings_mean_the_same():
     # The same setting twice is no contradiction while both say the same.
     assert SwaaConfig.from_dict(paper | {"window_size": 2000, "fa_layers": "1,3"}) == ours
     assert SwaaConfig.from_dict({"sliding_window_size": 8}) == SwaaConfig(8, 0, "none", False)
-
-
-specs = st.one_of(
-    st.lists(st.integers(0, 40)), st.sampled_from(["none", "all", "1::2", "::3", "-4:", "2:9", "::-1"])
-)
-configs = st.builds(
-    SwaaConfig,
-    st.integers(1, INT32_MAX),
-    st.integers(0, INT32_MAX),
-    specs,
-    st.one_of(st.booleans(), specs),
-    recipe=st.sampled_from(["custom", "quality", "my recipe"]),
-    adapter=st.sampled_from([None, "lora-7"]),
-)
 
 
 @given(configs)

@@ -18,16 +18,30 @@ def row(config, correct, ratio, seconds):
     accuracy = correct / 40
     tasks = {task: {"accuracy": accuracy, "samples": 10} for task in TASKS}
     interval = [max(0.0, accuracy - 0.05), accuracy + 0.05]
-    return ROW | {"config": config, "correct": correct, "accuracy": accuracy, "interval": interval, "tasks": tasks,
-                  "prefill_ratio": ratio, "prefill_seconds": seconds}  # fmt: skip
+    return ROW | {
+        "config": config,
+        "correct": correct,
+        "accuracy": accuracy,
+        "interval": interval,
+        "tasks": tasks,
+        "prefill_ratio": ratio,
+        "prefill_seconds": seconds,
+    }
 
 
 REPORT = {
-    "table": [row("full", 36, 1.0, 0.25), row("naive", 2, 2.0, 0.125), row("quality", 32, 1.25, 0.2),
-              row("stream", 2, 1.5, 0.167)],
-    "model": "demo-Q8_0.gguf", "prompt_tokens": 2000, "window": 128, "sinks": 8,
+    "table": [
+        row("full", 36, 1.0, 0.25),
+        row("naive", 2, 2.0, 0.125),
+        row("quality", 32, 1.25, 0.2),
+        row("stream", 2, 1.5, 0.167),
+    ],
+    "model": "demo-Q8_0.gguf",
+    "prompt_tokens": 2000,
+    "window": 128,
+    "sinks": 8,
     "conclusion": "So.",
-}  # fmt: skip
+}
 
 
 def run(*args):
@@ -110,8 +124,8 @@ def test_what_the_demo_shows_is_so(tmp_path):
 @pytest.mark.native
 def test_the_model_ships_small_and_plain():
     from swaa_edge.demo import CONTEXT, MODEL
+    from swaa_edge.files.model import read_model
     from swaa_edge.metadata import read_swaa
-    from swaa_edge.modelfile import read_model
 
     model = read_model(MODEL)
     assert model.architecture == "qwen3" and model.n_layers == 8 and model.context_length == CONTEXT
@@ -162,4 +176,4 @@ def test_errors_are_one_line(monkeypatch, tmp_path):
     result = run("--no-plot")
     assert result.exit_code == 1
     gone = tmp_path / "gone.gguf"
-    assert result.stderr == f"Error: {gone} is missing; reinstall swaa-edge, or train it with scripts/train_demo.py\n"
+    assert result.stderr == f"Error: {gone} is missing; reinstall swaa-edge, or train it with scripts/demo/train.py\n"

@@ -5,93 +5,28 @@ import copy
 import numpy as np
 import pytest
 import torch
-import verdict
-from engine_fixtures import engine, zoo  # noqa: F401
-from grid import Case, plan
-from models import tiny_model
-from oracle import Rule, oracle_logits
 from transformers import AutoModelForCausalLM
 
+from support.models import tiny_model
+from support.oracle import verdict
+from support.oracle.grid import Case, plan
+from support.oracle.oracle import Rule, oracle_logits
+from support.oracle.transformers_swaa import (
+    LAYERS,
+    RULE,
+    adapted,
+    check_batch,
+    check_packed,
+    config_of,
+    error_of,
+    padded,
+    some_tokens,
+)
 from swaa_edge import SwaaConfig, hf
 from swaa_edge.errors import ConfigError, UnsupportedModelError
 
 NAMED = ["llama", "mistral", "qwen2", "qwen3", "qwen3moe"]
 OTHERS = ["granite", "olmo2", "glm4", "smollm3", "phi3"]
-LAYERS = 4
-#: FA, sliding, sliding with FA decode.
-RULE = Rule(7, 3, (True, False, True, True), (True, False, False, True))
-
-
-def config_of(rule: Rule) -> SwaaConfig:
-    fa, decode = (
-        [i for i, flag in enumerate(flags) if flag] for flags in ([not s for s in rule.sliding], rule.fa_decode)
-    )
-    return SwaaConfig(rule.window, rule.sinks, fa or "none", decode or False)
-
-
-def adapted(arch: str, rule: Rule = RULE, attention: str = "swaa"):
-    """A copy, so that the oracle's model keeps its own attention."""
-    model = copy.deepcopy(tiny_model(arch, seed=8, layers=LAYERS))
-    hf.apply(model, config_of(rule), attention=attention)
-    return model
-
-
-def some_tokens(rng, count: int) -> list[int]:
-    return rng.integers(6, 768, count).tolist()
-
-
-def padded(sequences: list[list[int]], side: str) -> tuple[torch.Tensor, torch.Tensor]:
-    width = max(map(len, sequences)) + 2
-    rows, mask = [], []
-    for tokens in sequences:
-        fill = [0] * (width - len(tokens))
-        rows.append(fill + tokens if side == "left" else tokens + fill)
-        real = [1] * len(tokens)
-        mask.append(fill + real if side == "left" else real + fill)
-    return torch.tensor(rows), torch.tensor(mask)
-
-
-def error_of(got: torch.Tensor, expected: np.ndarray) -> float:
-    return np.abs(got.detach().float().cpu().numpy() - expected).max() / expected.std()
-
-
-def check_batch(
-    arch: str, rule: Rule, side: str, seed: int, train: bool, attention: str = "swaa", *,
-    lengths: tuple[int, int] = (5, 60), device: str = "cpu", limit: float = 1e-4,
-) -> None:  # fmt: skip
-    rng = np.random.default_rng(seed)
-    counts = rng.integers(*lengths, 3)
-    sequences = [some_tokens(rng, n) for n in counts]
-    prompts = [int(rng.integers(1, n + 1)) for n in counts]
-    tokens, mask = (tensor.to(device) for tensor in padded(sequences, side))
-    model = adapted(arch, rule, attention).to(device).train(train)
-    with torch.set_grad_enabled(train):
-        logits = model(tokens, attention_mask=mask, decode_mask=hf.decode_mask(prompts, mask)).logits
-    plain = tiny_model(arch, seed=8, layers=LAYERS)
-    for row, (sequence, prompt) in enumerate(zip(sequences, prompts, strict=True)):
-        is_decode = [at >= prompt for at in range(len(sequence))]
-        expected = oracle_logits(plain, sequence, is_decode, rule)
-        assert error_of(logits[row][mask[row].bool()], expected) < limit, (row, prompt)
-
-
-def check_packed(
-    rule: Rule, counts: tuple[int, ...], prompts: tuple[int, ...], attention: str = "swaa", *,
-    device: str = "cpu", limit: float = 1e-4,
-) -> None:  # fmt: skip
-    rng = np.random.default_rng(10)
-    sequences = [some_tokens(rng, n) for n in counts]
-    positions = torch.tensor([[p for s in sequences for p in range(len(s))]], device=device)
-    flags = [[p >= n for s, n in zip(sequences, prompts, strict=True) for p in range(len(s))]]
-    model = adapted("qwen3", rule, attention).to(device)
-    tokens = torch.tensor([[token for sequence in sequences for token in sequence]], device=device)
-    asked = {"position_ids": positions, "decode_mask": torch.tensor(flags, device=device), "use_cache": False}
-    with torch.no_grad():
-        logits = model(tokens, **asked).logits[0]
-    plain, start = tiny_model("qwen3", seed=8, layers=LAYERS), 0
-    for sequence, prompt in zip(sequences, prompts, strict=True):
-        expected = oracle_logits(plain, sequence, [p >= prompt for p in range(len(sequence))], rule)
-        assert error_of(logits[start : start + len(sequence)], expected) < limit
-        start += len(sequence)
 
 
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
@@ -179,9 +114,15 @@ def test_generate_prefills_and_decodes(arch):
     tokens, mask = padded(sequences, "left")
     model, plain = adapted(arch), tiny_model(arch, seed=8, layers=LAYERS)
     out = model.generate(
-        tokens, attention_mask=mask, max_new_tokens=9, do_sample=False, pad_token_id=0, eos_token_id=None,
-        output_logits=True, return_dict_in_generate=True,
-    )  # fmt: skip
+        tokens,
+        attention_mask=mask,
+        max_new_tokens=9,
+        do_sample=False,
+        pad_token_id=0,
+        eos_token_id=None,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
     for row, prompt in enumerate(sequences):
         made = out.sequences[row, tokens.shape[1] :].tolist()
         whole = prompt + made
@@ -284,7 +225,7 @@ ENGINE_CASES = [
 
 @pytest.mark.native
 @pytest.mark.parametrize("case", ENGINE_CASES, ids=lambda case: case.arch)
-def test_the_engine_computes_what_was_trained(engine, zoo, case):  # noqa: F811
+def test_the_engine_computes_what_was_trained(engine, zoo, case):
     made = plan(case)
     model = copy.deepcopy(zoo.model(case.arch, case.layers))
     hf.apply(model, config_of(case.rule))

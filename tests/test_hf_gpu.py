@@ -1,7 +1,7 @@
 """SWAA in transformers on a GPU, where its attention is torch's flex attention, compiled: against the oracle, and what
-memory it takes. Skipped without a CUDA card; on one, tests/test_finetune.py trains there, too.
+memory it takes. Skipped without a CUDA card; on one, tests/finetune/test_train.py trains there, too.
 
-    PYTHONPATH=. python3 -m pytest tests/test_hf_gpu.py tests/test_finetune.py
+    PYTHONPATH=. python3 -m pytest tests/test_hf_gpu.py tests/finetune/test_train.py
 """
 
 import copy
@@ -9,10 +9,19 @@ import copy
 import numpy as np
 import pytest
 import torch
-from models import tiny_model
-from oracle import Rule
-from test_hf import LAYERS, RULE, adapted, check_batch, check_packed, config_of, padded, some_tokens
 
+from support.models import tiny_model
+from support.oracle.oracle import Rule
+from support.oracle.transformers_swaa import (
+    LAYERS,
+    RULE,
+    adapted,
+    check_batch,
+    check_packed,
+    config_of,
+    padded,
+    some_tokens,
+)
 from swaa_edge import hf
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA card")

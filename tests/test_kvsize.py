@@ -5,12 +5,12 @@ import dataclasses
 import itertools
 
 import pytest
-from gguf_bytes import array, kv, model
 
+from support.fakes.gguf_bytes import array, kv, model
 from swaa_edge.config import SwaaConfig
 from swaa_edge.errors import ConfigError
+from swaa_edge.files.model import read_model
 from swaa_edge.kvsize import FA, SLIDING, SLIDING_FA_DECODE, kv_size, layer_kinds
-from swaa_edge.modelfile import read_model
 
 MIXED = SwaaConfig(200, 20, fa_layers=[1, 3], fa_decode=[0])
 

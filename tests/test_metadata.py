@@ -4,14 +4,14 @@ import struct
 from pathlib import Path
 
 import pytest
-from gguf_bytes import array, kv, model, string, swaa_keys
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_config import configs
 
+from support.fakes.gguf_bytes import array, kv, model, string, swaa_keys
+from support.strategies import configs
 from swaa_edge import SwaaConfig, metadata
 from swaa_edge.errors import ConfigError, ModelFileError
-from swaa_edge.header import read_header
+from swaa_edge.files.header import read_header
 
 INT32_MAX = 2**31 - 1
 

@@ -176,6 +176,8 @@ def test_upstreams_converter_and_ours_come_along(tmp_path):
     assert (upstream / "gguf-py/gguf/__init__.py").is_file()
     done = subprocess.run(
         [sys.executable, "-c", "import swaa_edge.convert as c; print(c.__name__)"],
-        cwd=tmp_path, capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
     assert done.stdout == "swaa_edge.convert\n", done.stderr

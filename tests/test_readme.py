@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from models import sample_text
 
+from support.models import sample_text
 from swaa_edge.cli import COMMANDS
 
 README = Path(__file__).parent.parent / "README.md"

@@ -1,4 +1,4 @@
-"""The parts of scripts/arm_check.py: the compiler and qemu, the tree, the program, what ran of it.
+"""The parts of scripts/arm/check.py: the compiler and qemu, the tree, the program, what ran of it.
 
-    from arm import tools; found = tools.find()
+from arm import tools; found = tools.find()
 """

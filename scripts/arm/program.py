@@ -1,7 +1,7 @@
 """Builds test-backend-ops for one -march, and tells what of our kernels is in it: the vector, the places, the code.
 
-    program = Program(tools, tree, Path("build/arm/armv8-a"), "armv8-a"); program.build(jobs=2)
-    program.vector()                  # "neon": what the kernels were compiled over
+program = Program(tools, tree, Path("build/arm/armv8-a"), "armv8-a"); program.build(jobs=2)
+program.vector()                  # "neon": what the kernels were compiled over
 """
 
 from __future__ import annotations
@@ -77,10 +77,14 @@ class Program:
         objects = (sys.executable, _OBJECTS, self.folder.parent / "objects", self.tree, self.folder)
         launcher = ";".join(map(str, objects))
         options = {
-            "CMAKE_TOOLCHAIN_FILE": TOOLCHAIN, "CMAKE_C_COMPILER": self.tools.cc, "CMAKE_CXX_COMPILER": self.tools.cxx,
-            "CMAKE_C_COMPILER_LAUNCHER": launcher, "CMAKE_CXX_COMPILER_LAUNCHER": launcher,
-            "TREE": self.tree, "GGML_CPU_ARM_ARCH": self.march,
-        }  # fmt: skip
+            "CMAKE_TOOLCHAIN_FILE": TOOLCHAIN,
+            "CMAKE_C_COMPILER": self.tools.cc,
+            "CMAKE_CXX_COMPILER": self.tools.cxx,
+            "CMAKE_C_COMPILER_LAUNCHER": launcher,
+            "CMAKE_CXX_COMPILER_LAUNCHER": launcher,
+            "TREE": self.tree,
+            "GGML_CPU_ARM_ARCH": self.march,
+        }
         generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={self.tools.ninja}"] if self.tools.ninja else []
         configure = [self.tools.cmake, "-S", HERE, "-B", self.folder, *generator]
         self._run("configure", [*configure, *(f"-D{name}={value}" for name, value in options.items())])

@@ -1,6 +1,6 @@
 """The cross compiler, qemu and CMake, as far as this machine has them, and the processors that stand for a -march.
 
-    found = find(); found.cxx, found.qemu       # MissingTools names the packages
+found = find(); found.cxx, found.qemu       # MissingTools names the packages
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ import os
 import subprocess
 from pathlib import Path
 
-from _patchfile import PatchError
-from _workspace import Workspace, fetch, walk, wanted, write
+from patches_lib.patchfile import PatchError
+from patches_lib.workspace import Workspace, fetch, walk, wanted, write
 
 from arm.tools import ArmError
 

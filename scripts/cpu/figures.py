@@ -1,6 +1,6 @@
 """Rows and ratios out of what was measured: plain arithmetic on samples, medians throughout.
 
-    rows = make_rows(run.samples, settings); ratios(rows)["decode_vs_no_flash"]
+rows = make_rows(run.samples, settings); ratios(rows)["decode_vs_no_flash"]
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from swaa_edge.shapes import SHAPES
+from swaa_edge.bench.random_model import SHAPES
 
 from .fit import attention_seconds
 from .measuring import SHALLOW, Sample

@@ -17,7 +17,7 @@ import itertools
 import statistics
 from collections.abc import Sequence
 
-from swaa_edge.bound import Line, ubatches, visible_full
+from swaa_edge.bench.bound import Line, ubatches, visible_full
 
 
 def robust_line(seconds: Sequence[float], n_tokens: int, n_ubatch: int) -> Line | None:

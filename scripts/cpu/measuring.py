@@ -18,14 +18,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from swaa_edge import bench
-from swaa_edge.benchrun import Job, Runner, Timing
+from swaa_edge.bench import bench
+from swaa_edge.bench.client import Job, Runner, Timing
+from swaa_edge.bench.random_model import write_shape
 from swaa_edge.config import SwaaConfig
+from swaa_edge.engine.preflight import plan_swaa
 from swaa_edge.errors import NativeLibraryError
-from swaa_edge.loading import plan_swaa
-from swaa_edge.modelfile import read_model
-from swaa_edge.progress import duration
-from swaa_edge.shapes import write_shape
+from swaa_edge.files.model import read_model
+from swaa_edge.support.progress import duration
 
 from .fit import prefill_seconds, robust_line
 from .plan import FULL, OURS, STOCK, UNPATCHED, Block, Settings, Side, Turn, blocks, left_out

@@ -120,6 +120,7 @@ def left_out(settings: Settings) -> list[str]:
     else:
         lines += [
             f"{FLASH_Q8_0.label}, {depth:,}: its prefill would take far too long"
-            for depth in sorted(settings.depths) if depth > DEPTH
-        ]  # fmt: skip
+            for depth in sorted(settings.depths)
+            if depth > DEPTH
+        ]
     return lines

@@ -1,6 +1,6 @@
 """What a run of the CPU benchmark says: one JSON document, and the same as text for people.
 
-    document = make_document(run, facts); print(text(document))
+document = make_document(run, facts); print(text(document))
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from swaa_edge.benchreport import machine
+from swaa_edge.bench.report import machine
 
 from .figures import Row, make_rows, ratios
 from .measuring import Run
@@ -28,9 +28,28 @@ WANTED = (
 WANTED_SHARE = 0.75
 # Those that kernels of matrix products and attention are written for, as Linux spells them.
 _FLAGS = (
-    "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16", "avx512_fp16",
-    "amx_tile", "amx_int8", "amx_bf16", "asimd", "asimdhp", "asimddp", "bf16", "i8mm", "sve", "sve2", "sme",
-)  # fmt: skip
+    "avx2",
+    "fma",
+    "f16c",
+    "avx_vnni",
+    "avx512f",
+    "avx512bw",
+    "avx512vl",
+    "avx512_vnni",
+    "avx512_bf16",
+    "avx512_fp16",
+    "amx_tile",
+    "amx_int8",
+    "amx_bf16",
+    "asimd",
+    "asimdhp",
+    "asimddp",
+    "bf16",
+    "i8mm",
+    "sve",
+    "sve2",
+    "sme",
+)
 _BUSY = 0.9
 
 
@@ -66,8 +85,16 @@ def cpu_flags() -> list[str]:
                 break
     elif sys.platform == "darwin":
         asked = subprocess.run(["sysctl", "hw.optional"], capture_output=True, text=True, check=False).stdout
-        names = {"FEAT_DotProd": "asimddp", "FEAT_FP16": "asimdhp", "FEAT_BF16": "bf16", "FEAT_I8MM": "i8mm",
-                 "FEAT_SME": "sme", "avx2_0": "avx2", "avx512f": "avx512f", "AdvSIMD": "asimd"}  # fmt: skip
+        names = {
+            "FEAT_DotProd": "asimddp",
+            "FEAT_FP16": "asimdhp",
+            "FEAT_BF16": "bf16",
+            "FEAT_I8MM": "i8mm",
+            "FEAT_SME": "sme",
+            "avx2_0": "avx2",
+            "avx512f": "avx512f",
+            "AdvSIMD": "asimd",
+        }
         told = dict(line.rpartition(".")[2].split(": ") for line in asked.splitlines() if ": " in line)
         found = {ours for theirs, ours in names.items() if told.get(theirs) == "1"}
     return [flag for flag in _FLAGS if flag in found]
@@ -113,9 +140,15 @@ def _facts(document: Mapping[str, Any]) -> Iterator[str]:
         yield f"{name}: {library['path']} (ggml {library['ggml']})"
     roof = document["roofline"]
     if roof:
-        peaks = [f"{_number(roof[unit], ',.0f')} {name}" for unit, name in
-                 (("f32_gflops", "GFLOP/s f32"), ("bf16_gflops", "GFLOP/s bf16"), ("int8_gops", "GOP/s int8"))
-                 if roof[unit] is not None]  # fmt: skip
+        peaks = [
+            f"{_number(roof[unit], ',.0f')} {name}"
+            for unit, name in (
+                ("f32_gflops", "GFLOP/s f32"),
+                ("bf16_gflops", "GFLOP/s bf16"),
+                ("int8_gops", "GOP/s int8"),
+            )
+            if roof[unit] is not None
+        ]
         samples = len(roof["samples"])
         yield f"roofline: {', '.join(peaks)}, reads {_number(roof['read_gb_s'], ',.1f')} GB/s (medians of {samples})"
 

@@ -171,10 +171,14 @@ def cublas_options() -> list[str]:
     if not headers or not libraries or not light:
         raise CheckError("cuBLAS is not there; install it with the toolkit, or the pip package nvidia-cublas")
     flags = f"-I{headers[0].parent}"
-    return [f"CMAKE_CUDA_FLAGS={flags}", f"CMAKE_CXX_FLAGS={flags}", f"CUDA_cublas_LIBRARY={libraries[0]}",
-            f"CUDA_cublasLt_LIBRARY={light[0]}",
-            # A program's linker looks for what ggml-cuda needs, too.
-            f"CMAKE_EXE_LINKER_FLAGS=-Wl,-rpath-link,{libraries[0].parent}"]  # fmt: skip
+    return [
+        f"CMAKE_CUDA_FLAGS={flags}",
+        f"CMAKE_CXX_FLAGS={flags}",
+        f"CUDA_cublas_LIBRARY={libraries[0]}",
+        f"CUDA_cublasLt_LIBRARY={light[0]}",
+        # A program's linker looks for what ggml-cuda needs, too.
+        f"CMAKE_EXE_LINKER_FLAGS=-Wl,-rpath-link,{libraries[0].parent}",
+    ]
 
 
 def driver_options() -> list[str]:

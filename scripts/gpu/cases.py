@@ -1,4 +1,4 @@
-"""The end-to-end cases of the GPU check: lines of tests/grid.py, chosen for what kernels can get wrong.
+"""The end-to-end cases of the GPU check: lines of tests/support/oracle/grid.py, chosen for what kernels can get wrong.
 
 Head sizes 64, 80, 96, 128 and 256, one KV head for up to four query heads, windows and sinks at the edges of blocks
 and of each other, prompts over one batch, ubatches that no tile divides, several sequences in one cache or in streams,

@@ -1,6 +1,6 @@
 """What can end a stage of the GPU check early: something that is wrong or missing, or the time.
 
-    raise CheckError("nvcc is not on PATH; CUDA's toolkit is needed, or --backend cpu")
+raise CheckError("nvcc is not on PATH; CUDA's toolkit is needed, or --backend cpu")
 """
 
 from __future__ import annotations

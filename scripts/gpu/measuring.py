@@ -69,7 +69,7 @@ def plans(size: str) -> Iterator[Plan]:
 
 def write_model(plan: Plan, folder: Path) -> Path:
     """The plan's model in `folder`, written if it is not there."""
-    from swaa_edge.shapes import write_shape
+    from swaa_edge.bench.random_model import write_shape
 
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{plan.shape}-{plan.layers or 'all'}-{plan.vocab or 'all'}.gguf"
@@ -79,28 +79,31 @@ def write_model(plan: Plan, folder: Path) -> Path:
 
 
 def measure(plan: Plan, model: Path, patched: Path, baseline: Path, runner: Runner, *, gpu: bool) -> dict[str, Any]:
-    """The rows of a plan, of what `swaa_edge.bench` gives. Raises `CheckError`, `OutOfTime` with the rows so far."""
+    """The rows of a plan, of what `bench.bench` gives. Raises `CheckError`, `OutOfTime` with the rows so far."""
     from swaa_edge import native
     from swaa_edge.bench import bench
-    from swaa_edge.benchreport import Settings
+    from swaa_edge.bench.report import Settings
     from swaa_edge.config import SwaaConfig
     from swaa_edge.errors import SwaaError
 
     os.environ[native.PATH_VARIABLE] = str(patched)
     configs: dict[str, Any] = {name: SwaaConfig.from_recipe(name) for name in plan.recipes} or {"off": False}
     settings = Settings(
-        decode=plan.decode, repeat=plan.repeat, batch=plan.ubatch, ubatch=plan.ubatch, cache_type=plan.kv,
-        threads=plan.threads, gpu_layers=-1 if gpu else 0,
-    )  # fmt: skip
+        decode=plan.decode,
+        repeat=plan.repeat,
+        batch=plan.ubatch,
+        ubatch=plan.ubatch,
+        cache_type=plan.kv,
+        threads=plan.threads,
+        gpu_layers=-1 if gpu else 0,
+    )
 
     def stop_when_late(_: object) -> None:
         if runner.left() <= 0:
             raise KeyboardInterrupt
 
     try:
-        report = bench(
-            model, configs, plan.prompts, settings=settings, baseline=baseline, on_progress=stop_when_late
-        )
+        report = bench(model, configs, plan.prompts, settings=settings, baseline=baseline, on_progress=stop_when_late)
     except SwaaError as error:
         raise CheckError(str(error)) from None
     if gpu and not report.libraries["full"]["gpus"]:
@@ -115,8 +118,19 @@ def measure(plan: Plan, model: Path, patched: Path, baseline: Path, runner: Runn
 def _row(plan: Plan, row: dict[str, Any]) -> dict[str, Any]:
     """A row of the check's document: seconds are of the median round."""
     decode = row["decode_tokens"] / row["decode_tok_s"] if row["decode_tok_s"] else 0.0
-    kept = ("prompt_tokens", "decode_tokens", "ratio", "prefill_ratio", "decode_ratio", "bound", "ratio_to_bound",
-            "prefill_seconds", "device", "kv_bytes", "compute_buffer_bytes")  # fmt: skip
+    kept = (
+        "prompt_tokens",
+        "decode_tokens",
+        "ratio",
+        "prefill_ratio",
+        "decode_ratio",
+        "bound",
+        "ratio_to_bound",
+        "prefill_seconds",
+        "device",
+        "kv_bytes",
+        "compute_buffer_bytes",
+    )
     return {
         "shape": plan.shape,
         "recipe": row["config"],

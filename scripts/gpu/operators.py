@@ -1,7 +1,7 @@
 """Runs test-backend-ops over flash attention, plainly and under compute-sanitizer, and reads what it says.
 
-    result = run_ops(Path("build/bin/test-backend-ops"), "CUDA0", "FLASH_ATTN_EXT", jobs=16)
-    result["passed"], result["total"], result["unsupported"], result["failures"]
+result = run_ops(Path("build/bin/test-backend-ops"), "CUDA0", "FLASH_ATTN_EXT", jobs=16)
+result["passed"], result["total"], result["unsupported"], result["failures"]
 """
 
 from __future__ import annotations
@@ -24,9 +24,16 @@ _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def run_ops(
-    program: Path, backend: str, op: str, *, seconds: float, jobs: int = 1, params: str | None = None,
-    wrapper: Sequence[str] = (), environment: dict[str, str] | None = None,
-) -> dict[str, Any]:  # fmt: skip
+    program: Path,
+    backend: str,
+    op: str,
+    *,
+    seconds: float,
+    jobs: int = 1,
+    params: str | None = None,
+    wrapper: Sequence[str] = (),
+    environment: dict[str, str] | None = None,
+) -> dict[str, Any]:
     """What test-backend-ops says of one op: passed, total, unsupported, failures (at most 20 lines), and the log's end.
 
     seconds: at most so long, then `OutOfTime`. params: only cases whose parameters match this expression. wrapper:
@@ -36,9 +43,14 @@ def run_ops(
     command += (["-p", params] if params else []) + (["-j", str(jobs)] if jobs > 1 else [])
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", check=False, timeout=max(seconds, 1),
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=max(seconds, 1),
             env=environment or dict(os.environ),
-        )  # fmt: skip
+        )
     except subprocess.TimeoutExpired as late:
         text = late.stdout.decode("utf-8", "replace") if isinstance(late.stdout, bytes) else late.stdout or ""
         raise OutOfTime({"printed": text}) from None
@@ -102,9 +114,15 @@ def read_until(op: str, output: str) -> dict[str, Any]:
     failures = [line for line in done if "FAIL" in line.rsplit("):", 1)[-1]]
     unsupported = [line for line in done if "not supported" in line]
     return {
-        "op": op, "passed": len(passed), "total": len(passed) + len(failures), "unsupported": len(unsupported),
-        "examples_unsupported": unsupported[:5], "failures": failures[:20], "exit_code": 0, "cut": True,
-    }  # fmt: skip
+        "op": op,
+        "passed": len(passed),
+        "total": len(passed) + len(failures),
+        "unsupported": len(unsupported),
+        "examples_unsupported": unsupported[:5],
+        "failures": failures[:20],
+        "exit_code": 0,
+        "cut": True,
+    }
 
 
 def read_log(text: str, cut: bool) -> dict[str, Any]:

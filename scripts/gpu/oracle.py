@@ -5,7 +5,7 @@ ones, the first after each edge, and a sample of the others. Beside the logits u
 under full attention, for a yardstick: a GPU multiplies in TF32 or half precision, and how much that costs on this
 model is seen where no window is involved.
 
-    prepare(Path("prepared"), CASES)                              # python3 scripts/gpu_check.py pack does it
+    prepare(Path("prepared"), CASES)                              # python3 scripts/gpu/check.py pack does it
     for row in check(Path("prepared"), Path("build/bin"), gpu=True): print(row["case"], row["problems"])
 """
 

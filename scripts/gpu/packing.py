@@ -28,7 +28,7 @@ from typing import Any
 
 from gpu.trimming import INSTANCES, MATRICES, trim
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 #: The folder in which an archive unpacks.
 TOP = "gpu-check"
 PATCHED, BASELINE = "vendor/llama.cpp-patched", "vendor/llama.cpp"
@@ -38,11 +38,21 @@ BUILT = "built"
 TIMED_HEADS = (128,)
 # Imported with llama_cpp and gguf. numpy is the one that must be there.
 _PACKAGES = ("llama_cpp", "diskcache", "jinja2", "markupsafe", "typing_extensions", "gguf", "yaml", "click")
-_OURS = ("CMakeLists.txt", "LICENSE", "cmake/*", "swaa_edge/**/*.py", "scripts/gpu_check.py", "scripts/gpu/*.py")
+_OURS = ("CMakeLists.txt", "LICENSE", "cmake/*", "swaa_edge/**/*.py", "scripts/gpu/check.py", "scripts/gpu/*.py")
 _TESTS = ("engine", "engine_calls", "engine_child", "figures", "grid", "rule")
 # Below a llama.cpp tree: folders that travel whole, and single files.
-_FOLDERS = ("cmake/", "include/", "src/", "licenses/", "ggml/cmake/", "ggml/include/", "ggml/src/ggml-cpu/",
-            "ggml/src/ggml-cuda/", "vendor/hash/", "vendor/nlohmann/")  # fmt: skip
+_FOLDERS = (
+    "cmake/",
+    "include/",
+    "src/",
+    "licenses/",
+    "ggml/cmake/",
+    "ggml/include/",
+    "ggml/src/ggml-cpu/",
+    "ggml/src/ggml-cuda/",
+    "vendor/hash/",
+    "vendor/nlohmann/",
+)
 _FILES = ("CMakeLists.txt", "LICENSE", "ggml/CMakeLists.txt", "tests/test-backend-ops.cpp")
 # The same for every archive, and no 0, which some build tools read as missing.
 _TIME = 1_000_000_000

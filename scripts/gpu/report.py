@@ -1,6 +1,6 @@
 """What the GPU check writes: one JSON document, one table for people, and what in it is not as it must be.
 
-    document = make_document(facts, results, still_open); write(document, Path("docs/gpu")); problems(document)
+document = make_document(facts, results, still_open); write(document, Path("docs/gpu")); problems(document)
 """
 
 from __future__ import annotations
@@ -13,8 +13,19 @@ from typing import Any
 
 #: Ratios of the whole request that the SWAA authors published for vLLM: Qwen3-4B, 128k tokens in, 512 out.
 PUBLISHED = {"stream": 8.0, "memory": 1.79, "fast": 1.71, "balanced": 1.45, "quality": 1.26}
-_COLUMNS = ("prompt", "recipe", "request s", "request", "published", "prefill s", "prefill", "bound", "of bound",
-            "decode s", "decode")  # fmt: skip
+_COLUMNS = (
+    "prompt",
+    "recipe",
+    "request s",
+    "request",
+    "published",
+    "prefill s",
+    "prefill",
+    "bound",
+    "of bound",
+    "decode s",
+    "decode",
+)
 #: SWAA off against the unpatched library.
 OFF_RATIO = (0.98, 1.02)
 
@@ -141,9 +152,16 @@ def _speed(title: str, document: dict[str, Any], rows: list[dict[str, Any]]) -> 
     for row in rows:
         wanted, bound = target(document, row), row["bound"]
         cells = (
-            f"{row['prompt_tokens']:,}", row["recipe"], f"{row['seconds']:.3f}", f"{row['ratio']:.2f}",
-            f"{wanted:.2f}" if wanted else "", f"{row['prefill_seconds']:.3f}", f"{row['prefill_ratio']:.2f}",
-            f"{bound:.2f}" if bound else "", f"{row['ratio_to_bound']:.0%}" if bound else "",
-            f"{row['decode_seconds']:.3f}", f"{row['decode_ratio']:.2f}" if row["decode_ratio"] else "",
-        )  # fmt: skip
+            f"{row['prompt_tokens']:,}",
+            row["recipe"],
+            f"{row['seconds']:.3f}",
+            f"{row['ratio']:.2f}",
+            f"{wanted:.2f}" if wanted else "",
+            f"{row['prefill_seconds']:.3f}",
+            f"{row['prefill_ratio']:.2f}",
+            f"{bound:.2f}" if bound else "",
+            f"{row['ratio_to_bound']:.0%}" if bound else "",
+            f"{row['decode_seconds']:.3f}",
+            f"{row['decode_ratio']:.2f}" if row["decode_ratio"] else "",
+        )
         yield f"| {' | '.join(cells)} |"

@@ -1,7 +1,7 @@
 """What a calibration reads: prompts, and the right answers to them, in tokens.
 
-    with Prompts("model.gguf") as prompts: cases = from_samples(build(plan, prompts), prompts)
-    cases, held_out = from_text(tokens, head=[1], length=4096, answer=64, count=8)
+with Prompts("model.gguf") as prompts: cases = from_samples(build(plan, prompts), prompts)
+cases, held_out = from_text(tokens, head=[1], length=4096, answer=64, count=8)
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ import numpy as np
 from swaa_edge.calibrate.cases import Case
 from swaa_edge.config import CUSTOM, SwaaConfig
 from swaa_edge.errors import ConfigError, GenerationError
-from swaa_edge.evaluate.journal import Journal
+from swaa_edge.support.journal import Journal
 
 if TYPE_CHECKING:
     from swaa_edge.llama import SwaaLlama

@@ -1,6 +1,6 @@
 """Chooses among configurations that `swaa-edge eval` measured: the most accurate that is fast enough, or the reverse.
 
-    choice = recommend(read_table("eval.json"), target_speedup=2.0); choice.config
+choice = recommend(read_table("eval.json"), target_speedup=2.0); choice.config
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a calibration found: the layers in order of need, the choice, and how it compares with others.
 
-    report.ranking(); report.chosen; report.config()      # a SwaaConfig
-    report.to_dict(); plot(report.to_dict(), "layers.png")
+report.ranking(); report.chosen; report.config()      # a SwaaConfig
+report.to_dict(); plot(report.to_dict(), "layers.png")
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from swaa_edge.benchreport import check_plot
+from swaa_edge.bench.report import check_plot
 from swaa_edge.calibrate.losses import Measured, with_layers
 from swaa_edge.config import SwaaConfig
 from swaa_edge.errors import SwaaError

@@ -20,8 +20,8 @@ from swaa_edge.calibrate.losses import Clock, Load, Losses, Measured, Progress, 
 from swaa_edge.calibrate.report import Compared, Ranked, Report
 from swaa_edge.config import SwaaConfig
 from swaa_edge.errors import ConfigError, SwaaError
-from swaa_edge.evaluate.journal import Journal
 from swaa_edge.layers import selected_layers
+from swaa_edge.support.journal import Journal
 
 if TYPE_CHECKING:
     from swaa_edge.llama import SwaaLlama

@@ -1,11 +1,11 @@
 """`swaa-edge annotate`: SWAA keys into an existing GGUF, or out of it.
 
-    swaa-edge annotate model.gguf -o model-swaa.gguf --recipe balanced
+swaa-edge annotate model.gguf -o model-swaa.gguf --recipe balanced
 """
 
 import click
 
-from swaa_edge.cli.options import progress_bar, recipe_table, swaa_options
+from swaa_edge.cli.options.swaa import progress_bar, recipe_table, swaa_options
 from swaa_edge.config import SwaaConfig
 
 

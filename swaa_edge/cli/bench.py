@@ -1,6 +1,6 @@
 """`swaa-edge bench`: full attention against SWAA configurations, as ratios, beside the bound.
 
-    swaa-edge bench model.gguf --prompt-tokens 4096,16384 --recipes quality,balanced
+swaa-edge bench model.gguf --prompt-tokens 4096,16384 --recipes quality,balanced
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from swaa_edge.atomic import atomic_output
-from swaa_edge.cli.engine_options import Engine, engine_options, status_line
-from swaa_edge.cli.options import swaa_options
+from swaa_edge.bench.random_model import SHAPES, TYPES, write_shape
+from swaa_edge.cli.options.engine import Engine, engine_options, status_line
+from swaa_edge.cli.options.swaa import swaa_options
 from swaa_edge.config import RECIPES, SwaaConfig
 from swaa_edge.errors import SwaaError
-from swaa_edge.progress import duration
-from swaa_edge.shapes import SHAPES, TYPES, write_shape
+from swaa_edge.support.atomic import atomic_output
+from swaa_edge.support.progress import duration
 
 if TYPE_CHECKING:
-    from swaa_edge.bench import Progress
-    from swaa_edge.benchreport import Compared
+    from swaa_edge.bench.bench import Progress
+    from swaa_edge.bench.report import Compared
 
 #: Compared by default, unless the file has settings of its own.
 DEFAULT_RECIPES = ("quality", "balanced", "fast")
@@ -97,8 +97,8 @@ def bench(
     swaa-edge bench model.gguf --prompt-tokens 4096,16384 --recipes quality,balanced
     swaa-edge bench --shape qwen3-0.6b --layers 4 --window 2048 --sinks 64 --plot bench.png
     """
-    from swaa_edge import bench as tool
-    from swaa_edge.benchreport import Settings, check_plot, plot
+    from swaa_edge.bench.bench import bench as tool
+    from swaa_edge.bench.report import Settings, check_plot, plot
 
     if plot_file is not None:
         check_plot()

@@ -1,6 +1,6 @@
 """`swaa-edge calibrate`: which layers lose most when they slide, and so should keep full attention.
 
-    swaa-edge calibrate model.gguf --text notes.txt -o settings.json
+swaa-edge calibrate model.gguf --text notes.txt -o settings.json
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from swaa_edge.atomic import atomic_output
 from swaa_edge.cli.calibratetable import table
-from swaa_edge.cli.engine_options import Engine, engine_options, interruptible, status_line
 from swaa_edge.cli.journals import cached, fingerprint
-from swaa_edge.cli.options import progress_bar, swaa_options
+from swaa_edge.cli.options.engine import Engine, engine_options, interruptible, status_line
+from swaa_edge.cli.options.swaa import progress_bar, swaa_options
 from swaa_edge.config import CUSTOM, RECIPES, SwaaConfig
 from swaa_edge.errors import ConfigError, SwaaError
-from swaa_edge.modelfile import ModelFile, read_model, read_shards
-from swaa_edge.progress import duration
+from swaa_edge.files.model import ModelFile, read_model, read_shards
+from swaa_edge.support.atomic import atomic_output
+from swaa_edge.support.progress import duration
 
 if TYPE_CHECKING:
     from swaa_edge.calibrate.cases import Case
@@ -132,12 +132,12 @@ def calibrate(
             f"--candidates {candidates} goes with --method greedy, from {count} (those kept) to {facts.n_layers} layers"
         )
 
-    from swaa_edge.benchreport import check_plot
+    from swaa_edge.bench.report import check_plot
     from swaa_edge.calibrate.lazy import attention_shares
     from swaa_edge.calibrate.report import plot
     from swaa_edge.calibrate.search import calibrate as tool
-    from swaa_edge.evaluate.journal import Journal
-    from swaa_edge.loraadapter import read_lora
+    from swaa_edge.files.lora_gguf import read_lora
+    from swaa_edge.support.journal import Journal
 
     if engine.lora is not None and read_lora(engine.lora, read_shards(facts.header)).swaa is not None:
         raise ConfigError(
@@ -243,18 +243,16 @@ def _cases(
     """The cases, and as many others for --compare."""
     from swaa_edge.calibrate.cases import from_samples, from_text
     from swaa_edge.cli.run import prompt_text
+    from swaa_edge.engine.tokenizer import tokenize
     from swaa_edge.evaluate.prompts import Prompts
     from swaa_edge.evaluate.tasks import Plan, build
-    from swaa_edge.vocabulary import tokenize
 
     if text_file is not None:
         text = prompt_text(None, text_file)
         head = tokenize(model, "")
         with Prompts(model, chat=False) as prompts:
             tokens = prompts.tokenize(text)
-        return from_text(
-            tokens, head=head, length=length, answer=answer_tokens, count=samples or 16, held_out=compare
-        )
+        return from_text(tokens, head=head, length=length, answer=answer_tokens, count=samples or 16, held_out=compare)
     names = tuple(name.strip() for name in tasks.split(","))
     found = []
     with Prompts(model, chat=not no_chat) as prompts:

@@ -1,6 +1,6 @@
 """What `swaa-edge calibrate` prints: the document of a calibration, with the ranking as bars in the terminal.
 
-    print(table(document))
+print(table(document))
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 import jinja2
 
-from swaa_edge.cli.engine_options import (
+from swaa_edge.cli.options.engine import (
     Engine,
     conversation_context,
     engine_options,
@@ -22,10 +22,10 @@ from swaa_edge.cli.engine_options import (
     progress_stream,
     sampling_options,
 )
-from swaa_edge.cli.options import swaa_options_or_full
+from swaa_edge.cli.options.swaa import swaa_options_or_full
 from swaa_edge.config import SwaaConfig
 from swaa_edge.errors import ConfigError, GenerationError
-from swaa_edge.progress import PrefillProgress
+from swaa_edge.support.progress import PrefillProgress
 
 if TYPE_CHECKING:
     from swaa_edge.llama import SwaaLlama

@@ -1,6 +1,6 @@
 """The configurations that a command compares, from the names that a user gives.
 
-    configs = compared("model.gguf", "full,naive,quality,mine.json", Chosen(single={"window_size": 128}))
+configs = compared("model.gguf", "full,naive,quality,mine.json", Chosen(single={"window_size": 128}))
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from swaa_edge.cli.options import Chosen, chosen_config
+from swaa_edge.cli.options.swaa import Chosen, chosen_config
 from swaa_edge.config import CUSTOM, RECIPES, SwaaConfig
 from swaa_edge.errors import ConfigError
 

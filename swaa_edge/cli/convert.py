@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from swaa_edge.cli.options import recipe_table, swaa_options
+from swaa_edge.cli.options.swaa import recipe_table, swaa_options
 from swaa_edge.config import SwaaConfig
 
 
@@ -50,7 +50,7 @@ def convert(
     if adapter_only and (quantize is not None or pre is not None):
         option = "--quantize" if quantize is not None else "--pre"
         raise click.UsageError(f"{option} is for a model; --adapter-only takes --outtype f32, f16, bf16, q8_0 or auto")
-    from swaa_edge.convert import hf, loragguf
+    from swaa_edge.convert import hf, lora_to_gguf
 
     def announce(step: str) -> None:
         if sys.stderr.isatty() or verbose:
@@ -58,7 +58,7 @@ def convert(
 
     options = {"outtype": outtype.lower(), "swaa": swaa, "force": force, "verbose": verbose, "on_step": announce}
     if lora is not None and adapter_only:
-        written = loragguf.convert_adapter(model, lora, output, **options)
+        written = lora_to_gguf.convert_adapter(model, lora, output, **options)
     else:
         written = hf.convert(model, output, quantize=quantize, lora=lora, pre=pre, **options)
     click.echo(f"wrote {written} ({written.stat().st_size / 1e6:,.1f} MB)")

@@ -1,6 +1,6 @@
 """`swaa-edge demo`: what SWAA costs and brings, in a minute, on a small model that ships with the package.
 
-    swaa-edge demo
+swaa-edge demo
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from swaa_edge.cli.engine_options import status_line
 from swaa_edge.cli.evaltable import front
-from swaa_edge.progress import duration
+from swaa_edge.cli.options.engine import status_line
+from swaa_edge.support.progress import duration
 
 if TYPE_CHECKING:
     from swaa_edge.evaluate.run import Progress

@@ -1,6 +1,6 @@
 """`swaa-edge distill`: training data that the model writes itself, under full attention.
 
-    swaa-edge distill model.gguf --data questions.jsonl -o data.jsonl
+swaa-edge distill model.gguf --data questions.jsonl -o data.jsonl
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from swaa_edge.atomic import atomic_output
-from swaa_edge.cli.engine_options import Engine, engine_options, interruptible, sampling_options, status_line
-from swaa_edge.cli.evaloptions import check_judge, file_options
 from swaa_edge.cli.evalquestions import check_patterns, file_scorer
 from swaa_edge.cli.journals import fingerprint, opened
+from swaa_edge.cli.options.engine import Engine, engine_options, interruptible, sampling_options, status_line
+from swaa_edge.cli.options.eval import check_judge, file_options
 from swaa_edge.errors import ConfigError, GenerationError, SwaaError
+from swaa_edge.files.model import read_model
 from swaa_edge.finetune.distill import MAX_TOKENS, SAMPLES, TEMPERATURE, write_lines
-from swaa_edge.modelfile import read_model
-from swaa_edge.progress import duration
+from swaa_edge.support.atomic import atomic_output
+from swaa_edge.support.progress import duration
 
 if TYPE_CHECKING:
     from swaa_edge.evaluate.datafile import FileSample
@@ -111,31 +111,53 @@ def distill(
         if scorer == "regex":
             check_patterns(records)
         key = {
-            "distill": 1, "model": source.key, "chat": not no_chat, "max_tokens": max_tokens, "sampling": sampling,
-            "seed": seed, "engine": dataclasses.asdict(engine),
+            "distill": 1,
+            "model": source.key,
+            "chat": not no_chat,
+            "max_tokens": max_tokens,
+            "sampling": sampling,
+            "seed": seed,
+            "engine": dataclasses.asdict(engine),
             # In the cache, the runs into one file are one run; whoever names a journal knows what belongs to it.
             "output": None if journal_file else os.path.abspath(output),
-        }  # fmt: skip
+        }
         journal, journal_path = opened("distill", key, journal_file, fresh)
         stack.callback(journal.close)
         if journal.records:
             click.echo(f"resuming: {len(journal.records)} replies are in", err=True)
         with status_line(progress, _told) as shown:
             result = tool(
-                source.load, records, right, n_ctx=max(len(record.prompt) for record in records) + max_tokens,
-                samples=samples, keep=keep, seed=seed, scored_by=f"{judge} {judge_model}" if judge else scorer or "",
-                journal=journal, on_progress=shown,
-            )  # fmt: skip
+                source.load,
+                records,
+                right,
+                n_ctx=max(len(record.prompt) for record in records) + max_tokens,
+                samples=samples,
+                keep=keep,
+                seed=seed,
+                scored_by=f"{judge} {judge_model}" if judge else scorer or "",
+                journal=journal,
+                on_progress=shown,
+            )
         complete = bool(result.lines) and not result.stopped
         document = result.to_dict() | {
-            "of": len(records), "skipped": skipped, "output": output if complete else None,
+            "of": len(records),
+            "skipped": skipped,
+            "output": output if complete else None,
             "journal": str(journal_path) if journal_path else None,
             "settings": {
-                "model": model, "data": data, "samples": samples, "keep": keep, "seed": seed, "max_tokens": max_tokens,
-                "chat": not no_chat, "scorer": scorer or ("judge" if judge else "contains"), "judge_model": judge_model,
-                **sampling, "engine": dataclasses.asdict(engine),
+                "model": model,
+                "data": data,
+                "samples": samples,
+                "keep": keep,
+                "seed": seed,
+                "max_tokens": max_tokens,
+                "chat": not no_chat,
+                "scorer": scorer or ("judge" if judge else "contains"),
+                "judge_model": judge_model,
+                **sampling,
+                "engine": dataclasses.asdict(engine),
             },
-        }  # fmt: skip
+        }
         if not complete:
             if result.asked:
                 _print(document, as_json)
@@ -160,9 +182,9 @@ class _Source:
 
 
 def _gguf(model: str, engine: Engine, chat: bool, max_tokens: int, sampling: dict[str, Any]) -> _Source:
+    from swaa_edge.engine.preflight import plan_swaa
     from swaa_edge.evaluate.prompts import Prompts
     from swaa_edge.finetune.answerers import LlamaAnswerer
-    from swaa_edge.loading import plan_swaa
 
     facts = read_model(model)
     plan_swaa(model, False, None, engine.lora)
@@ -175,8 +197,8 @@ def _gguf(model: str, engine: Engine, chat: bool, max_tokens: int, sampling: dic
 
 
 def _folder(model: str, engine: Engine, chat: bool, max_tokens: int, sampling: dict[str, Any]) -> _Source:
-    from swaa_edge.adapter import BaseModel
-    from swaa_edge.convert.checkpoint import read_checkpoint
+    from swaa_edge.convert.hf_folder import read_checkpoint
+    from swaa_edge.files.lora_training import BaseModel
 
     if engine != Engine(ctx=engine.ctx, threads=engine.threads):
         raise click.UsageError(f"{model} is a folder; of the engine's options only --ctx and --threads go with it")

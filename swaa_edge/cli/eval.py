@@ -1,6 +1,6 @@
 """`swaa-edge eval`: how accurate a model stays on long prompts under each configuration, and how fast.
 
-    swaa-edge eval model.gguf --task needle,kv --length 4096 --configs full,naive,quality
+swaa-edge eval model.gguf --task needle,kv --length 4096 --configs full,naive,quality
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from swaa_edge.atomic import atomic_output
 from swaa_edge.cli.configs import FULL, Compared, compared
-from swaa_edge.cli.engine_options import Engine, engine_options, interruptible, status_line
-from swaa_edge.cli.evaloptions import PERPLEXITY, Asked, Grouped, eval_options, lengths_of, tasks_of
 from swaa_edge.cli.evalquestions import digest, questions, scorer_of, text_of
 from swaa_edge.cli.journals import fingerprint, opened
-from swaa_edge.cli.options import Chosen, raw_swaa_options
+from swaa_edge.cli.options.engine import Engine, engine_options, interruptible, status_line
+from swaa_edge.cli.options.eval import PERPLEXITY, Asked, Grouped, eval_options, lengths_of, tasks_of
+from swaa_edge.cli.options.swaa import Chosen, raw_swaa_options
 from swaa_edge.errors import ConfigError, SwaaError
-from swaa_edge.modelfile import ModelFile, read_model, read_shards
-from swaa_edge.progress import duration
+from swaa_edge.files.model import ModelFile, read_model, read_shards
+from swaa_edge.support.atomic import atomic_output
+from swaa_edge.support.progress import duration
 
 if TYPE_CHECKING:
-    from swaa_edge.evaluate.journal import Journal
     from swaa_edge.evaluate.perplexity import PerplexityReport
     from swaa_edge.evaluate.run import Progress
+    from swaa_edge.support.journal import Journal
 
 #: Bytes of weights up to which every configuration has its own copy of the model, so that they can take turns.
 TOGETHER = 1 << 30
@@ -54,8 +54,8 @@ def evaluate(model: str, engine: Engine, chosen: Chosen, asked: Asked) -> None:
     swaa-edge eval model.gguf --configs full,naive,quality,fast --window 128 --sinks 8 --length 2000 --beyond 128
     swaa-edge eval model.gguf --task questions.jsonl --judge http://localhost:8000/v1 --judge-model NAME
     """
-    from swaa_edge.loading import plan_swaa
-    from swaa_edge.loraadapter import read_lora
+    from swaa_edge.engine.preflight import plan_swaa
+    from swaa_edge.files.lora_gguf import read_lora
 
     names, files = tasks_of(asked)
     facts = read_model(model)
@@ -73,10 +73,18 @@ def evaluate(model: str, engine: Engine, chosen: Chosen, asked: Asked) -> None:
 
 
 def _run(
-    model: str, facts: ModelFile, configs: dict[str, Compared], engine: Engine, full: Engine, asked: Asked,
-    names: list[str], files: list[str], context: int, lengths: tuple[int, ...],
-) -> None:  # fmt: skip
-    from swaa_edge.benchreport import machine
+    model: str,
+    facts: ModelFile,
+    configs: dict[str, Compared],
+    engine: Engine,
+    full: Engine,
+    asked: Asked,
+    names: list[str],
+    files: list[str],
+    context: int,
+    lengths: tuple[int, ...],
+) -> None:
+    from swaa_edge.bench.report import machine
     from swaa_edge.cli import evaltable
     from swaa_edge.evaluate import plot
     from swaa_edge.evaluate.perplexity import measure
@@ -104,12 +112,22 @@ def _run(
                 "longer --text"
             )
         settings = {
-            "tasks": [*names, *files], "lengths": list(lengths), "samples": asked.samples, "depths": list(asked.depths),
-            "style": asked.style, "beyond": asked.beyond, "needles": asked.needles, "pairs": asked.pairs,
-            "hops": asked.hops, "max_tokens": asked.max_tokens, "chat": not asked.no_chat,
-            "scorer": asked.scorer or ("judge" if asked.judge else "contains"), "judge_model": asked.judge_model,
-            "engine": dataclasses.asdict(engine), "skipped": skipped,
-        }  # fmt: skip
+            "tasks": [*names, *files],
+            "lengths": list(lengths),
+            "samples": asked.samples,
+            "depths": list(asked.depths),
+            "style": asked.style,
+            "beyond": asked.beyond,
+            "needles": asked.needles,
+            "pairs": asked.pairs,
+            "hops": asked.hops,
+            "max_tokens": asked.max_tokens,
+            "chat": not asked.no_chat,
+            "scorer": asked.scorer or ("judge" if asked.judge else "contains"),
+            "judge_model": asked.judge_model,
+            "engine": dataclasses.asdict(engine),
+            "skipped": skipped,
+        }
         key = {
             "model": fingerprint(facts, engine.lora),
             "samples": digest(samples, words, lengths),
@@ -138,15 +156,28 @@ def _run(
         with status_line(asked.progress, _told) as shown:
             if samples:
                 report = ask(
-                    load, configs, samples, scorer=scorer, max_tokens=asked.max_tokens, journal=answers_in,
-                    using=interruptible, together=facts.size * len(configs) <= TOGETHER, on_progress=shown,
-                )  # fmt: skip
+                    load,
+                    configs,
+                    samples,
+                    scorer=scorer,
+                    max_tokens=asked.max_tokens,
+                    journal=answers_in,
+                    using=interruptible,
+                    together=facts.size * len(configs) <= TOGETHER,
+                    on_progress=shown,
+                )
             if windows and not report.stopped:
                 try:
                     found = measure(
-                        load, configs, words, max(lengths), windows=windows, journal=windows_in, using=interruptible,
+                        load,
+                        configs,
+                        words,
+                        max(lengths),
+                        windows=windows,
+                        journal=windows_in,
+                        using=interruptible,
                         on_progress=shown,
-                    )  # fmt: skip
+                    )
                 except SwaaError as error:
                     report.stopped = error  # the answers that are in are shown all the same
         document = report.to_dict()
@@ -157,18 +188,24 @@ def _run(
             "front": evaltable.front(document["table"]),
             "conclusion": evaltable.conclusion(document["table"]),
             "model": {
-                "path": str(facts.paths[0]), "name": facts.name, "architecture": facts.architecture,
-                "layers": facts.n_layers, "type": facts.file_type, "bytes": facts.size,
+                "path": str(facts.paths[0]),
+                "name": facts.name,
+                "architecture": facts.architecture,
+                "layers": facts.n_layers,
+                "type": facts.file_type,
+                "bytes": facts.size,
             },
             "machine": machine(),
             "settings": settings,
             "samples": {"seed": asked.seed, "haystack_sha256": hashlib.sha256(haystack.encode()).hexdigest()},
             "progress": {
-                "answers": sum(row["samples"] for row in document["table"]), "of": len(samples) * len(configs),
+                "answers": sum(row["samples"] for row in document["table"]),
+                "of": len(samples) * len(configs),
                 "windows": sum(row["windows"] for row in found.rows()) if found else 0,
-                "of_windows": windows * len(configs), "kept": all(path is not None for _, path in journals),
+                "of_windows": windows * len(configs),
+                "kept": all(path is not None for _, path in journals),
             },
-        }  # fmt: skip
+        }
         if stopped:
             # The files are for a complete run; its answers so far are in the journal.
             if document["progress"]["answers"] or document["progress"]["windows"]:

@@ -1,6 +1,6 @@
 """What `swaa-edge eval` asks: the questions of its tasks and files, the text for perplexity, and who scores.
 
-    samples, words, skipped = questions("model.gguf", asked, ["needle"], [], 4096, (2000,), text_of(None))
+samples, words, skipped = questions("model.gguf", asked, ["needle"], [], 4096, (2000,), text_of(None))
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from swaa_edge.cli.evaloptions import BUILT_IN, PERPLEXITY, Asked
+from swaa_edge.cli.options.eval import BUILT_IN, PERPLEXITY, Asked
 from swaa_edge.errors import ConfigError, DataFileError
 
 if TYPE_CHECKING:
@@ -36,9 +36,18 @@ def questions(
         if built_in:
             styles = tuple(style for style in STYLES if asked.style in (style, "both"))
             plan = Plan(
-                built_in, lengths, asked.samples, asked.seed, asked.depths, styles, asked.beyond, asked.needles,
-                asked.pairs, asked.hops, haystack,
-            )  # fmt: skip
+                built_in,
+                lengths,
+                asked.samples,
+                asked.seed,
+                asked.depths,
+                styles,
+                asked.beyond,
+                asked.needles,
+                asked.pairs,
+                asked.hops,
+                haystack,
+            )
             samples += build(plan, prompts)
         skipped = 0
         for file in files:
@@ -66,7 +75,7 @@ def check_patterns(samples: Iterable[Sample]) -> None:
 
 def text_of(path: str | None) -> str:
     """A UTF-8 file's text, or without one the text that ships with Python. Raises `ConfigError`."""
-    from swaa_edge.prose import real_text
+    from swaa_edge.support.sample_text import real_text
 
     if path is None:
         return real_text()

@@ -1,6 +1,6 @@
 """What `swaa-edge eval` prints: the document of an evaluation as a table for people, with a conclusion.
 
-    print(table(document))
+print(table(document))
 """
 
 from __future__ import annotations
@@ -60,9 +60,7 @@ def table(document: dict[str, Any]) -> str:
 
 def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return [
-        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines
-    ]
+    return ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines]
 
 
 def _answers(document: dict[str, Any]) -> list[list[str]]:

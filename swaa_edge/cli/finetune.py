@@ -1,6 +1,6 @@
 """`swaa-edge finetune`: LoRA under the SWAA mask, on a Hugging Face model.
 
-    swaa-edge finetune Qwen3-4B --data distilled.jsonl --output adapter --recipe quality
+swaa-edge finetune Qwen3-4B --data distilled.jsonl --output adapter --recipe quality
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from swaa_edge.atomic import atomic_output
-from swaa_edge.benchreport import check_plot
-from swaa_edge.cli.engine_options import status_line
-from swaa_edge.cli.options import swaa_options
+from swaa_edge.bench.report import check_plot
+from swaa_edge.cli.options.engine import status_line
+from swaa_edge.cli.options.swaa import swaa_options
 from swaa_edge.config import SwaaConfig
 from swaa_edge.errors import SwaaError
 from swaa_edge.finetune.plot import plot
 from swaa_edge.finetune.settings import Settings
-from swaa_edge.progress import duration
+from swaa_edge.support.atomic import atomic_output
+from swaa_edge.support.progress import duration
 
 if TYPE_CHECKING:
     from swaa_edge.finetune.train import Outcome, Run, Step
@@ -99,7 +99,7 @@ def finetune(
         raise click.UsageError(
             "an adapter is trained under one recipe; give --recipe NAME, --config FILE or --window N"
         )
-    from swaa_edge.convert.checkpoint import read_checkpoint
+    from swaa_edge.convert.hf_folder import read_checkpoint
 
     Settings(**chosen)  # before anything is loaded
     read_checkpoint(model)

@@ -1,6 +1,6 @@
 """`swaa-edge inspect`: what a model file is, what slides in it, and what its cache costs.
 
-    swaa-edge inspect model.gguf --json
+swaa-edge inspect model.gguf --json
 """
 
 import json
@@ -10,9 +10,9 @@ import click
 
 from swaa_edge.config import SwaaConfig
 from swaa_edge.errors import ConfigError, ModelFileError
+from swaa_edge.files.model import ModelFile, read_model, swaa_refusal
 from swaa_edge.kvsize import FA, KINDS, SLIDING, SLIDING_FA_DECODE, kv_size, layer_kinds
 from swaa_edge.metadata import VERSION, effective_config
-from swaa_edge.modelfile import ModelFile, read_model, swaa_refusal
 
 CONTEXTS = {"8k": 8192, "32k": 32768, "128k": 131072}
 CACHE_TYPES = ("f16", "q8_0")

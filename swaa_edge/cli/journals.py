@@ -1,6 +1,6 @@
 """Where a command that measures for minutes keeps what it has, so that the same command goes on after Ctrl-C.
 
-    journal, path = opened("eval", key, asked.journal_file, asked.fresh)
+journal, path = opened("eval", key, asked.journal_file, asked.fresh)
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swaa_edge.errors import OutputError
-from swaa_edge.modelfile import ModelFile
+from swaa_edge.files.model import ModelFile
 
 if TYPE_CHECKING:
-    from swaa_edge.evaluate.journal import Journal
+    from swaa_edge.support.journal import Journal
 
 _ENDS = 1 << 20
 
@@ -24,7 +24,7 @@ def opened(kind: str, key: dict[str, Any], file: str | None, fresh: bool) -> tup
 
     fresh: forget what an earlier run left in it. Raises `OutputError`.
     """
-    from swaa_edge.evaluate.journal import Journal
+    from swaa_edge.support.journal import Journal
 
     path = cached(kind, key) if file is None else Path(file)
     if fresh and path is not None:
@@ -34,7 +34,7 @@ def opened(kind: str, key: dict[str, Any], file: str | None, fresh: bool) -> tup
 
 def cached(kind: str, key: dict[str, Any]) -> Path | None:
     """The journal of a run in the user's cache folder: swaa-edge/eval-<digest>.jsonl; None if there can't be one."""
-    from swaa_edge.evaluate.journal import digest
+    from swaa_edge.support.journal import digest
 
     folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "swaa-edge"
     try:

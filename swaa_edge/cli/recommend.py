@@ -1,6 +1,6 @@
 """`swaa-edge recommend`: picks a configuration from what `swaa-edge eval` measured.
 
-    swaa-edge recommend eval.json --target-speedup 2 -o settings.json
+swaa-edge recommend eval.json --target-speedup 2 -o settings.json
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import json
 
 import click
 
-from swaa_edge.atomic import atomic_output
+from swaa_edge.support.atomic import atomic_output
 
 
 @click.command()

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from swaa_edge.cli.engine_options import Engine, engine_options, interruptible, progress_stream, sampling_options
-from swaa_edge.cli.options import swaa_options_or_full
+from swaa_edge.cli.options.engine import Engine, engine_options, interruptible, progress_stream, sampling_options
+from swaa_edge.cli.options.swaa import swaa_options_or_full
 from swaa_edge.config import SwaaConfig
 from swaa_edge.errors import ConfigError, GenerationError
-from swaa_edge.modelfile import read_model
-from swaa_edge.progress import PrefillProgress
+from swaa_edge.files.model import read_model
+from swaa_edge.support.progress import PrefillProgress
 
 if TYPE_CHECKING:
     from swaa_edge.llama import SwaaLlama
@@ -66,7 +66,7 @@ def run(
     swaa-edge run model.gguf -f report.txt -n 200 --recipe quality
     """
     # llama_cpp takes seconds to import; --help and a wrong command line needn't wait for it.
-    from swaa_edge.vocabulary import tokenize
+    from swaa_edge.engine.tokenizer import tokenize
 
     text = prompt_text(prompt, file)
     if sampling["seed"] is None:

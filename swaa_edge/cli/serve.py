@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from swaa_edge.cli.engine_options import Engine, conversation_context, engine_options
-from swaa_edge.cli.options import swaa_options_or_full
+from swaa_edge.cli.options.engine import Engine, conversation_context, engine_options
+from swaa_edge.cli.options.swaa import swaa_options_or_full
 from swaa_edge.config import SwaaConfig
 from swaa_edge.errors import ConfigError, GenerationCancelled
 

@@ -29,8 +29,8 @@ from typing import Any, Protocol
 
 from swaa_edge.errors import ConfigError, DataFileError
 from swaa_edge.evaluate.samples import Sample
+from swaa_edge.files.records import present, read_records, sound, text
 from swaa_edge.layers import shown
-from swaa_edge.records import present, read_records, sound, text
 
 #: How far before a prompt's end, in characters, a question is looked for that needs not be asked again. Instructions
 #: and options may follow it; in a text much further ahead the same words are not meant as the question.
@@ -114,9 +114,7 @@ def _sample(task: str, number: int, source: str, record: Any, prompts: Asks) -> 
         raise DataFileError(f"{source}: id = {shown(name)} must be a string or a whole number")
     tokens = prompts.ask(prompt, to_ask(prompt, question))
     answers = _answers(source, record)
-    return FileSample(
-        f"{task}/{name}", task, tokens, answers, question, source=source, document=prompt, name=str(name)
-    )
+    return FileSample(f"{task}/{name}", task, tokens, answers, question, source=source, document=prompt, name=str(name))
 
 
 def to_ask(prompt: str, question: str) -> str:

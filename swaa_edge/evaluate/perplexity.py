@@ -23,8 +23,8 @@ import numpy as np
 
 from swaa_edge.config import SwaaConfig
 from swaa_edge.errors import ConfigError, GenerationError, SwaaError
-from swaa_edge.evaluate.journal import Journal, Record
 from swaa_edge.evaluate.run import Compared, Load, Progress
+from swaa_edge.support.journal import Journal, Record
 
 if TYPE_CHECKING:
     from swaa_edge.llama import SwaaLlama

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from swaa_edge.benchreport import check_plot
+from swaa_edge.bench.report import check_plot
 from swaa_edge.errors import ConfigError
 from swaa_edge.evaluate.report import FULL, pareto
 
@@ -90,15 +90,28 @@ def _accuracy(figure: Any, document: dict[str, Any], points: Points, axis: Axis)
         accuracy, on = row["accuracy"], row["config"] in front
         # Numbers in the picture and names beside it: names at the points would lie upon each other.
         axes.errorbar(
-            [x], [accuracy], yerr=[[max(0.0, accuracy - low)], [max(0.0, high - accuracy)]], fmt="none",
-            ecolor="0.6", elinewidth=1, capsize=3, zorder=1,
-        )  # fmt: skip
+            [x],
+            [accuracy],
+            yerr=[[max(0.0, accuracy - low)], [max(0.0, high - accuracy)]],
+            fmt="none",
+            ecolor="0.6",
+            elinewidth=1,
+            capsize=3,
+            zorder=1,
+        )
         color = "black" if row["config"] == FULL else f"C{(number - 1) % 10}"
         label = f"{number}  {row['config']}: {accuracy:.0%}, " + (f"{x:.2f}x" if axis == "ratio" else f"{x:.2f} s")
         axes.plot(
-            [x], [accuracy], linestyle="none", marker="o", markersize=7, color=color, zorder=3, label=label,
+            [x],
+            [accuracy],
+            linestyle="none",
+            marker="o",
+            markersize=7,
+            color=color,
+            zorder=3,
+            label=label,
             markerfacecolor=color if on else "white",
-        )  # fmt: skip
+        )
     line = [(x, row["accuracy"]) for x, row in points if row["config"] in front]
     axes.plot(*zip(*line, strict=True), color="0.3", linestyle="--", linewidth=1, zorder=2, label="Pareto front")
     _number(axes, points)

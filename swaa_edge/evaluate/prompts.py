@@ -1,6 +1,6 @@
 """Prompts in tokens: a model's vocabulary and chat template around a document and a question about it.
 
-    with Prompts("model.gguf") as prompts: tokens = prompts.ask(document, "What is the code of fox?")
+with Prompts("model.gguf") as prompts: tokens = prompts.ask(document, "What is the code of fox?")
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 
 import jinja2
 
+from swaa_edge.engine.tokenizer import open_vocabulary
 from swaa_edge.errors import ModelFileError
-from swaa_edge.modelfile import read_model
-from swaa_edge.vocabulary import open_vocabulary
+from swaa_edge.files.model import read_model
 
 # Stands for the document while the template is rendered; no template changes letters.
 _MARK = "DOCUMENTSTANDSHERE"

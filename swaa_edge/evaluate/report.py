@@ -1,6 +1,6 @@
 """What an evaluation found, as rows: accuracy with its interval, time, and the ratio to full attention.
 
-    report.rows(); report.cells(); report.to_dict()
+report.rows(); report.cells(); report.to_dict()
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from swaa_edge.config import SwaaConfig
 from swaa_edge.errors import SwaaError
-from swaa_edge.evaluate.journal import Record
 from swaa_edge.evaluate.samples import Sample
+from swaa_edge.support.journal import Record
 
 #: The name of full attention, which the others are compared with.
 FULL = "full"
@@ -66,9 +66,7 @@ class Report:
             "config": name,
             "swaa": config.to_dict() if config else None,
             **counted(records),
-            "tasks": {
-                task: counted(r for r in records if self._samples[r["sample"]].task == task) for task in tasks
-            },
+            "tasks": {task: counted(r for r in records if self._samples[r["sample"]].task == task) for task in tasks},
             "prompt_tokens": statistics.median(record["prompt_tokens"] for record in records),
             "prefill_seconds": statistics.median(seconds) if seconds else None,
             "prefill_ratio": self._ratio(name, whole),

@@ -1,7 +1,7 @@
 """Asks a model every sample under every configuration, with the same tokens, and keeps what it answered.
 
-    load = lambda swaa, n_ctx: SwaaLlama("model.gguf", swaa=swaa, n_ctx=n_ctx)
-    report = evaluate(load, {"full": False, "fast": SwaaConfig.from_recipe("fast")}, samples)
+load = lambda swaa, n_ctx: SwaaLlama("model.gguf", swaa=swaa, n_ctx=n_ctx)
+report = evaluate(load, {"full": False, "fast": SwaaConfig.from_recipe("fast")}, samples)
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from swaa_edge.config import SwaaConfig
 from swaa_edge.errors import ConfigError, SwaaError
-from swaa_edge.evaluate.journal import Journal, Record
 from swaa_edge.evaluate.report import Report
 from swaa_edge.evaluate.samples import Sample
 from swaa_edge.evaluate.scoring import Scorer, in_order
+from swaa_edge.support.journal import Journal, Record
 
 if TYPE_CHECKING:
     from swaa_edge.llama import SwaaLlama

@@ -1,6 +1,6 @@
 """One question to a model, and what its answer must hold; every task and data file is turned into these.
 
-    Sample("needle/2048/7", "needle", prompt=tokens, answers=("47",))
+Sample("needle/2048/7", "needle", prompt=tokens, answers=("47",))
 """
 
 from __future__ import annotations

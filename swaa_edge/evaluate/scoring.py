@@ -1,6 +1,6 @@
 """Whether a reply is right: by what it contains, by what it is, by a pattern, or by another model's verdict.
 
-    score = SCORERS["contains"]; score(sample, "The code of fox is 47.")
+score = SCORERS["contains"]; score(sample, "The code of fox is 47.")
 """
 
 from __future__ import annotations

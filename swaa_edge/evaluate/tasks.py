@@ -21,7 +21,7 @@ from swaa_edge.evaluate.facts import STYLES, WORDS, Question, Style
 from swaa_edge.evaluate.haystack import Haystack
 from swaa_edge.evaluate.prompts import Prompts
 from swaa_edge.evaluate.samples import Sample
-from swaa_edge.prose import real_text
+from swaa_edge.support.sample_text import real_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,10 +143,17 @@ def _document(plan: Plan, task: str, length: int, number: int, hay: Haystack, pr
         prompt = prompts.ask(document, question.text)
         made.append(
             Sample(
-                f"{name}/{style}", task, prompt, question.answers, question.text, question.reply, length,
-                depth, style,
+                f"{name}/{style}",
+                task,
+                prompt,
+                question.answers,
+                question.text,
+                question.reply,
+                length,
+                depth,
+                style,
             )
-        )  # fmt: skip
+        )
     return made
 
 

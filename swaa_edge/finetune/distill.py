@@ -24,9 +24,9 @@ from typing import Any, Literal
 
 from swaa_edge.errors import ConfigError, SwaaError
 from swaa_edge.evaluate.datafile import FileSample
-from swaa_edge.evaluate.journal import Journal, Record
 from swaa_edge.evaluate.scoring import Scorer, final
 from swaa_edge.finetune.answerers import Answerer
+from swaa_edge.support.journal import Journal, Record
 
 #: Replies to a record at most; tokens of a reply at most; how it is sampled.
 SAMPLES, MAX_TOKENS, TEMPERATURE = 4, 1024, 0.7

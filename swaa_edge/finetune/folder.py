@@ -11,8 +11,8 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from swaa_edge.adapter import Training, save_training
 from swaa_edge.errors import OutputError
+from swaa_edge.files.lora_training import Training, save_training
 
 #: Within the folder, until the training ends: what transformers' Trainer saves, and which run it is of.
 STATE = "training"

@@ -1,6 +1,6 @@
 """Whether an error of torch means that memory ran out.
 
-    except (RuntimeError, MemoryError) as error: if out_of_memory(error): ...
+except (RuntimeError, MemoryError) as error: if out_of_memory(error): ...
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The losses of a fine-tuning over its steps, as a picture.
 
-    plot(outcome.to_dict(), "loss.png")
+plot(outcome.to_dict(), "loss.png")
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from swaa_edge.benchreport import check_plot
+from swaa_edge.bench.report import check_plot
 
 
 def plot(document: dict[str, Any], path: str | os.PathLike[str], kind: str | None = None) -> None:

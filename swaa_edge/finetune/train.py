@@ -3,7 +3,7 @@
     run = Run("Qwen3-4B", "train.jsonl", "adapter", SwaaConfig.from_recipe("quality"), Settings(epochs=2))
     outcome = run.train(on_step=print)
 
-The adapter's folder gets the recipe and the base model it is for (`swaa_edge.adapter`). What is needed to go on after
+The adapter's folder gets the recipe and the base model it is for (`files.lora_training`). What is needed to go on after
 an interruption lies in it, in `training`, until the training ends: the same call goes on where it was.
 """
 
@@ -26,9 +26,9 @@ import torch
 import transformers
 
 from swaa_edge import hf
-from swaa_edge.adapter import BaseModel, Training
 from swaa_edge.config import LABEL_LIMIT, SwaaConfig
 from swaa_edge.errors import ConfigError, OutputError, TrainingError, UnsupportedModelError
+from swaa_edge.files.lora_training import BaseModel, Training
 from swaa_edge.finetune.data import Collator, Example, read_examples, split
 from swaa_edge.finetune.folder import AdapterFolder
 from swaa_edge.finetune.memory import out_of_memory

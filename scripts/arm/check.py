@@ -1,0 +1,195 @@
+#!/usr/bin/env python3
+"""Build the CPU attention kernels for 64-bit Arm, run the op tests under qemu, and tell what of the kernels ran.
+
+No Arm machine is needed: Debian's g++-aarch64-linux-gnu and qemu-user are, and CMake. Every case compares our kernels
+with upstream's reference. It is an error if a case fails, none was run, an op went to upstream's kernels, or a kind of
+vector arithmetic that the kernels were compiled to was never run. What is built is patches/ as it is now, in a tree of
+its own.
+
+    scripts/arm/check.py                           # block tables, and a selection of upstream's cases
+    scripts/arm/check.py --march all               # armv8-a, with fp16 and dotprod, with bf16 and i8mm
+    scripts/arm/check.py --filter 'hs=64,.*nb=1,'  # cases whose parameters match, of both ops
+
+Exit code 0: all as it must be; 1: something is not; 2: a program is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # scripts/, where this package lies
+
+from arm import running, tools, tree
+from arm.program import Program
+from arm.tools import ArmError, MissingTools
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--march",
+        nargs="+",
+        default=[tools.DEFAULT_LEVEL],
+        metavar="ARCH",
+        help=f"instruction sets, or all: {', '.join(tools.LEVELS)} (default: {tools.DEFAULT_LEVEL})",
+    )
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument("--filter", metavar="REGEX", help="only cases whose parameters match, of both ops")
+    either.add_argument("--all", action="store_true", help="every case of upstream's, hours under qemu")
+    parser.add_argument("--threads", type=int, default=2, metavar="N", help="threads of an op (default: 2)")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="compilers, then op tests at once (default: one for each core)",
+    )
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=ROOT / "build" / "arm",
+        metavar="DIR",
+        help="folder of sources and builds (default: build/arm)",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there, too")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = make_parser()
+    given = parser.parse_args(arguments)
+    if given.threads < 1 or given.jobs < 1:
+        parser.error("--threads and --jobs are 1 or more")
+    try:
+        document = check(given, tools.find())
+        if given.json:
+            given.json.parent.mkdir(parents=True, exist_ok=True)
+            given.json.write_text(json.dumps(document, indent=2) + "\n")
+    except (ArmError, OSError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, MissingTools) else 1
+    except KeyboardInterrupt:
+        print("Error: interrupted", file=sys.stderr)
+        return 130
+    print("\n".join(show(document)))
+    for line in document["problems"]:
+        print(f"error: {line}", file=sys.stderr)
+    return 1 if document["problems"] else 0
+
+
+def check(given: argparse.Namespace, found: tools.Tools) -> dict[str, Any]:
+    """Build, run and judge every level; the whole result."""
+    work = given.work.resolve()
+    facts = tree.facts(ROOT)
+    tree.export(ROOT, work / "tree")
+    programs = []
+    for march in tools.levels(given.march):
+        say(f"building for {march}")
+        began = time.monotonic()
+        program = Program(found, work / "tree", work / march, march)
+        program.build(given.jobs)
+        programs.append((program, time.monotonic() - began))
+    with ThreadPoolExecutor(given.jobs) as pool:
+        runs = {
+            (program.march, op): pool.submit(run_op, program, op, params, given.threads)
+            for op, params in wanted(given.filter, given.all).items()
+            for program, _ in programs
+        }
+        done = {key: run.result() for key, run in runs.items()}
+    levels = []
+    for program, seconds in programs:
+        ops = [result for (march, _), result in done.items() if march == program.march]
+        ran = set[int]().union(*(result.pop("addresses") for result in ops))
+        level = {"march": program.march, "cpu": tools.processor(program.march), "vector": program.vector()}
+        level |= {"build_seconds": round(seconds, 1), "ops": ops, "kernels": program.kernels().count(ran)}
+        levels.append(level)
+    problems = [line for level in levels for line in judge(level, filtered=bool(given.filter))]
+    return facts | {"threads": given.threads, "levels": levels, "problems": problems}
+
+
+def wanted(regex: str | None, everything: bool) -> dict[str, str | None]:
+    """{op: what the parameters of its cases must match}, the long one first."""
+    return {running.BLOCKS: regex, running.PLAIN: regex or (None if everything else running.SELECTION)}
+
+
+def run_op(program: Program, op: str, params: str | None, threads: int) -> dict[str, Any]:
+    result = running.run_op(program, op, params, threads)
+    say(f"{program.march} {op}: {counted(result)}")
+    return result
+
+
+def judge(level: Mapping[str, Any], filtered: bool) -> list[str]:
+    """What is not as it must be in the result of one -march. filtered: a filter may leave a kernel out."""
+    march, wrong = level["march"], []
+    if level["vector"] != "neon":
+        wrong.append(f"{march}: the kernels were compiled over {level['vector'] or 'no vector'}, not neon")
+    for run in level["ops"]:
+        name = f"{march} {run['op']}"
+        wrong += [f"{name}: {line}" for line in run["failures"]]
+        if run["passed"] != run["total"] or run["exit_code"]:
+            wrong.append(f"{name}: {run['passed']} of {run['total']} passed, exit code {run['exit_code']}")
+        if run["total"] == 0 and not filtered:
+            wrong.append(f"{name}: nothing was run")
+        if run["ours"] is None:
+            wrong.append(f"{name}: ended before it told how many ops our kernels computed")
+        elif run["ours"] != run["ops"] or (run["total"] and not run["ours"]):
+            wrong.append(f"{name}: our kernels computed {run['ours']} of {run['ops']} ops")
+    if not sum(run["total"] for run in level["ops"]) and filtered:
+        wrong.append(f"{march}: no case matches the filter")
+    multiplied = sum(row["notable"].get("fmla", (0, 0))[1] for row in level["kernels"].values())
+    if not multiplied:
+        wrong.append(f"{march}: no vector multiply-add (fmla) of our kernels was run")
+    elif not filtered:
+        each = (
+            (source, name, ran) for source, row in level["kernels"].items() for name, (_, ran) in row["notable"].items()
+        )
+        wrong += [f"{march}: no {name} of {source} was run" for source, name, ran in each if not ran]
+    return wrong
+
+
+def show(document: Mapping[str, Any]) -> list[str]:
+    """The report."""
+    edits = " with edits of patches/ that are not in it" if document["uncommitted"] else ""
+    lines = [f"commit {document['commit'] or 'unknown'}{edits}, {document['threads']} threads an op"]
+    for level in document["levels"]:
+        lines += [
+            "",
+            f"{level['march']} on qemu's {level['cpu']}: vector {level['vector']}, "
+            f"built in {level['build_seconds']:.0f} s",
+        ]
+        lines += [f"  {run['op']}: {counted(run)}" for run in level["ops"]]
+        for source, row in level["kernels"].items():
+            notable = ", ".join(f"{name} {ran} of {there}" for name, (there, ran) in sorted(row["notable"].items()))
+            lines.append(
+                f"  {source}: {row['ran']} of {row['instructions']} instructions were run"
+                + (f"; {notable}" if notable else "")
+            )
+    return lines
+
+
+def counted(run: Mapping[str, Any]) -> str:
+    failed = run["total"] - run["passed"]
+    ours = "ops not counted" if run["ours"] is None else f"ours {run['ours']} of {run['ops']} ops"
+    return (
+        f"{run['passed']} OK, {failed} failed, {run['unsupported']} not supported; {ours} on "
+        f"{run['threads'] or 0} threads; {run['seconds'] / 60:.1f} min"
+    )
+
+
+def say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,276 @@
+"""What the demo model learns from: documents with facts in prose, then questions about them and the right answers.
+
+    tokens, weights, tags = Data(tokenizer, text, seed=1).batch(2048, 4, Mix(copy=0.03, hops=0.03, again=0.12))
+
+The texts of facts, questions and answers are those of `swaa_edge.evaluate.facts`, which `eval` asks too, and so are
+the tasks: needle, multi (several needles), chain and kv. What a seed makes here and there has nothing in common.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+import random
+from collections.abc import Callable, Sequence
+
+import torch
+
+from demo.tokenizer import ASSISTANT, BOS, END, USER
+from swaa_edge.evaluate import facts
+from swaa_edge.evaluate.haystack import Haystack
+
+#: What a token's prediction belongs to, for the log; first a value told again in a document, and one that follows.
+ASKED = [f"{task}/{style}" for task in ("needle", "multi", "chain", "kv") for style in facts.STYLES]
+TAGS = ["recital", "derived", *ASKED]
+#: Of the loss, for each token of prose; an answer's token has 1.
+PROSE_WEIGHT = 0.05
+
+Ask = tuple[str, Callable[[facts.Style], facts.Question]]
+Piece = tuple[float, Sequence[int]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Mix:
+    """How likely a sequence is mere copying, or facts without prose in which one leads to another; and how likely
+    another document tells its facts again, which gives an answer to learn from every few tokens."""
+
+    copy: float
+    hops: float
+    again: float
+
+
+class Row:
+    """Tokens of one training sequence, each with the weight of its loss and its tag."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.weights: list[float] = []
+        self.tags: list[int] = []
+
+    def add(self, tokens: Sequence[int], weight: float | Sequence[float] = 0.0, tag: int | Sequence[int] = 0) -> None:
+        self.tokens += tokens
+        self.weights += [weight] * len(tokens) if isinstance(weight, float) else weight
+        self.tags += [tag] * len(tokens) if isinstance(tag, int) else tag
+
+    def extend(self, other: Row) -> None:
+        self.tokens += other.tokens
+        self.weights += other.weights
+        self.tags += other.tags
+
+
+class Data:
+    """Training sequences from a seed; `rng` is all the state there is."""
+
+    def __init__(self, tokenizer, text: str, seed: int) -> None:
+        self.rng = random.Random(seed)
+        self.encode = functools.cache(lambda text: tuple(tokenizer.encode(text, add_special_tokens=False)))
+        self.hay = Haystack(text, lambda part: list(self.encode(part)))
+        self.special = {name: tokenizer.convert_tokens_to_ids(name) for name in (BOS, USER, ASSISTANT, END)}
+        self.numbers = {self.encode(f" {number}")[0] for number in range(10, 100)}
+        self.names = {self.encode(f" {word}")[0] for word in facts.WORDS}
+        #: For a number that codes lead to, by name and number: the facts that it follows from.
+        self._derived: dict[tuple[int, int], set[tuple[int, int]]] = {}
+        # What stands before a value: in a fact, and in the JSON object.
+        self._before = {self.encode(" is")[0], self.encode('{"fox": 4')[2]}
+
+    def batch(self, length: int, count: int, mix: Mix) -> tuple[torch.Tensor, ...]:
+        """`count` sequences of `length` tokens: tokens, weights and tags, [count, length] each."""
+        rows = [self.sequence(length, mix) for _ in range(count)]
+        return tuple(torch.tensor([getattr(row, name) for row in rows]) for name in ("tokens", "weights", "tags"))
+
+    def sequence(self, length: int, mix: Mix) -> Row:
+        """One sequence; of the documents that tell their facts again, most have no questions."""
+        rng = self.rng
+        drawn = rng.random()
+        if drawn < mix.copy:
+            return self._copying(length)
+        if drawn < mix.copy + mix.hops:
+            return self._hops(length)
+        again = rng.random() < mix.again
+        kind = rng.choices(("codes", "json", "prose"), (0.62, 0.33, 0.05))[0]
+        recite = again and rng.random() < 0.6
+        share = 0.9 if recite else 0.5
+        self._derived = {}
+        write = {"codes": self._codes, "json": self._json, "prose": lambda *_: ([], [])}[kind]
+        pieces, asks = write(length, again, share)
+        rounds = self._rounds([] if recite else asks, length // 4 if again else length // 2)
+        room = length - 2 - len(rounds.tokens)
+        free = room - sum(len(tokens) for _, tokens in pieces)
+        document = self.hay.bury(rng, room, [(depth * free, tokens) for depth, tokens in pieces])
+        row = Row()
+        row.add([self.special[BOS], self.special[USER]])
+        row.add(document, *self._document_weights(document, kind))
+        row.extend(rounds)
+        return row
+
+    def _rounds(self, asks: Sequence[Ask], limit: int) -> Row:
+        """Questions and answers after a document, at least one and up to `limit` tokens."""
+        rng, rounds = self.rng, Row()
+        asked: set[str] = set()
+        while asks:
+            task, make = asks[rng.randrange(len(asks))]
+            # What must be answered at once is harder to learn.
+            style = rng.choices(facts.STYLES, (3, 1))[0]
+            question = make(style)
+            turn = Row()
+            # The first question stands in the document's own turn.
+            start = [] if not asked else [self.special[USER]]
+            text = question.text if asked else f"\n\n{question.text}"
+            turn.add([*start, *self.encode(text), self.special[END], self.special[ASSISTANT]])
+            turn.add([*self.encode(question.reply), self.special[END]], 1.0, TAGS.index(f"{task}/{style}"))
+            if asked and len(rounds.tokens) + len(turn.tokens) > limit:
+                break
+            asked.add(question.text)
+            rounds.extend(turn)
+            if len(rounds.tokens) > 700 or rng.random() < 0.25 / len(asked):
+                break
+        return rounds
+
+    def _copying(self, length: int) -> Row:
+        """Names and numbers over and over: in the same order, or in pairs whose order changes."""
+        rng, row = self.rng, Row()
+        row.add([self.special[BOS], self.special[USER]])
+        names, numbers = sorted(self.names), sorted(self.numbers)
+        chosen = rng.sample(names, min(len(names), rng.randint(3, length // 5)))
+        pairs = [(name, rng.choice(numbers)) for name in chosen]
+        mixed = rng.random() < 0.5
+        known = 0.0
+        while len(row.tokens) < length:
+            if mixed:
+                rng.shuffle(pairs)
+            for name, number in pairs:
+                row.add([name], 0.0 if mixed else known)
+                row.add([number], known)
+            known = 1.0
+        row.tokens, row.weights, row.tags = row.tokens[:length], row.weights[:length], row.tags[:length]
+        return row
+
+    def _hops(self, length: int) -> Row:
+        """Codes in four tokens each, half of them names of others; then the number behind each, or the code again."""
+        rng, row = self.rng, Row()
+        one = lambda text: self.encode(text)[0]  # noqa: E731
+        code, number, is_ = one(" code"), one(" number"), one(" is")
+        row.add([self.special[BOS], self.special[USER]])
+        names = rng.sample(sorted(self.names), min(len(self.names), max(2, length // 8)))
+        half = len(names) // 2
+        codes = dict(zip(names[:half], names[half:], strict=False))
+        codes |= {name: rng.choice(sorted(self.numbers)) for name in names[half:]}
+        for name in rng.sample(names, len(names)):
+            row.add([code, name, is_, codes[name]])
+        for name in rng.sample(names, len(names)):
+            found, again = codes[name], rng.random() < 0.25
+            derived = not again and found in codes
+            row.add([code if again else number, name, is_])
+            row.add([codes[found] if derived else found], 1.0, TAGS.index("derived" if derived else "recital"))
+        row.add([self.special[END]] * max(0, length - len(row.tokens)))
+        row.tokens, row.weights, row.tags = row.tokens[:length], row.weights[:length], row.tags[:length]
+        return row
+
+    def _document_weights(self, document: Sequence[int], kind: str) -> tuple[list[float], list[int]]:
+        """Weights and tags. A value counts where it is told again, or follows from others; else it can't be known."""
+        weights, tags = [PROSE_WEIGHT] * len(document), [0] * len(document)
+        seen: set[tuple[int, int]] = set()
+        for place in range(2, len(document)):
+            name, before, token = document[place - 2 : place + 1]
+            if token not in self.numbers and token not in self.names:
+                continue
+            if before in self._before:
+                pair = (name, token)
+                follows = pair in self._derived and self._derived[pair] <= seen
+                weights[place] = 1.0 if pair in seen or follows else 0.0
+                tags[place] = TAGS.index("derived") if pair not in seen and follows else 0
+                seen.add(pair)
+            elif kind != "prose":
+                weights[place] = 0.0
+        return weights, tags
+
+    def _amount(self, most: int) -> int:
+        """From 1 to `most`, small numbers as likely as large ones are together."""
+        return max(1, round(math.exp(self.rng.uniform(0, math.log(max(most, 1) + 0.5)))))
+
+    def _place(self, pieces: Sequence[Sequence[int]]) -> list[Piece]:
+        """Pieces at depths: spread over the document, or together in a part of it."""
+        low = self.rng.random() * 0.9 if self.rng.random() < 0.3 else 0.0
+        high = 1.0 if low == 0 else min(1.0, low + self.rng.uniform(0.02, 0.5))
+        return [(self.rng.uniform(low, high), piece) for piece in pieces]
+
+    def _codes(self, length: int, again: bool, share: float) -> tuple[list[Piece], list[Ask]]:
+        """Facts of seven tokens, some of them chains, and questions about them."""
+        rng = self.rng
+        times = rng.choice((2, 3)) if again else 1
+        derive = again and rng.random() < 0.6
+        most = max(2, min(120, length // 20))
+        each = 18 if derive else 7 * times
+        count = max(2, int(length * share / each)) if again else self._amount(most)
+        names = rng.sample(facts.WORDS, min(count, 200))
+        codes = {name: str(rng.randrange(10, 100)) for name in names}
+        chains = self._chains(codes, derive) if count >= 2 and (derive or rng.random() < 0.75) else []
+        plain = [name for name in names if codes[name].isdigit()]
+        pieces = [list(self.encode(facts.code_fact(*item))) for item in codes.items()]
+        if derive:
+            placed = self._with_numbers(codes, pieces)
+        else:
+            pieces *= times
+            rng.shuffle(pieces)
+            placed = self._place(pieces)
+
+        def codes_of(count: int) -> Callable[[facts.Style], facts.Question]:
+            return lambda style: facts.ask_codes({name: codes[name] for name in rng.sample(plain, count)}, style)
+
+        asks: list[Ask] = [("needle", codes_of(1))] * 2
+        asks += [("multi", codes_of(2))] * 2 if len(plain) > 1 else []
+        asks += [("multi", codes_of(3))] if len(plain) > 2 else []
+        asks += [("chain", lambda style: facts.ask_chain(rng.choice(chains), style))] * 4 if chains else []
+        return placed, asks
+
+    def _with_numbers(self, codes: dict[str, str], pieces: Sequence[Sequence[int]]) -> list[Piece]:
+        """The facts in a document's first half, and in its second the number behind each code.
+
+        A value that two facts give together is to be known at once, and is told every few tokens.
+        """
+        rng, one = self.rng, lambda text: self.encode(f" {text}")[0]
+        placed: list[Piece] = [(rng.uniform(0, 0.5), piece) for piece in pieces]
+        for name in codes:
+            links = [name]
+            while links[-1] in codes:
+                links.append(codes[links[-1]])
+            needed = {(one(a), one(b)) for a, b in itertools.pairwise(links)}
+            self._derived[one(name), one(links[-1])] = needed
+            placed.append((rng.uniform(0.5, 1), list(self.encode(facts.number_fact(name, links[-1])))))
+        return placed
+
+    def _chains(self, codes: dict[str, str], many: bool) -> list[list[str]]:
+        """Make some codes the names of others; the chains, from their first name to their number."""
+        rng, spare, chains = self.rng, list(codes), []
+        rng.shuffle(spare)
+        quarter = max(1, len(codes) // 4)
+        for _ in range(rng.randint(quarter, 2 * quarter) if many else rng.randint(1, quarter)):
+            links = spare[: rng.choice((2, 2, 2, 3))]
+            del spare[: len(links)]
+            if len(links) < 2:
+                break
+            for name, target in itertools.pairwise(links):
+                codes[name] = target
+            chains.append([*links, codes[links[-1]]])
+        return chains
+
+    def _json(self, length: int, again: bool, share: float) -> tuple[list[Piece], list[Ask]]:
+        """A JSON object of five tokens a pair, told twice in another order if `again`."""
+        rng = self.rng
+        count = max(2, min(256, int(length * share / 11) if again else self._amount(length // 14)))
+        keys = rng.sample(facts.WORDS, count)
+        pairs = {key: str(rng.randrange(10, 100)) for key in keys}
+
+        def told() -> list[int]:
+            order = list(pairs)
+            rng.shuffle(order)
+            parts = facts.json_pairs({key: pairs[key] for key in order})
+            return [token for part in parts for token in self.encode(part)]
+
+        def ask(style: facts.Style) -> facts.Question:
+            key = rng.choice(keys)
+            return facts.ask_value(key, pairs[key], style)
+
+        return [(rng.random(), told()) for _ in range(2 if again else 1)], [("kv", ask)]

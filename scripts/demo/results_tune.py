@@ -1,0 +1,145 @@
+"""The LoRA column of docs/results.md: the demo model's own answers as data, and an adapter for a recipe.
+
+    tuning = Tuning(folder, documents, threads); path = tuning.model("fast", SwaaConfig(128, 8, "none", True))
+
+Every step is what a user would do: `distill` asks the model under full attention, `finetune` trains, `convert --lora`
+merges and quantizes. What is in the folder already is not made again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from demo.tokenizer import PRE_TOKENIZER, tokenizer_of
+from swaa_edge import SwaaConfig, SwaaLlama
+from swaa_edge.demo import ANSWER, CONTEXT, MODEL
+from swaa_edge.engine.tokenizer import open_vocabulary
+from swaa_edge.evaluate.datafile import read_samples
+from swaa_edge.evaluate.facts import STYLES
+from swaa_edge.evaluate.prompts import Prompts
+from swaa_edge.evaluate.samples import Sample
+from swaa_edge.evaluate.scoring import in_order
+from swaa_edge.finetune.answerers import LlamaAnswerer
+from swaa_edge.finetune.distill import distill, write_lines
+from swaa_edge.finetune.settings import Settings
+from swaa_edge.support.journal import Journal, digest
+
+#: The answer is a reply in a sentence, whatever the question wants: under FA decode only a reply that is on its way
+#: sees the whole prompt. The model knows such replies; that it may always give one is what it has to learn.
+SPOKEN = "spoken"
+SETTINGS = Settings(batch=4, accumulate=2, rate=1e-3, steps=40, holdout=0.04, every=20, patience=0, half=True)
+QUANTIZED = "Q8_0"
+
+
+class Tuning:
+    """samples: of the retrieval tasks, in both styles; each document's spoken question is asked, and its reply, if
+    right, is learned as the answer to both. Documents are those of no other seed."""
+
+    def __init__(self, folder: Path, samples: Sequence[Sample], threads: int) -> None:
+        self._folder, self._threads = folder, threads
+        folder.mkdir(parents=True, exist_ok=True)
+        self.base = self._base()
+        self.data, self.counts = self._data(samples)
+        #: By configuration, how its training went.
+        self.outcomes: dict[str, dict[str, Any]] = {}
+
+    def model(self, name: str, swaa: SwaaConfig) -> Path:
+        """The GGUF file of the demo model, fine-tuned under `swaa`."""
+        from swaa_edge.convert import hf
+        from swaa_edge.finetune.train import Run
+
+        key = {"swaa": swaa.to_dict(), "data": self.data.name, "settings": dataclasses.asdict(SETTINGS)}
+        folder = self._folder / f"adapter-{digest(key)}"
+        target, told = folder.with_suffix(".gguf"), folder.with_suffix(".json")
+        if not (target.is_file() and told.is_file()):
+            run = Run(self.base, self.data, folder, swaa, SETTINGS, force=True)
+            outcome = run.train(on_step=lambda at: _show(f"{name}: step {at.step} of {at.total}, loss {at.loss}"))
+            print(file=sys.stderr)
+            target.unlink(missing_ok=True)
+            hf.convert(self.base, target, outtype="f16", quantize=QUANTIZED, lora=folder, pre=PRE_TOKENIZER)
+            told.write_text(json.dumps(outcome.to_dict(), indent=1) + "\n", encoding="utf-8")
+        self.outcomes[name] = json.loads(told.read_text(encoding="utf-8"))
+        return target
+
+    def _base(self) -> Path:
+        """The shipped file as a Hugging Face checkpoint, so that nothing but it is needed."""
+        from transformers import Qwen3Config, Qwen3ForCausalLM
+
+        folder = self._folder / MODEL.stem
+        if not (folder / "model.safetensors").is_file():
+            tokenizer = tokenizer_of(MODEL)
+            recipe = json.loads((MODEL.parent / "train-recipe.json").read_text(encoding="utf-8"))
+            special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+            shape = {"vocab_size": len(tokenizer), **special, **recipe["model"]}
+            # transformers reads no head size from a GGUF file, and does not save what it read from one.
+            read = Qwen3ForCausalLM.from_pretrained(MODEL.parent, gguf_file=MODEL.name, config=Qwen3Config(**shape))
+            model = Qwen3ForCausalLM(Qwen3Config(**shape))
+            model.load_state_dict(read.state_dict())
+            tokenizer.save_pretrained(folder)
+            model.save_pretrained(folder)
+        return folder
+
+    def _data(self, samples: Sequence[Sample]) -> tuple[Path, dict[str, Any]]:
+        questions, asked = self._questions(samples)
+        key = {"questions": digest({"lines": questions}), "max_tokens": ANSWER}
+        file, told = (self._folder / f"data-{digest(key)}{end}" for end in (".jsonl", ".json"))
+        if not (file.is_file() and told.is_file()):
+            source = self._folder / "questions.jsonl"
+            source.write_text(write_lines(questions), encoding="utf-8")
+            with Prompts(MODEL) as prompts:
+                records = read_samples(source, prompts)
+            with Journal(self._folder / f"distill-{digest(key)}.jsonl", key) as journal:
+                found = distill(
+                    self._answerer,
+                    records,
+                    in_order,
+                    n_ctx=CONTEXT,
+                    samples=1,
+                    scored_by="in-order",
+                    journal=journal,
+                    on_progress=lambda at: _show(f"distill: {at.done} of {at.total}, {at.kept} kept"),
+                )
+            print(file=sys.stderr)
+            if found.stopped:
+                sys.exit("stopped early; the same command goes on from here")
+            lines = [line | {"question": question} for line in found.lines for question in asked[line["id"]]]
+            file.write_text(write_lines(lines), encoding="utf-8")
+            told.write_text(json.dumps(found.to_dict() | {"lines": len(lines)}) + "\n", encoding="utf-8")
+        return file, json.loads(told.read_text(encoding="utf-8"))
+
+    def _questions(self, samples: Sequence[Sample]) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
+        """A record per document, with its spoken question; and by the record's id the questions of both styles."""
+        records: list[dict[str, Any]] = []
+        asked: dict[str, list[str]] = {}
+        with Prompts(MODEL) as prompts, open_vocabulary(MODEL) as vocabulary:
+            for sample in samples:
+                name = sample.id.rpartition("/")[0]
+                asked.setdefault(name, []).append(sample.question)
+                if sample.style == SPOKEN:
+                    head, tail = prompts.around(sample.question)
+                    document = vocabulary.detokenize(list(sample.prompt[head : len(sample.prompt) - tail])).decode()
+                    answers = list(sample.answers)
+                    records.append({"id": name, "prompt": document, "question": sample.question, "answer": answers})
+        assert all(len(questions) == len(STYLES) for questions in asked.values())
+        return records, asked
+
+    def _answerer(self, n_ctx: int) -> LlamaAnswerer:
+        llm = SwaaLlama(
+            str(MODEL),
+            swaa=False,
+            n_ctx=n_ctx,
+            n_threads=self._threads,
+            n_threads_batch=self._threads,
+            n_gpu_layers=0,
+            verbose=False,
+        )
+        return LlamaAnswerer(llm, max_tokens=ANSWER, sampling={"temperature": 0.0})
+
+
+def _show(text: str) -> None:
+    print(f"\r{text}   ", end="", file=sys.stderr, flush=True)

@@ -1,0 +1,107 @@
+"""Proves the series sound.
+
+Made for CI: it reads the sdist itself, so a tree edited by hand can't hide anything.
+
+    print(check(Workspace(Path("."))))      # PatchError: one line for each thing found
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatch
+from pathlib import PurePosixPath
+
+from patches_lib.patchfile import Patch, PatchError, export, parse
+from patches_lib.upstream import get_sdist, read_tree
+from patches_lib.workspace import Workspace, read, stack, walk
+
+COMPILED = (".c", ".cc", ".cpp", ".cu", ".m", ".mm", ".metal", ".comp")
+KNOWN = {"README.md", "UPSTREAM", "series", "src"}
+
+
+def check(ws: Workspace) -> str:
+    """Every patch fits exactly and re-exports byte-identically; series, folder and src/ hold what they should."""
+    names = ws.names()
+    if not names:
+        raise PatchError("patches/series is empty or missing: nothing was checked")
+    files = {path: data for path, (data, _) in read_tree(get_sdist(ws.pin, ws.cache), ws.pin).items()}
+    strangers = {path.name for path in ws.patches.iterdir()} - KNOWN - set(names)
+    found = [f"patches/{name} is not in patches/series" for name in sorted(strangers)]
+    patches = _parse_all(ws, names, found)
+    ours = ws.ours()
+    if not ours:
+        found.append("patches/src/ holds no file: nothing of ours was checked")
+    found += [f"patches/src/{path} would overwrite an upstream file" for path in ours if path in files]
+    there = walk(ws.pristine)
+    if there and (edited := [p for p in sorted(files.keys() | there) if read(ws.pristine / p) != files.get(p)]):
+        found.append(f"{ws.pristine / edited[0]} differs from the sdist; delete {ws.pristine} and run 'fetch'")
+    if len(patches) == len(names):
+        try:
+            versions = stack(patches, files.get)
+            found += _differing(ws, patches, versions)
+            tree = files | {path: states[-1] for path, states in versions.items()}
+            found += [
+                f"patches/src/{path} is not compiled: no CMakeLists.txt above it names it"
+                for path in ours
+                if path.endswith(COMPILED) and not _is_built(path, tree, ours)
+            ]
+        except PatchError as error:
+            found.append(str(error))
+    found += [
+        f"patches/src/{path} must open with a comment that says what it is"
+        for path, data in ours.items()
+        if not _says_what_it_is(path, data)
+    ]
+    if found:
+        raise PatchError("\n".join(found))
+    touched = {path for patch in patches for path in patch.files}
+    hunks = sum(len(hunks) for patch in patches for hunks in patch.files.values())
+    return (
+        f"{ws.pin.name} {ws.pin.version}: {len(patches)} patches ({hunks} hunks in {len(touched)} upstream files) "
+        f"fit exactly and re-export identically; {len(ours)} files of ours"
+    )
+
+
+def _parse_all(ws: Workspace, names: Sequence[str], found: list[str]) -> list[Patch]:
+    patches = []
+    for name in names:
+        if (data := read(ws.patches / name)) is None:
+            found.append(f"patches/series names {name}, which is not in patches/")
+            continue
+        try:
+            patches.append(parse(name, data))
+        except PatchError as error:
+            found.append(str(error))
+    return patches
+
+
+def _differing(ws: Workspace, patches: Sequence[Patch], versions: Mapping[str, Sequence[bytes]]) -> list[str]:
+    found = []
+    for index, patch in enumerate(patches):
+        again = export(patch.header, {path: (states[index], states[index + 1]) for path, states in versions.items()})
+        if again != read(ws.patches / patch.name):
+            found.append(f"{patch.name} re-exports differently; run 'refresh' and commit what it writes")
+    return found
+
+
+def _says_what_it_is(path: str, data: bytes) -> bool:
+    text = data.decode("utf-8", "replace").lstrip()
+    pattern = r"((?:#.*\n?)+)" if path.endswith((".py", ".cmake", ".txt")) else r"((?://.*\n?)+|/\*[\s\S]*?\*/)"
+    comment = re.match(pattern, text)
+    return bool(comment) and len(re.findall(r"[A-Za-z]{2,}", comment.group())) >= 4
+
+
+def _is_built(path: str, tree: Mapping[str, bytes], ours: Mapping[str, bytes]) -> bool:
+    """A CMakeLists.txt above the file names it, alone or by a glob; or another file of ours includes it."""
+    name = re.escape(PurePosixPath(path).name)
+    for folder in PurePosixPath(path).parents:
+        lists = tree.get((folder / "CMakeLists.txt").as_posix(), b"").decode("utf-8", "replace")
+        lists = re.sub(r"#.*", "", lists)
+        inside = PurePosixPath(path).relative_to(folder).as_posix()
+        if re.search(rf"(?<![\w.-]){name}(?![\w.-])", lists):
+            return True
+        globs = [glob for glob in re.findall(r"[\w./-]*\*[\w./*-]*", lists) if glob.count("/") == inside.count("/")]
+        if any(fnmatch(inside, glob) for glob in globs):
+            return True
+    return any(re.search(rf'#include "[^"]*{name}"', data.decode("utf-8", "replace")) for data in ours.values())

@@ -1,0 +1,235 @@
+"""The patched tree and the series, kept in step: fetch and apply.
+
+For each file there are three contents: what patches/ asks for, what was last put into the tree (its hash is in a stamp
+beside the tree), and what the tree holds. Comparing them tells a local edit from a change under patches/, so neither
+is ever lost. Nothing is wiped: a file is written only when its content changes, so ninja rebuilds only that.
+
+    print(apply(Workspace(Path("."))))
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from patches_lib.patchfile import NAME, Patch, PatchError, apply_hunks, export, parse
+from patches_lib.upstream import SKIP, get_sdist, read_pin, read_tree, unpack
+
+# A new file in the tree is ours if it looks like source; the rest are leftovers of builds and editors.
+SOURCE = (".c", ".cc", ".cpp", ".h", ".hpp", ".cu", ".cuh", ".m", ".mm", ".metal", ".comp", ".cmake", ".txt", ".py")
+
+
+class Workspace:
+    """The folders of one checkout, and what was last put into its patched tree."""
+
+    def __init__(self, root: Path, cache: Path | None = None):
+        self.patches = root / "patches"
+        self.src = self.patches / "src"
+        self.vendor = root / "vendor"
+        self.cache = cache or self.vendor
+        self.pristine = self.vendor / "llama.cpp"
+        self.pristine_stamp = self.vendor / "llama.cpp.stamp"
+        self.tree = self.vendor / "llama.cpp-patched"
+        self.tree_stamp = self.vendor / "llama.cpp-patched.stamp"
+        self.pin = read_pin(self.patches / "UPSTREAM")
+
+    def upstream(self, path: str) -> bytes | None:
+        return read(self.pristine / path)
+
+    def names(self) -> list[str]:
+        """Patch names in order; none if there is no series yet."""
+        lines = (read(self.patches / "series") or b"").decode().splitlines()
+        names = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+        for name in names:
+            if not NAME.fullmatch(name) or names.count(name) > 1:
+                raise PatchError(f"patches/series: '{name}' must be there once and look like 0001-what-it-is.patch")
+        return names
+
+    def series(self) -> list[Patch]:
+        patches = []
+        for name in self.names():
+            if (data := read(self.patches / name)) is None:
+                raise PatchError(f"patches/series names {name}, which is not in patches/")
+            patches.append(parse(name, data))
+        return patches
+
+    def ours(self) -> dict[str, bytes]:
+        """{path in the tree: content} of our whole files."""
+        return {name: path.read_bytes() for name, path in walk(self.src).items()}
+
+    def applied(self) -> dict[str, str]:
+        """{path: sha256} of the files that were last put into the tree."""
+        stamp = self._stamp()
+        if stamp["pin"] != self.pin.sha256:
+            raise PatchError(f"{self.tree} is of another upstream; save what you need, delete it")
+        return stamp["files"]
+
+    def _stamp(self) -> dict:
+        # Without a stamp (first run, or cut short) nothing was applied; files that already fit count as unedited.
+        data = read(self.tree_stamp)
+        try:
+            return json.loads(data) if data else {"pin": self.pin.sha256, "files": {}}
+        except ValueError:
+            raise PatchError(f"{self.tree_stamp}: not JSON; delete it") from None
+
+    def write_stamp(self, files: Mapping[str, str]) -> None:
+        stamp = {"pin": self.pin.sha256, "files": files}
+        write(self.tree_stamp, json.dumps(stamp, indent=1, sort_keys=True).encode())
+
+    def edited(self, applied: Mapping[str, str]) -> set[str]:
+        """Paths whose content in the tree is not what was last put there: edits, new files, deletions."""
+        pristine, tree = walk(self.pristine), walk(self.tree)
+        changed = set()
+        for name in pristine.keys() | applied.keys():
+            have = read(self.tree / name)
+            if digest(have) != applied[name] if name in applied else have != self.upstream(name):
+                changed.add(name)
+        return changed | {n for n in tree if n not in pristine and n not in applied and n.endswith(SOURCE)}
+
+    def drop_tree_of_other_upstream(self) -> None:
+        """Removes a patched tree made from another pin, unless someone has edited it."""
+        stamp = self._stamp()
+        if not self.tree.is_dir() or stamp["pin"] == self.pin.sha256:
+            return
+        if edits := self.edited(stamp["files"]):
+            raise PatchError(f"{self.tree} is of another upstream and holds {some(edits)}; save, then delete it")
+        shutil.rmtree(self.tree)
+        self.tree_stamp.unlink()
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """One command at a time: two builds may start together."""
+        self.vendor.mkdir(parents=True, exist_ok=True)
+        with open(self.vendor / ".lock", "a") as file:
+            with contextlib.suppress(ImportError):  # Windows has no fcntl, and no lock here
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def stack(patches: Sequence[Patch], base: Callable[[str], bytes | None]) -> dict[str, list[bytes]]:
+    """{path: its contents before the first patch, after it, after the second ...}, applied strictly."""
+    versions: dict[str, list[bytes]] = {}
+    for index, patch in enumerate(patches):
+        for path, hunks in patch.files.items():
+            if path not in versions:
+                if (data := base(path)) is None:
+                    raise PatchError(f"{patch.name}: {path} is no upstream file; ours go to patches/src/")
+                versions[path] = [data]
+            states = versions[path]
+            states += states[-1:] * (index + 1 - len(states))
+            states.append(apply_hunks(states[-1], hunks, f"{patch.name}: {path}"))
+    for states in versions.values():
+        states += states[-1:] * (len(patches) + 1 - len(states))
+    return versions
+
+
+def export_all(patches: Sequence[Patch], versions: Mapping[str, Sequence[bytes]]) -> dict[str, bytes]:
+    """{name: file content} of every patch, from the contents between them; proves that applying gives them back."""
+    exported = {}
+    for index, patch in enumerate(patches):
+        files = {path: (states[index], states[index + 1]) for path, states in versions.items()}
+        exported[patch.name] = export(patch.header, files)
+        if exported[patch.name] == patch.header:
+            raise PatchError(f"{patch.name} would be empty; take it out with 'refresh --drop {patch.name}'")
+    again = stack([parse(name, data) for name, data in exported.items()], lambda path: versions[path][0])
+    for path, states in versions.items():
+        if again.get(path, states[:1])[-1] != states[-1]:
+            raise PatchError(f"the exported series does not give {path} back; nothing was written")
+    return exported
+
+
+def wanted(ws: Workspace) -> dict[str, bytes]:
+    """{path: content} of every file in which the patched tree differs from the pristine one."""
+    ours = ws.ours()
+    for path in ours:
+        if (ws.pristine / path).exists():
+            raise PatchError(f"patches/src/{path} would overwrite an upstream file; rename it, or make it a patch")
+    return ours | {path: states[-1] for path, states in stack(ws.series(), ws.upstream).items()}
+
+
+def fetch(ws: Workspace) -> str:
+    """Unpacks the pinned upstream into vendor/llama.cpp, unless it is there."""
+    stamp = f"{ws.pin.sha256} {digest(repr(SKIP).encode())[:12]}\n".encode()
+    if ws.pristine.is_dir() and read(ws.pristine_stamp) == stamp:
+        return f"{ws.pristine}: {ws.pin.name} {ws.pin.version} is there"
+    files = read_tree(get_sdist(ws.pin, ws.cache), ws.pin)
+    ws.drop_tree_of_other_upstream()
+    ws.pristine_stamp.unlink(missing_ok=True)
+    unpack(files, ws.pristine)
+    write(ws.pristine_stamp, stamp)
+    return f"{ws.pristine}: unpacked {len(files)} files of {ws.pin.name} {ws.pin.version}"
+
+
+def apply(ws: Workspace, discard: bool = False, keep: bool = False) -> str:
+    """Makes the patched tree what patches/ asks for. Local edits: an error, or lost, or left alone."""
+    fetch(ws)
+    want = wanted(ws)
+    if not ws.tree.is_dir():
+        ws.tree_stamp.unlink(missing_ok=True)
+        # New mtimes, not the pristine ones: objects of an earlier tree may be newer than those.
+        unpack({name: (path.read_bytes(), executable(path)) for name, path in walk(ws.pristine).items()}, ws.tree)
+    applied = ws.applied()
+    target = {path: want[path] if path in want else ws.upstream(path) for path in ws.edited(applied)}
+    lost = {path for path, data in target.items() if read(ws.tree / path) != data}
+    if lost and not (discard or keep):
+        raise PatchError(f"{ws.tree} holds {some(lost)}, not in patches/; run 'refresh', or 'apply --discard'")
+    kept = set() if discard else lost
+    written = 0
+    for path in sorted((want.keys() | applied.keys() | lost) - kept):
+        data = want[path] if path in want else ws.upstream(path)
+        if data is not None:
+            written += write(ws.tree / path, data, executable(ws.pristine / path))
+        elif (ws.tree / path).exists():
+            (ws.tree / path).unlink()
+            written += 1
+    stamp = {path: digest(want[path]) for path in want.keys() - kept}
+    ws.write_stamp(stamp | {path: applied[path] for path in kept & applied.keys()})
+    note = f"; left {some(kept)} alone" if kept else ""
+    return f"{ws.tree}: {len(ws.names())} patches, {len(ws.ours())} files of ours, {written} files written{note}"
+
+
+def walk(folder: Path) -> dict[str, Path]:
+    """{relative path: path} of files, without the folders and scratch files that tools leave behind."""
+    found = []
+    for here, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if name not in ("__pycache__", ".git", ".cache") and name[:5] != "build"]
+        found += [Path(here, name) for name in files if not name.startswith(".patches-")]
+    return {path.relative_to(folder).as_posix(): path for path in found}
+
+
+def read(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
+
+
+def digest(data: bytes | None) -> str:
+    return "" if data is None else hashlib.sha256(data).hexdigest()
+
+
+def executable(path: Path) -> bool:
+    return path.is_file() and os.access(path, os.X_OK)
+
+
+def write(path: Path, data: bytes, runs: bool = False) -> bool:
+    """Replaces a file at once; False, and the old mtime, if it holds this content already."""
+    if read(path) == data:
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=".patches-")
+    with os.fdopen(handle, "wb") as file:
+        file.write(data)
+    os.chmod(scratch, 0o755 if runs else 0o644)
+    os.replace(scratch, path)
+    return True
+
+
+def some(paths: set[str]) -> str:
+    first = ", ".join(sorted(paths)[:3]) + (", ..." if len(paths) > 3 else "")
+    return f"{len(paths)} local edit{'s' if len(paths) > 1 else ''} ({first})"

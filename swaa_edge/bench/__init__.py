@@ -1,0 +1,1 @@
+"""Compares full attention with SWAA configurations in one run: measuring processes, the report, the bound."""

@@ -1,0 +1,220 @@
+"""The program of the measuring processes that benchrun.py starts: one llama.cpp library, jobs in, times out.
+
+It uses llama.cpp's C interface alone, because that is what the patched and the unpatched library share.
+
+    main("build/baseline/lib")   # answers jobs from stdin, one JSON document a line
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import json
+import os
+import queue
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from swaa_edge.bench.client import Job, Timing
+
+_MIB = 1 << 20
+# enum ggml_backend_dev_type: GPU, IGPU
+_DEVICE_GPU = (1, 2)
+
+
+def main(library: str) -> None:
+    """Answer jobs from stdin on stdout, one JSON document a line, until stdin ends."""
+    # Ctrl-C reaches the whole group of processes; the parent decides when this one ends.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    answers = os.fdopen(os.dup(1), "w")
+    # Whatever C prints must not get between the answers.
+    os.dup2(2, 1)
+
+    def send(**message: Any) -> None:
+        print(json.dumps(message), file=answers, flush=True)
+
+    try:
+        engine = _Engine(Path(library))
+    except Exception as error:
+        send(error=f"the library in {library} does not load: {' '.join(str(error).split())}")
+        return
+    send(**engine.facts())
+    for line in _lines_while_wanted():
+        try:
+            timing = engine.measure(Job(**json.loads(line)), lambda done: send(progress=done))
+        except _Refused as error:
+            send(error=str(error))
+        else:
+            send(**dataclasses.asdict(timing))
+
+
+def _lines_while_wanted() -> Iterator[str]:
+    """The lines of stdin; its end, also in the middle of a job, ends this process: nobody waits for an answer."""
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def read() -> None:
+        for line in sys.stdin:
+            lines.put(line)
+        os._exit(0)
+
+    threading.Thread(target=read, daemon=True).start()
+    while True:
+        yield lines.get()
+
+
+class _Refused(Exception):
+    pass
+
+
+class _Engine:
+    """A llama.cpp library with at most one model in memory."""
+
+    def __init__(self, library: Path) -> None:
+        from swaa_edge.backends import load_backends
+
+        os.environ["LLAMA_CPP_LIB_PATH"] = os.fspath(library)
+        import llama_cpp.llama_cpp as api
+
+        self.api = api
+        self.swaa = hasattr(api._lib, "llama_swaa_set_phase")
+        if self.swaa:
+            from swaa_edge import native
+
+            native.load()
+        else:
+            load_backends(api._lib, library)
+        self._lines: list[str] = []
+        self._listener = api.llama_log_callback(self._listen)
+        api.llama_log_set(self._listener, None)
+        api.llama_backend_init()
+        self._model, self._loaded = None, None
+
+    def facts(self) -> dict[str, Any]:
+        lib = self.api._lib
+        lib.ggml_version.restype = lib.ggml_commit.restype = ctypes.c_char_p
+        facts = {"swaa": self.swaa, "version": lib.ggml_version().decode(), "commit": lib.ggml_commit().decode()}
+        return facts | {"gpus": self._gpus()}
+
+    def _gpus(self) -> list[str]:
+        """What each GPU calls itself, in the order in which llama.cpp numbers them."""
+        lib = self.api._lib
+        lib.ggml_backend_dev_count.restype, lib.ggml_backend_dev_get.restype = ctypes.c_size_t, ctypes.c_void_p
+        lib.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
+        lib.ggml_backend_dev_type.argtypes = lib.ggml_backend_dev_description.argtypes = [ctypes.c_void_p]
+        lib.ggml_backend_dev_description.restype = ctypes.c_char_p
+        devices = map(lib.ggml_backend_dev_get, range(lib.ggml_backend_dev_count()))
+        found = [device for device in devices if lib.ggml_backend_dev_type(device) in _DEVICE_GPU]
+        return [lib.ggml_backend_dev_description(device).decode("utf-8", "replace") for device in found]
+
+    def _listen(self, level: int, text: bytes, _data: Any) -> None:
+        line = text.decode("utf-8", "replace")
+        self._lines.append(line)
+        sys.stderr.write(line)
+
+    def measure(self, job: Job, on_progress: Callable[[int], object]) -> Timing:
+        self._load(job)
+        self._lines.clear()
+        context = self._context(job)
+        try:
+            compute, kv = (_buffer_bytes(self._lines, kind) for kind in ("compute", "KV"))
+            batch = self.api.llama_batch_init(job.n_ubatch, 0, 1)
+            try:
+                # The first pages, graphs and caches of a fresh context cost time that is none of the prompt's.
+                self._decode(context, batch, job.tokens[: job.n_ubatch], 0, prefill=True)
+                self._decode(context, batch, job.tokens[:1], min(len(job.tokens), job.n_ubatch), prefill=False)
+                self.api.llama_memory_clear(self.api.llama_get_memory(context), False)
+                ubatches, n, cpu = [], len(job.tokens), time.process_time()
+                for start in range(0, n, job.n_ubatch):
+                    part = job.tokens[start : start + job.n_ubatch]
+                    end = start + len(part)
+                    ubatches.append(self._decode(context, batch, part, start, prefill=True, logits=end == n))
+                    on_progress(end)
+                cpu = time.process_time() - cpu
+                decoded = [
+                    self._decode(context, batch, [job.tokens[i % n]], n + i, prefill=False) for i in range(job.decode)
+                ]
+            finally:
+                self.api.llama_batch_free(batch)
+        finally:
+            self.api.llama_free(context)
+        return Timing(ubatches, cpu, decoded, compute, kv)
+
+    def _load(self, job: Job) -> None:
+        """Have the job's model under its overrides; one at a time, so that memory holds one model per side."""
+        wanted = (job.model, dict(job.overrides), job.gpu_layers)
+        if wanted == self._loaded:
+            return
+        if self._model:
+            self.api.llama_model_free(self._model)
+        self._model, self._loaded = None, None
+        self._lines.clear()
+        params = self.api.llama_model_default_params()
+        params.n_gpu_layers = job.gpu_layers if job.gpu_layers >= 0 else 0x7FFFFFFF
+        overrides = self._overrides(job.overrides)
+        params.kv_overrides = overrides
+        self._model = self.api.llama_model_load_from_file(os.fsencode(job.model), params)
+        if not self._model:
+            raise _Refused(self._reason(f"llama.cpp can't load {job.model}"))
+        self._loaded = wanted
+
+    def _overrides(self, given: Mapping[str, Any]) -> Any:
+        array = (self.api.llama_model_kv_override * (len(given) + 1))()  # the last, empty one ends the list
+        for entry, (key, value) in zip(array, given.items(), strict=False):
+            entry.key = key.encode()
+            if isinstance(value, bool):
+                entry.tag, entry.value.val_bool = self.api.LLAMA_KV_OVERRIDE_TYPE_BOOL, value
+            elif isinstance(value, int):
+                entry.tag, entry.value.val_i64 = self.api.LLAMA_KV_OVERRIDE_TYPE_INT, value
+            else:
+                entry.tag, entry.value.val_str = self.api.LLAMA_KV_OVERRIDE_TYPE_STR, value.encode()
+        return array
+
+    def _context(self, job: Job) -> Any:
+        params = self.api.llama_context_default_params()
+        params.n_ctx, params.n_batch, params.n_ubatch = job.n_ctx, job.n_batch, job.n_ubatch
+        params.n_threads = job.threads or max((os.cpu_count() or 1) // 2, 1)
+        params.n_threads_batch = job.prefill_threads or os.cpu_count() or 1
+        params.type_k = params.type_v = job.cache_type
+        params.swa_full = job.swa_full
+        params.flash_attn_type = int(job.flash_attn)  # LLAMA_FLASH_ATTN_TYPE_ENABLED or _DISABLED
+        context = self.api.llama_init_from_model(self._model, params)
+        if not context:
+            raise _Refused(self._reason(f"llama.cpp can't make a context of {job.n_ctx} tokens; too little memory?"))
+        return context
+
+    def _decode(
+        self, context: Any, batch: Any, tokens: Sequence[int], at: int, *, prefill: bool, logits: bool = True
+    ) -> float:
+        """Seconds of one llama_decode of `tokens` from position `at`; logits: of the last one."""
+        batch.n_tokens = len(tokens)
+        for i, token in enumerate(tokens):
+            batch.token[i], batch.pos[i], batch.n_seq_id[i] = token, at + i, 1
+            batch.seq_id[i][0] = 0
+            batch.logits[i] = logits and i == len(tokens) - 1
+        if self.swaa:
+            self.api._lib.llama_swaa_set_phase(context, 1 if prefill else 2)
+        started = time.perf_counter()
+        code = self.api.llama_decode(context, batch)
+        self.api.llama_synchronize(context)
+        seconds = time.perf_counter() - started
+        if code != 0:
+            raise _Refused(self._reason(f"the engine failed at token {at} (llama_decode returned {code})"))
+        return seconds
+
+    def _reason(self, text: str) -> str:
+        swaa = self.api._lib.llama_swaa_last_error().decode("utf-8", "replace") if self.swaa else ""
+        logged = [line.strip() for line in self._lines if "rror" in line or "ailed" in line]
+        return text + (f": {swaa or logged[-1][:300]}" if swaa or logged else "")
+
+
+def _buffer_bytes(log: Sequence[str], kind: str) -> int:
+    """The sum over devices of what llama.cpp logs as `kind` buffer size, in bytes; it logs MiB of two decimals."""
+    # llama.cpp writes a line in one piece, but a log callback may get it in several.
+    found = re.findall(rf"{kind} buffer size = *([0-9.]+) MiB", "".join(log))
+    return round(sum(map(float, found)) * _MIB)

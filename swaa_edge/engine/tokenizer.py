@@ -1,0 +1,51 @@
+"""Tokens of a text by a model's vocabulary alone, without its weights.
+
+How many tokens a prompt has must be known before the model is loaded, because its context is sized then.
+
+    tokens = tokenize("model.gguf", "Once upon a time")
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from swaa_edge import native
+from swaa_edge.engine.preflight import check_tokenizer
+from swaa_edge.errors import ModelFileError
+
+
+@contextlib.contextmanager
+def open_vocabulary(path: str | os.PathLike[str]) -> Iterator[Any]:
+    """The vocabulary of the model at `path`, as llama_cpp's own `LlamaModel`, for as long as this lasts.
+
+    SWAA keys in the file don't matter. Raises `ModelFileError` if it is no sound GGUF or has no vocabulary.
+    """
+    llama_cpp = native.load()
+    check_tokenizer(path)
+    off = (llama_cpp.llama_model_kv_override * 2)()  # the second, empty one ends the list
+    off[0].key, off[0].tag = b"swaa.enabled", llama_cpp.LLAMA_KV_OVERRIDE_TYPE_BOOL
+    params = llama_cpp.llama_model_default_params()
+    params.vocab_only, params.kv_overrides = True, off
+    # llama_cpp.Llama would make a context too, and warn that it doesn't suit a model without weights.
+    from llama_cpp._internals import LlamaModel
+
+    try:
+        model = LlamaModel(path_model=os.fspath(path), params=params, verbose=False)
+    except ValueError as error:
+        raise ModelFileError(f"{path} has no vocabulary that llama.cpp can read; convert the model again") from error
+    try:
+        yield model
+    finally:
+        model.close()
+
+
+def tokenize(path: str | os.PathLike[str], text: str) -> list[int]:
+    """`text` in tokens of the model at `path`, special tokens recognized, with a start token if the model wants one.
+
+    Raises as `open_vocabulary`.
+    """
+    with open_vocabulary(path) as vocabulary:
+        return vocabulary.tokenize(text.encode("utf-8"), add_bos=True, special=True)

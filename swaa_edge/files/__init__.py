@@ -1,0 +1,1 @@
+"""A model on disk: GGUF headers, model and adapter files, and data files. Needs neither the C library nor torch."""

@@ -1,0 +1,1 @@
+"""Helpers that know nothing of models: atomic writes, journals, progress, tables, figures, the machine, sample text."""

@@ -1,0 +1,569 @@
+"""The eval command: exact output, files, a run that goes on, mistakes in one line; and once on the real engine."""
+
+import json
+import re
+import types
+
+import pytest
+from click.testing import CliRunner
+
+from support.fakes.evaluate import WORDS, Reader, fake_prompts, forget_runs
+from support.fakes.gguf_bytes import kv, model, swaa_keys
+from swaa_edge import SwaaConfig
+from swaa_edge.cli import cli, evaltable
+from swaa_edge.cli.options.engine import Engine
+from swaa_edge.errors import GenerationError
+from swaa_edge.support.journal import Journal
+
+
+def run(*args):
+    return CliRunner().invoke(cli, ["eval", *map(str, args)], prog_name="swaa-edge")
+
+
+def write_model(path, *keys):
+    """A model file of four layers, trained for 4096 tokens; no engine could run it."""
+    path.write_bytes(model(extra=[kv("tokenizer.ggml.model", "str", "none"), *keys]))
+    return path
+
+
+@pytest.fixture
+def file(tmp_path):
+    return write_model(tmp_path / "model.gguf")
+
+
+@pytest.fixture
+def fake(monkeypatch, tmp_path):
+    """An engine and a vocabulary that are made up. replies: by a part of the question; cache: where journals are."""
+    forget_runs(monkeypatch)
+    state = types.SimpleNamespace(prompts=None, replies={}, cache=tmp_path / "cache" / "swaa-edge", engines=[])
+
+    def prompts(path, *, chat=True):
+        state.prompts = fake_prompts(WORDS, "chat" if chat else "plain")
+        return state.prompts
+
+    def load(engine, path, *, swaa, n_ctx):
+        state.engines.append((engine, path))
+        return Reader(state.prompts, swaa, n_ctx, state.replies)
+
+    monkeypatch.setattr("swaa_edge.evaluate.prompts.Prompts", prompts)
+    monkeypatch.setattr(Engine, "load", load)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return state
+
+
+@pytest.fixture
+def small(file, tmp_path):
+    """The arguments of a small run."""
+    prose = tmp_path / "prose.txt"
+    prose.write_text(" ".join(f"Line {n} says {'nothing ' * (n % 7)}here." for n in range(200)))
+    return [
+        file,
+        "--task",
+        "needle,kv",
+        "--length",
+        "200",
+        "--samples",
+        "4",
+        "--pairs",
+        "5",
+        "--beyond",
+        "80",
+        "--haystack",
+        prose,
+        "--configs",
+        "full,naive,fast",
+        "--window",
+        "60",
+        "--sinks",
+        "4",
+    ]
+
+
+def lines(tmp_path, *records, name="own.jsonl"):
+    path = tmp_path / name
+    path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in records))
+    return path
+
+
+HEAD = """\
+tiny (llama, 4 layers, F32, 0.00 GB)
+tasks: needle, kv; prompts of 200 tokens, the model's chat template; seed 0
+
+"""
+NOTES = """\
+
+accuracy: right answers of 8 per configuration, with Wilson's 95% interval.
+prefill: median; ratio: full attention's time over this one's. *: no other is both better and faster.
+
+"""
+# 198 tokens at 1 and at 1/2 ms each: two of a prompt, the template's and a word, are those of the prompt before.
+TABLE = """\
+config  accuracy  95% interval  needle      kv  prefill  ratio  decode tok/s
+full *    100.0%  67.6%-100.0%  100.0%  100.0%   198 ms  1.00x           5.0
+naive       0.0%    0.0%-32.4%    0.0%    0.0%    99 ms  2.00x          10.0
+fast *     50.0%   21.5%-78.5%   50.0%   50.0%    99 ms  2.00x          10.0
+"""
+SAYS = "fast keeps 50% of full attention's accuracy (50.0% of 100.0%) and reads prompts 2.00 times as fast.\n"
+
+
+def test_the_output(fake, small, file):
+    result = run(*small)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout == HEAD + TABLE + NOTES + SAYS
+    assert Reader.open == 0 and list(fake.cache.iterdir()) == [], "a complete run leaves no journal"
+    # One model per configuration, asked in turns.
+    configs = [False, SwaaConfig(60), SwaaConfig(60, 4, fa_decode=True, recipe="custom")]
+    assert [config for config, _ in Reader.loaded] == configs
+    assert [config for config, _ in Reader.asked] == configs * 8
+    assert fake.engines[0] == (Engine(), str(file)) and Reader.loaded[0][1] == 200 + 64
+
+
+def test_a_large_model_is_held_once_at_a_time(fake, small, monkeypatch):
+    monkeypatch.setattr("swaa_edge.cli.eval.TOGETHER", 10)
+    assert run(*small).stdout == HEAD + TABLE + NOTES + SAYS
+    assert [bool(config) for config, _ in Reader.asked] == [False] * 8 + [True] * 16
+
+
+def test_the_help():
+    result = run("--help")
+    assert result.exit_code == 0
+    example = "  swaa-edge eval model.gguf --task needle,kv --length 4096,8192 --json eval.json --plot eval.png\n"
+    assert example in result.stdout
+    sections = re.findall(r"^(\w[\w ]*):$", result.stdout, re.MULTILINE)
+    assert sections == ["Questions", "Own files and text", "Configurations", "Results", "Engine"]
+    told = re.findall(r"^  (--[\w-]+)", result.stdout, re.MULTILINE)
+    assert len(told) == len(set(told)) and {"--task", "--judge", "--configs", "--json", "--ctx"} <= set(told)
+
+
+def test_json_on_stdout_is_all_there_is(fake, small):
+    result = run(*small, "--json", "-", "--seed", 3)
+    document = json.loads(result.stdout)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert set(document) == {
+        "table",
+        "cells",
+        "answers",
+        "stopped",
+        "perplexity",
+        "front",
+        "conclusion",
+        "model",
+        "machine",
+        "settings",
+        "samples",
+        "progress",
+    }
+    assert [row["config"] for row in document["table"]] == ["full", "naive", "fast"]
+    assert document["front"] == ["full", "fast"] and document["conclusion"] == SAYS.strip()
+    assert document["stopped"] is None and document["perplexity"] is None and len(document["answers"]) == 24
+    assert document["progress"] == {"answers": 24, "of": 24, "windows": 0, "of_windows": 0, "kept": True}
+    assert document["model"]["name"] == "tiny" and document["model"]["layers"] == 4
+    assert document["settings"]["lengths"] == [200] and document["settings"]["beyond"] == 80
+    assert document["samples"]["seed"] == 3
+    # Needles were wanted as deep as 1.0, which --beyond doesn't let them be.
+    depths = {cell["depth"] for cell in document["cells"] if cell["task"] == "needle"}
+    assert depths == {0.0, 0.25} and evaltable.table(document).startswith("tiny (llama")
+
+
+def test_files(fake, small, tmp_path):
+    pytest.importorskip("matplotlib")
+    files = [tmp_path / name for name in ("eval.json", "eval.png", "map.png")]
+    result = run(*small, "--json", files[0], "--plot", files[1], "--heatmap", files[2])
+    assert result.stdout == HEAD + TABLE + NOTES + SAYS and result.exit_code == 0
+    assert len(json.loads(files[0].read_text())["answers"]) == 24
+    assert [file.read_bytes()[:8] for file in files[1:]] == [b"\x89PNG\r\n\x1a\n"] * 2
+    both = tmp_path / "both.svg"
+    assert run(*small, "--plot", both, "--heatmap", both).exit_code == 0 and b"<svg" in both.read_bytes()
+
+
+def test_a_file_that_exists_is_refused_before_the_run(fake, small, tmp_path):
+    pytest.importorskip("matplotlib")
+    there, other = tmp_path / "eval.png", tmp_path / "eval.json"
+    there.write_text("mine")
+    result = run(*small, "--plot", there, "--json", other)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == f"Error: {there} exists already; pass --force to replace it, or choose another name\n"
+    assert there.read_text() == "mine" and not other.exists() and Reader.loaded == ()
+    assert run(*small, "--json", there, "--force").exit_code == 0 and json.loads(there.read_text())["table"]
+
+
+# A run that goes on
+
+STOPPED = "Stopped early (interrupted): 10 of 24 answers are in"
+
+
+def test_ctrl_c_shows_what_is_in_and_the_same_command_goes_on(fake, small, tmp_path):
+    whole = json.loads(run(*small, "--json", "-").stdout)
+    target = tmp_path / "eval.json"
+    forget = len(Reader.asked)
+    Reader.fail_at = (forget + 10, KeyboardInterrupt())
+    result = run(*small, "--json", target)
+    assert (result.exit_code, result.stderr) == (130, "Interrupted\n")
+    assert result.stdout.startswith(HEAD + "config  accuracy") and result.stdout.endswith(
+        f"\n\n{STOPPED}; the same command goes on from there, and writes files when it is complete.\n"
+    )
+    assert "right answers of 3 to 4 per configuration" in result.stdout
+    assert not target.exists() and len(list(fake.cache.iterdir())) == 1 and Reader.open == 0
+    Reader.fail_at = (forget + 13, KeyboardInterrupt())
+    again = run(*small, "--json", "-")
+    assert (again.exit_code, again.stderr) == (130, "resuming: 10 of 24 answers are in\nInterrupted\n")
+    assert json.loads(again.stdout)["stopped"] == "interrupted"
+    assert json.loads(again.stdout)["progress"]["answers"] == 13
+    Reader.fail_at = None
+    last = run(*small, "--json", target)
+    assert (last.exit_code, last.stderr) == (0, "resuming: 13 of 24 answers are in\n")
+    assert len(Reader.asked) - forget == 24 and list(fake.cache.iterdir()) == []
+    found = json.loads(target.read_text())
+    told = [(r["config"], r["sample"], r["reply"], r["correct"]) for r in found["answers"]]
+    assert told == [(r["config"], r["sample"], r["reply"], r["correct"]) for r in whole["answers"]]
+
+
+def test_without_an_answer_there_is_nothing_to_show(fake, small):
+    Reader.fail_at = (0, KeyboardInterrupt())
+    result = run(*small)
+    assert (result.exit_code, result.stdout, result.stderr) == (130, "", "Interrupted\n")
+
+
+def test_an_error_in_the_middle_shows_what_is_in(fake, small):
+    Reader.fail_at = (10, GenerationError("out of memory"))
+    result = run(*small)
+    assert (result.exit_code, result.stderr) == (1, "Error: out of memory\n")
+    assert "\nStopped early (out of memory): 10 of 24 answers are in; the same command goes on" in result.stdout
+    Reader.fail_at = None
+    other = run(*small, "--seed", 1)
+    assert (other.exit_code, other.stderr) == (0, ""), "other questions, another journal"
+    assert run(*small).stderr == "resuming: 10 of 24 answers are in\n"
+
+
+def test_an_error_of_the_perplexity_leaves_the_answers_to_be_seen(fake, small, monkeypatch):
+    def measure(*_, windows, **__):
+        raise GenerationError(f"no memory for {windows} windows")
+
+    monkeypatch.setattr("swaa_edge.evaluate.perplexity.measure", measure)
+    result = run(*small, "--task", "ppl")
+    assert (result.exit_code, result.stderr) == (1, "Error: no memory for 4 windows\n")
+    assert TABLE in result.stdout
+    assert "(no memory for 4 windows): 24 of 24 answers and 0 of 12 windows are in;" in result.stdout
+    result = run(*small[:2], "ppl", *small[3:])
+    assert (result.exit_code, result.stdout, result.stderr) == (1, "", "Error: no memory for 4 windows\n")
+
+
+def test_without_a_cache_folder_nothing_is_promised(fake, small, tmp_path, monkeypatch):
+    (tmp_path / "taken").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "taken"))
+    Reader.fail_at = (10, KeyboardInterrupt())
+    result = run(*small)
+    assert (result.exit_code, result.stderr) == (130, "Interrupted\n")
+    assert result.stdout.endswith(
+        f"\n{STOPPED}; they aren't kept, since the cache folder can't be written to; give --journal FILE.\n"
+    )
+
+
+def test_a_journal_of_one_s_own_stays_and_fresh_forgets_it(fake, small, tmp_path):
+    file = tmp_path / "answers"
+    assert run(*small, "--journal", file).exit_code == 0 and len(file.read_text().splitlines()) == 25
+    assert run(*small, "--journal", file).stderr == "resuming: 24 of 24 answers are in\n"
+    assert len(Reader.asked) == 24 and not fake.cache.exists()
+    other = run(*small, "--journal", file, "--seed", 5)
+    told = "holds the answers of another run (model, samples or settings differ); choose another file"
+    assert (other.exit_code, other.stderr) == (1, f"Error: {file} {told}\n")
+    assert run(*small, "--journal", file, "--seed", 5, "--fresh").stderr == ""
+    notes = tmp_path / "notes"
+    notes.write_text("mine")
+    for more, left in (((), ""), (("--fresh",), ", so --fresh leaves it alone")):
+        result = run(*small, "--journal", notes, *more)
+        assert result.stderr == f"Error: {notes} is no journal of an evaluation{left}; choose another file\n"
+        assert result.exit_code == 1 and notes.read_text() == "mine"
+
+
+# Configurations
+
+
+def names(result):
+    assert result.exit_code == 0, result.stderr
+    return [row["config"] for row in json.loads(result.stdout)["table"]]
+
+
+def test_the_configurations(fake, small, tmp_path):
+    small = small[: small.index("--configs")]
+    assert names(run(*small, "--json", "-")) == ["full", "naive", "quality", "balanced", "fast"]
+    assert names(run(*small, "--window", 60, "--json", "-")) == ["full", "custom"]
+    assert names(run(*small, "--recipe", "memory", "--json", "-")) == ["full", "memory"]
+    own = tmp_path / "mine.json"
+    own.write_text('{"sliding_window_size": 50, "keep_first": 3}')
+    assert names(run(*small, "--configs", f"naive,{own}", "--json", "-")) == ["full", "naive", "mine"]
+    assert Reader.loaded[-1][0] == SwaaConfig(50, 3)
+    keyed = write_model(tmp_path / "keyed.gguf", *swaa_keys())
+    small[0] = keyed
+    assert names(run(*small, "--json", "-")) == ["full", "file"]
+    assert Reader.loaded[-1][0] == SwaaConfig(2048, 64, [1, 3], [0], recipe="quality")
+    assert names(run(*small, "--configs", "file,fast", "--json", "-")) == ["full", "file", "fast"]
+
+
+def test_a_window_that_shows_everything_is_pointed_out(fake, small):
+    small = small[: small.index("--configs")]
+    result = run(*small, "--configs", "naive,fast", "--window", 200)
+    assert "\nNothing slides in naive, fast: the window shows all of 200 tokens; give --window N.\n" in result.stdout
+
+
+def test_the_default_length_is_what_the_model_takes(fake, file, tmp_path):
+    prose = tmp_path / "prose.txt"
+    prose.write_text(" ".join(f"Line {n} says nothing here." for n in range(2000)))
+    arguments = [file, "--task", "needle", "--samples", 1, "--haystack", prose, "--configs", "full", "--json", "-"]
+    assert json.loads(run(*arguments).stdout)["settings"]["lengths"] == [4096 - 64]
+    assert json.loads(run(*arguments, "--ctx", 300, "--max-tokens", 8).stdout)["settings"]["lengths"] == [292]
+    assert Reader.loaded[-1][1] == 300
+
+
+def test_plain_text_one_style_and_the_engine_s_options(fake, small):
+    result = run(*small, "--no-chat", "--style", "spoken", "--threads", 3, "--ctx", 512)
+    assert result.exit_code == 0 and "prompts of 200 tokens, plain text; seed 0" in result.stdout
+    # Of what is hidden all is found in a decode that sees everything.
+    assert re.search(r"^fast \* +100\.0%", result.stdout, re.MULTILINE)
+    assert fake.engines[0][0] == Engine(ctx=512, threads=3) and {n for _, n in Reader.loaded} == {512}
+    assert not any(" only" in question for _, question in Reader.asked)
+
+
+# Own files
+
+
+def test_own_questions_and_how_they_are_scored(fake, file, tmp_path):
+    fake.replies = {"Which?": " 31 and 47", "Who?": " Ann Lee."}
+    own = lines(
+        tmp_path,
+        {"prompt": "a b", "question": "Which?", "answer": ["47", 31]},
+        {"prompt": "a b", "question": "Who?", "answer": "ann lee", "id": "who"},
+    )
+
+    def accuracy(*more):
+        result = run(file, "--task", own, "--configs", "full", "--json", "-", *more)
+        assert result.exit_code == 0, result.stderr
+        return [(r["sample"], r["correct"]) for r in json.loads(result.stdout)["answers"]]
+
+    assert accuracy() == [("own/1", True), ("own/who", True)]
+    assert accuracy("--scorer", "in-order") == [("own/1", False), ("own/who", True)]
+    assert accuracy("--scorer", "exact") == [("own/1", False), ("own/who", True)]
+    assert accuracy("--scorer", "regex") == [("own/1", True), ("own/who", False)]
+    assert accuracy("--limit", 1) == [("own/1", True)]
+
+
+def test_codes_in_another_order_are_wrong_in_built_in_questions_only(fake, small):
+    fake.replies = {"codes of": " 10 11 12 " + " ".join(map(str, range(99, 9, -1)))}
+    arguments = [*small[:2], "multi-needle", *small[3:], "--style", "direct", "--samples", 20]
+    answers = json.loads(run(*arguments, "--json", "-", "--configs", "full", "--scorer", "contains").stdout or "{}")
+    assert answers == {}, "--scorer is for questions of a file"
+    answers = json.loads(run(*arguments, "--json", "-").stdout)["answers"]
+    assert 0 < sum(r["correct"] for r in answers) < len(answers)
+
+
+def test_questions_that_are_too_long(fake, file, tmp_path):
+    long = {"prompt": "word " * 80, "question": "Who?", "answer": "x"}
+    own = lines(tmp_path, {"prompt": "a b", "question": "Who?", "answer": "x"}, long)
+    arguments = [file, "--task", own, "--configs", "full", "--ctx", 100, "--max-tokens", 20]
+    result = run(*arguments)
+    tokens = 80 + 1 + 3  # with the question, and what the template puts around them
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith(f"Error: {own}:2: a prompt of {tokens} tokens and 20 for the answer don't fit")
+    assert result.stderr.count("\n") == 1
+    result = run(*arguments, "--skip-long")
+    assert "\n1 questions exceed the context and were left out.\n" in result.stdout and len(Reader.asked) == 1
+
+
+@pytest.mark.parametrize(
+    "records, told",
+    [
+        (['{"prompt": "a", "answer": "b"}', '{"prompt": "a", "answer" "b"}'], ":2: malformed JSON at column 26"),
+        (['{"prompt": "a", "answer": "b"}', "", '{"prompt": "a"}'], ":3: the field answer is missing; there is prompt"),
+        (['{"answer": "b"}'], ":1: the field prompt is missing; there is answer"),
+    ],
+)
+def test_wrong_lines(fake, file, tmp_path, records, told):
+    own = lines(tmp_path, *records)
+    result = run(file, "--task", f"needle,{own}", "--length", "100", "--configs", "full")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith(f"Error: {own}{told}") and result.stderr.count("\n") == 1
+    assert Reader.loaded == ()
+
+
+def test_a_wrong_pattern_names_its_line(fake, file, tmp_path):
+    own = lines(tmp_path, {"prompt": "a", "answer": "ok"}, {"prompt": "a", "answer": "(47"})
+    result = run(file, "--task", own, "--scorer", "regex")
+    assert result.stderr.startswith(f"Error: {own}:2: answer '(47' is no regular expression: ")
+    assert (result.exit_code, result.stderr.count("\n"), Reader.loaded) == (1, 1, ())
+
+
+@pytest.mark.parametrize(
+    "args, code, told",
+    [
+        (["--task", "needel"], 1, "there is no task needel (is it needle?); there are needle, multi-needle, kv, "),
+        (["--task", "none.jsonl"], 1, "cannot read none.jsonl: No such file or directory"),
+        (["--task", "a.jsonl,b/a.jsonl"], 1, "two tasks would be shown as a; rename one of the files"),
+        (["--configs", "fsat"], 1, "there is no configuration fsat (is it fast?); there are full, naive, quality, "),
+        (["--configs", "fast,fast"], 1, "--configs has fast twice; name each configuration once"),
+        (["--configs", "file"], 1, "--configs file: "),
+        (["--configs", "fast", "--recipe", "fast"], 1, "--configs names whole configurations"),
+        (["--length", "4090"], 1, "--length 4090 and 64 tokens for the answer exceed the context of 4096 tokens"),
+        (["--length", "20", "--task", "kv"], 1, "kv doesn't fit into a prompt of 20 tokens; it takes at least "),
+        (["--length", "100", "--task", "needle", "--beyond", "100"], 1, "beyond = 100: in needle prompts of 100 tok"),
+        (["--length", "12"], 2, "Invalid value for '--length': '12' must be numbers from 16 to 2147483647, as in 40"),
+        (["--depths", "0,2"], 2, "Invalid value for '--depths': '0,2' must be numbers from 0 to 1, as in 0,0.5,1"),
+        (["--depths", "nan"], 2, "Invalid value for '--depths': 'nan' must be"),
+        (["--needles", "1"], 1, "needles = 1 must be from 2 to "),
+        (["--scorer", "exact"], 2, "--scorer is for questions of a file; add --task FILE.jsonl"),
+        (["--judge", "http://x/v1", "--task", "a.jsonl"], 2, "a judge needs both --judge URL and --judge-model NAME"),
+        (["--scorer", "judge", "--task", "a.jsonl"], 2, "--scorer judge and --judge URL --judge-model NAME belong"),
+        (["--text", "a.txt"], 2, "--text is for the task ppl; add --task ppl"),
+        (["--task", "ppl", "--plot", "a.png"], 2, "--plot shows the share of right answers, and ppl has none"),
+        (["--task", "kv", "--heatmap", "a.png"], 2, "--heatmap shows the task needle; add it to --task"),
+        (["--task", "ppl", "--text", "none"], 1, "cannot read none: No such file or directory"),
+        (["--task", "needle,ppl", "--text", "model.gguf"], 1, "model.gguf: byte "),
+        (["--task", "needle,ppl", "--text", "short.txt"], 1, "the text has 3 tokens, fewer than a window of 200"),
+        (["--haystack", "blank.txt"], 1, "blank.txt is empty; give a text"),
+        (["--plot", "a.bmp"], 1, "a.bmp must be a picture: .png, .svg, .pdf"),
+        (["--plot", "a.png", "--json", "a.png"], 1, "a.png can't be both JSON and a picture; give two names"),
+        (["--json", "none/a.json"], 1, "the folder none does not exist; create it or choose another output"),
+    ],
+)
+def test_mistakes_are_one_line_and_nothing_is_loaded(fake, file, tmp_path, monkeypatch, args, code, told):
+    monkeypatch.chdir(tmp_path)
+    if any(arg.startswith("a.") and arg.endswith(("png", "bmp")) for arg in args):
+        pytest.importorskip("matplotlib")
+    (tmp_path / "short.txt").write_text("only three words")
+    (tmp_path / "blank.txt").write_text(" \n")
+    before = sorted(tmp_path.iterdir())
+    more = [] if "--length" in args else ["--length", "200"]
+    result = run("model.gguf", *more, *args)
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert result.stderr.startswith(f"Error: {told}") and result.stderr.count("\n") == 1, result.stderr
+    assert Reader.loaded == () and sorted(tmp_path.iterdir()) == before
+
+
+# The table, for what a small run doesn't show
+
+
+def test_perplexity_as_a_table():
+    def row(name, ppl, added, error, kl, same, past):
+        return {
+            "config": name,
+            "ppl": ppl,
+            "nll_increase": added,
+            "nll_increase_error": error,
+            "kl": kl,
+            "same_top": same,
+            "past_window": past and {"kl": past},
+            "windows": 3,
+        }
+
+    document = {
+        "model": {"name": "tiny", "architecture": "llama", "layers": 4, "type": "Q8_0", "bytes": 2_345_000_000},
+        "settings": {"tasks": ["ppl"], "lengths": [512, 4096], "chat": True, "skipped": 0},
+        "samples": {"seed": 7},
+        "table": [],
+        "front": [],
+        "conclusion": None,
+        "stopped": "interrupted",
+        "progress": {"answers": 0, "of": 0, "windows": 5, "of_windows": 6, "kept": True},
+        "perplexity": {
+            "windows": 3,
+            "length": 4096,
+            "perplexity": [
+                row("full", 12.0, 0.0, 0.0, 0.0, 1.0, None),
+                row("naive", 1234.5678, 0.25, None, 0.125, 0.875, 0.5),
+            ],
+        },
+    }
+    assert (
+        evaltable.table(document)
+        == """\
+tiny (llama, 4 layers, Q8_0, 2.35 GB)
+tasks: ppl; prompts of 512, 4,096 tokens, the model's chat template; seed 7
+
+config  perplexity        loss added      KL  same token  KL past window
+full        12.000  +0.0000 ± 0.0000  0.0000      100.0%               -
+naive    1,234.568           +0.2500  0.1250       87.5%          0.5000
+
+3 windows of 4,096 tokens of text; nats per token, ± one standard error.
+same token: how often the likeliest next token is that of full attention.
+
+Stopped early (interrupted): 5 of 6 windows are in; the same command goes on from there, and writes files when it is \
+complete."""
+    )
+
+
+def test_conclusions():
+    def row(name, accuracy, ratio):
+        return {"config": name, "accuracy": accuracy, "correct": int(100 * accuracy), "prefill_ratio": ratio}
+
+    full = row("full", 0.8, 1.0)
+    assert evaltable.conclusion([full]) is None
+    assert evaltable.conclusion([row("a", 0.5, 2.0)]) is None
+    assert evaltable.conclusion([full, row("a", 0.5, None)]) is None
+    nothing = evaltable.conclusion([row("full", 0.0, 1.0), row("a", 0.5, 2.0)])
+    assert nothing.startswith("Full attention answers nothing right")
+    assert evaltable.conclusion([full, row("a", 0.6, 1.5), row("b", 0.2, 4.0), row("c", 0.1, 4.0)]) == (
+        "a keeps 75% of full attention's accuracy (60.0% of 80.0%) and reads prompts 1.50 times as fast; "
+        "the fastest, b, keeps 25% of full attention's accuracy (20.0% of 80.0%), 4.00 times as fast."
+    )
+    assert evaltable.conclusion([full, row("a", 0.6, 0.5)]).endswith("and reads prompts in 2.00 times the time.")
+
+
+# The real engine
+
+
+@pytest.mark.native
+def test_tasks_a_file_and_perplexity_on_the_engine(gguf_model, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    own = lines(tmp_path, {"prompt": "A fox. " * 90, "question": "Who?", "answer": "fox"})
+    arguments = [
+        gguf_model("qwen3", layers=4),
+        "--task",
+        f"needle,{own},ppl",
+        "--length",
+        320,
+        "--samples",
+        2,
+        "--configs",
+        "naive",
+        "--window",
+        64,
+        "--max-tokens",
+        4,
+        "--ubatch",
+        128,
+        "--threads",
+        1,
+        "--json",
+        "-",
+    ]
+    whole = json.loads(run(*arguments, "--journal", tmp_path / "journal").stdout)
+    assert [row["samples"] for row in whole["table"]] == [3, 3] and whole["table"][0]["prompt_tokens"] == 320
+    full, naive = whole["perplexity"]["perplexity"]
+    assert full["windows"] == naive["windows"] == 2 and full["kl"] == 0 < naive["kl"] and full["ppl"] > 1
+    assert [r["prompt_tokens"] for r in whole["answers"]] == [320, 320, whole["answers"][2]["prompt_tokens"]] * 2
+    replies = {(r["config"], r["sample"]): r["reply"] for r in whole["answers"]}
+    assert {r for (name, _), r in replies.items() if name == "full"} != {
+        r for (name, _), r in replies.items() if name == "naive"
+    }, "a window of 64 changes nothing"
+    # Interrupted after three answers, and after one window; then the same command to its end.
+    add, kept = Journal.add, []
+
+    def adds(self, record):
+        add(self, record)
+        kept.append(record)
+        if len(kept) in (3, 7):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Journal, "add", adds)
+    for told, answers in (("Interrupted\n", 3), ("resuming: 3 of 6 answers are in\nInterrupted\n", 6)):
+        result = run(*arguments)
+        assert (result.exit_code, result.stderr) == (130, told)
+        assert json.loads(result.stdout)["progress"]["answers"] == answers
+    result = run(*arguments)
+    assert (result.exit_code, result.stderr) == (
+        0,
+        "resuming: 6 of 6 answers are in\nresuming: 1 of 4 windows are in\n",
+    )
+    again = json.loads(result.stdout)
+    assert {(r["config"], r["sample"]): r["reply"] for r in again["answers"]} == replies
+    assert again["perplexity"] == whole["perplexity"] and len(kept) == 10
+    assert list((tmp_path / "cache" / "swaa-edge").iterdir()) == []

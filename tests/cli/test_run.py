@@ -1,0 +1,234 @@
+"""`swaa-edge run`: output, JSON, errors by their exact line, Ctrl-C."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from support.fakes import gguf_bytes
+from swaa_edge.cli import cli
+from swaa_edge.cli.run import fitting_context
+from swaa_edge.errors import GenerationError, NativeLibraryError
+
+TEXT = "The function returns a list of all the keys that the object has, and raises an error if there is none. "
+
+
+@pytest.fixture(scope="module")
+def model(gguf_model):
+    from swaa_edge import native
+
+    try:
+        native.library_dir()
+    except NativeLibraryError as error:
+        pytest.skip(str(error))
+    return str(gguf_model("qwen3", layers=4))
+
+
+def swaa_edge(*arguments, **options):
+    """Run the command in this process: exit code, stdout, stderr."""
+    result = CliRunner().invoke(cli, [str(argument) for argument in arguments], prog_name="swaa-edge", **options)
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_help_needs_no_library():
+    code = "import sys; from swaa_edge.cli import cli; cli(['run', '--help'], standalone_mode=False); "
+    code += "print({'llama_cpp', 'torch'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "Complete one prompt, streamed to stdout." in done.stdout
+    assert done.stdout.endswith("set()\n"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "line"),
+    [
+        ([], 2, "give the prompt by -p TEXT or by -f FILE (- is stdin), one of them; see swaa-edge run --help"),
+        (
+            ["-p", "x", "-f", "y"],
+            2,
+            "give the prompt by -p TEXT or by -f FILE (- is stdin), one of them; see swaa-edge run --help",
+        ),
+        (["-p", ""], 1, "the prompt is empty; there is nothing to continue"),
+        (["-f", "/none/there.txt"], 1, "cannot read /none/there.txt: No such file or directory; give a text file"),
+        (
+            ["-p", "x", "--full-attention", "--window", "4"],
+            2,
+            "--full-attention turns SWAA off; give it or SWAA settings, not both; see swaa-edge run --help",
+        ),
+        (
+            ["-p", "x", "--recipe", "qualty"],
+            1,
+            "unknown recipe 'qualty'; did you mean quality?",
+        ),
+    ],
+)
+def test_wrong_command_lines(arguments, code, line):
+    assert swaa_edge("run", "model.gguf", *arguments) == (code, "", f"Error: {line}\n")
+
+
+def test_text_that_is_no_text(tmp_path):
+    file = tmp_path / "latin.txt"
+    file.write_bytes("naïve".encode("latin-1"))
+    assert swaa_edge("run", "model.gguf", "-f", file) == (
+        1,
+        "",
+        f"Error: {file} is not UTF-8 text (byte 2); convert it first\n",
+    )
+    assert swaa_edge("run", "model.gguf", "-f", "-", input=b"ok \xff")[2] == (
+        "Error: stdin is not UTF-8 text (byte 3); convert it first\n"
+    )
+
+
+def test_the_context_fits_the_prompt_and_no_more_than_the_model_was_trained_for(tmp_path):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(gguf_bytes.model())
+    assert fitting_context(path, 4000, 96, None) == 4096
+    assert fitting_context(path, 4000, 97, 9000) == 9000
+    with pytest.raises(GenerationError) as caught:
+        fitting_context(path, 4000, 97, None)
+    assert str(caught.value) == (
+        "4000 prompt tokens and 97 more exceed the 4096 that the model was trained for; "
+        "shorten the prompt, lower -n, or go beyond with --ctx 4097"
+    )
+    with pytest.raises(GenerationError) as caught:
+        fitting_context(path, 10, 5, 14)
+    assert str(caught.value) == "--ctx 14 can't hold 10 prompt tokens and 5 more; it takes 15"
+
+
+@pytest.mark.native
+def test_a_file_that_is_no_model(model, tmp_path):
+    for path in (tmp_path / "none.gguf", __file__):
+        code, out, error = swaa_edge("run", path, "-p", "x")
+        assert (code, out, error.count("\n")) == (1, "", 1)
+        assert error.startswith(f"Error: {path} ")
+
+
+@pytest.mark.native
+def test_a_model_without_a_tokenizer(model, tmp_path):
+    path = tmp_path / "bare.gguf"
+    path.write_bytes(gguf_bytes.model())
+    code, out, error = swaa_edge("run", path, "-p", "x")
+    assert (code, out) == (1, "")
+    assert error == f"Error: {path} has no tokenizer; convert the model again from a folder that holds its tokenizer\n"
+
+
+@pytest.mark.native
+def test_the_text_is_streamed_and_the_same_as_the_librarys(model, tmp_path):
+    from swaa_edge import SwaaConfig, SwaaLlama
+
+    file = tmp_path / "prompt.txt"
+    file.write_text(TEXT * 5)
+    llm = SwaaLlama(model, swaa=SwaaConfig(16, 2), n_ctx=1024, verbose=False)
+    expected = llm.create_completion(TEXT * 5, max_tokens=12, temperature=0)["choices"][0]["text"]
+    llm.close()
+    code, out, error = swaa_edge("run", model, "-f", file, "-n", 12, "--temp", 0, "--window", 16, "--sinks", 2)
+    assert (code, out, error) == (0, expected + "\n" * (not expected.endswith("\n")), "")
+    assert swaa_edge("run", model, "-f", "-", "-n", 12, "--temp", 0, "--window", 16, "--sinks", 2, input=TEXT * 5) == (
+        0,
+        out,
+        "",
+    )
+
+
+@pytest.mark.native
+def test_json_is_one_document(model):
+    arguments = ["run", model, "-p", TEXT, "-n", 4, "--window", 8, "--fa-layers", "1::2", "--fa-decode", "--json"]
+    code, out, error = swaa_edge(*arguments, "--seed", 5)
+    document = json.loads(out)
+    timings = document.pop("timings")
+    assert (code, error) == (0, "")
+    assert document == {
+        "model": model,
+        "text": document["text"],
+        "finish_reason": "length",
+        "prompt_tokens": document["prompt_tokens"],
+        "generated_tokens": 4,
+        "seed": 5,
+        "n_ctx": 256,
+        "swaa": {
+            "window_size": 8,
+            "sink_count": 0,
+            "fa_layers": [1, 3],
+            "fa_decode": True,
+            "recipe": "custom",
+            "adapter": None,
+        },
+        "policy": "table",
+    }
+    assert 20 < document["prompt_tokens"] < len(TEXT)
+    assert set(timings) == {
+        "load_seconds",
+        "prefill_seconds",
+        "prefill_tokens_per_second",
+        "decode_seconds",
+        "decode_tokens_per_second",
+    }
+    assert timings["prefill_tokens_per_second"] * timings["prefill_seconds"] == pytest.approx(document["prompt_tokens"])
+    # The seed that is reported repeats the text, and full attention has no settings.
+    assert json.loads(swaa_edge(*arguments, "--seed", 5)[1])["text"] == document["text"]
+    full = json.loads(swaa_edge("run", model, "-p", TEXT, "-n", 2, "--full-attention", "--json")[1])
+    assert (full["swaa"], full["policy"]) == (None, None)
+
+
+@pytest.mark.native
+def test_progress_goes_to_stderr_when_asked(model):
+    code, out, error = swaa_edge("run", model, "-p", TEXT * 3, "-n", 2, "--ubatch", 32, "--json", "--progress")
+    total = json.loads(out)["prompt_tokens"]
+    lines = error.splitlines()
+    assert (code, lines[0]) == (0, f"prefill 0/{total} tokens")
+    assert lines[1].startswith(f"prefill 32/{total} tokens, ") and lines[1].endswith(" left")
+    assert lines[-1].startswith(f"prefill {total} tokens in ")
+    assert len(lines) == 1 + -(-total // 32)
+
+
+@pytest.mark.native
+def test_a_prompt_beyond_the_training_context(model):
+    code, out, error = swaa_edge("run", model, "-p", "x", "-n", 9000)
+    assert (code, out) == (1, "")
+    assert error.startswith("Error: 1 prompt tokens and 9000 more exceed the 8192 that the model was trained for")
+
+
+@pytest.mark.native
+def test_a_quantized_cache(model):
+    code, out, error = swaa_edge("run", model, "-p", TEXT, "-n", 4, "--temp", 0, "--cache-type", "q8_0", "--window", 8)
+    assert (code, error) == (0, "") and out.strip()
+
+
+@pytest.mark.native
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+@pytest.mark.parametrize("during", ["prefill", "generation"])
+def test_ctrl_c_stops_it(model, tmp_path, during):
+    prompt = tmp_path / "prompt.txt"
+    prompt.write_text(TEXT * (190 if during == "prefill" else 1))
+    command = [sys.executable, "-m", "swaa_edge", "run", model, "-f", prompt, "--ctx", "8192", "--temp", "0"]
+    command += ["--ubatch", "4096", "--batch", "4096", "--progress", "-n", "1500"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        # The first line comes before the first ubatch, the first character after the last.
+        assert process.stderr.readline().startswith(b"prefill 0/")
+        if during == "generation":
+            assert process.stdout.read(1)
+        process.send_signal(signal.SIGINT)
+        out, error = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    *progress, last = error.decode().splitlines()
+    assert last == "Interrupted"
+    assert [line for line in progress if not line.startswith("prefill ")] == []
+    if during == "prefill":
+        assert (out, progress) == (b"", [])
+
+
+@pytest.mark.native
+def test_a_reader_that_goes_away(model):
+    # Without a seed a model of random weights may say nothing that is text for minutes.
+    command = f"{sys.executable} -m swaa_edge run {model} -p '{TEXT}' -n 2000 --seed 3 | head -c 1"
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True)
+    assert len(done.stdout) == 1
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,242 @@
+"""Asking and keeping: the same questions to all, journals that go on, interrupts and errors. The engine is made up."""
+
+import contextlib
+import json
+
+import pytest
+
+from support.fakes.evaluate import WORDS, Reader, fake_prompts, forget_runs
+from swaa_edge.config import SwaaConfig
+from swaa_edge.errors import ConfigError, GenerationError, OutputError
+from swaa_edge.evaluate.run import evaluate
+from swaa_edge.evaluate.tasks import Plan, build
+from swaa_edge.support.journal import Journal, digest
+
+PROSE = " ".join(f"Line {n} says {'nothing ' * (n % 7)}here." for n in range(200))
+CONFIGS = {"full": False, "naive": SwaaConfig(60), "decode": SwaaConfig(60, 4, fa_decode=True)}
+LENGTH, ANSWER = 200, 8
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch):
+    forget_runs(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    return fake_prompts(WORDS, "chat")
+
+
+@pytest.fixture(scope="module")
+def samples(prompts):
+    plan = Plan(("needle", "chain"), (LENGTH,), samples=4, beyond=80, haystack=PROSE)
+    return build(plan, prompts)
+
+
+@pytest.fixture
+def run(prompts, samples):
+    def go(**changed):
+        arguments = {"max_tokens": ANSWER} | changed
+        configs = arguments.pop("configs", CONFIGS)
+        return evaluate(lambda config, n_ctx: Reader(prompts, config, n_ctx), configs, samples, **arguments)
+
+    return go
+
+
+def told(report):
+    """What was answered, without times that depend on what was in the cache."""
+    return {(r["config"], r["sample"]): (r["reply"], r["correct"], r["prompt_tokens"]) for r in report.records}
+
+
+def test_all_are_asked_the_same_and_what_a_window_hides_is_not_found(run, samples):
+    report = run()
+    assert report.stopped is None and Reader.open == 0
+    questions = [s.question for s in samples]
+    for config in CONFIGS.values():
+        assert [q.split("<")[0] for c, q in Reader.asked if c == config] == questions
+    assert Reader.loaded == tuple((config, LENGTH + ANSWER) for config in CONFIGS.values())
+    assert {row["config"]: row["accuracy"] for row in report.rows()} == {"full": 1.0, "naive": 0.0, "decode": 0.5}
+    right = {r["sample"].rpartition("/")[2] for r in report.of("decode") if r["correct"]}
+    assert right == {"spoken"}
+    first = report.of("naive")[0]
+    assert first == {
+        "config": "naive",
+        "sample": samples[0].id,
+        "reply": " I don't know.",
+        "correct": False,
+        "prompt_tokens": LENGTH,
+        "reused_tokens": 0,
+        "prefill_seconds": LENGTH / 2000,
+        "generated_tokens": 5,
+        "decode_seconds": 0.5,
+    }
+    # The second question about a document finds most of it in the cache; the ratio is made of the first ones.
+    assert [r["reused_tokens"] > 100 for r in report.of("full")] == [False, True] * 4
+    assert [row["prefill_ratio"] for row in report.rows()] == [1.0, 2.0, 2.0]
+
+
+def test_together_and_apart_give_the_same_answers(run, samples):
+    apart, order = run(), [c for c, _ in Reader.asked]
+    assert order == [config for config in CONFIGS.values() for _ in samples]
+    Reader.asked, Reader.loaded = (), ()
+    together = run(together=True)
+    assert [c for c, _ in Reader.asked] == list(CONFIGS.values()) * len(samples)
+    assert len(Reader.loaded) == 3 and Reader.open == 0
+    assert told(together) == told(apart) and together.rows() == apart.rows()
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), GenerationError("out of memory")])
+def test_an_interrupted_run_goes_on_where_it_was(run, samples, tmp_path, together, stop):
+    whole = told(run())
+    forget = len(Reader.asked)
+    file = tmp_path / "journal"
+    Reader.fail_at = (forget + 10, stop)
+    with Journal(file, {"a": 1}) as journal:
+        report = run(journal=journal, together=together)
+        assert report.stopped == ("interrupted" if isinstance(stop, KeyboardInterrupt) else stop)
+        assert len(report.records) == 10 and Reader.open == 0
+        assert report.to_dict()["stopped"] == ("interrupted" if report.stopped == "interrupted" else "out of memory")
+        # All of it is in the file at once, not only when that is closed.
+        assert len(file.read_text().splitlines()) == 11
+    Reader.fail_at = None
+    before = len(Reader.asked)
+    with Journal(file, {"a": 1}) as journal:
+        report = run(journal=journal, together=together)
+    assert len(Reader.asked) - before == 24 - 10 and report.stopped is None
+    assert told(report) == whole and len(report.records) == 24
+    # A complete run loads no model.
+    loaded = len(Reader.loaded)
+    with Journal(file, {"a": 1}) as journal:
+        assert told(run(journal=journal)) == whole and len(Reader.loaded) == loaded
+
+
+def test_an_interrupt_while_a_sample_is_scored_or_kept_loses_that_one_at_most(run, tmp_path):
+    def scorer(sample, reply):
+        if len(Reader.asked) == 3:
+            raise KeyboardInterrupt
+        return True
+
+    with Journal(tmp_path / "j", {}) as journal:
+        assert len(run(journal=journal, scorer=scorer).records) == 2
+    with Journal(tmp_path / "j", {}) as journal:
+        assert len(journal.records) == 2
+
+
+def test_an_error_before_the_first_answer_is_raised(run, samples):
+    Reader.fail_at = (0, GenerationError("out of memory"))
+    with pytest.raises(GenerationError, match="out of memory"):
+        run()
+    assert Reader.open == 0
+    for configs, asked in (({}, samples), (CONFIGS, [])):
+        with pytest.raises(ConfigError, match="nothing to evaluate"):
+            evaluate(None, configs, asked)
+
+
+def test_the_engine_is_held_and_progress_told(run, samples):
+    held, seen = [], []
+
+    @contextlib.contextmanager
+    def using(llm):
+        held.append(llm._config)
+        yield
+
+    run(using=using, on_progress=seen.append, configs={"full": False, "a": CONFIGS["naive"]})
+    # Once to warm up, and once per question.
+    assert held == [False] * 9 + [CONFIGS["naive"]] * 9
+    assert [(at.config, at.answers, at.total) for at in seen] == [
+        (name, n + first + more, 16) for name, first in (("full", 0), ("a", 8)) for n in range(8) for more in (0, 1)
+    ]
+    assert seen[0].seconds_left is None and seen[1].seconds_left >= 0 and seen[-1].seconds_left == 0
+
+
+# The file
+
+
+RUN = digest({"seed": 1})
+HEAD = f'{{"swaa_edge_evaluation": 1, "run": "{RUN}"}}\n'
+
+
+def test_the_file_is_a_head_and_a_line_per_answer(tmp_path):
+    file = tmp_path / "j"
+    strange = {"config": "a", "sample": "x", "reply": "fünf\u2028\x85\x0b\x1c \U0001f98a\n"}
+    with Journal(file, {"seed": 1}) as journal:
+        assert journal.records == []
+        journal.add(strange)
+        assert file.read_text(encoding="utf-8").count("\n") == 2 and file.read_text().startswith(HEAD)
+        journal.add({"config": "b"})
+    with Journal(file, {"seed": 1}) as journal:
+        assert journal.records == [strange, {"config": "b"}]
+    assert len(digest({})) == 16 and digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1}) != digest({"a": 1, "b": 3})
+
+
+def test_what_was_cut_off_at_the_end_is_dropped_and_written_over(tmp_path):
+    file = tmp_path / "j"
+    one, two = '{"config": "a", "n": 1}\n', '{"config": "ü", "n": 2}\n'
+    for cut in range(1, len(two.encode())):
+        file.write_bytes((HEAD + one).encode() + two.encode()[:cut])
+        with Journal(file, {"seed": 1}) as journal:
+            assert journal.records == [{"config": "a", "n": 1}]
+            journal.add({"config": "c"})
+        assert file.read_text(encoding="utf-8") == HEAD + one + '{"config": "c"}\n'
+    for cut in range(len(HEAD)):
+        file.write_text(HEAD[:cut])
+        with Journal(file, {"seed": 1}) as journal:
+            assert journal.records == []
+        assert file.read_text() == HEAD
+
+
+@pytest.mark.parametrize(
+    "content, told",
+    [
+        (HEAD.replace(RUN, digest({"seed": 2})), "holds the answers of another run (model, samples or settings"),
+        (HEAD + '{"config": "a"\n{"config": "b"}\n', "is no journal of an evaluation (Expecting ',' delimiter"),
+        (HEAD + "\n" + '{"config": "b"}\n', "is no journal of an evaluation (Expecting value"),
+        (HEAD + "7\n", ":2 is no answer of an evaluation"),
+        ('{"config": "a"}\n', "is no journal of an evaluation; choose another file"),
+        ("7\n", "is no journal of an evaluation; choose another file"),
+        ("my notes, on one line without an end", "is no journal of an evaluation; choose another file"),
+        ("{}", "is no journal of an evaluation; choose another file"),
+        (b"\xff\xfe\n", "is no journal of an evaluation ('utf-8' codec can't decode"),
+    ],
+)
+def test_other_files_are_refused_and_left_as_they_are(tmp_path, content, told):
+    file = tmp_path / "j"
+    content = content if isinstance(content, bytes) else content.encode()
+    file.write_bytes(content)
+    with pytest.raises(OutputError) as caught:
+        Journal(file, {"seed": 1})
+    told = str(file) + ("" if told[0] == ":" else " ") + told
+    assert str(caught.value).startswith(told) and str(caught.value).endswith("; choose another file")
+    assert file.read_bytes() == content
+
+
+def test_a_place_that_can_t_be_written_and_none(tmp_path):
+    with pytest.raises(OutputError, match=r"^cannot keep the answers in .*/none/j: No such file or directory$"):
+        Journal(tmp_path / "none" / "j", {})
+    journal = Journal(None, {"a": 1})
+    journal.add({"config": "a"})
+    assert journal.records == [{"config": "a"}] and list(tmp_path.iterdir()) == []
+    journal.close()
+
+
+def test_a_disk_that_fills_up_is_one_line(tmp_path):
+    with Journal(tmp_path / "j", {}) as journal:
+        inner = journal._file
+
+        class Full:
+            def write(self, text):
+                raise OSError(28, "No space left on device")
+
+            close = inner.close
+
+        journal._file = Full()
+        with pytest.raises(OutputError, match=r"^cannot keep the answers in .*/j: No space left on device$"):
+            journal.add({"config": "a"})
+
+
+def test_records_are_plain_json(run, tmp_path):
+    with Journal(tmp_path / "j", {}) as journal:
+        report = run(journal=journal)
+    lines = [json.loads(line) for line in (tmp_path / "j").read_text().splitlines()[1:]]
+    assert lines == report.records

@@ -1,0 +1,172 @@
+"""Training data: which tokens are a prompt's and which a reply's, by record form and chat template."""
+
+import json
+
+import pytest
+import torch
+
+from support.models import tiny_tokenizer
+from swaa_edge.errors import ConfigError, DataFileError
+from swaa_edge.evaluate.prompts import PLAIN_END
+from swaa_edge.finetune.data import Collator, Example, read_examples, split
+
+
+@pytest.fixture
+def write(tmp_path):
+    def written(*records, name="data.jsonl"):
+        file = tmp_path / name
+        file.write_text("".join(json.dumps(record) + "\n" for record in records))
+        return file
+
+    return written
+
+
+def read(file, tokenizer=None, **options):
+    return read_examples(file, tokenizer or tiny_tokenizer(), **{"max_length": 1000} | options)
+
+
+def parts(example: Example, tokenizer=None) -> list[tuple[str, bool]]:
+    """An example as text, in runs of prompt and reply."""
+    decode, found = (tokenizer or tiny_tokenizer()).decode, []
+    for token, reply in zip(example.tokens, example.generated, strict=True):
+        if not found or found[-1][1] != reply:
+            found.append(([], reply))
+        found[-1][0].append(token)
+    return [(decode(tokens), reply) for tokens, reply in found]
+
+
+def test_a_prompt_and_its_answer(write):
+    (example,) = read(write({"prompt": "A text.", "question": "What is it?", "answer": " A text"})).kept
+    assert parts(example) == [
+        ("<|im_start|>user\nA text.\n\nWhat is it?<|im_end|>\n<|im_start|>assistant\n", False),
+        # What a template puts behind the end of the turn is not generated.
+        (" A text<|im_end|>", True),
+    ]
+    assert example.source.endswith("data.jsonl:1")
+
+
+def test_a_prompt_is_tokenized_as_it_will_be_asked(write):
+    # Tokenized as one text, "assistant\n" and the reply's first line end would melt into one token.
+    (example,) = read(write({"prompt": "p", "answer": "\n\nyes"})).kept
+    start = "<|im_start|>user\np<|im_end|>\n<|im_start|>assistant\n"
+    encode = lambda text: tiny_tokenizer().encode(text, add_special_tokens=False)  # noqa: E731
+    assert example.tokens == encode(start) + encode("\n\nyes<|im_end|>")
+
+
+def test_a_question_in_the_prompt_is_not_asked_again(write):
+    record = {"prompt": "A text. What is it? Be brief.", "question": "What is it?", "answer": "A text"}
+    (example,) = read(write(record)).kept
+    assert parts(example)[0][0].count("What is it?") == 1
+
+
+def test_every_reply_of_a_conversation(write):
+    messages = [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": "Hi"},
+        {"role": "user", "content": "And?"},
+        {"role": "assistant", "content": "Nothing"},
+        {"role": "user", "content": "Well"},
+    ]
+    (example,) = read(write({"messages": messages})).kept
+    assert parts(example) == [
+        ("<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n", False),
+        ("Hi<|im_end|>", True),
+        ("\n<|im_start|>user\nAnd?<|im_end|>\n<|im_start|>assistant\n", False),
+        ("Nothing<|im_end|>", True),
+    ]
+
+
+def test_a_template_that_drops_earlier_thoughts_teaches_the_last_reply(write):
+    tokenizer = tiny_tokenizer().__class__(tokenizer_object=tiny_tokenizer().backend_tokenizer)
+    tokenizer.add_special_tokens({"eos_token": "<|im_end|>"})
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' and not loop.last %}"
+        "{{ m.content.split('</think>')[-1] }}{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    messages = [
+        {"role": "user", "content": "1?"},
+        {"role": "assistant", "content": "hm</think>one"},
+        {"role": "user", "content": "2?"},
+        {"role": "assistant", "content": "so</think>two"},
+    ]
+    (example,) = read(write({"messages": messages}), tokenizer).kept
+    (before, first), (reply, second) = parts(example, tokenizer)
+    assert (first, second) == (False, True)
+    assert "hm" not in before and before.endswith("2?<|im_end|>\n<|im_start|>assistant\n")
+    assert reply == "so</think>two<|im_end|>"
+
+
+def test_plain_text_without_a_template(write):
+    file = write({"prompt": "A text.", "question": "What?", "answer": " It"})
+    (example,) = read(file, chat=False).kept
+    assert parts(example) == [(f"A text.\n\nWhat?{PLAIN_END}", False), (" It<|endoftext|>", True)]
+    with pytest.raises(DataFileError, match=r"data.jsonl:1: messages need a chat template"):
+        read(write({"messages": []}), chat=False)
+
+
+def test_long_records_are_left_out_and_counted(write):
+    short, long = {"prompt": "p", "answer": "a"}, {"prompt": "word " * 200, "answer": "a"}
+    examples = read(write(short, long, short), max_length=60)
+    assert len(examples.kept) == 2 and examples.too_long == 1
+    with pytest.raises(DataFileError, match="none of its 1 records has at most 60 tokens; raise --max-length"):
+        read(write(long), max_length=60)
+
+
+@pytest.mark.parametrize(
+    ("record", "told"),
+    [
+        (7, "7 must be an object with prompt and answer, or messages"),
+        ({"answer": "a"}, "the field prompt is missing; there is answer"),
+        ({"prompt": "p"}, "the field answer is missing; there is prompt"),
+        ({"prompt": "p", "answer": 7}, "answer = 7 must be a string"),
+        ({"prompt": " ", "answer": "a"}, "prompt is empty"),
+        ({"messages": "hello"}, 'messages must be a list of {"role", "content"}'),
+        ({"messages": [{"role": "user"}]}, "message 1: the field content is missing; there is role"),
+        ({"messages": [{"role": "user", "content": "x"}]}, "nothing of it is a reply"),
+    ],
+)
+def test_a_wrong_record_is_named_by_its_line(write, record, told):
+    with pytest.raises(DataFileError, match=r"data.jsonl:2: ") as caught:
+        read(write({"prompt": "p", "answer": "a"}, record))
+    assert told in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_empty_file(write):
+    with pytest.raises(DataFileError, match="it holds no record"):
+        read(write())
+
+
+def test_parquet(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    messages = [{"role": "user", "content": "1?"}, {"role": "assistant", "content": "one"}]
+    parquet.write_table(pyarrow.table({"messages": [messages], "other": [1]}), tmp_path / "data.parquet")
+    (example,) = read(tmp_path / "data.parquet").kept
+    assert parts(example)[-1] == ("one<|im_end|>", True)
+
+
+def test_a_batch():
+    batch = Collator(9)([Example([1, 2, 3], [False, False, True]), Example([4, 5], [False, True])])
+    assert batch["input_ids"].tolist() == [[1, 2, 3], [4, 5, 9]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
+    assert batch["labels"].tolist() == [[-100, -100, 3], [-100, 5, -100]]
+    assert batch["decode_mask"].tolist() == [[False, False, True], [False, True, False]]
+    assert batch["decode_mask"].dtype == torch.bool
+
+
+def test_split_holds_back_a_share_of_its_own():
+    examples = [Example([i, 1], [False, True]) for i in range(40)]
+    learned, held = split(examples, 0.1, seed=3)
+    assert len(held) == 4 and {e.tokens[0] for e in learned + held} == set(range(40))
+    assert split(examples, 0.1, seed=3)[1] == held and split(examples, 0.1, seed=4)[1] != held
+    assert split(examples, 0, seed=3)[1] == [] and len(split(examples[:2], 0.01, seed=3)[1]) == 1
+    assert split(examples[:1], 0.5, seed=3)[1] == []
+    # Replies to one prompt are all learned from, or all held back.
+    several = [Example([i // 4, i], [False, True]) for i in range(40)]
+    learned, held = split(several, 0.2, seed=3)
+    assert len(held) == 8 and not {e.tokens[0] for e in learned} & {e.tokens[0] for e in held}
+    with pytest.raises(ConfigError, match="from 0 to under 1"):
+        split(examples, 1, seed=3)

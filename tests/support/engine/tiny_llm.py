@@ -1,0 +1,71 @@
+"""Fixtures on a tiny SwaaLlama whose ring is small, so that it forgets after a few hundred tokens.
+
+Layer 1 of 4 keeps full attention, the others slide over 24 tokens and 2 sinks, and none decodes with full attention:
+then what was computed doesn't depend on phases, and a model that evaluates everything at once is the reference.
+
+"""
+
+import itertools
+import random
+
+import numpy as np
+import pytest
+
+from swaa_edge.config import SwaaConfig
+
+RING = SwaaConfig(24, 2, fa_layers=[1])
+VOCAB, UBATCH, RING_CELLS = 768, 32, 256
+
+
+def text(seed, count):
+    """`count` random tokens, without the special ones."""
+    generator = random.Random(seed)
+    return [generator.randrange(6, VOCAB) for _ in range(count)]
+
+
+def tokens_of(llm, prompt, count):
+    return list(itertools.islice(llm.generate(prompt, temp=0), count))
+
+
+def last_logits(llm):
+    return np.ctypeslib.as_array(llm._ctx.get_logits(), shape=(VOCAB,)).copy()
+
+
+def close(found, expected):
+    """Whether two rows of logits differ by rounding only: f16 K and V, and sums in another order."""
+    return np.abs(found - expected).max() < 0.02 * expected.std()
+
+
+@pytest.fixture(scope="module")
+def path(gguf_model):
+    return str(gguf_model("qwen3", layers=4))
+
+
+@pytest.fixture
+def load(path):
+    """load(**arguments): a SwaaLlama of the tiny model on its ring; closed when the test ends."""
+    from swaa_edge import SwaaLlama
+
+    made = []
+
+    def make(model=path, **arguments):
+        settings = {"n_ctx": 1024, "n_batch": UBATCH, "n_ubatch": UBATCH, "n_threads": 1, "n_threads_batch": 1}
+        made.append(SwaaLlama(str(model), **{"swaa": RING, "verbose": False} | settings | arguments))
+        return made[-1]
+
+    yield make
+    for llm in made:
+        llm.close()
+
+
+@pytest.fixture
+def cold(load):
+    """cold(tokens): logits after tokens that a fresh cache without a ring evaluates as one prompt."""
+    reference = load(swa_full=True)
+
+    def logits(tokens):
+        reference.reset()
+        reference.eval(tokens)
+        return last_logits(reference)
+
+    return logits

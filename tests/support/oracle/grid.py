@@ -1,0 +1,225 @@
+"""Random cases of SWAA on tiny models: what is run, and how it is fed to the engine.
+
+A case is one line of text, so that a failure can be run again by pasting it:
+
+    qwen3/4 W31 S4 s1011 d0100 f16 table b512 u97 t1 p300+4,33+2 unified auto r17
+
+architecture/layers, window, sinks, sliding and FA-decode flags per layer, KV type, policy, n_batch, n_ubatch, threads,
+prompt+decode tokens per sequence, one cache for all sequences or a stream each, phases, seed of tokens and schedule.
+
+Use: `case = Case.parse(line)` or `random_case(17)`; `plan(case).steps` are what `Engine.run` takes.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from dataclasses import dataclass
+
+from support.oracle.rule import Rule
+
+VOCAB = 768
+MAX_PROMPT = 1400
+# Of the prompts of one case together, or so: the oracle's time grows with them.
+MAX_ROWS = 1400
+# Random routers flip experts in a few rows under any half-precision noise, so these are judged by percentiles.
+MOE = ("qwen3moe", "mixtral")
+# A KV type of blocks of 32 can't hold rows that 32 doesn't divide; these have heads of 80.
+NO_Q8 = ("stablelm",)
+# What each architecture is tested with: (name, layers). The ones the converter promises come in two depths.
+POOL = (
+    ("llama", 2),
+    ("llama", 4),
+    ("mistral", 3),
+    ("mistral", 5),
+    ("qwen2", 2),
+    ("qwen2", 4),
+    ("qwen3", 3),
+    ("qwen3", 4),
+    ("qwen3moe", 2),
+    ("qwen3moe", 3),
+    ("phi3", 3),
+    ("granite", 4),
+    ("olmo2", 3),
+    ("gemma", 2),
+    ("glm4", 3),
+    ("stablelm", 3),
+    ("starcoder2", 3),
+    ("smollm3", 4),
+    ("mixtral", 2),
+)
+
+_LINE = re.compile(
+    r"(?P<arch>\w+)/(?P<layers>\d+) W(?P<window>\d+) S(?P<sinks>\d+) s(?P<sliding>[01]+) d(?P<fa_decode>[01]+) "
+    r"(?P<kv>\w+) (?P<policy>\w+) b(?P<n_batch>\d+) u(?P<n_ubatch>\d+) t(?P<threads>\d+) p(?P<sequences>[\d+,]+) "
+    r"(?P<cache>unified|streams) (?P<phases>auto|explicit) r(?P<seed>\d+)"
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One case; sliding and fa_decode are strings of 0 and 1, sequences is (prompt, decode) token counts."""
+
+    arch: str
+    layers: int
+    window: int
+    sinks: int
+    sliding: str
+    fa_decode: str
+    kv: str
+    policy: str
+    n_batch: int
+    n_ubatch: int
+    threads: int
+    sequences: tuple[tuple[int, int], ...]
+    cache: str
+    phases: str
+    seed: int
+
+    def __str__(self) -> str:
+        lengths = ",".join(f"{prompt}+{decode}" for prompt, decode in self.sequences)
+        return (
+            f"{self.arch}/{self.layers} W{self.window} S{self.sinks} s{self.sliding} d{self.fa_decode} {self.kv} "
+            f"{self.policy} b{self.n_batch} u{self.n_ubatch} t{self.threads} p{lengths} {self.cache} {self.phases} "
+            f"r{self.seed}"
+        )
+
+    @staticmethod
+    def parse(line: str) -> Case:
+        """The case a line describes; ValueError if it isn't one."""
+        match = _LINE.fullmatch(line.strip())
+        if match is None:
+            raise ValueError(f"not a case: {line!r}; expected a line like the one in the docstring of grid.py")
+        fields = match.groupdict()
+        for name in ("layers", "window", "sinks", "n_batch", "n_ubatch", "threads", "seed"):
+            fields[name] = int(fields[name])
+        pairs = [pair.split("+") for pair in fields["sequences"].split(",")]
+        fields["sequences"] = tuple((int(prompt), int(decode)) for prompt, decode in pairs)
+        return Case(**fields)
+
+    @property
+    def rule(self) -> Rule:
+        return Rule.of(self.window, self.sinks, self.sliding, self.fa_decode)
+
+    @property
+    def overrides(self) -> dict:
+        """The keys that give an unannotated file this case's configuration."""
+        return self.rule.overrides
+
+    @property
+    def settings(self) -> dict:
+        """The engine's settings, with a context just large enough."""
+        lengths = [prompt + decode for prompt, decode in self.sequences]
+        pad = lambda n: -(-n // 256) * 256  # noqa: E731
+        unified = self.cache == "unified"
+        return {
+            "n_ctx": pad(sum(lengths)) if unified else pad(max(lengths)) * len(lengths),
+            "n_batch": self.n_batch,
+            "n_ubatch": self.n_ubatch,
+            "sequences": len(lengths),
+            "threads": self.threads,
+            "kv": self.kv,
+            "flash_attn": self.policy != "dense",
+            "unified": unified,
+            "policy": self.policy,
+        }
+
+
+@dataclass
+class Plan:
+    """How a case is fed: tokens and decode flags per sequence, and the engine's steps."""
+
+    tokens: list[list[int]]
+    is_decode: list[list[bool]]
+    steps: list[tuple]
+
+
+def plan(case: Case) -> Plan:
+    """The case's tokens and batches, from its seed alone.
+
+    auto: any mix of sequences in a batch; one that contributes a single token is decoding, by the meaning of AUTO.
+    explicit: a batch is all prefill, also where a chunk is one token, or all decode, also where it is several.
+    """
+    rng = random.Random(case.seed)
+    n = len(case.sequences)
+    made = Plan(
+        [[rng.randrange(6, VOCAB) for _ in range(p + d)] for p, d in case.sequences], [[] for _ in range(n)], []
+    )
+    greedy = rng.random() < 0.7  # whole batches, as a caller would cut a prompt; else chunks of any size
+    done = [0] * n
+    while remaining := [s for s in range(n) if done[s] < len(made.tokens[s])]:
+        in_prompt = {s: done[s] < case.sequences[s][0] for s in remaining}
+        phase = None
+        if case.phases == "explicit":
+            phase = "prefill" if in_prompt[rng.choice(remaining)] else "decode"
+            remaining = [s for s in remaining if in_prompt[s] == (phase == "prefill")]
+        if len(remaining) > 1 and rng.random() < 0.3:
+            remaining = rng.sample(remaining, rng.randrange(1, len(remaining)))
+        rng.shuffle(remaining)
+        room, share = case.n_batch, {}
+        for k, s in enumerate(remaining):
+            left = case.sequences[s][0] - done[s] if in_prompt[s] else len(made.tokens[s]) - done[s]
+            drafted = rng.choice((1, 1, 2, 3)) if phase == "decode" else 1
+            limit = min(left, room - (len(remaining) - 1 - k), case.n_batch if in_prompt[s] else drafted)
+            if limit < 1:
+                continue
+            share[s] = limit if greedy or not in_prompt[s] else rng.randrange(1, limit + 1)
+            room -= share[s]
+        parts = []
+        for s, count in share.items():
+            flag = phase == "decode" if phase else count == 1
+            made.is_decode[s] += [flag] * count
+            parts.append([(made.tokens[s][i], i, (s,), True) for i in range(done[s], done[s] + count)])
+            done[s] += count
+        if rng.random() < 0.5:
+            batch = [entry for part in parts for entry in part]
+        else:  # the sequences' tokens alternate
+            batch = [part[i] for i in range(max(map(len, parts))) for part in parts if i < len(part)]
+        made.steps.append(("decode", batch, phase) if phase else ("decode", batch))
+    return made
+
+
+def random_case(seed: int) -> Case:
+    """Case number `seed` of the grid, with windows, sinks and lengths leaning to the edges where code goes wrong."""
+    rng = random.Random(f"grid {seed}")
+    arch, layers = rng.choice(POOL)
+    policy = rng.choice(("table", "table", "table", "table", "copy", "copy", "dense"))
+    if policy == "dense":
+        # Without flash attention V can't be quantized; f32 there is the sharpest comparison of all.
+        kv = rng.choice(("f32", "f16"))
+    else:
+        kv = "f16" if arch in NO_Q8 else rng.choice(("f16", "f16", "q8_0"))
+    window = rng.choice((1, 2, 7, 31, 64, 255, 256, 257, 512, rng.randint(1, 700)))
+    sinks = rng.choice((0, 0, 1, 4, 64, 255, 256, 257, 300))
+    n_batch = rng.choice((32, 97, 256, 512, 512, 1024))
+    n_ubatch = min(n_batch, rng.choice((16, 32, 64, 97, 128, 512, 512)))
+    sequences, room = [], MAX_ROWS
+    for _ in range(rng.choice((1, 1, 1, 2, 3))):
+        edge = rng.choice(
+            (window - 1, window, window + 1, window + sinks + 1, n_batch + 1, n_ubatch + 1, 256, 257, 513)
+        )
+        # Only where the cache is longer than what a batch sees does the engine leave blocks out.
+        prompt = rng.choice(
+            (edge, edge, rng.randint(1, 400), rng.randint(600, MAX_PROMPT), rng.randint(800, MAX_PROMPT))
+        )
+        sequences.append((min(max(prompt, 1), MAX_PROMPT, room), rng.choice((0, 1, 3, 12))))
+        room = max(room - prompt, 40)
+    if arch in MOE and sum(map(sum, sequences)) < 300:  # a percentile needs rows
+        sequences[0] = (rng.randint(300, 800), sequences[0][1])
+    return Case(
+        arch,
+        layers,
+        window,
+        sinks,
+        "".join(rng.choice("0111") for _ in range(layers)),
+        rng.choice(("0" * layers, "1" * layers, "".join(rng.choice("01") for _ in range(layers)))),
+        kv,
+        policy,
+        n_batch,
+        n_ubatch,
+        rng.choice((1, 1, 1, 2)),
+        tuple(sequences),
+        rng.choice(("unified", "streams")),
+        rng.choice(("auto", "explicit")),
+        seed,
+    )
