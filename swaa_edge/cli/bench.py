@@ -97,7 +97,7 @@ def bench(
     swaa-edge bench model.gguf --prompt-tokens 4096,16384 --recipes quality,balanced
     swaa-edge bench --shape qwen3-0.6b --layers 4 --window 2048 --sinks 64 --plot bench.png
     """
-    from swaa_edge.bench.bench import bench as tool
+    from swaa_edge.bench import bench as tool
     from swaa_edge.bench.report import Settings, check_plot, plot
 
     if plot_file is not None:
