@@ -77,7 +77,7 @@ class EngineSettings:
         kind: type[SwaaLlama] | None = None,
         **more: Any,
     ) -> SwaaLlama:
-        """Load `model` (a path or a `ModelFile`) under `swaa` with a context of `n_ctx` tokens, without llama.cpp's log.
+        """Load `model` (a path or a `ModelFile`) under `swaa` with a context of `n_ctx` tokens; llama.cpp logs nothing.
 
         kind: a subclass to make instead of SwaaLlama; more: further arguments for it.
         """
