@@ -1,0 +1,112 @@
+"""The configurations that a run compares, from the names that a user gives; `bench` and `eval` take the same ones.
+
+    configurations("model.gguf", "full,naive,quality,mine.json", changes={"window_size": 128})
+
+Full attention is always among them, first and under the name `FULL`, since all others are compared with it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from swaa_edge.config import CUSTOM, RECIPES, SwaaConfig
+from swaa_edge.errors import ConfigError
+from swaa_edge.files.model import ModelFile
+from swaa_edge.metadata import read_swaa
+
+FULL_ATTENTION: Literal[False] = False
+Configuration = SwaaConfig | Literal[False]
+
+#: Full attention; a sliding window and nothing else; the settings in the model file.
+FULL, NAIVE, FILE = "full", "naive", "file"
+#: Compared where neither the caller nor the model file names a configuration.
+DEFAULT = (FULL, NAIVE, "quality", "balanced", "fast")
+#: Window of `NAIVE` in tokens, that of the recipes, unless `changes` has another one.
+WINDOW = 2048
+
+
+def configurations(
+    model: str | os.PathLike[str] | ModelFile,
+    names: str | Iterable[str] | Mapping[str, Configuration] | None = None,
+    *,
+    base: SwaaConfig | None = None,
+    changes: Mapping[str, Any] | None = None,
+) -> dict[str, Configuration]:
+    """The configurations to compare, by name, full attention first.
+
+    names: `FULL`, `NAIVE`, `FILE`, recipes and paths of JSON files, separated by commas or in a list; a mapping holds
+        configurations already. A JSON file goes by its name without extension.
+    base: one whole configuration to compare with full attention, instead of `names`.
+    changes: fields of SwaaConfig to replace in each configuration; without `names` and `base` they are one of their
+        own. `NAIVE` takes the window only.
+
+    With none of the three: the settings in the model file, or `DEFAULT` if it has none. Raises `ConfigError` for an
+    unknown name or two configurations of one name, `ModelFileError` for a model file that can't be read.
+    """
+    changes, configs = dict(changes or {}), {FULL: FULL_ATTENTION}
+    if isinstance(names, Mapping):
+        return configs | dict(names)
+    if names is not None:
+        if base is not None:
+            raise ConfigError("--configs names whole configurations; put recipes and FILE.json there")
+        for name in filter(None, map(str.strip, names.split(",") if isinstance(names, str) else names)):
+            label = Path(name).stem if name.endswith(".json") else name
+            if label in configs and label != FULL:
+                raise ConfigError(f"--configs has {label} twice; name each configuration once")
+            if name.endswith(".json") and label in (FULL, NAIVE, FILE, *RECIPES):
+                raise ConfigError(f"--configs: {name} would go by the name {label}, which is taken; rename the file")
+            configs[label] = named(model, name, changes)
+        return configs
+    if base is None and changes:
+        if "window_size" not in changes:
+            raise ConfigError("SWAA settings need a window; add --window N, or start from --recipe NAME")
+        base = SwaaConfig(**changes)
+    elif base is not None:
+        base = _changed(base, changes)
+    if base is not None:
+        return configs | {base.recipe: base}
+    own = _own(model)
+    return configs | ({FILE: own} if own else {name: named(model, name) for name in DEFAULT})
+
+
+def named(
+    model: str | os.PathLike[str] | ModelFile, name: str, changes: Mapping[str, Any] | None = None
+) -> Configuration:
+    """The configuration called `name` for `model`, with `changes` as in `configurations`. Raises `ConfigError`."""
+    changes = changes or {}
+    if name == FULL:
+        return FULL_ATTENTION
+    if name == NAIVE:
+        return SwaaConfig(changes.get("window_size", WINDOW))
+    if name == FILE:
+        own = _own(model)
+        if own is None:
+            where = model.header.path if isinstance(model, ModelFile) else os.fspath(model)
+            raise ConfigError(f"--configs {FILE}: {where} has no SWAA keys; name a recipe or a FILE.json")
+        return _changed(own, changes)
+    if name.endswith(".json"):
+        return _changed(SwaaConfig.from_json(name), changes)
+    if name in RECIPES:
+        return _changed(RECIPES[name].config, changes)
+    known = [FULL, NAIVE, *RECIPES, FILE]
+    listed = ", ".join([*known, "FILE.json"])
+    raise ConfigError(f"there is no configuration {name}{like(name, known)}; there are {listed}")
+
+
+def like(name: str, known: Iterable[str]) -> str:
+    """ " (is it X?)" if a known name resembles `name`, else ""."""
+    near = difflib.get_close_matches(name, list(known), 1)
+    return f" (is it {near[0]}?)" if near else ""
+
+
+def _own(model: str | os.PathLike[str] | ModelFile) -> SwaaConfig | None:
+    return read_swaa(model.header.path if isinstance(model, ModelFile) else model)
+
+
+def _changed(config: SwaaConfig, changes: Mapping[str, Any]) -> SwaaConfig:
+    return dataclasses.replace(config, recipe=CUSTOM, **changes) if changes else config
