@@ -1,7 +1,7 @@
-"""SWAA settings: what slides, how far, and who decodes with full attention.
+"""SWAA settings: which layers slide, how far they see, and which decode with full attention.
 
-One frozen, hashable value is what every tool and the engine agree on; it is checked once, here, so
-nothing after it needs to doubt a window size or a layer list.
+Every tool and the engine take one frozen, hashable value. It is validated here, when it is made, so later code can
+rely on its window size and layer list.
 
     SwaaConfig(window_size=2048, sink_count=64, fa_layers="1::2", fa_decode=True).sliding_layers(28)
 """
@@ -12,20 +12,20 @@ import dataclasses
 import difflib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
-from swaa_edge.errors import ConfigError
+from swaa_edge.errors import ConfigError, ModelFileError
 from swaa_edge.layers import SPEC_HELP, LayerSpec, layer_spec, selected_layers, shown, whole_number
 
 #: The label of a configuration that isn't one of `RECIPES`.
 CUSTOM = "custom"
 
-#: Labels are names for people; longer ones are a mistake or an attack.
+#: Longest label in characters. Labels are names for people, so a longer one is a mistake or an attack.
 LABEL_LIMIT = 255
 
-# Our spelling of each setting, and that of the paper's code (arXiv 2512.10411).
+# The paper's spelling of each setting (arXiv 2512.10411), and ours.
 _PAPER_SPELLING = MappingProxyType(
     {
         "sliding_window_size": "window_size",
@@ -38,17 +38,17 @@ _PAPER_SPELLING = MappingProxyType(
 
 @dataclasses.dataclass(frozen=True)
 class SwaaConfig:
-    """The settings of Sliding Window Attention Adaptation; immutable, hashable, checked when made.
+    """The settings of Sliding Window Attention Adaptation: immutable, hashable, validated when made.
 
-    window_size: W, in tokens, the current one included; 1 to 2**31 - 1.
-    sink_count: S, the first tokens that stay visible in every sliding layer; 0 to 2**31 - 1.
-    fa_layers: the layers that keep full attention (FA): a list of layer indices from 0, slice text
+    window_size: W, the window in tokens, including the current one; 1 to 2**31 - 1.
+    sink_count: S, the number of first tokens that stay visible in every sliding layer; 0 to 2**31 - 1.
+    fa_layers: the layers that keep full attention (FA): a list of layer indices from 0, a slice
         "start:stop:step" over the layers with Python's rules (negative numbers count from the end),
-        "none" or "all". Lists take no negative index. Kept as text or as a sorted tuple.
-    fa_decode: whether sliding layers decode with full attention: a bool, or the layers that do (any
-        spelling of `fa_layers`; FA layers in it change nothing). Kept as a bool, text or tuple.
-    recipe, adapter: labels, which take no part in comparisons: the name of the preset this came from
-        or "custom", and the fine-tune that the weights carry, if any.
+        "none" or "all". Lists take no negative index. Stored as text or as a sorted tuple.
+    fa_decode: whether sliding layers decode with full attention: a bool, or the layers that do (in any
+        spelling of `fa_layers`; FA layers in it have no effect). Stored as a bool, text or tuple.
+    recipe, adapter: labels, ignored by comparisons: the name of the preset or "custom", and the fine-tune
+        in the weights, if any.
 
     Raises `ConfigError` naming the setting, its value and the limit.
     """
@@ -71,6 +71,11 @@ class SwaaConfig:
         put("recipe", _label("recipe", self.recipe))
         put("adapter", None if self.adapter is None else _label("adapter", self.adapter))
 
+    @property
+    def reach(self) -> int:
+        """W + S: the longest prompt, in tokens, of which no layer hides anything."""
+        return self.window_size + self.sink_count
+
     def sliding_layers(self, n_layers: int) -> list[bool]:
         """One bool per layer of a model of `n_layers` layers: True where it slides, False where it is FA.
 
@@ -91,13 +96,39 @@ class SwaaConfig:
         return [slides and layer in full for layer, slides in enumerate(sliding)]
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as plain JSON values, in our spelling; `from_dict` reads them back."""
+        """The settings as plain JSON values in our spelling, which `from_dict` reads back."""
         settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
 
     @classmethod
+    def from_layers(
+        cls,
+        window_size: int,
+        sink_count: int,
+        sliding: Sequence[bool],
+        fa_decode: Sequence[bool],
+        *,
+        recipe: str = CUSTOM,
+        adapter: str | None = None,
+    ) -> SwaaConfig:
+        """Settings from one bool per layer, the form of GGUF files and of the engine.
+
+        sliding: whether the layer slides. fa_decode: whether it then decodes with full attention; ignored elsewhere.
+        The result lists layers by index, and its `fa_decode` is a bool where all sliding layers agree.
+        """
+        decode = tuple(layer for layer, slides in enumerate(sliding) if slides and fa_decode[layer])
+        return cls(
+            window_size,
+            sink_count,
+            fa_layers=tuple(layer for layer, slides in enumerate(sliding) if not slides),
+            fa_decode=decode if 0 < len(decode) < sum(sliding) else bool(decode),
+            recipe=recipe,
+            adapter=adapter,
+        )
+
+    @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> SwaaConfig:
-        """Settings from a mapping in our spelling, the paper's, or a mix that doesn't contradict itself.
+        """Settings from a mapping in our spelling, the paper's, or a consistent mix of both.
 
         Our keys are the fields of this class; the paper's are sliding_window_size, keep_first,
         force_fa_decode and non_sliding_layers. Only the window size is required. Raises `ConfigError`.
@@ -124,7 +155,7 @@ class SwaaConfig:
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> SwaaConfig:
-        """Settings from a JSON file that holds one object, as for `from_dict`. Raises `ConfigError`."""
+        """Settings from a JSON file with one object, spelled as for `from_dict`. Raises `ConfigError`."""
         try:
             with open(path, encoding="utf-8") as file:
                 settings = json.load(file, object_pairs_hook=_without_duplicates)
@@ -141,20 +172,19 @@ class SwaaConfig:
 
     @classmethod
     def from_recipe(cls, name: str) -> SwaaConfig:
-        """The preset called `name`; see `RECIPES`. Raises `ConfigError` naming those that exist."""
+        """The preset called `name`, one of `RECIPES`. Raises `ConfigError` for an unknown name."""
         if not isinstance(name, str) or name not in RECIPES:
             raise ConfigError(_unknown(f"recipe {shown(name)}", name, list(RECIPES)))
         return RECIPES[name].config
 
     @classmethod
     def from_gguf(cls, path: str | os.PathLike[str]) -> SwaaConfig:
-        """The settings that a GGUF file carries, with `fa_layers` as an explicit tuple of layers.
+        """The settings in a GGUF file, with `fa_layers` as an explicit tuple of layers.
 
-        Raises `ModelFileError` if the file isn't a sound GGUF, has no SWAA keys, or wrong ones.
-        `swaa_edge.metadata.read_swaa` returns None for a file without keys instead.
+        Raises `ModelFileError` if the file is not a valid GGUF or its SWAA keys are missing or wrong.
+        For a file without SWAA keys, `swaa_edge.metadata.read_swaa` returns None instead.
         """
-        # Imports run one way, and metadata needs this module.
-        from swaa_edge.errors import ModelFileError
+        # Imports run one way: metadata builds on this module. Only this public door looks upwards, when called.
         from swaa_edge.metadata import read_swaa
 
         config = read_swaa(path)
@@ -163,13 +193,20 @@ class SwaaConfig:
         return config
 
 
+#: The configuration that turns SWAA off: plain full attention in every layer, whatever the file's keys.
+FULL_ATTENTION: Literal[False] = False
+
+#: What a model can be run under: settings, or `FULL_ATTENTION`.
+Configuration = SwaaConfig | Literal[False]
+
+
 def _unknown(what: str, key: Any, valid: list[str]) -> str:
     near = difflib.get_close_matches(str(key), valid, n=1)
     return f"unknown {what}; " + (f"did you mean {near[0]}?" if near else f"there are: {', '.join(valid)}")
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # json keeps the last of two equal keys without a word, which would hide a contradiction.
+    # json silently keeps the last of two equal keys, which would hide a contradiction.
     settings = dict(pairs)
     if len(settings) != len(pairs):
         twice = next(key for index, (key, _) in enumerate(pairs) if key in dict(pairs[:index]))
@@ -202,10 +239,10 @@ def _normal(name: str, value: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """A preset, with what its authors measured (Qwen3-4B, arXiv 2512.10411); documentation, never computed with.
+    """A preset and its published figures (Qwen3-4B, arXiv 2512.10411), which are printed but never computed with.
 
-    accuracy, accuracy_lora: LongMemEval at 24k, thinking/instruct in percent, as is and with their LoRA.
-    seconds: time for 128k tokens in and 512 out. Full attention: 73.0/62.0 at 3.44 s.
+    accuracy, accuracy_lora: LongMemEval at 24k in percent, thinking/instruct, without and with the authors' LoRA.
+    seconds: time for a prompt of 128k tokens and 512 generated ones.
     """
 
     config: SwaaConfig
@@ -214,6 +251,7 @@ class Recipe:
     seconds: float
 
 
+# The same figures for full attention.
 FULL_ATTENTION_ACCURACY = "73.0/62.0"
 FULL_ATTENTION_SECONDS = 3.44
 
@@ -222,7 +260,7 @@ def _preset(name: str, fa_layers: str, fa_decode: bool, accuracy: str, accuracy_
     return Recipe(SwaaConfig(2048, 100, fa_layers, fa_decode, recipe=name), accuracy, accuracy_lora, seconds)
 
 
-#: The presets by name, best accuracy first. Accuracies marked S=10 were measured with 10 sinks.
+#: The presets by name, most accurate first. Accuracies marked S=10 were measured with 10 sinks.
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
         preset.config.recipe: preset
