@@ -12,15 +12,12 @@ import difflib
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from swaa_edge.config import CUSTOM, RECIPES, SwaaConfig
+from swaa_edge.config import CUSTOM, FULL_ATTENTION, RECIPES, Configuration, SwaaConfig
 from swaa_edge.errors import ConfigError
 from swaa_edge.files.model import ModelFile
 from swaa_edge.metadata import read_swaa
-
-FULL_ATTENTION: Literal[False] = False
-Configuration = SwaaConfig | Literal[False]
 
 #: Full attention; a sliding window and nothing else; the settings in the model file.
 FULL, NAIVE, FILE = "full", "naive", "file"
