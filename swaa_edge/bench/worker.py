@@ -76,7 +76,7 @@ class _Engine:
     """A llama.cpp library with at most one model in memory."""
 
     def __init__(self, library: Path) -> None:
-        from swaa_edge.backends import load_backends
+        from swaa_edge.native.backends import load_backends
 
         os.environ["LLAMA_CPP_LIB_PATH"] = os.fspath(library)
         import llama_cpp.llama_cpp as api

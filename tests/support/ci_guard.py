@@ -3,7 +3,7 @@
 A native test skips itself when the library is not built, which is right on a desk and would hide a broken build in CI.
 A module that skips itself as a whole counts too, since what it holds is then unknown. pyproject.toml loads this plugin.
 
-    CI=true pytest tests/test_native.py
+    CI=true pytest tests/native/test_library.py
 """
 
 import os

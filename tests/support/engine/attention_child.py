@@ -58,7 +58,7 @@ class Child:
     """ggml and its CPU backend."""
 
     def __init__(self, folder: Path):
-        from swaa_edge.backends import load_backends
+        from swaa_edge.native.backends import load_backends
 
         suffix = ".dylib" if sys.platform == "darwin" else ".so"
         self.ggml = ctypes.CDLL(str(folder / f"libggml{suffix}"))

@@ -29,7 +29,7 @@ class Child:
     def __init__(self):
         import llama_cpp.llama_cpp as api
 
-        from swaa_edge.backends import load_backends
+        from swaa_edge.native.backends import load_backends
 
         self.api = api
         logging.getLogger("llama-cpp-python").setLevel(logging.WARNING)  # what else it says is long

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from swaa_edge import backends
 from swaa_edge.errors import NativeLibraryError
+from swaa_edge.native import backends
 
 x86_linux = pytest.mark.skipif(
     not sys.platform.startswith("linux") or platform.machine() != "x86_64", reason="AMX is found on Linux on x86 only"

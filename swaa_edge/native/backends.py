@@ -1,8 +1,8 @@
-"""Loads ggml's backends where they are files of their own, and leaves AMX out where it would kill the process.
+"""Load ggml's backends where they are separate files, and leave AMX out where it would kill the process.
 
-A wheel carries one CPU backend per processor generation, and ggml loads the best that the CPU claims to
-run. A processor may report AMX where the kernel or the virtual machine doesn't let it be used, and the process dies
-with SIGILL at its first tile instruction; so the instructions are tried here first, in a child process.
+A wheel carries one CPU backend per processor generation, and ggml loads the best one that the CPU reports support
+for. A processor may report AMX although the kernel or the virtual machine doesn't allow it; the process then dies
+with SIGILL at its first tile instruction. So the instructions are tried here first, in a child process.
 
     load_backends(llama_cpp.llama_cpp._lib, folder)
 """
@@ -35,9 +35,9 @@ _TILE_CODE = bytes.fromhex("c4e2784907 c4e27b49c0 c4e27b49c8 c4e27b49d0 c4e26b5e
 
 
 def load_backends(lib: ctypes.CDLL, folder: Path, amx_works: Callable[[], bool] | None = None) -> None:
-    """Load the backends that lie in `folder` beside libggml, unless the library has its CPU backend built in.
+    """Load the backends in `folder`, beside libggml, unless the library has its CPU backend built in.
 
-    `amx_works` answers whether AMX instructions run here; it is asked only if a backend would use them.
+    amx_works: returns whether AMX instructions run here; called only if a backend would use them.
     Raises `NativeLibraryError` if no CPU backend there runs on this processor.
     """
     ggml = _ggml(lib, folder)
@@ -55,7 +55,7 @@ def load_backends(lib: ctypes.CDLL, folder: Path, amx_works: Callable[[], bool] 
 
 
 def _ggml(lib: ctypes.CDLL, folder: Path) -> ctypes.CDLL:
-    # Only Windows looks symbols up in one file alone; elsewhere libllama answers for libggml too.
+    # Only Windows looks symbols up in one file; elsewhere they are found through libllama too.
     ggml = ctypes.CDLL(str(folder / "ggml.dll")) if sys.platform == "win32" else lib
     ggml.ggml_backend_dev_by_type.restype = ctypes.c_void_p
     ggml.ggml_backend_dev_by_type.argtypes = [ctypes.c_int]
@@ -66,7 +66,7 @@ def _ggml(lib: ctypes.CDLL, folder: Path) -> ctypes.CDLL:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    # llama_cpp prints every log line until the first model has set its level; which backend was loaded is no news.
+    # llama_cpp prints every log line until the first model has set its level, also which backend was loaded.
     logger = logging.getLogger("llama-cpp-python")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -77,14 +77,14 @@ def _quiet() -> Iterator[None]:
 
 
 def amx_backends(folder: Path) -> list[Path]:
-    """The CPU backend files in `folder` that would use AMX on this processor; [] where there is no Linux on x86."""
+    """The CPU backend files in `folder` that would use AMX on this processor; [] except on Linux on x86."""
     if not sys.platform.startswith("linux") or platform.machine() not in ("x86_64", "amd64"):
         return []
     return [path for path in sorted(folder.glob("libggml-cpu-*.so")) if _score(path) > _AMX_SCORE]
 
 
 def _score(path: Path) -> int:
-    """How well a backend file fits this processor, as ggml's chooser sees it; 0: not at all."""
+    """ggml's score of a backend file for this processor; 0 if it doesn't run here."""
     import _ctypes
 
     try:
@@ -99,7 +99,7 @@ def _score(path: Path) -> int:
 
 @contextlib.contextmanager
 def _without(folder: Path, left_out: list[Path]) -> Iterator[Path]:
-    """A folder of links to the backends in `folder` but some, so that ggml's own chooser picks the best of the rest."""
+    """A folder of links to the backends in `folder` except `left_out`, so that ggml picks the best of the rest."""
     with tempfile.TemporaryDirectory(prefix="swaa-edge-backends-") as links:
         for path in folder.glob("libggml*.so"):
             if path not in left_out:
@@ -108,10 +108,10 @@ def _without(folder: Path, left_out: list[Path]) -> Iterator[Path]:
 
 
 def tile_instructions_work() -> bool:
-    """Whether AMX tile instructions run on this machine, found out by running some in a child process.
+    """Whether AMX tile instructions run on this machine, tried in a child process.
 
-    True also where the kernel refuses a process the tile registers, since ggml then leaves them alone.
-    False where it can't be tried.
+    True also where the kernel refuses a process the tile registers, since ggml then doesn't use them.
+    False where trying is impossible.
     """
     try:
         code = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
@@ -131,9 +131,9 @@ def tile_instructions_work() -> bool:
 
 
 def survives(work: Callable[[], object]) -> bool:
-    """Whether `work` returns, in a forked child, instead of raising or killing its process. False if none starts.
+    """Whether `work` returns, in a forked child, instead of raising or killing its process. False if the fork fails.
 
-    A fork and not a new interpreter: in a program that embeds Python, sys.executable is that program.
+    It is a fork, not a new interpreter, because in a program that embeds Python sys.executable is that program.
     """
     try:
         with warnings.catch_warnings():
@@ -152,12 +152,12 @@ def survives(work: Callable[[], object]) -> bool:
             os._exit(code)
     try:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    except ChildProcessError:  # a program that ignores SIGCHLD never learns how its children end
+    except ChildProcessError:  # in a program that ignores SIGCHLD, children leave no exit status
         return False
 
 
 def _die_quietly() -> None:
-    """No traceback and no core file from a child that is expected to die."""
+    """Write no traceback and no core file: this child is expected to die."""
     import resource
 
     faulthandler.disable()

@@ -1,0 +1,139 @@
+"""Find the patched llama.cpp library, load it under `llama_cpp`, and check both.
+
+The published llama-cpp-python loads any library it is pointed to. It must be ours, built from the same
+llama.cpp whose structs its ctypes declarations mirror: a wrong one would read past structs instead of
+failing. So everything is checked here, once, before anything else touches `llama_cpp`.
+
+    llama_cpp = load()
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+from swaa_edge.errors import NativeLibraryError
+from swaa_edge.native import abi
+from swaa_edge.native.abi import REBUILD
+from swaa_edge.native.backends import load_backends
+
+#: The one release of llama-cpp-python whose struct declarations match the library.
+LLAMA_CPP_VERSION = "0.3.36"
+#: Environment variable: the folder of the library, instead of those that are searched.
+PATH_VARIABLE = "SWAA_EDGE_LIB_PATH"
+# The environment variable from which llama_cpp itself takes the folder.
+_LLAMA_CPP_VARIABLE = "LLAMA_CPP_LIB_PATH"
+
+_FILE_NAMES = {"win32": ("llama.dll", "libllama.dll"), "darwin": ("libllama.dylib", "libllama.so")}.get(
+    sys.platform, ("libllama.so",)
+)
+_INSTALL = f"pip install llama-cpp-python=={LLAMA_CPP_VERSION}"
+_PACKAGE = Path(__file__).parent.parent
+
+_lock = threading.RLock()
+_loaded: ModuleType | None = None
+
+
+def library_dir() -> Path:
+    """The folder that holds the patched library and its backends.
+
+    That is SWAA_EDGE_LIB_PATH if set; else `lib` in this package; else `swaa_edge/lib` in an entry of
+    sys.path, which is where a wheel or an editable install puts it when this source tree shadows it.
+    Raises `NativeLibraryError` if there is none.
+    """
+    given = os.environ.get(PATH_VARIABLE)
+    if given:
+        if not _holds_library(Path(given)):
+            raise NativeLibraryError(
+                f"{PATH_VARIABLE} = {given} does not contain {_FILE_NAMES[0]}; "
+                "set it to the folder of the patched library, or unset it"
+            )
+        return Path(given).resolve()
+    for folder in _candidates():
+        if _holds_library(folder):
+            return folder.resolve()
+    raise NativeLibraryError(f"the patched llama.cpp library ({_FILE_NAMES[0]}) is not installed; {REBUILD}")
+
+
+def _candidates() -> Iterator[Path]:
+    yield _PACKAGE / "lib"
+    for entry in sys.path:
+        yield Path(entry or ".") / "swaa_edge" / "lib"
+
+
+def _holds_library(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in _FILE_NAMES)
+
+
+def load() -> ModuleType:
+    """Return `llama_cpp` on the patched library; the first call loads and checks both.
+
+    A LLAMA_CPP_LIB_PATH in the environment is for other programs: it is set aside while `llama_cpp` is imported, and
+    put back. A `llama_cpp` that was imported before is accepted if it runs on a patched library of this version,
+    wherever that is. Raises `NativeLibraryError`.
+    """
+    global _loaded
+    with _lock:
+        if _loaded is None:
+            imported = getattr(sys.modules.get("llama_cpp.llama_cpp"), "_lib", None)
+            if imported is None:
+                package = _import_llama_cpp(library_dir())
+            else:
+                _refuse_foreign(imported)
+                package = importlib.import_module("llama_cpp")
+            _check_version(package.__version__)
+            lib = package.llama_cpp._lib
+            abi.check(lib)
+            abi.declare(lib)
+            load_backends(lib, Path(lib._name).parent)
+            _loaded = package
+        return _loaded
+
+
+def _import_llama_cpp(folder: Path) -> ModuleType:
+    if importlib.util.find_spec("llama_cpp") is None:
+        raise NativeLibraryError(f"llama-cpp-python is not installed; {_INSTALL}")
+    # Another release may need functions that this library lacks, so its import would already fail. A copy
+    # without metadata is checked by its __version__ after the import.
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        _check_version(importlib.metadata.version("llama-cpp-python"))
+    before = os.environ.get(_LLAMA_CPP_VARIABLE)
+    os.environ[_LLAMA_CPP_VARIABLE] = str(folder)
+    try:
+        return importlib.import_module("llama_cpp")
+    except (AttributeError, OSError, RuntimeError, ValueError) as error:
+        raise NativeLibraryError(f"the library in {folder} can't be loaded: {_one_line(error)}; {REBUILD}") from error
+    finally:
+        # Child processes may be other programs with a llama_cpp of their own.
+        if before is None:
+            del os.environ[_LLAMA_CPP_VARIABLE]
+        else:
+            os.environ[_LLAMA_CPP_VARIABLE] = before
+
+
+def _check_version(version: str) -> None:
+    if version != LLAMA_CPP_VERSION:
+        raise NativeLibraryError(
+            f"llama-cpp-python {version} does not fit the patched library, which needs {LLAMA_CPP_VERSION}; {_INSTALL}"
+        )
+
+
+def _refuse_foreign(lib: ctypes.CDLL) -> None:
+    if not hasattr(lib, "llama_swaa_abi_version"):
+        raise NativeLibraryError(
+            f"llama_cpp was imported first, with another library ({lib._name}); "
+            "put `from swaa_edge import SwaaLlama` before every import of llama_cpp"
+        )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
