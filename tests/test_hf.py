@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from support.models import tiny_model
 from support.oracle import verdict
-from support.oracle.grid import Case, plan
+from support.oracle.grid import Case, schedule
 from support.oracle.oracle import Rule, oracle_logits
 from support.oracle.transformers_swaa import (
     LAYERS,
@@ -226,15 +226,15 @@ ENGINE_CASES = [
 @pytest.mark.native
 @pytest.mark.parametrize("case", ENGINE_CASES, ids=lambda case: case.arch)
 def test_the_engine_computes_what_was_trained(engine, zoo, case):
-    made = plan(case)
+    fed = schedule(case)
     model = copy.deepcopy(zoo.model(case.arch, case.layers))
     hf.apply(model, config_of(case.rule))
-    tokens, mask = padded(made.tokens, "right")
+    tokens, mask = padded(fed.tokens, "right")
     decode = torch.zeros_like(mask, dtype=torch.bool)
-    for row, flags in enumerate(made.is_decode):
+    for row, flags in enumerate(fed.is_decode):
         decode[row, : len(flags)] = torch.tensor(flags)
     with torch.no_grad():
         logits = model.train()(tokens, attention_mask=mask, decode_mask=decode).logits
-    ours = np.concatenate([logits[row, : len(flags)].numpy() for row, flags in enumerate(made.is_decode)])
-    figures = verdict.compare(ours, verdict.engine_rows(engine, zoo, case, made), verdict.flags_of(made))
+    ours = np.concatenate([logits[row, : len(flags)].numpy() for row, flags in enumerate(fed.is_decode)])
+    figures = verdict.compare(ours, verdict.engine_rows(engine, zoo, case, fed), verdict.decode_flags(fed))
     assert not verdict.problems(case, figures, None), figures

@@ -2,7 +2,7 @@
 """Check and measure the patched llama.cpp on a GPU, against the unpatched one: one file to carry, one command to run.
 
     python3 scripts/gpu/check.py pack                       # here: build/gpu-check.tar.gz, with the oracle's answers
-    tar xf gpu-check.tar.gz && python3 gpu-check/scripts/gpu_check.py run --out results      # where the GPU is
+    tar xf gpu-check.tar.gz && python3 gpu-check/scripts/gpu/check.py run --out results      # where the GPU is
 
 There it needs Python 3.10 or newer with numpy, nvcc with cuBLAS, a C++ compiler and CMake, and no network; with
 `pack --arch 90`, which builds here, of CUDA its libraries only. It takes two calls of ten minutes or so on 16 cores:
@@ -41,7 +41,7 @@ _TINY_PARAMS = r"^hs=64,.*(nb=1,|w=256)|hsk=64,hsv=64,nh=4,nr23=\[1,1\],kv=113,n
 # Table cases that a sanitizer gets through: each a hundred times slower than it is.
 _SANITIZED = r"kv=4096,nb=(1|2|7|33|65|70|75|97),"
 # Of tests/: what the oracle's answers depend on.
-_SOURCES = ("oracle", "rule", "grid", "grid_models", "models", "verdict")
+_SOURCES = ("oracle/oracle", "oracle/rule", "oracle/grid", "oracle/grid_models", "oracle/verdict", "models")
 # These before the sanitizer: what the patches cost when they are not used, and the model of the published ratios.
 _FIRST_PLANS = 6
 _COMPILE_SECONDS, _OP_SECONDS = 60, 20
@@ -110,7 +110,7 @@ def make_pack(output: Path, given: argparse.Namespace) -> None:
     """Prepare the oracle's answers, unless they are there for the same sources, and write the archive."""
     lines, off = cases.CASES[: given.cases], cases.OFF_CASES[: given.cases]
     prepared = output.parent / "gpu-check-prepared"
-    sources = [ROOT / "tests" / f"{name}.py" for name in _SOURCES]
+    sources = [ROOT / "tests" / "support" / f"{name}.py" for name in _SOURCES]
     key = json.dumps([lines, off, *(path.read_text() for path in sources)])
     stamp = output.parent / "gpu-check-prepared.made-of"
     if not prepared.exists() or not stamp.exists() or stamp.read_text() != key:
@@ -156,7 +156,7 @@ def run_packed(given: argparse.Namespace, arguments: Sequence[str]) -> int:
     make_pack(archive, given)
     with tarfile.open(archive) as opened:
         opened.extractall(work, filter="data")
-    program = work / packing.TOP / "scripts" / "gpu_check.py"
+    program = work / packing.TOP / "scripts" / "gpu" / "check.py"
     words = [*arguments, "--work", str(work), "--out", str(given.out.resolve())]
     return subprocess.run([sys.executable, str(program), *words], check=False).returncode
 

@@ -1,9 +1,9 @@
-"""Makes the one file that travels to a machine with a GPU: both libraries, our programs, prepared cases.
+"""Writes the one file that travels to a machine with a GPU: both libraries, our programs, prepared cases.
 
-The libraries travel as sources, or as they were built from such sources here. The trees are the patched and the
-unpatched llama.cpp, without what a CPU + CUDA build of libllama and test-backend-ops never opens; a file that both
-share is in the archive once, as a hard link. Python packages that the measuring processes import are copied from this
-environment, as far as they are pure Python. `PACK.json` says what the archive was made of.
+The libraries travel as sources, or built from those sources here. The trees are the patched and the unpatched
+llama.cpp, without the files that a CPU + CUDA build of libllama and test-backend-ops never opens; a file that is the
+same in both is in the archive once, as a hard link. The pure-Python packages that the measuring processes import are
+copied from this environment. `PACK.json` records what the archive was made from.
 
     pack("gpu-check.tar.gz", prepared=folder)      # then: tar xf gpu-check.tar.gz
     pack("gpu-check.tar.gz", prepared=folder, built=Built("90", {"patched": Path("build-patched/bin"), ...}))
@@ -36,10 +36,19 @@ PATCHED, BASELINE = "vendor/llama.cpp-patched", "vendor/llama.cpp"
 BUILT = "built"
 #: Head size of all shapes that are timed: the only one whose flash attention the unpatched library needs.
 TIMED_HEADS = (128,)
-# Imported with llama_cpp and gguf. numpy is the one that must be there.
+# What swaa_edge, llama_cpp and gguf import, numpy aside, which the machine must have.
 _PACKAGES = ("llama_cpp", "diskcache", "jinja2", "markupsafe", "typing_extensions", "gguf", "yaml", "click")
-_OURS = ("CMakeLists.txt", "LICENSE", "cmake/*", "swaa_edge/**/*.py", "scripts/gpu/check.py", "scripts/gpu/*.py")
-_TESTS = ("engine", "engine_calls", "engine_child", "figures", "grid", "rule")
+_OURS = ("CMakeLists.txt", "LICENSE", "cmake/*", "swaa_edge/**/*.py", "scripts/gpu/*.py")
+# The engine in a child process, and what compares it with the prepared logits; none of it needs torch.
+_SUPPORT = (
+    "__init__",
+    "engine/process",
+    "engine/child",
+    "engine/calls",
+    "oracle/verdict",
+    "oracle/grid",
+    "oracle/rule",
+)
 # Below a llama.cpp tree: folders that travel whole, and single files.
 _FOLDERS = (
     "cmake/",
@@ -54,9 +63,9 @@ _FOLDERS = (
     "vendor/nlohmann/",
 )
 _FILES = ("CMakeLists.txt", "LICENSE", "ggml/CMakeLists.txt", "tests/test-backend-ops.cpp")
-# The same for every archive, and no 0, which some build tools read as missing.
+# The same for every archive; not 0, which some build tools read as missing.
 _TIME = 1_000_000_000
-# Looks back far enough to find in one library what the other has, too.
+# A dictionary large enough to find the code that both libraries share.
 _XZ = [{"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 1 << 28}]
 # Other processors' kernels and vendored backends.
 _NOT = ("ggml/src/ggml-cpu/kleidiai/", "ggml/src/ggml-cpu/spacemit/")
@@ -64,7 +73,7 @@ _NOT = ("ggml/src/ggml-cpu/kleidiai/", "ggml/src/ggml-cpu/spacemit/")
 
 @dataclasses.dataclass(frozen=True)
 class Built:
-    """Libraries that were built here. arch: the card's compute capability, like "90"; folders: by side, "patched" (with
+    """Libraries built here. arch: the card's compute capability, like "90"; folders: by side, "patched" (with
     test-backend-ops) and "baseline"."""
 
     arch: str
@@ -77,21 +86,21 @@ class Built:
                     yield f"{BUILT}/{side}/{path.name}", path.read_bytes()
 
 
-def wanted(path: str) -> bool:
-    """Whether a file of a llama.cpp tree, by its path there, is needed for the build."""
+def needed(path: str) -> bool:
+    """Whether the build needs a file of a llama.cpp tree. path: relative to the tree."""
     if path.startswith(_NOT):
         return False
     in_ggml_src = path.startswith("ggml/src/") and path.count("/") == 2
     our_cases = path.startswith("tests/test-kv-") and path.endswith(".h")
-    # CMake reads the list of every vendored library, whether it is used or not.
+    # CMake reads the list of every vendored library, used or not.
     vendored = path.startswith("vendor/") and path.endswith("CMakeLists.txt")
     return path.startswith(_FOLDERS) or path in _FILES or in_ggml_src or our_cases or vendored
 
 
 def subset(tree: Path) -> dict[str, bytes]:
-    """Content of the files of a tree that travel, by path there."""
+    """The files of a tree that travel: content by path in the tree."""
     files = (path for path in sorted(tree.rglob("*")) if path.is_file())
-    return {name: path.read_bytes() for path in files if wanted(name := path.relative_to(tree).as_posix())}
+    return {name: path.read_bytes() for path in files if needed(name := path.relative_to(tree).as_posix())}
 
 
 def trimmed(
@@ -112,11 +121,11 @@ def pack(
     built: Built | None = None,
     root: Path = ROOT,
 ) -> dict[str, Any]:
-    """Write the archive, a .tar.gz or a .tar.xz; returns what its PACK.json says.
+    """Write the archive, a .tar.gz or a .tar.xz; returns the content of its PACK.json.
 
     prepared: the folder that `gpu.oracle.prepare` wrote. wheels: wheels to carry along, as of cmake.
-    all_kernels: leave no kernel instance out. built: carry these libraries, which were built from an archive of the
-    same sources, instead of the sources. Raises FileNotFoundError without the trees of `scripts/patches.py apply`.
+    all_kernels: leave no kernel instance out. built: carry these libraries, built from an archive of the same
+    sources, instead of the sources. Raises FileNotFoundError without the trees of `scripts/patches.py apply`.
     """
     files, links = (dict(built.files()), {}) if built else _sources(root, all_kernels)
     files |= dict(_own_files(root)) | dict(_packages())
@@ -131,10 +140,10 @@ def pack(
 
 
 def _sources(root: Path, all_kernels: bool) -> tuple[dict[str, bytes], dict[str, str]]:
-    """Both trees: content by path in the archive; and of files that both have alike, the path of the one that is."""
+    """Both trees: content by path in the archive; and for each file that is the same in both, the path it links to."""
     for tree in (PATCHED, BASELINE):
         if not (root / tree / "src" / "llama.cpp").is_file():
-            raise FileNotFoundError(f"{root / tree} is no llama.cpp tree; run scripts/patches.py apply")
+            raise FileNotFoundError(f"{root / tree} is not a llama.cpp tree; run scripts/patches.py apply")
     matrices = None if all_kernels else MATRICES
     patched = trimmed(subset(root / PATCHED), None, matrices)
     baseline = trimmed(subset(root / BASELINE), None if all_kernels else TIMED_HEADS, matrices)
@@ -148,15 +157,15 @@ def _own_files(root: Path) -> Iterator[tuple[str, bytes]]:
         for path in sorted(root.glob(pattern)):
             if path.is_file():
                 yield path.relative_to(root).as_posix(), path.read_bytes()
-    for name in _TESTS:
-        yield f"tests/{name}.py", (root / "tests" / f"{name}.py").read_bytes()
+    for name in (f"tests/support/{module}.py" for module in _SUPPORT):
+        yield name, (root / name).read_bytes()
 
 
 def _packages() -> Iterator[tuple[str, bytes]]:
     for name in _PACKAGES:
         found = importlib.util.find_spec(name)
         if found is None or found.origin is None:
-            raise FileNotFoundError(f"the Python package {name} is not here; use .venv/bin/python of `make setup`")
+            raise FileNotFoundError(f"the Python package {name} is not installed; use .venv/bin/python of `make setup`")
         origin = Path(found.origin)
         if origin.name != "__init__.py":
             yield f"site/{origin.name}", origin.read_bytes()

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from support.engine.process import Engine, library_dir
-from support.oracle.grid import Case, plan
+from support.oracle.grid import Case, schedule
 
 BASELINE = Path(os.environ.get("SWAA_EDGE_BASELINE") or Path(__file__).parents[2] / "build" / "baseline" / "lib")
 OFF = {"swaa.enabled": False}
@@ -64,7 +64,7 @@ def baseline():
 
 def logits(running, model, case, overrides):
     settings = case.settings | {"policy": "auto"}
-    return running.run(model, plan(case).steps, overrides, **settings).logits
+    return running.run(model, schedule(case).steps, overrides, **settings).logits
 
 
 def assert_same_bits(ours, theirs):

@@ -1,9 +1,11 @@
-"""The oracle against things that are right without it, and the engine against the oracle over a grid of random cases.
+"""The oracle against references that need no oracle, and the engine against the oracle over a grid of random cases.
 
-pytest tests/patches/test_oracle.py                       all
-pytest tests/patches/test_oracle.py -k case17-            one case of the grid
-SWAA_CASE="qwen3/4 W31 S4 ..." pytest tests/patches/test_oracle.py -k given      a case written by hand (see grid.py)
-SWAA_GRID_CASES=40 pytest tests/patches/test_oracle.py -k grid                   the first 40 cases only
+pytest tests/patches/test_oracle.py                                          all
+pytest tests/patches/test_oracle.py -k case17-                               one case of the grid
+SWAA_CASE="qwen3/4 W31 S4 ..." pytest tests/patches/test_oracle.py -k given  a case by its line, as a failure prints it
+SWAA_GRID_CASES=40 pytest tests/patches/test_oracle.py -k grid               the first 40 cases only
+
+How a case is fed is in support/oracle/grid.py; how it is measured and judged, in support/oracle/verdict.py.
 """
 
 import os
@@ -17,8 +19,9 @@ from transformers import DynamicCache
 
 from support.models import FAMILIES, tiny_model
 from support.oracle import oracle, verdict
-from support.oracle.grid import POOL, Case, plan, random_case
-from support.oracle.oracle import Rule, oracle_logits
+from support.oracle.grid import MOE, POOL, Case, random_case, schedule
+from support.oracle.oracle import oracle_logits
+from support.oracle.rule import Rule
 
 GRID_SIZE = 240
 REQUIRED_SIZE = 200
@@ -164,19 +167,19 @@ def test_a_case_is_its_line():
 
 
 @pytest.mark.parametrize("case", GRID[:60], ids=lambda case: f"case{case.seed}")
-def test_a_plan_feeds_each_token_once_and_in_order(case):
-    made = plan(case)
-    fed = defaultdict(list)
-    for _, batch, *phase in made.steps:
+def test_a_schedule_feeds_each_token_once_and_in_order(case):
+    fed = schedule(case)
+    seen = defaultdict(list)
+    for _, batch, *phase in fed.steps:
         assert 1 <= len(batch) <= case.n_batch
         counts = defaultdict(int)
         for _, _, (seq,), _ in batch:
             counts[seq] += 1
         for token, position, (seq,), _ in batch:
-            assert token == made.tokens[seq][position]
-            assert made.is_decode[seq][position] == (phase[0] == "decode" if phase else counts[seq] == 1)
-            fed[seq].append(position)
-    assert [fed[s] for s in range(len(made.tokens))] == [list(range(p + d)) for p, d in case.sequences]
+            assert token == fed.tokens[seq][position]
+            assert fed.is_decode[seq][position] == (phase[0] == "decode" if phase else counts[seq] == 1)
+            seen[seq].append(position)
+    assert [seen[s] for s in range(len(fed.tokens))] == [list(range(p + d)) for p, d in case.sequences]
 
 
 def test_the_grid_covers_what_it_should():
@@ -234,7 +237,7 @@ def test_given_case(engine, zoo):
 
 def judge(engine, zoo, case):
     figures, plain = verdict.measure(engine, zoo, case), verdict.yardstick(engine, zoo, case)
-    measured[f"{case.kv}{' experts' if case.arch in verdict.MOE else ''}"].append((case, figures, plain))
+    measured[f"{case.kv}{' experts' if case.arch in MOE else ''}"].append((case, figures, plain))
     found = verdict.problems(case, figures, plain)
     assert not found, f"{'; '.join(found)}\n  SWAA_CASE={str(case)!r}\n  {figures}\n  full attention: {plain}"
 
@@ -275,11 +278,11 @@ def mutants(case: Case) -> dict[str, Case]:
 @pytest.mark.native
 @pytest.mark.parametrize("case", SENSITIVE, ids=lambda case: f"{case.arch}-{case.kv}-{case.policy}")
 def test_mutation_is_noticed(engine, zoo, case):
-    made = plan(case)
-    expected, flags = verdict.expected_rows(zoo, case, made), verdict.flags_of(made)
+    fed = schedule(case)
+    expected, flags = verdict.expected_rows(zoo, case, fed), verdict.decode_flags(fed)
     plain = verdict.yardstick(engine, zoo, case)
 
-    def problems(given: Case, fed=made) -> list[str]:
+    def problems(given: Case, fed=fed) -> list[str]:
         return verdict.problems(
             case, verdict.compare(expected, verdict.engine_rows(engine, zoo, given, fed), flags), plain
         )
@@ -288,8 +291,8 @@ def test_mutation_is_noticed(engine, zoo, case):
     unnoticed = [name for name, wrong in mutants(case).items() if not problems(wrong)]
     other = {"prefill": "decode", "decode": "prefill"}
     for phase in other:
-        steps = [(name, batch, other[p] if p == phase else p) for name, batch, p in made.steps]
-        if not problems(case, replace(made, steps=steps)):
+        steps = [(name, batch, other[p] if p == phase else p) for name, batch, p in fed.steps]
+        if not problems(case, replace(fed, steps=steps)):
             unnoticed.append(f"phase {phase} taken for {other[phase]}")
     assert not unnoticed
 

@@ -21,7 +21,8 @@ from hypothesis.stateful import run_state_machine_as_test
 from support.engine.calls import PARTIAL_ONLY
 from support.oracle import verdict
 from support.oracle.grid_models import grid_model
-from support.oracle.oracle import Rule, oracle_logits
+from support.oracle.oracle import oracle_logits
+from support.oracle.rule import Rule
 from support.oracle.shifted import shifted
 from support.reuse.book import Book, Ring
 from support.reuse.machine import ReuseMachine

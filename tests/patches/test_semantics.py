@@ -12,7 +12,8 @@ from support.engine.process import Engine, EngineDied, EngineError, tokens_of
 from support.fakes.gguf_bytes import array, kv, model, swaa_keys
 from support.oracle import verdict
 from support.oracle.grid import VOCAB, Case
-from support.oracle.oracle import Rule, oracle_logits
+from support.oracle.oracle import oracle_logits
+from support.oracle.rule import Rule
 from support.oracle.shifted import shifted
 
 pytestmark = pytest.mark.native

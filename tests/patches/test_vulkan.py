@@ -15,8 +15,7 @@ import pytest
 
 from support.engine.process import Engine, EngineError
 from support.oracle import verdict
-from support.oracle.figures import rows_of
-from support.oracle.grid import Case, plan
+from support.oracle.grid import Case, schedule
 
 LIBRARY = os.environ.get("SWAA_VULKAN_LIB")
 pytestmark = pytest.mark.skipif(
@@ -46,7 +45,7 @@ CASES = [
 def vulkan():
     """An Engine with the Vulkan library, which may use a software device too."""
     patch = pytest.MonkeyPatch()
-    patch.setattr("engine.TIMEOUT_SECONDS", 3600.0)
+    patch.setattr("support.engine.process.TIMEOUT_SECONDS", 3600.0)
     patch.setenv("GGML_VK_VISIBLE_DEVICES", os.environ.get("GGML_VK_VISIBLE_DEVICES", "0"))
     with patch.context(), Engine(Path(LIBRARY)) as running:
         running.start()
@@ -57,20 +56,20 @@ def vulkan():
 
 def run(engine, zoo, case, **settings):
     """The engine's result and plan of a case with every layer on the device."""
-    made = plan(case)
+    fed = schedule(case)
     settings = case.settings | {"gpu_layers": ALL_LAYERS} | settings
-    result = engine.run(zoo.gguf(case.arch, case.layers), made.steps, case.overrides, **settings)
+    result = engine.run(zoo.gguf(case.arch, case.layers), fed.steps, case.overrides, **settings)
     on_device, layers = re.search(r"offloaded (\d+)/(\d+) layers to GPU", result.log).groups()
     assert on_device == layers and "Vulkan0" in result.log
-    return made, result
+    return fed, result
 
 
 def figures(engine, zoo, case):
-    made, result = run(engine, zoo, case)
+    fed, result = run(engine, zoo, case)
     # Without a sliding layer there is nothing to choose a policy for.
     assert result.policy == case.policy or "1" not in case.sliding
-    got = np.concatenate(rows_of(made, result))
-    return verdict.compare(verdict.expected_rows(zoo, case, made), got, verdict.flags_of(made))
+    got = np.concatenate(verdict.rows_of(fed, result))
+    return verdict.compare(verdict.expected_rows(zoo, case, fed), got, verdict.decode_flags(fed))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.arch}-{case.policy}-{case.kv}-W{case.window}")

@@ -19,7 +19,7 @@ from gpu.errors import CheckError, OutOfTime
 from gpu.stages import Runner
 
 from support.engine.process import library_dir
-from support.oracle.grid import Case, plan
+from support.oracle.grid import Case, schedule
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "scripts"
@@ -325,10 +325,10 @@ def test_reading_what_the_sanitizer_says():
 @pytest.mark.parametrize("line", [*cases.CASES, *cases.OFF_CASES])
 def test_cases_are_sound_and_their_edges_travel(line):
     case = Case.parse(line)
-    made = plan(case)
+    fed = schedule(case)
     assert len(case.sliding) == len(case.fa_decode) == case.layers and case.n_ubatch <= case.n_batch
-    rows = oracle.chosen_rows(case, made)
-    flags = [flag for flags in made.is_decode for flag in flags]
+    rows = oracle.chosen_rows(case, fed)
+    flags = [flag for flags in fed.is_decode for flag in flags]
     assert list(rows) == sorted(set(rows)) and {i for i, flag in enumerate(flags) if flag} <= set(rows)
     assert case.sequences[0][0] - 1 in rows and len(rows) <= 48 + sum(flags) and rows[-1] < len(flags)
     if line in cases.OFF_CASES:
@@ -336,7 +336,7 @@ def test_cases_are_sound_and_their_edges_travel(line):
 
 
 def test_a_case_is_judged_by_full_attention_on_the_same_device():
-    from support.oracle.figures import Figures
+    from support.oracle.verdict import Figures
 
     case = Case.parse(cases.CASES[0])
     good, noisy, wrong = (Figures(60, worst, worst / 2, worst / 3, worst**2 / 50, 0.0) for worst in (0.05, 0.2, 1.2))
@@ -448,7 +448,7 @@ def test_from_packing_to_the_report_and_a_second_call_has_nothing_to_do(tmp_path
     program = NATIVE / "test-backend-ops"
     if not program.exists() or not BASELINE.is_dir():
         pytest.skip("op tests or the unpatched library are not built; run `make op-tests baseline`")
-    command = [sys.executable, str(SCRIPTS / "gpu_check.py"), "run", "--backend", "cpu", "--size", "tiny"]
+    command = [sys.executable, str(SCRIPTS / "gpu" / "check.py"), "run", "--backend", "cpu", "--size", "tiny"]
     command += ["--cases", "1", "--jobs", "1", "--seconds", "900"]
     command += ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out")]
     command += ["--patched", str(NATIVE), "--baseline", str(BASELINE), "--op-tests", str(program)]

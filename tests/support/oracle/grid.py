@@ -7,7 +7,7 @@ A case is one line of text, so that a failure can be run again by pasting it:
 architecture/layers, window, sinks, sliding and FA-decode flags per layer, KV type, policy, n_batch, n_ubatch, threads,
 prompt+decode tokens per sequence, one cache for all sequences or a stream each, phases, seed of tokens and schedule.
 
-Use: `case = Case.parse(line)` or `random_case(17)`; `plan(case).steps` are what `Engine.run` takes.
+Use: `case = Case.parse(line)` or `random_case(17)`; `schedule(case).steps` are what `Engine.run` takes.
 """
 
 from __future__ import annotations
@@ -56,6 +56,11 @@ _LINE = re.compile(
 )
 
 
+def round_up(n: int) -> int:
+    """To whole blocks of 256 cells, as llama.cpp does; written down here once more, for independence."""
+    return -(-n // 256) * 256
+
+
 @dataclass(frozen=True)
 class Case:
     """One case; sliding and fa_decode are strings of 0 and 1, sequences is (prompt, decode) token counts."""
@@ -89,7 +94,7 @@ class Case:
         """The case a line describes; ValueError if it isn't one."""
         match = _LINE.fullmatch(line.strip())
         if match is None:
-            raise ValueError(f"not a case: {line!r}; expected a line like the one in the docstring of grid.py")
+            raise ValueError(f"not a case: {line!r}; see the docstring of support/oracle/grid.py")
         fields = match.groupdict()
         for name in ("layers", "window", "sinks", "n_batch", "n_ubatch", "threads", "seed"):
             fields[name] = int(fields[name])
@@ -110,10 +115,9 @@ class Case:
     def settings(self) -> dict:
         """The engine's settings, with a context just large enough."""
         lengths = [prompt + decode for prompt, decode in self.sequences]
-        pad = lambda n: -(-n // 256) * 256  # noqa: E731
         unified = self.cache == "unified"
         return {
-            "n_ctx": pad(sum(lengths)) if unified else pad(max(lengths)) * len(lengths),
+            "n_ctx": round_up(sum(lengths)) if unified else round_up(max(lengths)) * len(lengths),
             "n_batch": self.n_batch,
             "n_ubatch": self.n_ubatch,
             "sequences": len(lengths),
@@ -126,7 +130,7 @@ class Case:
 
 
 @dataclass
-class Plan:
+class Schedule:
     """How a case is fed: tokens and decode flags per sequence, and the engine's steps."""
 
     tokens: list[list[int]]
@@ -134,7 +138,7 @@ class Plan:
     steps: list[tuple]
 
 
-def plan(case: Case) -> Plan:
+def schedule(case: Case) -> Schedule:
     """The case's tokens and batches, from its seed alone.
 
     auto: any mix of sequences in a batch; one that contributes a single token is decoding, by the meaning of AUTO.
@@ -142,12 +146,12 @@ def plan(case: Case) -> Plan:
     """
     rng = random.Random(case.seed)
     n = len(case.sequences)
-    made = Plan(
+    fed = Schedule(
         [[rng.randrange(6, VOCAB) for _ in range(p + d)] for p, d in case.sequences], [[] for _ in range(n)], []
     )
     greedy = rng.random() < 0.7  # whole batches, as a caller would cut a prompt; else chunks of any size
     done = [0] * n
-    while remaining := [s for s in range(n) if done[s] < len(made.tokens[s])]:
+    while remaining := [s for s in range(n) if done[s] < len(fed.tokens[s])]:
         in_prompt = {s: done[s] < case.sequences[s][0] for s in remaining}
         phase = None
         if case.phases == "explicit":
@@ -158,7 +162,7 @@ def plan(case: Case) -> Plan:
         rng.shuffle(remaining)
         room, share = case.n_batch, {}
         for k, s in enumerate(remaining):
-            left = case.sequences[s][0] - done[s] if in_prompt[s] else len(made.tokens[s]) - done[s]
+            left = case.sequences[s][0] - done[s] if in_prompt[s] else len(fed.tokens[s]) - done[s]
             drafted = rng.choice((1, 1, 2, 3)) if phase == "decode" else 1
             limit = min(left, room - (len(remaining) - 1 - k), case.n_batch if in_prompt[s] else drafted)
             if limit < 1:
@@ -168,15 +172,15 @@ def plan(case: Case) -> Plan:
         parts = []
         for s, count in share.items():
             flag = phase == "decode" if phase else count == 1
-            made.is_decode[s] += [flag] * count
-            parts.append([(made.tokens[s][i], i, (s,), True) for i in range(done[s], done[s] + count)])
+            fed.is_decode[s] += [flag] * count
+            parts.append([(fed.tokens[s][i], i, (s,), True) for i in range(done[s], done[s] + count)])
             done[s] += count
         if rng.random() < 0.5:
             batch = [entry for part in parts for entry in part]
         else:  # the sequences' tokens alternate
             batch = [part[i] for i in range(max(map(len, parts))) for part in parts if i < len(part)]
-        made.steps.append(("decode", batch, phase) if phase else ("decode", batch))
-    return made
+        fed.steps.append(("decode", batch, phase) if phase else ("decode", batch))
+    return fed
 
 
 def random_case(seed: int) -> Case:

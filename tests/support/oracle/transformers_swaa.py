@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from support.models import tiny_model
-from support.oracle.oracle import Rule, oracle_logits
+from support.oracle.oracle import oracle_logits
+from support.oracle.rule import Rule
 from swaa_edge import SwaaConfig, hf
 
 LAYERS = 4

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
-from support.oracle.oracle import Rule, attention_modules, forward_with, visible
+from support.oracle.oracle import attention_modules, forward_with, visible
+from support.oracle.rule import Rule
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from support.engine.calls import PARTIAL_ONLY
 from support.engine.process import Engine, EngineError
 from support.oracle import verdict
 from support.oracle.grid import VOCAB
-from support.oracle.oracle import Rule
+from support.oracle.rule import Rule
 from support.reuse.book import END, Book, Snapshot
 from support.reuse.oracle import EntryPool, Part
 from support.reuse.setup import Setup

@@ -7,12 +7,9 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
 
-from support.oracle.oracle import Rule
+from support.oracle.grid import round_up
+from support.oracle.rule import Rule
 from support.reuse.book import Ring
-
-
-def padded(n: int) -> int:
-    return -(-n // 256) * 256
 
 
 @dataclass(frozen=True)
@@ -64,14 +61,14 @@ class Setup:
     @property
     def cells(self) -> int:
         """Cells of the full cache per stream."""
-        return padded(self.n_ctx if self.unified else self.n_ctx // self.sequences)
+        return round_up(self.n_ctx if self.unified else self.n_ctx // self.sequences)
 
     @property
     def ring(self) -> Ring | None:
         """The ring that this context must have."""
         in_ring = any(s == "1" and d == "0" for s, d in zip(self.sliding, self.fa_decode, strict=True))
         sequences = self.sequences if self.unified else 1
-        cells = padded(sequences * (self.window + self.sinks) + self.n_ubatch)
+        cells = round_up(sequences * (self.window + self.sinks) + self.n_ubatch)
         if not in_ring or self.swa_full or cells >= self.cells:
             return None
         return Ring(cells, self.window, self.sinks, keep=self.window + self.n_ubatch)
