@@ -8,13 +8,8 @@ plot(report.to_dict(), "bench.png")
 from __future__ import annotations
 
 import dataclasses
-import functools
-import importlib.util
 import os
-import platform
 import statistics
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -22,8 +17,10 @@ from typing import Any, Literal
 from swaa_edge.bench import bound
 from swaa_edge.bench.client import Timing
 from swaa_edge.config import SwaaConfig
-from swaa_edge.errors import ConfigError, SwaaError
+from swaa_edge.errors import SwaaError
 from swaa_edge.files.model import ModelFile
+from swaa_edge.support.figure import check_plot
+from swaa_edge.support.machine import machine
 
 #: What a configuration can be: settings, or False for SWAA turned off in the patched library.
 Compared = SwaaConfig | Literal[False]
@@ -169,31 +166,6 @@ class Report:
             if line := self.line(length):
                 share = bound.attention_share(line, length, self.settings.ubatch)
                 yield {"prompt_tokens": length, "a": line.a, "b": line.b, "attention_share": share}
-
-
-@functools.cache
-def machine() -> dict[str, Any]:
-    """Facts about this machine that times depend on."""
-    return {"cpu": _cpu_name(), "cores": os.cpu_count(), "system": platform.platform()}
-
-
-def _cpu_name() -> str:
-    if sys.platform.startswith("linux"):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    if sys.platform == "darwin":
-        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
-        asked = subprocess.run(command, capture_output=True, text=True, check=False)
-        if asked.stdout.strip():
-            return asked.stdout.strip()
-    return platform.processor() or platform.machine()
-
-
-def check_plot() -> None:
-    """Raise `ConfigError` if matplotlib, which `plot` needs, is not installed."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ConfigError("a plot needs matplotlib; pip install 'swaa-edge[plot]'")
 
 
 def plot(document: dict[str, Any], path: str | os.PathLike[str], kind: str | None = None) -> None:

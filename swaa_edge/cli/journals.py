@@ -10,7 +10,6 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swaa_edge.errors import OutputError
 from swaa_edge.files.model import ModelFile
 
 if TYPE_CHECKING:
@@ -20,39 +19,11 @@ _ENDS = 1 << 20
 
 
 def opened(kind: str, key: dict[str, Any], file: str | None, fresh: bool) -> tuple[Journal, Path | None]:
-    """The journal of a run, in `file` or else in the cache, and where it lies; in memory if there is no place for it.
+    """`open_journal`, with its path."""
+    from swaa_edge.support.journal import open_journal
 
-    fresh: forget what an earlier run left in it. Raises `OutputError`.
-    """
-    from swaa_edge.support.journal import Journal
-
-    path = cached(kind, key) if file is None else Path(file)
-    if fresh and path is not None:
-        forget(path)
-    return Journal(path, key), path
-
-
-def cached(kind: str, key: dict[str, Any]) -> Path | None:
-    """The journal of a run in the user's cache folder: swaa-edge/eval-<digest>.jsonl; None if there can't be one."""
-    from swaa_edge.support.journal import digest
-
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "swaa-edge"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return None
-    return folder / f"{kind}-{digest(key)}.jsonl" if os.access(folder, os.W_OK) else None
-
-
-def forget(path: Path) -> None:
-    """Remove a journal, and nothing that isn't one."""
-    if not path.exists():
-        return
-    with path.open("rb") as file:
-        start = file.read(64)
-    if start and not start.startswith(b'{"swaa_edge_evaluation"'):
-        raise OutputError(f"{path} is no journal of an evaluation, so --fresh leaves it alone; choose another file")
-    path.unlink()
+    journal = open_journal(kind, key, file, fresh)
+    return journal, journal.path
 
 
 def fingerprint(model: ModelFile, lora: str | None = None) -> list[Any]:

@@ -1,1 +1,1 @@
-"""Helpers that know nothing of models: atomic writes, journals, progress, tables, figures, the machine, sample text."""
+"""Helpers without models: atomic writes, journals, progress, tables, figures, Ctrl-C, the machine, sample text."""

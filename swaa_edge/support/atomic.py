@@ -1,7 +1,7 @@
-"""Writes that either happen whole or not at all.
+"""Atomic writes: a file is written completely or not at all.
 
-A converter that dies half-way must leave neither half a file nor a damaged input: the new content
-goes into a temporary file beside the target, is flushed to disk, and only then takes its name.
+A converter that dies halfway must leave neither half a file nor a damaged input. The new content
+goes into a temporary file beside the target, which is flushed to disk and then renamed.
 
     with atomic_output("model.gguf") as tmp: write(tmp)
 """
@@ -10,7 +10,7 @@ import contextlib
 import errno
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from swaa_edge.errors import OutputError
@@ -26,7 +26,7 @@ def atomic_output(path: str | os.PathLike[str], *, force: bool = False) -> Itera
     """
     target = Path(path)
     if target.is_dir():
-        raise OutputError(f"{target} is a folder; give the name of a file to write")
+        raise OutputError(f"{target} is a folder; give the name of a file")
     if target.exists() and not force:
         raise OutputError(f"{target} exists already; pass --force to replace it, or choose another name")
     if not target.parent.is_dir():
@@ -55,8 +55,19 @@ def atomic_output(path: str | os.PathLike[str], *, force: bool = False) -> Itera
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def atomic_outputs(files: Iterable[str | None], *, force: bool = False) -> Iterator[dict[str, Path]]:
+    """As `atomic_output` for several files at a time, before hours of work: a temporary path by each name.
+
+    None and "-" (stdout) are skipped. Raises `OutputError`.
+    """
+    with contextlib.ExitStack() as stack:
+        names = dict.fromkeys(file for file in files if file not in (None, "-"))
+        yield {file: stack.enter_context(atomic_output(file, force=force)) for file in names}
+
+
 def _sync_folder(folder: Path) -> None:
-    """Make a rename durable; a file system that can't sync a folder is left to its own devices."""
+    """Make a rename durable, where the file system can sync a folder."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -1,10 +1,14 @@
-"""The answers of an evaluation as they come, a line each, so that a run that was interrupted goes on where it was.
+"""Results kept one JSON line each as they arrive, so that an interrupted run resumes where it stopped.
 
-with Journal(path, key) as journal: journal.add(record); journal.records
+with open_journal("eval", key, file=None, fresh=False) as journal:
+    journal.add(record)
+    journal.records
+    journal.discard()  # the run is complete
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -15,60 +19,59 @@ from swaa_edge.errors import OutputError
 
 Record = dict[str, Any]
 
+_MARK = "swaa_edge_journal"
+
 
 class Journal:
-    """Records in the JSON Lines file at `path`, the first line says what run they belong to.
+    """Records in the JSON Lines file at `path`; its first line identifies the command and the run.
 
-    key: what decides whether records fit, as plain JSON values; a journal of another run is refused.
-    path: None keeps the records in memory only. A last line that was cut off is dropped; other damage is an error.
+    path: None keeps the records in memory only. A last line without an end is dropped; other damage is an error.
+    key: plain JSON values that identify the run; the journal of another run is refused.
+    command: the command whose journal this is, as "eval".
 
     Raises `OutputError`.
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None, key: dict[str, Any]) -> None:
-        #: Those of earlier runs and of this one.
+    def __init__(self, path: str | os.PathLike[str] | None, key: dict[str, Any], *, command: str = "eval") -> None:
+        #: The records of earlier runs and of this one.
         self.records: list[Record] = []
-        self._path = None if path is None else Path(path)
+        #: None if the records are in memory only.
+        self.path = None if path is None else Path(path)
+        self._command = command
         self._file: IO[str] | None = None
-        head = {"swaa_edge_evaluation": 1, "run": digest(key)}
-        if self._path is None:
+        self._in_cache = False
+        head = {_MARK: command, "run": digest(key)}
+        if self.path is None:
             return
-        try:
-            kept = self._read(head)
-            self._file = self._path.open("w" if kept is None else "a", encoding="utf-8")
-            if kept is None:
+        with self._as_output_error():
+            resumes = self._read(self.path, head)
+            self._file = self.path.open("a" if resumes else "w", encoding="utf-8")
+            if not resumes:
                 self._write(head)
-        except OutputError:  # is an OSError, too
-            raise
-        except OSError as error:
-            raise OutputError(f"cannot keep the answers in {path}: {error.strerror}") from error
 
-    def _read(self, head: dict[str, Any]) -> bool | None:
-        """Take in the records of the file; None if there is nothing to go on from."""
-        path = self._path
-        assert path is not None
-        if not path.exists() or path.stat().st_size == 0:
-            return None
-        data = path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
+    def _read(self, path: Path, head: Record) -> bool:
+        """Load the records of the file; False if there is no earlier run to resume."""
+        data = path.read_bytes() if path.exists() else b""
+        complete = data[: data.rfind(b"\n") + 1]
+        if not complete and json.dumps(head).startswith(data.decode("utf-8", "replace")):
+            return False  # nothing, or a first line that was interrupted
+        other = f"{path} is not a journal of swaa-edge {self._command}"
         try:
-            # Not splitlines: a reply may hold other characters that it takes for line ends.
-            first, *records = [json.loads(line) for line in whole.decode("utf-8").split("\n")[:-1]] or [None]
+            # Not splitlines: a response may contain other characters that it takes for line ends.
+            first, *records = [json.loads(line) for line in complete.decode("utf-8").split("\n")[:-1]] or [None]
         except ValueError as error:
-            raise OutputError(f"{path} is no journal of an evaluation ({error}); choose another file") from error
-        if not whole and json.dumps(head).startswith(data.decode("utf-8", "replace")):
-            return None
-        if not isinstance(first, dict) or first.get("swaa_edge_evaluation") != 1:
-            raise OutputError(f"{path} is no journal of an evaluation; choose another file")
+            raise OutputError(f"{other} ({error}); choose another file") from error
+        if not isinstance(first, dict) or first.get(_MARK) != self._command:
+            raise OutputError(f"{other}; choose another file")
         if first != head:
             raise OutputError(
-                f"{path} holds the answers of another run (model, samples or settings differ); choose another file"
+                f"{path} is the journal of another run (model, samples or settings differ); choose another file"
             )
         if wrong := next((at for at, record in enumerate(records, 2) if not isinstance(record, dict)), None):
-            raise OutputError(f"{path}:{wrong} is no answer of an evaluation; choose another file")
-        if len(whole) < len(data):
+            raise OutputError(f"{path}:{wrong} is not a journal entry; choose another file")
+        if len(complete) < len(data):
             # The process died in the middle of this line.
-            os.truncate(path, len(whole))
+            os.truncate(path, len(complete))
         self.records = records
         return True
 
@@ -76,15 +79,28 @@ class Journal:
         """Keep a record; it is in the file when this returns."""
         self.records.append(record)
         if self._file:
-            try:
+            with self._as_output_error():
                 self._write(record)
-            except OSError as error:
-                raise OutputError(f"cannot keep the answers in {self._path}: {error.strerror}") from error
 
     def _write(self, record: Record) -> None:
         assert self._file is not None
         self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
         self._file.flush()
+
+    @contextlib.contextmanager
+    def _as_output_error(self) -> Any:
+        try:
+            yield
+        except OutputError:  # is an OSError, too
+            raise
+        except OSError as error:
+            raise OutputError(f"cannot keep the results in {self.path}: {error.strerror}") from error
+
+    def discard(self) -> None:
+        """Delete the file of a complete run if it is in the cache; a file that the user named stays."""
+        self.close()
+        if self._in_cache and self.path is not None:
+            self.path.unlink(missing_ok=True)
 
     def close(self) -> None:
         if self._file:
@@ -93,11 +109,44 @@ class Journal:
     def __enter__(self) -> Journal:
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def open_journal(command: str, key: dict[str, Any], file: str | os.PathLike[str] | None, fresh: bool) -> Journal:
+    """The journal of a run of `command`: in `file`, else in the user's cache, else in memory.
+
+    fresh: delete what an earlier run left there, unless the file is not a journal of `command`. Raises `OutputError`.
+    """
+    path = _cached(command, key) if file is None else Path(file)
+    if fresh and path is not None and path.exists():
+        _forget(path, command)
+    journal = Journal(path, key, command=command)
+    journal._in_cache = file is None
+    return journal
 
 
 def digest(key: dict[str, Any]) -> str:
     """A short name for plain JSON values that changes whenever they do."""
     text = json.dumps(key, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _cached(command: str, key: dict[str, Any]) -> Path | None:
+    """<cache folder of the user>/swaa-edge/<command>-<digest>.jsonl; None if that folder can't be written."""
+    from platformdirs import user_cache_path
+
+    folder = user_cache_path("swaa-edge", appauthor=False)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder / f"{command}-{digest(key)}.jsonl" if os.access(folder, os.W_OK) else None
+
+
+def _forget(path: Path, command: str) -> None:
+    with path.open("rb") as file:
+        start = file.read(64)
+    if start and not start.startswith(json.dumps({_MARK: command})[:-1].encode()):
+        raise OutputError(f"{path} is not a journal of swaa-edge {command}, so --fresh keeps it; choose another file")
+    path.unlink()

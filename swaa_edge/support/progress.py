@@ -1,78 +1,151 @@
-"""The line on stderr that shows how far the prefill is: tokens done, tokens per second, time left.
+"""Progress on stderr: a bar with the time left on a terminal, plain lines in a log.
 
-Long prompts take minutes on a laptop, and a silent minute looks like a hang.
-
-    llm.on_prefill = PrefillProgress(sys.stderr)
+with progress_bar(None) as on_progress: bench(..., on_progress=on_progress)
+with byte_bar("Writing") as on_progress: annotate(..., on_progress=on_progress)
+llm.on_prefill = PrefillProgress(sys.stderr)
 """
 
-import time
-from collections import deque
-from collections.abc import Callable
-from typing import TextIO
+from __future__ import annotations
 
-# The speed that "time left" is based on is that of the last few reports: under full attention it falls all the time.
-_RECENT = 8
+import contextlib
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+_BAR = "{desc} {percentage:3.0f}%|{bar}| {remaining} left"
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """How far a run is: `done` of `total` units of work, so that equal steps take about equal time.
+
+    total: may change while an estimate improves. text: what is being worked on, as "quality, 4,096 tokens".
+    """
+
+    done: float
+    total: float
+    text: str
+
+
+OnProgress = Callable[[Progress], None]
+
+
+@contextlib.contextmanager
+def progress_bar(wanted: bool | None) -> Iterator[OnProgress | None]:
+    """Yield an `on_progress` callback that shows a run on stderr, or None if progress is off.
+
+    wanted: True or False; None shows it if stderr is a terminal. A terminal gets a bar, which vanishes at the end;
+    another stream gets a line whenever the text changes. The time left is estimated from the work of this run, not
+    from what an earlier one left done.
+    """
+    stream = progress_stream(wanted)
+    if stream is None:
+        yield None
+        return
+    bar: tqdm | None = None
+    last = None
+
+    def show(at: Progress) -> None:
+        nonlocal bar, last
+        if not stream.isatty():
+            if at.text != last:
+                stream.write(at.text + "\n")
+                stream.flush()
+        elif bar is None:
+            bar = _bar(stream, desc=at.text, total=at.total, initial=at.done, leave=False, bar_format=_BAR)
+        else:
+            bar.total = at.total
+            bar.set_description_str(at.text, refresh=False)
+            bar.update(at.done - bar.n)
+            if at.text != last:
+                bar.refresh()
+        last = at.text
+
+    try:
+        yield show
+    finally:
+        if bar is not None:
+            bar.close()
+
+
+@contextlib.contextmanager
+def byte_bar(label: str) -> Iterator[Callable[[int, int], None] | None]:
+    """Yield an `on_progress(done, total)` callback, in bytes, that draws a bar on stderr; None without a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    with _bar(sys.stderr, desc=label, total=0, unit="B", unit_scale=True) as bar:
+
+        def advance(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield advance
 
 
 class PrefillProgress:
-    """An `on_prefill` callback that writes to `stream`: one line rewritten on a terminal, else a line per report.
+    """An `on_prefill` callback that writes to `stream`: a bar on a terminal, else a line per ubatch.
 
-    transient: on a terminal, take the line away at the end instead of leaving the total behind.
-    clock: seconds, as time.perf_counter.
+    Long prompts take minutes on a laptop, and a silent minute looks like a hang.
+    transient: leave nothing on a terminal at the end; otherwise the total and its speed stay.
     """
 
-    def __init__(self, stream: TextIO, *, transient: bool = False, clock: Callable[[], float] = time.perf_counter):
-        self._stream, self._clock = stream, clock
-        self._rewrites = stream.isatty()
-        self._transient = transient and self._rewrites
-        self._reports: deque[tuple[float, int]] = deque(maxlen=_RECENT)
+    def __init__(self, stream: TextIO, *, transient: bool = False) -> None:
+        self._stream = stream
+        self._transient = transient and stream.isatty()
+        self._bar: tqdm | None = None
         self._started = 0.0
-        self._shown = 0
 
     def __call__(self, done: int, total: int) -> None:
-        now = self._clock()
         if done == 0:
-            self._reports.clear()
-            self._started = now
-        self._reports.append((now, done))
-        if done < total:
-            self._show(f"prefill {done:,}/{total:,} tokens{self._pace(now, total - done)}")
-            return
-        seconds = now - self._started
-        speed = f" ({total / seconds:,.0f} tok/s)" if seconds > 0 else ""
-        self._show("" if self._transient else f"prefill {total:,} tokens in {seconds:.1f} s{speed}")
-        self.close()
+            self.close()
+            self._started = time.perf_counter()
+            if self._stream.isatty():
+                self._bar = _bar(self._stream, desc="prefill", total=total, unit=" tokens", leave=False)
+        if self._bar is not None:
+            self._bar.update(done - self._bar.n)
+        elif done < total:
+            self._write(f"prefill {done:,}/{total:,} tokens")
+        if done == total:
+            self.close()
+            if not self._transient:
+                seconds = time.perf_counter() - self._started
+                speed = f" ({total / seconds:,.0f} tok/s)" if seconds > 0 else ""
+                self._write(f"prefill {total:,} tokens in {seconds:.1f} s{speed}")
 
     def close(self) -> None:
-        """End the line, if one is open: for a prefill that was interrupted, too."""
-        if self._rewrites and self._shown:
-            self._stream.write("\r" if self._transient else "\n")
-            self._stream.flush()
-        self._shown = 0
+        """Remove the bar if one is shown, as that of an interrupted prefill."""
+        if self._bar is not None:
+            self._bar.close()
+        self._bar = None
 
-    def _pace(self, now: float, left: int) -> str:
-        start, before = self._reports[0]
-        tokens = self._reports[-1][1] - before
-        if not tokens or now <= start:
-            return ""
-        speed = tokens / (now - start)
-        return f", {speed:,.0f} tok/s, {duration(left / speed)} left"
-
-    def _show(self, text: str) -> None:
-        if self._rewrites:
-            # Spaces cover what a longer line before left behind.
-            self._stream.write("\r" + text.ljust(self._shown))
-            self._shown = len(text) or self._shown
-        else:
-            self._stream.write(text + "\n")
+    def _write(self, text: str) -> None:
+        self._stream.write(text + "\n")
         self._stream.flush()
 
 
+def progress_stream(wanted: bool | None) -> TextIO | None:
+    """Return stderr if progress is wanted, or if it is undecided (None) and stderr is a terminal; else None."""
+    return sys.stderr if (sys.stderr.isatty() if wanted is None else wanted) else None
+
+
 def duration(seconds: float) -> str:
-    """Seconds as a person reads them: "8 s", "3 min 20 s", "2 h 5 min"."""
+    """Format seconds for people: "8 s", "3 min 20 s", "2 h 5 min"."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _bar(stream: TextIO, **options: object) -> tqdm:
+    from tqdm import tqdm
+
+    # Steps take seconds, so each one may redraw the bar.
+    return tqdm(file=stream, miniters=1, dynamic_ncols=True, **options)

@@ -186,7 +186,7 @@ def test_a_journal_of_other_settings_is_refused(fake, file, tmp_path):
     assert run("calibrate", file, "--journal", tmp_path / "journal").exit_code == 0
     result = run("calibrate", file, "--journal", tmp_path / "journal", "--window", 99)
     assert (result.exit_code, result.stdout) == (1, "")
-    assert "holds the answers of another run" in result.stderr and result.stderr.count("\n") == 1
+    assert "is the journal of another run" in result.stderr and result.stderr.count("\n") == 1
 
 
 def test_progress_is_a_line_per_choice(fake, file):

@@ -168,7 +168,7 @@ def test_a_journal_of_one_s_own_stays(fake):
     assert len(Talker.asked) == asked and read("other.jsonl") == read("out.jsonl")
     result = run(*SMALL, "--force", "--journal", "kept", "--seed", 5)
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
-    assert result.stderr.startswith("Error: kept holds the answers of another run")
+    assert result.stderr.startswith("Error: kept is the journal of another run")
     assert run(*SMALL, "--force", "--journal", "kept", "--seed", 5, "--fresh").exit_code == 0
 
 

@@ -265,14 +265,14 @@ def test_a_journal_of_one_s_own_stays_and_fresh_forgets_it(fake, small, tmp_path
     assert run(*small, "--journal", file).stderr == "resuming: 24 of 24 answers are in\n"
     assert len(Reader.asked) == 24 and not fake.cache.exists()
     other = run(*small, "--journal", file, "--seed", 5)
-    told = "holds the answers of another run (model, samples or settings differ); choose another file"
+    told = "is the journal of another run (model, samples or settings differ); choose another file"
     assert (other.exit_code, other.stderr) == (1, f"Error: {file} {told}\n")
     assert run(*small, "--journal", file, "--seed", 5, "--fresh").stderr == ""
     notes = tmp_path / "notes"
     notes.write_text("mine")
-    for more, left in (((), ""), (("--fresh",), ", so --fresh leaves it alone")):
+    for more, left in (((), ""), (("--fresh",), ", so --fresh keeps it")):
         result = run(*small, "--journal", notes, *more)
-        assert result.stderr == f"Error: {notes} is no journal of an evaluation{left}; choose another file\n"
+        assert result.stderr == f"Error: {notes} is not a journal of swaa-edge eval{left}; choose another file\n"
         assert result.exit_code == 1 and notes.read_text() == "mine"
 
 

@@ -7,10 +7,10 @@ import pytest
 
 from support.fakes.evaluate import WORDS, Reader, fake_prompts, forget_runs
 from swaa_edge.config import SwaaConfig
-from swaa_edge.errors import ConfigError, GenerationError, OutputError
+from swaa_edge.errors import ConfigError, GenerationError
 from swaa_edge.evaluate.run import evaluate
 from swaa_edge.evaluate.tasks import Plan, build
-from swaa_edge.support.journal import Journal, digest
+from swaa_edge.support.journal import Journal
 
 PROSE = " ".join(f"Line {n} says {'nothing ' * (n % 7)}here." for n in range(200))
 CONFIGS = {"full": False, "naive": SwaaConfig(60), "decode": SwaaConfig(60, 4, fa_decode=True)}
@@ -148,91 +148,6 @@ def test_the_engine_is_held_and_progress_told(run, samples):
         (name, n + first + more, 16) for name, first in (("full", 0), ("a", 8)) for n in range(8) for more in (0, 1)
     ]
     assert seen[0].seconds_left is None and seen[1].seconds_left >= 0 and seen[-1].seconds_left == 0
-
-
-# The file
-
-
-RUN = digest({"seed": 1})
-HEAD = f'{{"swaa_edge_evaluation": 1, "run": "{RUN}"}}\n'
-
-
-def test_the_file_is_a_head_and_a_line_per_answer(tmp_path):
-    file = tmp_path / "j"
-    strange = {"config": "a", "sample": "x", "reply": "fünf\u2028\x85\x0b\x1c \U0001f98a\n"}
-    with Journal(file, {"seed": 1}) as journal:
-        assert journal.records == []
-        journal.add(strange)
-        assert file.read_text(encoding="utf-8").count("\n") == 2 and file.read_text().startswith(HEAD)
-        journal.add({"config": "b"})
-    with Journal(file, {"seed": 1}) as journal:
-        assert journal.records == [strange, {"config": "b"}]
-    assert len(digest({})) == 16 and digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1}) != digest({"a": 1, "b": 3})
-
-
-def test_what_was_cut_off_at_the_end_is_dropped_and_written_over(tmp_path):
-    file = tmp_path / "j"
-    one, two = '{"config": "a", "n": 1}\n', '{"config": "ü", "n": 2}\n'
-    for cut in range(1, len(two.encode())):
-        file.write_bytes((HEAD + one).encode() + two.encode()[:cut])
-        with Journal(file, {"seed": 1}) as journal:
-            assert journal.records == [{"config": "a", "n": 1}]
-            journal.add({"config": "c"})
-        assert file.read_text(encoding="utf-8") == HEAD + one + '{"config": "c"}\n'
-    for cut in range(len(HEAD)):
-        file.write_text(HEAD[:cut])
-        with Journal(file, {"seed": 1}) as journal:
-            assert journal.records == []
-        assert file.read_text() == HEAD
-
-
-@pytest.mark.parametrize(
-    "content, told",
-    [
-        (HEAD.replace(RUN, digest({"seed": 2})), "holds the answers of another run (model, samples or settings"),
-        (HEAD + '{"config": "a"\n{"config": "b"}\n', "is no journal of an evaluation (Expecting ',' delimiter"),
-        (HEAD + "\n" + '{"config": "b"}\n', "is no journal of an evaluation (Expecting value"),
-        (HEAD + "7\n", ":2 is no answer of an evaluation"),
-        ('{"config": "a"}\n', "is no journal of an evaluation; choose another file"),
-        ("7\n", "is no journal of an evaluation; choose another file"),
-        ("my notes, on one line without an end", "is no journal of an evaluation; choose another file"),
-        ("{}", "is no journal of an evaluation; choose another file"),
-        (b"\xff\xfe\n", "is no journal of an evaluation ('utf-8' codec can't decode"),
-    ],
-)
-def test_other_files_are_refused_and_left_as_they_are(tmp_path, content, told):
-    file = tmp_path / "j"
-    content = content if isinstance(content, bytes) else content.encode()
-    file.write_bytes(content)
-    with pytest.raises(OutputError) as caught:
-        Journal(file, {"seed": 1})
-    told = str(file) + ("" if told[0] == ":" else " ") + told
-    assert str(caught.value).startswith(told) and str(caught.value).endswith("; choose another file")
-    assert file.read_bytes() == content
-
-
-def test_a_place_that_can_t_be_written_and_none(tmp_path):
-    with pytest.raises(OutputError, match=r"^cannot keep the answers in .*/none/j: No such file or directory$"):
-        Journal(tmp_path / "none" / "j", {})
-    journal = Journal(None, {"a": 1})
-    journal.add({"config": "a"})
-    assert journal.records == [{"config": "a"}] and list(tmp_path.iterdir()) == []
-    journal.close()
-
-
-def test_a_disk_that_fills_up_is_one_line(tmp_path):
-    with Journal(tmp_path / "j", {}) as journal:
-        inner = journal._file
-
-        class Full:
-            def write(self, text):
-                raise OSError(28, "No space left on device")
-
-            close = inner.close
-
-        journal._file = Full()
-        with pytest.raises(OutputError, match=r"^cannot keep the answers in .*/j: No space left on device$"):
-            journal.add({"config": "a"})
 
 
 def test_records_are_plain_json(run, tmp_path):

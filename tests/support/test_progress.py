@@ -1,11 +1,13 @@
-"""The progress line, by its exact text."""
+"""Progress, by the exact text of a log and by what stands on a terminal."""
 
 import io
-import itertools
+import re
+import types
 
 import pytest
 
-from swaa_edge.support.progress import PrefillProgress, duration
+from swaa_edge.support import progress as module
+from swaa_edge.support.progress import PrefillProgress, Progress, byte_bar, duration, progress_bar
 
 
 class Terminal(io.StringIO):
@@ -13,58 +15,123 @@ class Terminal(io.StringIO):
         return True
 
 
-def shown(stream, reports, **options):
-    """What the reports (seconds, done, total) print into `stream`."""
-    times = iter([seconds for seconds, _, _ in reports])
-    progress = PrefillProgress(stream, clock=lambda: next(times), **options)
-    for _, done, total in reports:
-        progress(done, total)
+@pytest.fixture
+def clock(monkeypatch):
+    """The time, in seconds, that both tqdm and this package see; a test moves it."""
+    import tqdm.std
+
+    now = [100.0]
+    monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(tqdm.std, "time", lambda: now[0])
+    monkeypatch.setattr(tqdm.std.tqdm, "monitor_interval", 0)
+    return now
+
+
+@pytest.fixture
+def terminal(monkeypatch, clock):
+    # The module's own sys: pytest replaces the real stderr between a fixture and its test.
+    stream = Terminal()
+    monkeypatch.setattr(module, "sys", types.SimpleNamespace(stderr=stream))
+    return stream
+
+
+def lines(stream):
+    """What a terminal showed, one after the other; bars without their blocks."""
+    return [re.sub(r"\|.*\|", "|", line).rstrip() for line in re.split(r"[\r\n]+", stream.getvalue()) if line.strip()]
+
+
+def test_a_log_gets_a_line_whenever_the_text_changes(monkeypatch):
+    monkeypatch.setattr(module.sys, "stderr", io.StringIO())
+    with progress_bar(True) as show:
+        for at, text in enumerate(["full", "full", "quality", "full"]):
+            show(Progress(at, 4, text))
+    assert module.sys.stderr.getvalue() == "full\nquality\nfull\n"
+
+
+@pytest.mark.parametrize(("wanted", "stream"), [(None, io.StringIO()), (False, Terminal())])
+def test_progress_that_nobody_sees_is_off(monkeypatch, wanted, stream):
+    monkeypatch.setattr(module.sys, "stderr", stream)
+    with progress_bar(wanted) as show:
+        assert show is None
+    assert stream.getvalue() == ""
+
+
+def test_a_terminal_gets_a_bar_with_the_time_left(terminal, clock):
+    with progress_bar(None) as show:
+        show(Progress(0, 4, "full"))
+        clock[0] += 10
+        show(Progress(1, 4, "full"))
+        clock[0] += 10
+        show(Progress(2, 4, "quality"))
+    seen = lines(terminal)
+    assert seen[0] == "full   0%| ? left" and "full  25%| 00:30 left" in seen
+    assert seen[-1] == "quality  50%| 00:20 left"
+    assert terminal.getvalue().endswith("\r")  # nothing of it stays
+
+
+def test_the_time_left_is_that_of_this_run_s_work(terminal, clock):
+    with progress_bar(None) as show:
+        show(Progress(90, 100, "a"))
+        clock[0] += 10
+        show(Progress(91, 111, "a"))
+    assert lines(terminal)[-1] == "a  82%| 03:20 left"
+
+
+def test_a_total_may_shrink_and_done_may_fall(terminal, clock):
+    with progress_bar(None) as show:
+        for done, total in [(0, 10), (5, 10), (4, 8), (8, 8)]:
+            clock[0] += 1
+            show(Progress(done, total, "a"))
+    assert [line.split("|")[0] for line in lines(terminal)] == ["a   0%", "a  50%", "a 100%"]
+
+
+def test_bytes_have_a_bar_on_a_terminal_only(terminal, clock, monkeypatch):
+    with byte_bar("Writing") as show:
+        show(0, 4_000_000)
+        clock[0] += 2
+        show(3_000_000, 4_000_000)
+    assert lines(terminal)[-1].startswith("Writing:  75%| 3.00M/4.00M [00:02<00:00, ")
+    monkeypatch.setattr(module.sys, "stderr", io.StringIO())
+    with byte_bar("Writing") as show:
+        assert show is None
+
+
+def prefill(stream, clock, **options):
+    progress = PrefillProgress(stream, **options)
+    for seconds, done in [(0, 0), (0.5, 500), (1.5, 1000), (2, 2000)]:
+        clock[0] += seconds
+        progress(done, 2000)
     return stream.getvalue()
 
 
-REPORTS = [(10.0, 0, 2000), (10.5, 500, 2000), (12.0, 1000, 2000), (14.0, 2000, 2000)]
-
-
-def test_a_log_gets_a_line_per_report():
-    assert shown(io.StringIO(), REPORTS) == (
+def test_a_log_gets_a_line_per_ubatch_of_a_prefill(clock):
+    assert prefill(io.StringIO(), clock) == (
         "prefill 0/2,000 tokens\n"
-        "prefill 500/2,000 tokens, 1,000 tok/s, 2 s left\n"
-        "prefill 1,000/2,000 tokens, 500 tok/s, 2 s left\n"
+        "prefill 500/2,000 tokens\n"
+        "prefill 1,000/2,000 tokens\n"
         "prefill 2,000 tokens in 4.0 s (500 tok/s)\n"
     )
 
 
-def test_a_terminal_gets_one_line_rewritten():
-    written = shown(Terminal(), REPORTS)
-    assert written.count("\n") == 1 and written.endswith("\n")
-    lines = written.rstrip("\n").split("\r")[1:]
-    assert [line.rstrip() for line in lines] == shown(io.StringIO(), REPORTS).splitlines()
-    # Each line covers the one before.
-    assert all(len(line) >= len(before.rstrip()) for before, line in itertools.pairwise(lines))
-
-
-def test_a_transient_line_leaves_nothing_behind():
-    written = shown(Terminal(), REPORTS, transient=True)
-    assert "\n" not in written and written.endswith(" \r")
-    *_, last, empty = written.split("\r")
-    assert not last.strip() and not empty
-
-
-def test_the_speed_is_that_of_the_last_reports():
-    # Full attention slows down: 100 tokens a second at first, 10 in the end.
-    reports = [(float(i), i * 100, 10_000) for i in range(10)]
-    reports += [(9.0 + i * 10, 900 + i * 100, 10_000) for i in range(1, 9)]
-    last = shown(io.StringIO(), reports).splitlines()[-1]
-    assert last == "prefill 1,700/10,000 tokens, 10 tok/s, 13 min 50 s left"
-
-
-def test_an_interrupted_line_is_ended():
+def test_a_terminal_gets_a_bar_and_then_the_total(clock):
     stream = Terminal()
-    progress = PrefillProgress(stream, clock=lambda: 0.0)
+    assert prefill(stream, clock).endswith("\rprefill 2,000 tokens in 4.0 s (500 tok/s)\n")
+    assert any("1000/2000" in line for line in stream.getvalue().split("\r"))
+
+
+def test_a_transient_bar_leaves_nothing_behind(clock):
+    written = prefill(Terminal(), clock, transient=True)
+    assert "\n" not in written and "1000/2000" in written and written.endswith("\r")
+    assert not written.split("\r")[-2].strip()
+
+
+def test_an_interrupted_bar_is_removed(clock):
+    stream = Terminal()
+    progress = PrefillProgress(stream)
     progress(0, 100)
     progress.close()
     progress.close()
-    assert stream.getvalue() == "\rprefill 0/100 tokens\n"
+    assert not stream.getvalue().split("\r")[-2].strip()
 
 
 @pytest.mark.parametrize(

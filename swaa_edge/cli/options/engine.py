@@ -12,18 +12,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import signal
-import socket
-import sys
-import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from swaa_edge.config import SwaaConfig
-from swaa_edge.errors import GenerationCancelled
 from swaa_edge.files.model import read_model
+from swaa_edge.support.interrupt import interruptible  # noqa: F401
+from swaa_edge.support.progress import progress_stream
 
 if TYPE_CHECKING:
     from swaa_edge.llama import SwaaLlama
@@ -114,60 +111,11 @@ def sampling_options(
     return with_sampling
 
 
-@contextlib.contextmanager
-def interruptible(llm: SwaaLlama) -> Iterator[None]:
-    """Within it Ctrl-C stops `llm` at once and raises KeyboardInterrupt; a second one interrupts Python itself.
-
-    Python would get to the first only when C returns, seconds later. So the interpreter writes each signal's
-    number into a socket as it arrives, and a thread reads it there.
-    """
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or before in (signal.SIG_IGN, None):
-        yield
-        return
-    pressed = threading.Event()
-    ours, theirs = socket.socketpair()
-    theirs.setblocking(False)
-
-    def watch() -> None:
-        while number := ours.recv(1):
-            if number[0] == signal.SIGINT:
-                llm.cancel()
-
-    def stop(number: int, frame: Any) -> None:
-        # No exception from here: it could come up in the callback by which llama.cpp logs, and be lost there.
-        pressed.set()
-        llm.cancel()
-        signal.signal(signal.SIGINT, before)
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    wakeup = signal.set_wakeup_fd(theirs.fileno())
-    signal.signal(signal.SIGINT, stop)
-    watcher.start()
-    try:
-        yield
-    except GenerationCancelled:
-        raise KeyboardInterrupt from None
-    finally:
-        signal.signal(signal.SIGINT, before)
-        signal.set_wakeup_fd(wakeup)
-        theirs.close()
-        watcher.join()
-        ours.close()
-    if pressed.is_set():
-        raise KeyboardInterrupt
-
-
 def conversation_context(model: str, wanted: int | None) -> int:
     """The context for an open-ended use of `model`: `wanted`, or what it was trained for up to `DEFAULT_CONTEXT`."""
     if wanted is not None:
         return wanted
     return min(read_model(model).context_length or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
-
-
-def progress_stream(wanted: bool | None) -> Any:
-    """stderr if progress should be shown there: when it is a terminal, or as --progress/--no-progress says."""
-    return sys.stderr if (sys.stderr.isatty() if wanted is None else wanted) else None
 
 
 @contextlib.contextmanager

@@ -1,0 +1,52 @@
+"""Pictures by matplotlib, without a display and without pyplot's global state.
+
+with figure("loss.png", size=(7, 4)) as canvas:
+    canvas.subplots().plot(steps, losses)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from swaa_edge.errors import ConfigError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PICTURE_TYPES = ("png", "svg", "pdf")
+
+
+def check_plot() -> None:
+    """Raise `ConfigError` if matplotlib is not installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ConfigError("a plot needs matplotlib; pip install 'swaa-edge[plot]'")
+
+
+def picture_type(path: str | os.PathLike[str]) -> str:
+    """The type that the suffix of `path` names, "png" without one. Raises `ConfigError` for another suffix."""
+    kind = Path(path).suffix.lstrip(".").lower() or PICTURE_TYPES[0]
+    if kind not in PICTURE_TYPES:
+        raise ConfigError(f"{path} must be a picture: {', '.join('.' + kind for kind in PICTURE_TYPES)}")
+    return kind
+
+
+@contextlib.contextmanager
+def figure(path: str | os.PathLike[str], *, size: tuple[float, float], kind: str | None = None) -> Iterator[Figure]:
+    """Yield an empty figure of `size` inches, and write it to `path` on a clean exit.
+
+    kind: one of `PICTURE_TYPES`; None takes the type from the name. Raises `ConfigError`.
+    """
+    check_plot()
+    kind = kind or picture_type(path)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    canvas = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(canvas)
+    yield canvas
+    canvas.savefig(path, format=kind, dpi=150)

@@ -1,0 +1,63 @@
+"""Ctrl-C that stops a model within one ubatch instead of when the C library returns.
+
+with interruptible(llm): llm.eval(tokens)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+from swaa_edge.errors import GenerationCancelled
+
+
+class Cancellable(Protocol):
+    def cancel(self) -> None: ...
+
+
+@contextlib.contextmanager
+def interruptible(llm: Cancellable) -> Iterator[None]:
+    """While this lasts, Ctrl-C cancels `llm` and raises KeyboardInterrupt; a second one interrupts Python itself.
+
+    Python runs a signal handler only after the C call returns, which can take seconds. So the interpreter writes the
+    number of each signal into a socket as it arrives, and a thread reads it there.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before in (signal.SIG_IGN, None):
+        yield
+        return
+    pressed = threading.Event()
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+
+    def watch() -> None:
+        while number := ours.recv(1):
+            if number[0] == signal.SIGINT:
+                llm.cancel()
+
+    def stop(number: int, frame: Any) -> None:
+        # An exception raised here could arise inside llama.cpp's logging callback and be lost.
+        pressed.set()
+        llm.cancel()
+        signal.signal(signal.SIGINT, before)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    wakeup = signal.set_wakeup_fd(theirs.fileno())
+    signal.signal(signal.SIGINT, stop)
+    watcher.start()
+    try:
+        yield
+    except GenerationCancelled:
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGINT, before)
+        signal.set_wakeup_fd(wakeup)
+        theirs.close()
+        watcher.join()
+        ours.close()
+    if pressed.is_set():
+        raise KeyboardInterrupt

@@ -1,0 +1,22 @@
+"""Aligned columns of text, for the reports that commands print.
+
+print(table([["config", "ratio"], ["full", "1.00x"]]))
+"""
+
+from collections.abc import Iterable, Sequence
+
+
+def table(rows: Iterable[Sequence[str] | None], *, left: int = 1) -> str:
+    """Lay out `rows` of equal length, the heads among them, in columns two spaces apart.
+
+    left: how many of the first columns are aligned left; the others are aligned right. None makes an empty line.
+    """
+    lines = list(rows)
+    widths = [max(map(len, column)) for column in zip(*filter(None, lines), strict=True)]
+
+    def line(row: Sequence[str] | None) -> str:
+        cells = zip(row or (), widths, strict=False)
+        aligned = (text.ljust(width) if at < left else text.rjust(width) for at, (text, width) in enumerate(cells))
+        return "  ".join(aligned).rstrip()
+
+    return "\n".join(map(line, lines))
