@@ -1,30 +1,25 @@
-"""A scorer that asks another model whether a reply is right, behind any OpenAI-compatible address.
+"""A scorer that asks another model, behind any OpenAI-compatible address, whether a response is correct.
 
-Free answers can be right in many words, which no comparison of texts knows; the servers that people have (our own
-`swaa-edge serve`, llama.cpp's, Ollama, hosted ones) all speak one protocol.
+A free answer can be correct in many words, which no comparison of texts recognizes. The servers that people have
+(`swaa-edge serve`, llama.cpp's, Ollama's, hosted ones) share one protocol; the `openai` package speaks it, retries
+included.
 
     judge = Judge("http://localhost:8000/v1", "judge-model"); judge(sample, "It was Ann.")
 """
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import re
-import socket
-import time
-import urllib.error
 import urllib.parse
-import urllib.request
-from collections.abc import Callable
 from typing import Any
 
 from swaa_edge.errors import ConfigError, GenerationError
 from swaa_edge.evaluate.samples import Sample
 from swaa_edge.evaluate.scoring import final
 
-#: What the judge is asked; {question}, {answers} and {reply} stand for what is known.
+#: The prompt for the judge; {question}, {answers} and {reply} are filled in.
 TEMPLATE = """\
 Below are a question about a long text, the reference answer, and somebody's reply.
 Is the reply right? It is if it says what the reference answer says, in whatever words, and nothing against it. If \
@@ -38,22 +33,24 @@ Reply: {reply}
 
 Say "yes" if the reply is right and "no" if it isn't, and nothing else."""
 
+#: Retries of a request that failed temporarily, with growing waits of 23 s in all or what Retry-After asks for: a
+#: server that is loading its model takes a while.
+RETRIES = 6
+
 _AGAIN = 'Say "yes" or "no" only: is the reply right?'
 _FIELDS = re.compile(r"\{(question|answers|reply)\}")
-# Seconds before each further try of a request that failed in passing; a server that loads a model takes a while.
-_WAITS = (1.0, 2.0, 4.0, 8.0)
-_LONGEST_WAIT = 60.0
 
 
 class Judge:
     """Asks `model` at `base_url` ("http://host:port/v1") for a verdict; an instance is a scorer.
 
-    api_key: None for the environment's OPENAI_API_KEY, and none if that isn't set. timeout: seconds without a sign of
-    life. template: as `TEMPLATE`, other words. sleep: how to wait between tries.
+    api_key: None for OPENAI_API_KEY from the environment; without either, none is sent.
+    timeout: seconds to wait for a connection or for data.
+    template: a prompt with the fields of `TEMPLATE`.
 
-    Calling it returns whether the reply is right; one that says nothing (after its thinking) is wrong unasked.
-    A request that fails in passing (no connection, status 408, 429 or 5xx) is tried again four times. The
-    verdict's temperature is 0. Raises `ConfigError` here, and `GenerationError` when called, naming the address.
+    A call returns whether the response is correct. An empty response (after its reasoning) is scored wrong without
+    asking the judge. The verdict is sampled at temperature 0. Raises `ConfigError` here, also without the `openai`
+    package, and `GenerationError` on a call, naming the address.
     """
 
     def __init__(
@@ -64,145 +61,121 @@ class Judge:
         api_key: str | None = None,
         timeout: float = 120.0,
         template: str = TEMPLATE,
-        sleep: Callable[[float], object] = time.sleep,
     ) -> None:
-        self.address, self.model = _address(base_url), model
-        self.timeout, self.template = timeout, template
-        self._headers = {"Content-Type": "application/json", "User-Agent": "swaa-edge"}
+        base = _base(base_url)
+        self.address, self.model, self.template = f"{base}/chat/completions", model, template
         key = (os.environ.get("OPENAI_API_KEY", "") if api_key is None else api_key).strip()
         if not (key.isascii() and key.isprintable()):
             raise ConfigError("the API key has characters that no key has; set OPENAI_API_KEY to the key alone")
-        if key:
-            self._headers["Authorization"] = f"Bearer {key}"
         for field in ("answers", "reply"):
             if f"{{{field}}}" not in template:
                 raise ConfigError(f"the judge's template lacks {{{field}}}; it needs {{answers}} and {{reply}}")
-        self._sleep = sleep
-        # A redirected POST would lose its body, and take the key to another host.
-        self._opener = urllib.request.build_opener(_NoRedirect)
+        try:
+            import openai
+        except ImportError as error:
+            raise ConfigError("a judge needs the package openai; pip install 'swaa-edge[judge]'") from error
+        # The client requires a key; this keeps a made-up one out of the request.
+        self._headers = {} if key else {"Authorization": openai.Omit()}
+        self._client = openai.OpenAI(
+            base_url=base,
+            api_key=key or "none",
+            timeout=timeout,
+            max_retries=RETRIES,
+            default_headers={"User-Agent": "swaa-edge"},
+            # A redirected POST would lose its body.
+            http_client=openai.DefaultHttpxClient(follow_redirects=False),
+        )
 
-    def __call__(self, sample: Sample, reply: str) -> bool:
-        told = final(reply)
-        if not told:
+    def __call__(self, sample: Sample, response: str) -> bool:
+        text = final(response)
+        if not text:
             return False
         question, answers = sample.question or "(part of the text)", "; ".join(sample.answers)
-        known = {"question": question, "answers": answers, "reply": told}
-        talk = [{"role": "user", "content": _FIELDS.sub(lambda field: known[field[1]], self.template)}]
-        answer = self._ask(talk)
+        values = {"question": question, "answers": answers, "reply": text}
+        messages = [{"role": "user", "content": _FIELDS.sub(lambda field: values[field[1]], self.template)}]
+        answer = self._ask(messages)
         verdict = verdict_of(answer)
         if verdict is None:
-            talk += [{"role": "assistant", "content": answer}, {"role": "user", "content": _AGAIN}]
-            answer = self._ask(talk)
+            messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": _AGAIN}]
+            answer = self._ask(messages)
             verdict = verdict_of(answer)
         if verdict is None:
-            raise self._failure(f'says neither yes nor no but "{_line(answer)}"; take another judge')
+            raise self._error(f'answers neither yes nor no but "{_line(answer)}"; use another judge')
         return verdict
 
-    def _ask(self, messages: list[dict[str, str]]) -> str:
-        body = json.dumps({"model": self.model, "messages": messages, "temperature": 0}).encode()
-        for wait in (*_WAITS, None):
-            try:
-                return self._content(self._post(body))
-            except _Passing as problem:
-                if wait is None:
-                    raise self._failure(f"{problem}, {len(_WAITS) + 1} times in a row") from problem.__cause__
-                self._sleep(wait if problem.wait is None else problem.wait)
-        raise AssertionError
+    def _ask(self, messages: list[Any]) -> str:
+        import openai
 
-    def _post(self, body: bytes) -> bytes:
-        request = urllib.request.Request(self.address, body, self._headers, method="POST")
         try:
-            with self._opener.open(request, timeout=self.timeout) as response:
-                return response.read()
-        except urllib.error.HTTPError as error:
-            with error:
-                what = _refusal(error)
-            if error.code in (408, 429) or error.code >= 500:
-                raise _Passing(what, _retry_after(error)) from error
-            hint = {401: "; set OPENAI_API_KEY", 404: "; is it the address, up to /v1, and the model's name?"}
-            raise self._failure(what + hint.get(error.code, "")) from error
-        except urllib.error.URLError as error:
-            if isinstance(error.reason, socket.gaierror) and error.reason.errno != socket.EAI_AGAIN:
-                raise self._failure(f"can't be found: {error.reason.strerror}; check its name") from error
-            if not isinstance(error.reason, OSError) or "certificate" in str(error.reason).lower():
-                raise self._failure(f"can't be reached: {_line(str(error.reason))}") from error
-            raise _Passing(_lost(error.reason)) from error
-        except (OSError, http.client.HTTPException) as error:
-            raise _Passing(_lost(error)) from error
+            # Raw, because the client does not check the body, and would pass on anything.
+            raw = self._client.chat.completions.with_raw_response.create(
+                model=self.model, messages=messages, temperature=0, extra_headers=self._headers
+            )
+        except openai.APIStatusError as error:
+            raise self._error(_refusal(error)) from error
+        except openai.APITimeoutError as error:
+            raise self._error(f"doesn't answer in time{_retries(error)}") from error
+        except openai.APIConnectionError as error:
+            reason = _line(str(error.__cause__ or error))
+            raise self._error(f"can't be reached: {reason}{_retries(error)}") from error
+        return self._content(raw.content)
 
     def _content(self, data: bytes) -> str:
         try:
             content = json.loads(data)["choices"][0]["message"]["content"]
         except (ValueError, LookupError, TypeError, RecursionError) as error:
-            told = _line(data[:1000].decode("utf-8", "replace"))
-            what = f'answers with what is no chat completion: "{told}"; is it the address, up to /v1?'
-            raise self._failure(what) from error
+            text = _line(data[:1000].decode("utf-8", "replace"))
+            raise self._error(
+                f'does not return a chat completion but "{text}"; check the address, up to /v1'
+            ) from error
         return content if isinstance(content, str) else ""
 
-    def _failure(self, what: str) -> GenerationError:
-        return GenerationError(f"the judge at {self.address} {what}")
-
-
-class _Passing(Exception):
-    """What may be over in a moment; wait: seconds that the server asks for."""
-
-    def __init__(self, what: str, wait: float | None = None) -> None:
-        super().__init__(what)
-        self.wait = wait
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *_: Any) -> None:
-        return None
+    def _error(self, what: str) -> GenerationError:
+        return GenerationError(f"the judge {self.model} at {self.address} {what}")
 
 
 def verdict_of(answer: str) -> bool | None:
-    """Yes or no, as the first or the last word of an answer (after its thinking); None if neither, or one of each."""
+    """The verdict: yes or no as the first or last word after any reasoning; None if it is neither, or one of each."""
     words = re.findall(r"\w+", final(answer).casefold())
     found = {word for word in (*words[:1], *words[-1:]) if word in ("yes", "no")}
     return found.pop() == "yes" if len(found) == 1 else None
 
 
-def _address(base_url: str) -> str:
+def _base(base_url: str) -> str:
+    """The address up to /v1, checked."""
     base = base_url.strip().rstrip("/").removesuffix("/chat/completions")
     try:
         parts = urllib.parse.urlsplit(base)
-        whole = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
-        whole = False
-    if not whole or not base.isascii() or not base.isprintable() or " " in base or parts.query or parts.fragment:
+        sound = False
+    if not sound or not base.isascii() or not base.isprintable() or " " in base or parts.query or parts.fragment:
         raise ConfigError(f"{base_url!r} must be an address such as http://localhost:8000/v1")
     if parts.username is not None:
-        raise ConfigError("a judge's address holds no user name; put the key into OPENAI_API_KEY")
-    return f"{base}/chat/completions"
+        raise ConfigError("a judge's address must not contain a user name; put the key into OPENAI_API_KEY")
+    return base
 
 
-def _refusal(error: urllib.error.HTTPError) -> str:
-    """Status, reason and what the server says about it."""
+def _refusal(error: Any) -> str:
+    """Status, reason and the server's message of an `openai.APIStatusError`, with what to do about it."""
+    response = error.response
     try:
-        data = error.read(10_000)
-    except (OSError, http.client.HTTPException):
-        data = b""
-    told = data.decode("utf-8", "replace")
-    try:
-        message = json.loads(data)["error"]
-        told = message["message"] if isinstance(message, dict) else message
+        message = response.json()["error"]
+        message = message["message"] if isinstance(message, dict) else message
     except (ValueError, LookupError, TypeError, RecursionError):
-        pass
-    where = error.headers.get("Location")
-    status = f"answers {error.code} {error.reason}".rstrip() + (f" to {where}" if where else "")
-    return f"{status}: {_line(str(told))}" if str(told).strip() else status
+        message = response.text
+    target = response.headers.get("Location")
+    text = f"answers {error.status_code} {response.reason_phrase}".rstrip() + (f" to {target}" if target else "")
+    if str(message).strip():
+        text += f": {_line(str(message))}"
+    hints = {401: "; set OPENAI_API_KEY", 404: "; check the address, up to /v1, and the model's name"}
+    return text + _retries(error) + hints.get(error.status_code, "")
 
 
-def _retry_after(error: urllib.error.HTTPError) -> float | None:
-    seconds = error.headers.get("Retry-After", "")
-    return min(float(seconds), _LONGEST_WAIT) if seconds.isascii() and seconds.isdigit() else None
-
-
-def _lost(error: Exception) -> str:
-    if isinstance(error, TimeoutError):
-        return "doesn't answer in time"
-    return f"can't be reached: {_line(getattr(error, 'strerror', None) or str(error) or type(error).__name__)}"
+def _retries(error: Any) -> str:
+    # The client numbers its requests in this header.
+    count = error.request.headers.get("x-stainless-retry-count", "0")
+    return "" if count == "0" else f", after {count} retries"
 
 
 def _line(text: str) -> str:

@@ -1,16 +1,19 @@
-"""The judge against a real HTTP server: what it asks, what it makes of the answers, and what goes wrong on the way."""
+"""The judge against a real HTTP server: its requests, its verdicts, retries, and every failure in one line."""
 
 import contextlib
 import http.server
 import json
 import socket
+import sys
 import threading
 import traceback
 
 import pytest
 
+pytest.importorskip("openai")
+
 from swaa_edge.errors import ConfigError, GenerationError
-from swaa_edge.evaluate.judge import TEMPLATE, Judge, verdict_of
+from swaa_edge.evaluate.judge import RETRIES, TEMPLATE, Judge, verdict_of
 from swaa_edge.evaluate.samples import Sample
 
 SAMPLE = Sample("talks/1", "talks", (), ("Ann", "Bo"), question="Who {reply}?")
@@ -23,7 +26,7 @@ def says(content):
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.seen.append((self.path, dict(self.headers), json.loads(body)))
+        self.server.seen.append((self.path, self.headers, json.loads(body)))
         answers = self.server.answers
         answer = answers.pop(0) if len(answers) > 1 else answers[0]
         if answer == "hang up":
@@ -67,21 +70,36 @@ def environment(monkeypatch):
 
 
 @pytest.fixture
-def serve():
-    """serve(answer, ...): a server that gives these, the last again and again, and a judge there that notes waits."""
+def waits(monkeypatch):
+    """The seconds between retries, which nobody waits for."""
+    found = []
+    monkeypatch.setattr("time.sleep", found.append)
+    return found
+
+
+@pytest.fixture
+def serve(waits):
+    """serve(answer, ...): a server that gives these, the last one repeatedly, and its judge."""
     with contextlib.ExitStack() as stack:
 
         def make(*answers, **settings):
             server = stack.enter_context(listening(answers))
-            server.waits = []
-            settings = {"sleep": server.waits.append} | settings
             server.judge = Judge(f"http://127.0.0.1:{server.server_port}/v1/", "referee", **settings)
             return server
 
         yield make
 
 
-def test_what_is_asked(serve):
+def where(server):
+    return f"the judge referee at http://127.0.0.1:{server.server_port}/v1/chat/completions"
+
+
+def seconds(waits, expected):
+    """Whether each wait is the expected one, of which the client takes up to a quarter at random."""
+    return len(waits) == len(expected) and all(0.75 * e <= w <= e for w, e in zip(waits, expected, strict=True))
+
+
+def test_the_request(serve):
     server = serve(says("Yes."))
     assert server.judge(SAMPLE, "<think>hm, {answers}</think> It was Ann {question}.") is True
     ((path, headers, body),) = server.seen
@@ -89,12 +107,12 @@ def test_what_is_asked(serve):
     assert headers["Authorization"] == "Bearer sk-secret" and headers["Content-Type"] == "application/json"
     assert body["model"] == "referee" and body["temperature"] == 0
     ((role, content),) = [(message["role"], message["content"]) for message in body["messages"]]
-    # What is filled in is not searched for fields again.
+    # Filled-in values are not searched for fields.
     expected = TEMPLATE.replace("{question}", "Who @?").replace("{answers}", "Ann; Bo")
     assert (role, content) == ("user", expected.replace("{reply}", "It was Ann {question}.").replace("@", "{reply}"))
 
 
-def test_key_and_template_are_the_callers(serve, monkeypatch):
+def test_the_caller_s_key_and_template(serve, monkeypatch):
     server = serve(says("no"), api_key=" sk-other\n", template="{answers}|{reply}|{}")
     assert server.judge(SAMPLE, "x") is False
     assert server.seen[0][1]["Authorization"] == "Bearer sk-other"
@@ -104,7 +122,7 @@ def test_key_and_template_are_the_callers(serve, monkeypatch):
     assert server.judge(SAMPLE, "x") is False and "Authorization" not in server.seen[0][1]
 
 
-def test_a_reply_that_says_nothing_is_wrong_unasked(serve):
+def test_an_empty_response_is_wrong_without_asking(serve):
     server = serve(says("yes"))
     assert server.judge(SAMPLE, "<think>Ann, Bo</think>\n") is False
     assert server.seen == []
@@ -128,7 +146,7 @@ def test_verdicts(answer, verdict):
     assert verdict_of(answer) is verdict
 
 
-def test_an_unclear_verdict_is_asked_for_once_more(serve):
+def test_an_unclear_verdict_is_requested_once_more(serve):
     server = serve(says("Well, maybe."), says("no"))
     assert server.judge(SAMPLE, "Ann") is False
     first, second = (body["messages"] for _, _, body in server.seen)
@@ -141,41 +159,41 @@ def test_an_unclear_verdict_is_asked_for_once_more(serve):
         server = serve(says(content))
         with pytest.raises(GenerationError) as caught:
             server.judge(SAMPLE, "Ann")
-        assert str(caught.value) == (
-            f'the judge at {server.judge.address} says neither yes nor no but "{shown}"; take another judge'
-        )
-        assert len(server.seen) == 2 and server.waits == []
+        assert str(caught.value) == f'{where(server)} answers neither yes nor no but "{shown}"; use another judge'
+        assert len(server.seen) == 2
 
 
-def test_what_passes_is_tried_again(serve):
+def test_temporary_failures_are_retried(serve, waits):
     busy = (429, "{}", {"Retry-After": "7"})
     loading = (503, '{"error": {"message": "Loading model"}}', {})
-    cut = (200, '{"choices"', {"Content-Length": 500})
-    server = serve(busy, loading, "hang up", cut, says("yes"))
+    truncated = (200, '{"choices"', {"Content-Length": 500})
+    server = serve(busy, loading, "hang up", truncated, says("yes"))
     assert server.judge(SAMPLE, "Ann") is True
-    assert len(server.seen) == 5 and server.waits == [7, 2, 4, 8]
+    assert len(server.seen) == 5 and waits[0] == 7 and seconds(waits[1:], [1, 2, 4])
 
 
 @pytest.mark.parametrize(
-    "answer, told",
+    "answer, message",
     [
         (
             (503, '{"error": {"message": "Loading\\n model"}}', {}),
-            "answers 503 Service Unavailable: Loading model, 5 times in a row",
+            "answers 503 Service Unavailable: Loading model, after 6 retries",
         ),
-        ((500, "", {"Retry-After": "999"}), "answers 500 Internal Server Error, 5 times in a row"),
+        ((500, "", {"x-should-retry": "false"}), "answers 500 Internal Server Error"),
+        ("hang up", "can't be reached: Server disconnected without sending a response., after 6 retries"),
     ],
 )
-def test_what_does_not_pass_ends_in_an_error(serve, answer, told):
+def test_failures_that_last_end_in_an_error(serve, waits, answer, message):
     server = serve(answer)
     with pytest.raises(GenerationError) as caught:
         server.judge(SAMPLE, "Ann")
-    assert str(caught.value) == f"the judge at {server.judge.address} {told}"
-    assert len(server.seen) == 5 and server.waits == ([60] * 4 if "Retry-After" in answer[2] else [1, 2, 4, 8])
+    assert str(caught.value) == f"{where(server)} {message}"
+    retries = RETRIES if "retries" in message else 0
+    assert len(server.seen) == 1 + retries and seconds(waits, [0.5, 1, 2, 4, 8, 8][:retries])
 
 
 @pytest.mark.parametrize(
-    "answer, told",
+    "answer, message",
     [
         (
             (401, '{"error": {"message": "no such key"}}', {}),
@@ -183,60 +201,62 @@ def test_what_does_not_pass_ends_in_an_error(serve, answer, told):
         ),
         (
             (404, "<html>nothing here</html>", {}),
-            "answers 404 Not Found: <html>nothing here</html>; is it the address, up to /v1, and the model's name?",
+            "answers 404 Not Found: <html>nothing here</html>; check the address, up to /v1, and the model's name",
         ),
         ((400, '{"error": "temperature"}', {}), "answers 400 Bad Request: temperature"),
         ((302, "", {"Location": "http://127.0.0.1:9/"}), "answers 302 Found to http://127.0.0.1:9/"),
         (
             (200, '{"choices": [}', {}),
-            'answers with what is no chat completion: "{"choices": [}"; is it the address, up to /v1?',
+            'does not return a chat completion but "{"choices": [}"; check the address, up to /v1',
         ),
         (
-            (200, '{"choices": []}', {}),
-            'answers with what is no chat completion: "{"choices": []}"; is it the address, up to /v1?',
+            (200, '{"choices": []}', {"Content-Type": "application/json"}),
+            'does not return a chat completion but "{"choices": []}"; check the address, up to /v1',
         ),
         (
             (200, "[" * 100_000, {}),
-            f'answers with what is no chat completion: "{"[" * 197}..."; is it the address, up to /v1?',
+            f'does not return a chat completion but "{"[" * 197}..."; check the address, up to /v1',
         ),
     ],
 )
-def test_what_no_patience_mends_is_told_at_once(serve, answer, told):
+def test_permanent_failures_are_not_retried(serve, waits, answer, message):
     server = serve(answer)
     with pytest.raises(GenerationError) as caught:
         server.judge(SAMPLE, "Ann")
-    assert str(caught.value) == f"the judge at {server.judge.address} {told}"
-    assert len(server.seen) == 1 and server.waits == []
+    assert str(caught.value) == f"{where(server)} {message}"
+    assert len(server.seen) == 1 and waits == []
     assert "sk-secret" not in "".join(traceback.format_exception(caught.value))
 
 
-def test_a_server_that_starts_late_is_waited_for():
+@pytest.fixture
+def free_port():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
+        return taken.getsockname()[1]
+
+
+def test_a_server_that_starts_late_is_waited_for(free_port, monkeypatch):
     with contextlib.ExitStack() as stack:
         waits = []
 
         def sleep(seconds):
             waits.append(seconds)
             if len(waits) == 2:
-                stack.enter_context(listening([says("yes")], port))
+                stack.enter_context(listening([says("yes")], free_port))
 
-        assert Judge(f"http://127.0.0.1:{port}/v1", "referee", sleep=sleep)(SAMPLE, "Ann") is True
-        assert waits == [1, 2]
+        monkeypatch.setattr("time.sleep", sleep)
+        assert Judge(f"http://127.0.0.1:{free_port}/v1", "referee")(SAMPLE, "Ann") is True
+        assert seconds(waits, [0.5, 1])
 
 
-def test_nobody_there():
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
-    waits = []
+def test_nobody_there(free_port, waits):
     with pytest.raises(GenerationError) as caught:
-        Judge(f"http://127.0.0.1:{port}", "referee", sleep=waits.append)(SAMPLE, "Ann")
+        Judge(f"http://127.0.0.1:{free_port}", "referee")(SAMPLE, "Ann")
     assert str(caught.value) == (
-        f"the judge at http://127.0.0.1:{port}/chat/completions can't be reached: Connection refused, 5 times in a row"
+        f"the judge referee at http://127.0.0.1:{free_port}/chat/completions can't be reached: "
+        "[Errno 111] Connection refused, after 6 retries"
     )
-    assert waits == [1, 2, 4, 8]
+    assert seconds(waits, [0.5, 1, 2, 4, 8, 8])
 
 
 def test_a_server_that_keeps_silent(serve):
@@ -245,13 +265,20 @@ def test_a_server_that_keeps_silent(serve):
     server = serve("keep silent", timeout=0.05)
     with pytest.raises(GenerationError) as caught:
         server.judge(SAMPLE, "Ann")
-    assert str(caught.value) == f"the judge at {server.judge.address} doesn't answer in time, 5 times in a row"
+    assert str(caught.value) == f"{where(server)} doesn't answer in time, after 6 retries"
+
+
+def test_without_the_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(ConfigError) as caught:
+        Judge("http://a/v1", "referee")
+    assert str(caught.value) == "a judge needs the package openai; pip install 'swaa-edge[judge]'"
 
 
 @pytest.mark.parametrize(
     "address", ["localhost:8000/v1", "ftp://a/v1", "http://", "http://a:x/v1", "http://a b/v1", "http://a/v1?k=1", ""]
 )
-def test_addresses_that_are_none(address):
+def test_wrong_addresses(address):
     with pytest.raises(ConfigError) as caught:
         Judge(address, "referee")
     assert str(caught.value) == f"{address!r} must be an address such as http://localhost:8000/v1"
@@ -261,7 +288,7 @@ def test_addresses_keys_and_templates_are_checked_first():
     assert Judge("https://a/v1/chat/completions/", "referee").address == "https://a/v1/chat/completions"
     with pytest.raises(ConfigError) as caught:
         Judge("http://ann:secret@a/v1", "referee")
-    assert str(caught.value) == "a judge's address holds no user name; put the key into OPENAI_API_KEY"
+    assert str(caught.value) == "a judge's address must not contain a user name; put the key into OPENAI_API_KEY"
     with pytest.raises(ConfigError) as caught:
         Judge("http://a/v1", "referee", api_key="a\nHost: b")
     assert str(caught.value) == "the API key has characters that no key has; set OPENAI_API_KEY to the key alone"
