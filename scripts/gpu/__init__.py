@@ -1,7 +1,8 @@
-"""The parts of scripts/gpu/check.py: what travels (packing, trimming, prepared), how it is built (building, objects),
-what is checked (oracle, checks, sanitizer, measuring) in what order (stages), and what is written about it (report).
+"""Checks of the CUDA kernels: `check.py` on a GPU, `compile_check.py` with a compiler alone.
 
-Nothing here needs more than Python and numpy, but for `prepared`, which runs where the oracle's torch is.
+check.py: what travels (packing, trimming), how it is built (building, objects), what is checked (cases, oracle,
+operators, measuring) in which order (stages, runner), and what is reported (report). Only `oracle.prepare` needs more
+than Python and numpy: it runs where torch is.
 
-    from gpu.packing import pack
+    python3 scripts/gpu/check.py pack
 """

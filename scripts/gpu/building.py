@@ -1,6 +1,6 @@
-"""Builds the patched and the unpatched llama.cpp of an unpacked archive, for this machine's card or for none.
+"""Builds the patched and the unpatched llama.cpp of an unpacked archive, with or without CUDA.
 
-Needs a C++ compiler, and nvcc for `cuda`; CMake from PATH or from a wheel in the archive, ninja or make. No network.
+Needs a C++ compiler, and nvcc for `cuda`; CMake on PATH or as a wheel in the archive; ninja or make. No network.
 
     build = Build(top=Path("gpu-check"), work=Path("work"), backend="cuda", arch="90"); build.run("patched")
 """
@@ -25,7 +25,7 @@ from gpu.errors import CheckError, OutOfTime
 from gpu.packing import BASELINE, PATCHED
 
 _SIDES = {"patched": PATCHED, "baseline": BASELINE}
-# Off because nothing here needs it, or because it would look for more than a compiler.
+# Off: not needed here, or they would require more than a compiler.
 _OPTIONS = ("GGML_CCACHE=OFF", "GGML_CUDA_NCCL=OFF", "SWAA_EDGE_CPU_VARIANTS=OFF")
 # Where a system keeps the driver's library.
 _DRIVERS = ("usr/lib/*/libcuda.so*", "usr/lib64/libcuda.so*", "usr/local/nvidia/lib*/libcuda.so*")
@@ -33,9 +33,11 @@ _DRIVERS = ("usr/lib/*/libcuda.so*", "usr/lib64/libcuda.so*", "usr/local/nvidia/
 
 @dataclasses.dataclass(frozen=True)
 class Build:
-    """How both sides are built. top: the unpacked archive; work: where builds go; arch: as "90", None asks the card;
-    objects: the folder of objects that builds share, None for one in `work`; native: for this machine's processor,
-    else for any with AVX2."""
+    """How both sides are built.
+
+    top: the unpacked archive. work: the folder for builds. arch: like "90"; None: the card's. objects: the folder of
+    shared objects; None: one in `work`. native: for this machine's processor, else for any with AVX2.
+    """
 
     top: Path
     work: Path
@@ -49,8 +51,10 @@ class Build:
         return self.work / f"build-{side}"
 
     def run(self, side: str, seconds: float = float("inf")) -> None:
-        """Build a side ("patched" or "baseline"), as far as it is not built. Raises `CheckError`, or `OutOfTime` when
-        `seconds` have passed; the next call goes on from there."""
+        """Build a side ("patched" or "baseline"), incrementally.
+
+        Raises `CheckError`, or `OutOfTime` after `seconds`; the next call resumes.
+        """
         deadline = time.monotonic() + seconds
         folder, tree = self.folder(side), self.top / _SIDES[side]
         environment = tool_environment(self.top, self.work)
@@ -69,7 +73,7 @@ class Build:
         languages = ["C", "CXX"]
         if self.backend == "cuda":
             languages.append("CUDA")
-            # Without PTX for later cards where it is built for another machine: it is a third of what would travel.
+            # No PTX for later cards in a build that travels: it would be a third of the archive.
             kind = "" if self.native else "-real"
             options += ["GGML_CUDA=ON", f"CMAKE_CUDA_ARCHITECTURES={self.arch or card_arch()}{kind}"]
             options += [*cublas_options(), *driver_options()]
@@ -85,12 +89,12 @@ class Build:
         log = folder / f"{what}.log"
         with open(log, "wb") as out:
             try:
-                # A process group of its own, so that compilers end with the tool that started them.
+                # A process group of its own, so that the compilers stop with the build tool.
                 child = subprocess.Popen(
                     command, stdout=out, stderr=subprocess.STDOUT, env=environment, start_new_session=True
                 )
             except FileNotFoundError:
-                raise CheckError(f"{command[0]} is not there; install it, or pack with --with-cmake") from None
+                raise CheckError(f"{command[0]} is not installed; install it, or pack with --with-cmake") from None
             try:
                 code = child.wait(None if deadline == float("inf") else max(deadline - time.monotonic(), 1))
             except subprocess.TimeoutExpired:
@@ -113,31 +117,31 @@ class Build:
 
 
 def card_arch() -> str:
-    """Compute capability of the first card, like "90". Raises `CheckError` if none answers."""
+    """Compute capability of the first card, like "90". Raises `CheckError` if nvidia-smi lists none."""
     command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
     try:
-        told = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+        output = subprocess.run(command, capture_output=True, text=True, check=False).stdout
     except FileNotFoundError:
-        told = ""
-    found = re.match(r"\s*(\d+)\.(\d+)", told)
+        output = ""
+    found = re.match(r"\s*(\d+)\.(\d+)", output)
     if not found:
-        raise CheckError("no card answers nvidia-smi; say for which one to build, like --arch 90")
+        raise CheckError("nvidia-smi lists no card; name the one to build for, like --arch 90")
     return "".join(found.groups())
 
 
 def card_name() -> str | None:
-    """What nvidia-smi calls the first card, with its memory; None without one."""
+    """Name, memory and driver of the first card, from nvidia-smi; None without one."""
     command = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
     try:
-        told = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+        output = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     except FileNotFoundError:
         return None
-    return told.splitlines()[0] if told else None
+    return output.splitlines()[0] if output else None
 
 
 @functools.cache
 def tool_environment(top: Path, work: Path) -> dict[str, str]:
-    """The environment in which cmake and ninja are found: this machine's, else from the wheels that travelled along."""
+    """The environment for cmake and ninja: this machine's, else those from the wheels in the archive."""
     environment = dict(os.environ)
     scripts = sysconfig.get_path("scripts")
     environment["PATH"] = os.pathsep.join([environment.get("PATH", os.defpath), scripts])
@@ -155,12 +159,12 @@ def tool_environment(top: Path, work: Path) -> dict[str, str]:
 
 
 def library_paths() -> list[str]:
-    """Folders with CUDA's libraries, for a loader that doesn't know them: the toolkit's, and those of pip packages."""
+    """Folders of CUDA's libraries, for LD_LIBRARY_PATH: the toolkit's, and those of pip packages."""
     return [str(path.parent) for name in ("libcudart.so*", "libcublas.so*") for path in _find("lib*", name)]
 
 
 def cublas_options() -> list[str]:
-    """CMake options that name cuBLAS where it is a pip package, apart from the toolkit; [] where CMake finds it."""
+    """CMake options that locate cuBLAS in a pip package; [] where CMake finds it in the toolkit."""
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         raise CheckError("nvcc is not on PATH; CUDA's toolkit is needed, or --backend cpu")
@@ -169,20 +173,20 @@ def cublas_options() -> list[str]:
     headers, libraries = list(_packages("include", "cublas_v2.h")), list(_packages("lib", "libcublas.so.*"))
     light = list(_packages("lib", "libcublasLt.so.*"))
     if not headers or not libraries or not light:
-        raise CheckError("cuBLAS is not there; install it with the toolkit, or the pip package nvidia-cublas")
+        raise CheckError("cuBLAS is not installed; install it with the toolkit, or the pip package nvidia-cublas")
     flags = f"-I{headers[0].parent}"
     return [
         f"CMAKE_CUDA_FLAGS={flags}",
         f"CMAKE_CXX_FLAGS={flags}",
         f"CUDA_cublas_LIBRARY={libraries[0]}",
         f"CUDA_cublasLt_LIBRARY={light[0]}",
-        # A program's linker looks for what ggml-cuda needs, too.
+        # The linker of a program also looks for the libraries that ggml-cuda needs.
         f"CMAKE_EXE_LINKER_FLAGS=-Wl,-rpath-link,{libraries[0].parent}",
     ]
 
 
 def driver_options() -> list[str]:
-    """CMake options that name the driver's library, which a toolkit need not hold; else do without virtual memory."""
+    """CMake options that locate the driver's library, which a toolkit may lack; without one, virtual memory is off."""
     stubs = [path for root in _toolkits() for path in root.glob("lib*/stubs/libcuda.so")]
     found = [path for pattern in _DRIVERS for path in sorted(Path("/").glob(pattern))]
     for path in stubs + found:
@@ -195,8 +199,8 @@ def _toolkits() -> Iterator[Path]:
     nvcc = shutil.which("nvcc")
     if nvcc:
         command = [nvcc, "--dryrun", "-x", "cu", "-c", os.devnull]
-        told = subprocess.run(command, capture_output=True, text=True, check=False)
-        if top := re.search(r"^#\$ TOP=(.+)$", told.stderr, re.MULTILINE):
+        dry = subprocess.run(command, capture_output=True, text=True, check=False)
+        if top := re.search(r"^#\$ TOP=(.+)$", dry.stderr, re.MULTILINE):
             seen.insert(0, top.group(1).strip())
     for root in dict.fromkeys(filter(None, seen)):
         yield Path(root)

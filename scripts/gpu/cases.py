@@ -1,4 +1,4 @@
-"""The end-to-end cases of the GPU check: lines of tests/support/oracle/grid.py, chosen for what kernels can get wrong.
+"""The end-to-end cases of the GPU check: lines of tests/support/oracle/grid.py, chosen where kernels go wrong.
 
 Head sizes 64, 80, 96, 128 and 256, one KV head for up to four query heads, windows and sinks at the edges of blocks
 and of each other, prompts over one batch, ubatches that no tile divides, several sequences in one cache or in streams,
@@ -36,7 +36,7 @@ CASES = (
     "qwen3/3 W256 S100 s111 d010 f16 dense b512 u512 t1 p1000+12 unified explicit r20",
     "stablelm/2 W31 S1 s11 d11 f32 dense b512 u128 t1 p500+6 unified auto r21",
 )
-#: Fed to both libraries with SWAA off, whose logits must be the same bits; heads of 128, which the unpatched one has.
+#: Fed to both libraries with SWAA off: the logits must be the same bits. Heads of 128, which the unpatched one has.
 OFF_CASES = (
     "qwen3/3 W31 S4 s111 d101 f16 table b512 u512 t1 p1300+12 unified auto r1",
     "qwen3/3 W31 S4 s111 d101 f16 table b512 u97 t1 p700+8,60+3 unified auto r2",

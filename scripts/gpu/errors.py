@@ -1,4 +1,4 @@
-"""What can end a stage of the GPU check early: something that is wrong or missing, or the time.
+"""The reasons for which a stage of the GPU check ends early: an error, or the time limit.
 
 raise CheckError("nvcc is not on PATH; CUDA's toolkit is needed, or --backend cpu")
 """
@@ -9,11 +9,11 @@ from typing import Any
 
 
 class CheckError(Exception):
-    """Something this machine lacks or a step that failed, in words for whoever runs the check."""
+    """This machine lacks something or a step failed; the message is for the person who runs the check."""
 
 
 class OutOfTime(Exception):
-    """The time of this call is used up; what a stage has so far is `partial`, which counts as not done."""
+    """The time limit of this call has passed; `partial`, the stage's result so far, does not count as finished."""
 
     def __init__(self, partial: dict[str, Any] | None = None) -> None:
         super().__init__("out of time")

@@ -1,9 +1,9 @@
-"""The benchmark of the GPU check: which shapes, prompts and caches, in which order; swaa_edge.bench does the measuring.
+"""The benchmark of the GPU check: which shapes, prompts and caches, in which order; swaa_edge.bench measures them.
 
-One stage is one model, cache type, ubatch and prompt length, with full attention on the unpatched library and every
-recipe on ours taking turns in it. The most telling stages come first, since time may end before the list does.
+A workload is one model, cache type, ubatch and prompt length; full attention on the unpatched library and every recipe
+on ours take turns in it. The most informative workloads come first, since the time may not suffice for all.
 
-    for plan in plans("full"): rows = measure(plan, model, patched, baseline, runner)["rows"]
+    for workload in workloads("full"): rows = measure(workload, model, patched, baseline, runner, gpu=True)["rows"]
 """
 
 from __future__ import annotations
@@ -15,16 +15,19 @@ from pathlib import Path
 from typing import Any
 
 from gpu.errors import CheckError, OutOfTime
-from gpu.stages import Runner
+from gpu.runner import Runner
 
 RECIPES = ("quality", "balanced", "fast", "memory", "stream")
 _LONG, _LENGTHS = 131072, (8192, 32768, 131072)
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """One stage. prompts, decode, ubatch in tokens; layers, vocab: of the shape, None for its own; threads: of the CPU;
-    recipes: () for SWAA turned off in the patched library, which shows what the patches cost."""
+class Workload:
+    """One stage of the benchmark.
+
+    prompts, decode, ubatch: in tokens. layers, vocab: instead of the shape's own. threads: of the CPU. recipes: () for
+    SWAA turned off in the patched library, which measures what the patches cost.
+    """
 
     shape: str
     prompts: tuple[int, ...]
@@ -43,43 +46,45 @@ class Plan:
         return f"{'bench' if self.recipes else 'off-speed'}-{self.shape}-{self.kv}-u{self.ubatch}-{lengths}"
 
 
-def plans(size: str) -> Iterator[Plan]:
-    """The stages in order. size: "full"; or "tiny", which shows that it all works, in seconds on a CPU."""
+def workloads(size: str) -> Iterator[Workload]:
+    """The workloads in order. size: "full", or "tiny", a trial of seconds on a CPU."""
     if size == "tiny":
         small = {"layers": 2, "vocab": 512, "ubatch": 64, "decode": 3, "repeat": 1, "threads": 1}
-        yield Plan("qwen3-0.6b", (96, 320), recipes=(), **small)
-        yield Plan("qwen3-0.6b", (320,), recipes=("fast", "stream"), **small)
-        yield Plan("qwen3-0.6b", (320,), recipes=("memory",), kv="q8_0", **small)
+        yield Workload("qwen3-0.6b", (96, 320), recipes=(), **small)
+        yield Workload("qwen3-0.6b", (320,), recipes=("fast", "stream"), **small)
+        yield Workload("qwen3-0.6b", (320,), recipes=("memory",), kv="q8_0", **small)
         return
-    # Two percent are to be told from noise, so the short ones are measured often.
+    # Two percent must be distinguished from noise, so the short ones are repeated often.
     for length, rounds in ((512, 15), (8192, 5), (32768, 3)):
-        yield Plan("qwen3-4b", (length,), decode=64, repeat=rounds, recipes=())
+        yield Workload("qwen3-4b", (length,), decode=64, repeat=rounds, recipes=())
     for length, rounds in ((_LONG, 1), (32768, 2), (8192, 3)):
-        yield Plan("qwen3-4b", (length,), repeat=rounds)
-    yield Plan("qwen3-4b", (_LONG,), ubatch=2048, repeat=1)
-    yield Plan("qwen3-4b", (_LONG,), kv="q8_0", repeat=1)
+        yield Workload("qwen3-4b", (length,), repeat=rounds)
+    yield Workload("qwen3-4b", (_LONG,), ubatch=2048, repeat=1)
+    yield Workload("qwen3-4b", (_LONG,), kv="q8_0", repeat=1)
     for shape in ("qwen3-0.6b", "llama-3.1-8b"):
         for length in _LENGTHS:
-            yield Plan(shape, (length,), repeat=1)
+            yield Workload(shape, (length,), repeat=1)
     for kv, ubatch in (("f16", 2048), ("q8_0", 512), ("q8_0", 2048)):
         for length in _LENGTHS:
             if (length, kv, ubatch) not in ((_LONG, "f16", 2048), (_LONG, "q8_0", 512)):
-                yield Plan("qwen3-4b", (length,), kv=kv, ubatch=ubatch, repeat=1)
+                yield Workload("qwen3-4b", (length,), kv=kv, ubatch=ubatch, repeat=1)
 
 
-def write_model(plan: Plan, folder: Path) -> Path:
-    """The plan's model in `folder`, written if it is not there."""
+def write_model(workload: Workload, folder: Path) -> Path:
+    """The workload's model in `folder`, written unless it exists."""
     from swaa_edge.bench.random_model import write_shape
 
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{plan.shape}-{plan.layers or 'all'}-{plan.vocab or 'all'}.gguf"
+    path = folder / f"{workload.shape}-{workload.layers or 'all'}-{workload.vocab or 'all'}.gguf"
     if not path.exists():
-        write_shape(path, plan.shape, layers=plan.layers, vocab=plan.vocab, ftype="Q8_0")
+        write_shape(path, workload.shape, layers=workload.layers, vocab=workload.vocab, ftype="Q8_0")
     return path
 
 
-def measure(plan: Plan, model: Path, patched: Path, baseline: Path, runner: Runner, *, gpu: bool) -> dict[str, Any]:
-    """The rows of a plan, of what `bench.bench` gives. Raises `CheckError`, `OutOfTime` with the rows so far."""
+def measure(
+    workload: Workload, model: Path, patched: Path, baseline: Path, runner: Runner, *, gpu: bool
+) -> dict[str, Any]:
+    """The result rows of a workload, from `bench.bench`. Raises `CheckError`, or `OutOfTime` with the rows so far."""
     from swaa_edge import native
     from swaa_edge.bench import bench
     from swaa_edge.bench.report import Settings
@@ -87,14 +92,14 @@ def measure(plan: Plan, model: Path, patched: Path, baseline: Path, runner: Runn
     from swaa_edge.errors import SwaaError
 
     os.environ[native.PATH_VARIABLE] = str(patched)
-    configs: dict[str, Any] = {name: SwaaConfig.from_recipe(name) for name in plan.recipes} or {"off": False}
+    configs: dict[str, Any] = {name: SwaaConfig.from_recipe(name) for name in workload.recipes} or {"off": False}
     settings = Settings(
-        decode=plan.decode,
-        repeat=plan.repeat,
-        batch=plan.ubatch,
-        ubatch=plan.ubatch,
-        cache_type=plan.kv,
-        threads=plan.threads,
+        decode=workload.decode,
+        repeat=workload.repeat,
+        batch=workload.ubatch,
+        ubatch=workload.ubatch,
+        cache_type=workload.kv,
+        threads=workload.threads,
         gpu_layers=-1 if gpu else 0,
     )
 
@@ -103,20 +108,22 @@ def measure(plan: Plan, model: Path, patched: Path, baseline: Path, runner: Runn
             raise KeyboardInterrupt
 
     try:
-        report = bench(model, configs, plan.prompts, settings=settings, baseline=baseline, on_progress=stop_when_late)
+        report = bench(
+            model, configs, workload.prompts, settings=settings, baseline=baseline, on_progress=stop_when_late
+        )
     except SwaaError as error:
         raise CheckError(str(error)) from None
     if gpu and not report.libraries["full"]["gpus"]:
         raise CheckError("llama.cpp found no GPU")
     document = report.to_dict()
-    result = {"rows": [_row(plan, row) for row in document["rows"]], "fit": document["fit"]}
+    result = {"rows": [_row(workload, row) for row in document["rows"]], "fit": document["fit"]}
     if report.stopped == "interrupted":
         raise OutOfTime(result)
     return result | {"problems": [str(report.stopped)] if report.stopped else []}
 
 
-def _row(plan: Plan, row: dict[str, Any]) -> dict[str, Any]:
-    """A row of the check's document: seconds are of the median round."""
+def _row(workload: Workload, row: dict[str, Any]) -> dict[str, Any]:
+    """A row of the check's document; seconds are those of the median round."""
     decode = row["decode_tokens"] / row["decode_tok_s"] if row["decode_tok_s"] else 0.0
     kept = (
         "prompt_tokens",
@@ -132,10 +139,10 @@ def _row(plan: Plan, row: dict[str, Any]) -> dict[str, Any]:
         "compute_buffer_bytes",
     )
     return {
-        "shape": plan.shape,
+        "shape": workload.shape,
         "recipe": row["config"],
-        "kv": plan.kv,
-        "ubatch": plan.ubatch,
+        "kv": workload.kv,
+        "ubatch": workload.ubatch,
         "rounds": len(row["repeats"]),
         **{key: row[key] for key in kept},
         "decode_seconds": decode,

@@ -1,11 +1,11 @@
-"""A compiler launcher that lets two builds share the objects that would come out the same.
+"""A compiler launcher that lets two builds share equal objects.
 
 The patched and the unpatched llama.cpp have most sources in common, and a CUDA source takes up to a minute. The key of
-an object is everything it is made of: the compiler's file, its arguments with what response files hold, and the content
-of the source and of all that it includes from the tree, over every branch of the preprocessor; paths of the tree and of
-the build count by their place in it. What a system header holds is not looked at: both builds run on one machine, one
-after the other. A source whose includes can't all be followed (a name made by a macro, one in quotes that is nowhere)
-is never shared. Standard library only.
+an object is a hash of everything it is made from: the compiler's file, its arguments including those in response
+files, and the content of the source and of every file it includes from the tree, in all branches of the preprocessor.
+Paths count relative to the tree and the build. System headers are ignored: both builds run on one machine, one after
+the other. A source with an include that cannot be resolved (a macro, or a quoted name that does not exist) is never
+shared. Standard library only.
 
     cmake ... "-DCMAKE_CUDA_COMPILER_LAUNCHER=python3;objects.py;CACHE_FOLDER;TREE;BUILD_FOLDER"
 """
@@ -28,7 +28,7 @@ _SOURCES = (".c", ".cc", ".cpp", ".cu", ".S", ".s")
 
 
 def launch(cache: Path, tree: Path, build: Path, command: Sequence[str]) -> int:
-    """Run `command`, or copy the object that the same command made before; its exit code."""
+    """Run `command`, or copy the object that the same command made before; returns the exit code."""
     target = _after(command, "-o")
     key = key_of(tree, build, command) if target and "-c" in command else None
     if key is None or target is None:
@@ -50,7 +50,7 @@ def launch(cache: Path, tree: Path, build: Path, command: Sequence[str]) -> int:
 
 
 def key_of(tree: Path, build: Path, command: Sequence[str]) -> str | None:
-    """What an object is called in the cache; None if it must not be shared."""
+    """The name of an object in the cache; None if it must not be shared."""
     try:
         command = _expanded(command)
     except (OSError, ValueError):
@@ -89,7 +89,7 @@ def key_of(tree: Path, build: Path, command: Sequence[str]) -> str | None:
 
 
 def _expanded(command: Sequence[str]) -> list[str]:
-    """The command with what its response files hold in their place: CMake keeps include folders in such."""
+    """The command with its response files replaced by their content: CMake keeps include folders in them."""
     words: list[str] = []
     following = False
     for word in command:

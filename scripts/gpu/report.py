@@ -1,4 +1,4 @@
-"""What the GPU check writes: one JSON document, one table for people, and what in it is not as it must be.
+"""The report of the GPU check: a JSON document, a table in Markdown, and the list of failed checks.
 
 document = make_document(facts, results, still_open); write(document, Path("docs/gpu")); problems(document)
 """
@@ -31,27 +31,30 @@ OFF_RATIO = (0.98, 1.02)
 
 
 def make_document(facts: dict[str, Any], results: dict[str, Any], still_open: dict[str, str]) -> dict[str, Any]:
-    """facts: card, commit and the like; these two go into every row. results: by stage, None if it was not had."""
-    had = {name: result for name, result in results.items() if result is not None}
-    rows = [row for name, result in had.items() if name.startswith("bench-") for row in result["rows"]]
-    off = [row for name, result in had.items() if name.startswith("off-speed") for row in result["rows"]]
+    """Put the document together.
+
+    facts: about the whole run; card and commit go into every row. results: by stage, None if there is none.
+    """
+    done = {name: result for name, result in results.items() if result is not None}
+    rows = [row for name, result in done.items() if name.startswith("bench-") for row in result["rows"]]
+    off = [row for name, result in done.items() if name.startswith("off-speed") for row in result["rows"]]
     own = {"card": facts["card"], "commit": facts["commit"]}
     return {
         **facts,
         "rows": [row | own for row in rows],
         "off_speed": [row | own for row in off],
-        "ops": [result for name, result in had.items() if name.startswith("ops-")],
-        "sanitizer": [result for name, result in had.items() if name.startswith("sanitizer-")],
-        "oracle": had.get("oracle", {}).get("cases", []),
-        "off": had.get("off", {}).get("cases", []),
-        "stages": {name: result["stage_seconds"] for name, result in had.items()},
-        "stopped": [f"{name}: {text}" for name, result in had.items() for text in result.get("problems", [])],
+        "ops": [result for name, result in done.items() if name.startswith("ops-")],
+        "sanitizer": [result for name, result in done.items() if name.startswith("sanitizer-")],
+        "oracle": done.get("oracle", {}).get("cases", []),
+        "off": done.get("off", {}).get("cases", []),
+        "stages": {name: result["stage_seconds"] for name, result in done.items()},
+        "stopped": [f"{name}: {text}" for name, result in done.items() for text in result.get("problems", [])],
         "open": still_open,
     }
 
 
 def problems(document: dict[str, Any]) -> list[str]:
-    """What was measured and is not as it must be, a line each. What has not been run is under `open`."""
+    """One line per failed check. Stages that did not run are under `open`."""
     found = list(document["stopped"])
     for result in document["ops"]:
         if result["failures"] or result["passed"] != result["total"] or result["exit_code"]:
@@ -68,16 +71,16 @@ def problems(document: dict[str, Any]) -> list[str]:
             if row["recipe"] == "off" and _timed(document) and not OFF_RATIO[0] <= row[key] <= OFF_RATIO[1]:
                 found.append(f"SWAA off, {row['prompt_tokens']} tokens: {key} {row[key]:.3f} is outside {OFF_RATIO}")
     for row in document["rows"]:
-        wanted = target(document, row)
-        if wanted and row["ratio"] < wanted:
-            found.append(f"{row['recipe']}: ratio {row['ratio']:.2f} of the whole request, {wanted} is wanted")
+        least = target(document, row)
+        if least and row["ratio"] < least:
+            found.append(f"{row['recipe']}: ratio {row['ratio']:.2f} of the whole request, expected at least {least}")
     return found
 
 
 def target(document: dict[str, Any], row: dict[str, Any]) -> float | None:
-    """The published ratio that a row must beat; None where none is comparable."""
-    asked = (row["shape"], row["prompt_tokens"], row["decode_tokens"], row["kv"], row["ubatch"])
-    if not _timed(document) or asked != ("qwen3-4b", 131072, 512, "f16", 512):
+    """The published ratio that a row must reach; None where none is comparable."""
+    workload = (row["shape"], row["prompt_tokens"], row["decode_tokens"], row["kv"], row["ubatch"])
+    if not _timed(document) or workload != ("qwen3-4b", 131072, 512, "f16", 512):
         return None
     return PUBLISHED.get(row["recipe"])
 
@@ -87,7 +90,7 @@ def _timed(document: dict[str, Any]) -> bool:
 
 
 def write(document: dict[str, Any], folder: Path) -> list[Path]:
-    """Write the JSON and the table into `folder`, named by the card; the two paths."""
+    """Write the JSON and the table into `folder`, named after the card; returns the two paths."""
     folder.mkdir(parents=True, exist_ok=True)
     name = re.sub(r"[^a-z0-9]+", "-", (document["card"] or document["backend"]).split(",")[0].lower()).strip("-")
     paths = [folder / f"{name}.json", folder / f"{name}.md"]
@@ -109,16 +112,16 @@ def _lines(document: dict[str, Any]) -> Iterator[str]:
     yield ""
     yield f"Commit {commit}, {document['made']}, backend {document['backend']}, size {document['size']}."
     if document["built_for"]:
-        yield f"Built on another machine, for compute capability {document['built_for']}, any processor with AVX2."
+        yield f"Built on another machine for compute capability {document['built_for']} and any processor with AVX2."
     if document["left_out"]:
         yield f"Left out of the build: {document['left_out']}."
     found = problems(document)
     yield ""
-    yield "**All that was run is as it must be.**" if not found else "**Not as it must be:**"
+    yield "**All checks passed.**" if not found else "**Failed:**"
     yield from (f"- {line}" for line in found)
     if document["open"]:
         yield ""
-        yield "Not run, or not to the end:"
+        yield "Not finished:"
         yield from (f"- {name}: {why.splitlines()[0]}" for name, why in document["open"].items())
     yield from _correctness(document)
     yield from _speed("SWAA off against the unpatched library", document, document["off_speed"])
@@ -128,15 +131,15 @@ def _lines(document: dict[str, Any]) -> Iterator[str]:
         yield from _speed(f"{shape}, Q8_0, {kv} K and V, ubatch {ubatch}", document, rows)
     if document["rows"]:
         yield ""
-        yield "Ratios: time of full attention on the unpatched library over that of the recipe; above 1 is faster."
-        yield "Bound: the prefill ratio if sliding layers cost their window's share of the measured attention time."
+        yield "Ratios: time of full attention on the unpatched library divided by the recipe's; above 1 is faster."
+        yield "Bound: the prefill ratio if sliding layers cost their window's fraction of the measured attention time."
 
 
 def _correctness(document: dict[str, Any]) -> Iterator[str]:
     yield from ("", "| correctness | passed | of | not supported |", "|---|---:|---:|---:|")
     for result in [*document["ops"], *document["sanitizer"]]:
         name = f"{result['op']}, {result['tool']}: {result['errors']} errors" if "tool" in result else result["op"]
-        name += ", as far as time went" if result["cut"] else ""
+        name += ", truncated by the time limit" if result["truncated"] else ""
         yield f"| {name} | {result['passed']} | {result['total']} | {result['unsupported']} |"
     for part, name in (("oracle", "end to end against the oracle"), ("off", "SWAA off: the unpatched library's bits")):
         passed = sum(not row["problems"] for row in document[part])
@@ -150,13 +153,13 @@ def _speed(title: str, document: dict[str, Any], rows: list[dict[str, Any]]) -> 
     yield f"| {' | '.join(_COLUMNS)} |"
     yield "|---:|---|" + "---:|" * (len(_COLUMNS) - 2)
     for row in rows:
-        wanted, bound = target(document, row), row["bound"]
+        published, bound = target(document, row), row["bound"]
         cells = (
             f"{row['prompt_tokens']:,}",
             row["recipe"],
             f"{row['seconds']:.3f}",
             f"{row['ratio']:.2f}",
-            f"{wanted:.2f}" if wanted else "",
+            f"{published:.2f}" if published else "",
             f"{row['prefill_seconds']:.3f}",
             f"{row['prefill_ratio']:.2f}",
             f"{bound:.2f}" if bound else "",

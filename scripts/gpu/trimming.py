@@ -1,8 +1,8 @@
 """Leaves kernel instances out of a CUDA tree, so that it compiles in minutes instead of half an hour.
 
-A ratio needs the unpatched library, but of its flash attention only the head size of the models that are timed; and
-no check here multiplies matrices of a type that none of them has. What is left out still links: its functions are
-there and abort with a message, so nothing can be measured by mistake. Kernels that stay are compiled from upstream's
+The unpatched library is there to be timed, so its flash attention is needed only for the head size of the timed
+models; and no check multiplies matrices of a type that none of the models has. A kernel that is left out still links:
+its function aborts with a message, so it cannot be measured by mistake. The other kernels are compiled from upstream's
 own lines.
 
     for path, text in trim(instances_of(tree), heads=(128,), matrices=("Q8_0", "F16")): ...
@@ -14,13 +14,13 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 
 INSTANCES = "ggml/src/ggml-cuda/template-instances/"
-#: Types of weights for which the quantized product is kept: those that swaa_edge.shapes writes.
+#: Weight types whose quantized product is kept: those that swaa_edge.shapes writes.
 MATRICES = ("Q8_0", "Q4_0")
 
 _CALL = re.compile(r"^(DECL_(?:FATTN_MMA_F16|FATTN_TILE|FATTN_VEC|MMQ)_CASE\w*)\(([^)]*)\);[ \t]*\n", re.MULTILINE)
 _CONTEXT = "ggml_backend_cuda_context &"
 _ABORT = '{ GGML_ABORT("this kernel is left out of the check\'s build"); }'
-# By the macro: the file that holds the stubs, which upstream's build finds by its name, and their template.
+# By macro: the name of the file of stubs, which upstream's build finds by its name; their template; an instance.
 _STUBS = {
     "DECL_FATTN_MMA_F16_CASE": (
         "fattn-mma-left-out.cu",
@@ -39,10 +39,10 @@ _STUBS = {
 def trim(
     files: Mapping[str, str], *, heads: Collection[int] | None = None, matrices: Collection[str] | None = MATRICES
 ) -> Iterator[tuple[str, str]]:
-    """What changes in a tree: (path, its new text), new files among them.
+    """Yield the changed and new files of a tree: (path, text).
 
     files: upstream's instance files by path, all below `INSTANCES`. heads: the head sizes whose flash attention
-    stays, None for all. matrices: the types whose quantized product stays, None for all.
+    is kept, None for all. matrices: the types whose quantized product is kept, None for all.
     """
     left_out: dict[str, list[str]] = {}
     for path, text in sorted(files.items()):

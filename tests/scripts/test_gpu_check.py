@@ -16,7 +16,7 @@ import pytest
 from gpu import cases, measuring, objects, operators, oracle, packing, report, trimming
 from gpu import check as gpu_check
 from gpu.errors import CheckError, OutOfTime
-from gpu.stages import Runner
+from gpu.runner import Runner
 
 from support.engine.process import library_dir
 from support.oracle.grid import Case, schedule
@@ -288,9 +288,9 @@ def test_reading_op_tests():
         "[FLASH_ATTN_EXT] NMSE = 0.1 > 0.0005   FLASH_ATTN_EXT(hs=96): \x1b[1;31mFAIL\x1b[0m\n"
         "  FLASH_ATTN_EXT(hs=99): \x1b[1;31mFAIL\x1b[0m\n  1/3 tests passed\n"
     )
-    told = operators.read_ops("FLASH_ATTN_EXT", output, "", 1)
-    assert (told["passed"], told["total"], told["unsupported"], told["exit_code"]) == (1, 3, 1, 1)
-    assert told["failures"] == [
+    result = operators.read_ops("FLASH_ATTN_EXT", output, "", 1)
+    assert (result["passed"], result["total"], result["unsupported"], result["exit_code"]) == (1, 3, 1, 1)
+    assert result["failures"] == [
         "[FLASH_ATTN_EXT] NMSE = 0.1 > 0.0005   FLASH_ATTN_EXT(hs=96): FAIL",
         "FLASH_ATTN_EXT(hs=99): FAIL",
     ]
@@ -298,7 +298,7 @@ def test_reading_op_tests():
     assert ours["unsupported"] == 1 and len(ours["failures"]) == 2
     crash = operators.read_ops("FLASH_ATTN_EXT", "  FLASH_ATTN_EXT(hs=64): OK\n", "illegal access\n", -6)
     assert "code -6" in crash["failures"][0] and "illegal access" in crash["failures"][0]
-    with pytest.raises(CheckError, match="examined nothing"):
+    with pytest.raises(CheckError, match="ran nothing"):
         operators.read_ops("FLASH_ATTN_EXT", "2/2 backends passed\n", "", 0)
     with pytest.raises(CheckError, match="no case"):
         operators.read_ops("FLASH_ATTN_EXT", "  0/0 tests passed\n", "", 0)
@@ -306,8 +306,8 @@ def test_reading_op_tests():
 
 def test_reading_what_the_sanitizer_says():
     log = "========= COMPUTE-SANITIZER\n========= Invalid __global__ read of size 4 bytes\n=========     at kernel\n"
-    told = operators.read_log(log + "========= ERROR SUMMARY: 3 errors\n", False)
-    assert told["errors"] == 3 and told["log"][1] == "Invalid __global__ read of size 4 bytes"
+    result = operators.read_log(log + "========= ERROR SUMMARY: 3 errors\n", False)
+    assert result["errors"] == 3 and result["log"][1] == "Invalid __global__ read of size 4 bytes"
     hazards = "========= RACECHECK SUMMARY: 2 hazards displayed (2 errors, 0 warnings)\n"
     assert operators.read_log(hazards, False)["errors"] == 2
     assert operators.read_log("========= ERROR SUMMARY: 0 errors\n", False)["errors"] == 0
@@ -316,7 +316,7 @@ def test_reading_what_the_sanitizer_says():
     # Ended before it was through: what it found until then counts.
     assert operators.read_log(log, True)["errors"] == 1
     until = operators.read_until("X", "  X(a=1): \x1b[1;32mOK\x1b[0m\n  X(a=2): FAIL\n  X(a=3): not supp")
-    assert (until["passed"], until["total"], until["failures"], until["cut"]) == (1, 2, ["X(a=2): FAIL"], True)
+    assert (until["passed"], until["total"], until["failures"], until["truncated"]) == (1, 2, ["X(a=2): FAIL"], True)
 
 
 # Cases
@@ -379,7 +379,7 @@ def document(**changes):
         "unsupported": 0,
         "failures": [],
         "exit_code": 0,
-        "cut": False,
+        "truncated": False,
     }
     results = {
         "ops-x": ops | {"stage_seconds": 1.0},
@@ -412,12 +412,12 @@ def test_the_report_has_what_it_must_and_finds_what_is_wrong(tmp_path):
     assert json.loads(paths[0].read_text()) == good
     line = "| 131,072 | stream | 4.000 | 9.50 | 8.00 | 3.000 | 8.00 | 9.00 | 89% | 1.000 | 2.00 |"
     assert line in paths[1].read_text().splitlines()
-    assert "7.90 of the whole request, 8.0 is wanted" in report.problems(document(ratio=7.9))[0]
+    assert "7.90 of the whole request, expected at least 8.0" in report.problems(document(ratio=7.9))[0]
     assert report.problems(document(ratio=7.9, prompt_tokens=8192)) == []
     for part, change, text in (
         ("ops", {"passed": 2}, "2/3"),
         ("ops", {"unsupported": 1}, "not supported"),
-        ("ops", {"failures": ["ended with code -6"]}, "code -6"),
+        ("ops", {"failures": ["ended early with code -6"]}, "code -6"),
         ("oracle", {"problems": ["worst 2"]}, "worst 2"),
         ("off", {"problems": ["other bits"]}, "other bits"),
         ("off_speed", {"decode_ratio": 0.97}, "decode_ratio 0.970"),
@@ -432,8 +432,8 @@ def test_the_report_has_what_it_must_and_finds_what_is_wrong(tmp_path):
 # The whole, on the CPU
 
 
-def test_plans_measure_what_is_asked_for_first():
-    full = list(measuring.plans("full"))
+def test_the_published_workload_comes_first():
+    full = list(measuring.workloads("full"))
     assert [plan.prompts for plan in full if plan.recipes == ()] == [(512,), (8192,), (32768,)]
     assert {(p.shape, p.kv, p.ubatch, p.prompts[0]) for p in full[3:]} >= {
         (shape, "f16", 512, n) for shape in ("qwen3-4b", "qwen3-0.6b", "llama-3.1-8b") for n in (8192, 32768, 131072)
@@ -470,7 +470,7 @@ def test_from_packing_to_the_report_and_a_second_call_has_nothing_to_do(tmp_path
     assert all(row["ratio"] > 0 and row["prompt_tokens"] == 320 for row in made["rows"])
     assert "| 320 | stream |" in (tmp_path / "out/cpu.md").read_text()
     second = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert second.returncode == 0 and "starts" not in second.stderr, second.stderr
+    assert second.returncode == 0 and "started" not in second.stderr, second.stderr
     again = json.loads((tmp_path / "out/cpu.json").read_text())
     assert {**again, "made": ""} == {**made, "made": ""}
 
@@ -504,8 +504,8 @@ def test_carried_libraries_are_run_without_a_build(tmp_path):
 def test_a_wrong_answer_is_found(tmp_path):
     folder = tmp_path / "prepared"
     oracle.prepare(folder, cases.CASES[6:7])
-    right = list(oracle.check(folder, library_dir(), gpu=False))
-    assert [row["problems"] for row in right] == [[]]
+    correct = list(oracle.check(folder, library_dir(), gpu=False))
+    assert [row["problems"] for row in correct] == [[]]
     expected = dict(np.load(folder / "expected.npz"))
     # What a mask that is off would do: the logits of the rows belong to other rows.
     expected["0-swaa"] = np.roll(expected["0-swaa"], 1, axis=0)

@@ -1,0 +1,92 @@
+"""Runs each stage of the check once: a stage that finished before, with the same inputs, is skipped.
+
+A stage's result is a JSON file in the work folder with a fingerprint of its inputs. So a run that ends early, at the
+time limit or by Ctrl-C, resumes at the next call.
+
+    runner = Runner(work, deadline=time.monotonic() + 540); runner.run("oracle", inputs, lambda: {"cases": 3})
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gpu.errors import CheckError, OutOfTime
+
+Result = dict[str, Any]
+
+
+class Runner:
+    """Keeps results in `work`/results. deadline: the end of this call, on time.monotonic()'s clock."""
+
+    def __init__(self, work: Path, deadline: float = float("inf"), say: Callable[[str], object] | None = None) -> None:
+        self.folder = work / "results"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.deadline = deadline
+        self.say = say or (lambda text: print(text, file=sys.stderr, flush=True))
+        #: Stages that are not finished when the call ends: the reason by name.
+        self.open: dict[str, str] = {}
+
+    def left(self) -> float:
+        """Seconds left in this call."""
+        return self.deadline - time.monotonic()
+
+    def check_time(self) -> None:
+        """Raise `OutOfTime` once the deadline has passed."""
+        if self.left() <= 0:
+            raise OutOfTime
+
+    def run(self, name: str, inputs: Any, work: Callable[[], Result], needs: float = 0.0) -> Result | None:
+        """Return the result of stage `name`, from `work` unless it was kept; None if it could not be obtained.
+
+        inputs: plain JSON values that the result depends on. needs: seconds that must be left for a start.
+        """
+        fingerprint = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+        kept = self._kept(name)
+        if kept and kept["fingerprint"] == fingerprint and kept["complete"]:
+            self.say(f"{name}: done before")
+            return kept["result"]
+        if self.left() <= needs:
+            self.open[name] = "no time left"
+            self.say(f"{name}: no time left")
+            return kept["result"] if kept and kept["fingerprint"] == fingerprint else None
+        self.say(f"{name}: started")
+        started, complete = time.monotonic(), True
+        try:
+            result: Result | None = work()
+        except CheckError as error:
+            self.open[name] = str(error)
+            self.say(f"{name}: {error}")
+            return None
+        except OutOfTime as error:
+            self.open[name] = "no time left"
+            result, complete = error.partial, False
+        except Exception as error:
+            # Time on a card is short: a stage that breaks must not stop the others.
+            self.open[name] = f"{type(error).__name__}: {error}"
+            self.say(f"{name}: {traceback.format_exc()}")
+            return None
+        seconds = round(time.monotonic() - started, 1)
+        if result is not None:
+            result = result | {"stage_seconds": seconds}
+            self._keep(name, {"fingerprint": fingerprint, "complete": complete, "result": result})
+        self.say(f"{name}: {'done' if complete else 'stopped'} after {seconds} s")
+        return result
+
+    def _kept(self, name: str) -> dict[str, Any] | None:
+        path = self.folder / f"{name}.json"
+        try:
+            return json.loads(path.read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def _keep(self, name: str, document: dict[str, Any]) -> None:
+        part = self.folder / f"{name}.json.part"
+        part.write_text(json.dumps(document))
+        part.replace(self.folder / f"{name}.json")
