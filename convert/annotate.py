@@ -20,8 +20,7 @@ from typing import BinaryIO
 from swaa_edge.config import SwaaConfig
 from swaa_edge.errors import ConfigError, ModelFileError, OutputError, UnsupportedModelError
 from swaa_edge.files.header import FIXED_PART, Header, aligned, read_header
-from swaa_edge.files.model import read_shards, swaa_refusal
-from swaa_edge.files.shards import output_paths
+from swaa_edge.files.model import output_paths, read_shards, swaa_refusal
 from swaa_edge.metadata import PADDING_KEY, PREFIX, effective_config, pack
 from swaa_edge.support.atomic import atomic_output
 

@@ -1,28 +1,26 @@
-"""The `swaa.*` keys of a GGUF file, version 1: what they are, reading, checking and writing them.
+"""The `swaa.*` keys of a GGUF file, version 1: how they are defined, read, validated and written.
 
 A model carries its SWAA settings in these keys, and llama.cpp's kv_overrides can replace each of them
-at load time. One table, `KEYS`, is what reading, writing and the document convert/METADATA.md follow.
+at load time. Reading, writing and the document convert/METADATA.md all follow one table, `KEYS`.
 
     read_swaa("model.gguf")                                     # SwaaConfig, or None without keys
-    python -m swaa_edge.metadata > convert/METADATA.md          # writes the document anew
+    python -m swaa_edge.metadata > convert/METADATA.md          # regenerates the document
 """
 
 import dataclasses
 import os
 import struct
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from swaa_edge.config import CUSTOM, LABEL_LIMIT, SwaaConfig
 from swaa_edge.errors import ConfigError, ModelFileError
-from swaa_edge.files.header import ARRAY, SCALARS, STRING, Header, read_header
-from swaa_edge.files.shards import check_first
 from swaa_edge.layers import INT32_MAX, shown
 
 PREFIX = "swaa."
 VERSION = 1
 
-#: The C struct of an override holds a string of 128 bytes, its end included.
+#: The C struct of an override holds a string of 128 bytes, including the terminating zero.
 MAX_OVERRIDE_LAYERS = 127
 
 _LAYERS = "array of bool"
@@ -30,9 +28,9 @@ _LAYERS = "array of bool"
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """One key: its GGUF type, whether a file with SWAA keys must have it, what it means, and its limits.
+    """One key: its GGUF type, whether every file with SWAA keys has it, its meaning and its limits.
 
-    least, most: of a number. For text the limit is `config.LABEL_LIMIT`, for arrays the layer count.
+    least, most: range of a number. Texts are limited by `config.LABEL_LIMIT`, arrays by the layer count.
     """
 
     name: str
@@ -53,47 +51,62 @@ class Key:
         }[self.type]
 
 
-#: Every key, in the order in which they are written and checked: the version first, since a newer one
-#: may mean anything by the others.
+#: Every key, in the order in which they are written and checked: the version first, since the other keys may mean
+#: something else in a newer version.
 KEYS = {
     key.name: key
     for key in (
         Key("swaa.version", "uint32", True, "version of these keys", VERSION, VERSION),
-        Key("swaa.window_size", "uint32", True, "W: tokens in the window, the current one included", 1),
-        Key("swaa.sink_count", "uint32", True, "S: first tokens of a sequence, visible in every sliding layer"),
+        Key("swaa.window_size", "uint32", True, "W: tokens in the window, including the current one", 1),
+        Key(
+            "swaa.sink_count",
+            "uint32",
+            True,
+            "S: first tokens of a sequence, which stay visible in every sliding layer",
+        ),
         Key("swaa.sliding_layers", _LAYERS, True, "true: the layer slides; false: full attention (FA)"),
         Key("swaa.fa_decode_layers", _LAYERS, True, "true: this sliding layer decodes with full attention"),
         Key("swaa.recipe", "string", False, f'the preset\'s name, or "{CUSTOM}"'),
-        Key("swaa.adapter", "string", False, "which fine-tune the weights carry"),
-        Key("swaa.enabled", "bool", False, "false: run full attention, as if no key were there; absent means true"),
+        Key("swaa.adapter", "string", False, "the fine-tune in the weights"),
+        Key("swaa.enabled", "bool", False, "false: run full attention, as without SWAA keys; absent means true"),
     )
 }
-# Bookkeeping of `annotate`, not a setting; see `pack`.
+# Written by `annotate` for `--strip`; not a setting. See `pack`.
 PADDING_KEY = "swaa.padding"
 
 
 @dataclasses.dataclass(frozen=True)
 class _Given:
-    """A key's value with the GGUF type that it came in; count: elements of an array."""
+    """A key's value and GGUF type, as found; count: elements of an array."""
 
     type: str
     value: Any
     count: int = 1
 
 
+class KeySection(Protocol):
+    """What is used of a file's header; `files.header.Header` has it."""
+
+    path: os.PathLike[str]
+    fields: Mapping[str, Any]
+    n_layers: int
+
+
 def read_swaa(path: str | os.PathLike[str], kv_overrides: Mapping[str, Any] | None = None) -> SwaaConfig | None:
     """The settings in effect for a GGUF file: its keys, replaced by those in `kv_overrides` (llama.cpp's form).
 
-    None means full attention: neither has SWAA keys, or `swaa.enabled` is false. `fa_layers` comes as a
-    tuple of layers. Raises `ModelFileError` naming key, value and limit for what is wrong in the file
-    (not a GGUF, cut short, a wrong, missing or newer key), `ConfigError` for a wrong override.
+    Returns None for full attention: no SWAA keys at all, or `swaa.enabled` is false. `fa_layers` is a tuple
+    of layers. Raises `ModelFileError` naming key, value and limit for an error in the file (not a GGUF,
+    truncated, a wrong, missing or newer key), `ConfigError` for a wrong override.
     """
-    return effective_config(read_header(path), kv_overrides)
+    # This module lies below files, which uses it; only this public door looks upwards, when called.
+    from swaa_edge.files.model import first_header
+
+    return effective_config(first_header(path), kv_overrides)
 
 
-def effective_config(header: Header, kv_overrides: Mapping[str, Any] | None = None) -> SwaaConfig | None:
-    """As `read_swaa`, for a header that was read already."""
-    check_first(header)
+def effective_config(header: KeySection, kv_overrides: Mapping[str, Any] | None = None) -> SwaaConfig | None:
+    """As `read_swaa`, for the header of a model's first file."""
     given = {
         field.key: _Given(field.type, field.value, field.count)
         for field in header.fields.values()
@@ -103,19 +116,26 @@ def effective_config(header: Header, kv_overrides: Mapping[str, Any] | None = No
     if not given:
         return None
     try:
-        # An explicit off holds even if the rest is wrong: it is the way to run such a file at all.
+        # swaa.enabled = false is respected even if the other keys are wrong: without it such a file could not be run.
         if _checked("swaa.enabled", given, 0) is False:
             return None
         values = {name: _checked(name, given, header.n_layers) for name in KEYS}
     except ConfigError as error:
         raise ModelFileError(f"{header.path}: {error}") from None
-    return _decode(values)
+    return SwaaConfig.from_layers(
+        values["swaa.window_size"],
+        values["swaa.sink_count"],
+        values["swaa.sliding_layers"],
+        values["swaa.fa_decode_layers"],
+        recipe=values["swaa.recipe"] or CUSTOM,
+        adapter=values["swaa.adapter"],
+    )
 
 
 def to_kv_overrides(config: SwaaConfig, n_layers: int) -> dict[str, bool | int | str]:
-    """`config` as kv_overrides for llama_cpp.Llama, for a model of `n_layers` layers; it replaces a file's keys.
+    """`config` as kv_overrides of llama_cpp.Llama, which replace a file's keys, for a model of `n_layers` layers.
 
-    Raises `ConfigError` for a layer that the model doesn't have, or more than 127 layers.
+    Raises `ConfigError` for a layer that the model doesn't have, or for more than 127 layers.
     """
     if n_layers > MAX_OVERRIDE_LAYERS:
         raise ConfigError(
@@ -132,10 +152,10 @@ def to_kv_overrides(config: SwaaConfig, n_layers: int) -> dict[str, bool | int |
 
 
 def pack(config: SwaaConfig, n_layers: int, padding: bytes | None = None) -> tuple[int, bytes]:
-    """The keys for `config` as bytes of a GGUF key section, with their count.
+    """The number of keys for `config`, and their bytes in a GGUF key section.
 
-    padding: the original bytes between header and data, kept in a key of their own so that `annotate
-    --strip` can restore them; only files whose padding isn't plain zeros need it.
+    padding: the original bytes between header and data, stored in a key of its own so that `annotate
+    --strip` can restore them; needed only where they aren't all zero.
     """
     values = _encode(config, n_layers)
     packed = [_pack(name, KEYS[name].type, value) for name, value in values.items()]
@@ -165,32 +185,21 @@ def _encode(config: SwaaConfig, n_layers: int) -> dict[str, Any]:
     return values if config.adapter is None else values | {"swaa.adapter": config.adapter}
 
 
-def _decode(values: Mapping[str, Any]) -> SwaaConfig:
-    sliding, decode = values["swaa.sliding_layers"], values["swaa.fa_decode_layers"]
-    full_decode = tuple(layer for layer, slides in enumerate(sliding) if slides and decode[layer])
-    return SwaaConfig(
-        window_size=values["swaa.window_size"],
-        sink_count=values["swaa.sink_count"],
-        fa_layers=tuple(layer for layer, slides in enumerate(sliding) if not slides),
-        fa_decode=full_decode if 0 < len(full_decode) < sum(sliding) else bool(full_decode),
-        recipe=values["swaa.recipe"] or CUSTOM,
-        adapter=values["swaa.adapter"],
-    )
-
-
 def _checked(name: str, given: Mapping[str, _Given], n_layers: int) -> Any:
     """The value of one key, or None for an optional one that is absent. Raises `ConfigError`."""
     key = KEYS[name]
     if name not in given:
         if key.required:
-            raise ConfigError(f"{name} is missing, though other SWAA keys are there; it must be a {key.type}")
+            raise ConfigError(f"{name} is missing although the file has other SWAA keys; add it, as {key.type}")
         return None
     value, count = given[name].value, given[name].count
     if given[name].type != key.type:
         raise ConfigError(f"{name} = {shown(value)} has the type {given[name].type}; it must be {key.type}")
     if key.type == "uint32" and not key.least <= value <= key.most:
         if name == "swaa.version":
-            raise ConfigError(f"{name} = {value} is not known; this program reads {VERSION}, a newer one may read it")
+            raise ConfigError(
+                f"{name} = {value} is unknown; this program reads version {VERSION}, a newer one may help"
+            )
         raise ConfigError(f"{name} = {value} is out of range: {key.limits}")
     if key.type == "string" and not (value and len(value) <= LABEL_LIMIT and value.isprintable()):
         raise ConfigError(f"{name} = {shown(value)} must be {key.limits}")
@@ -198,7 +207,7 @@ def _checked(name: str, given: Mapping[str, _Given], n_layers: int) -> Any:
         raise ConfigError(f"{name} = {value} must be {key.limits}")
     if key.type == _LAYERS:
         if count != n_layers:
-            raise ConfigError(f"{name} has {count} elements; the model has {n_layers} layers, one element for each")
+            raise ConfigError(f"{name} has {count} elements; the model has {n_layers} layers, and each needs one")
         for layer, flag in enumerate(value):
             if not isinstance(flag, bool):
                 raise ConfigError(f"{name} has {flag} at layer {layer}; every element must be 0 or 1")
@@ -206,40 +215,41 @@ def _checked(name: str, given: Mapping[str, _Given], n_layers: int) -> Any:
 
 
 def _given_overrides(overrides: Mapping[str, Any]) -> dict[str, _Given]:
-    """llama.cpp's overrides of our keys in the types of the file: int, bool, and text of 0 and 1 for arrays."""
+    """The overrides of our keys with GGUF's types: llama.cpp has int, bool, and text of 0 and 1 for arrays."""
     given = {}
     for name, value in overrides.items():
         if not name.startswith(PREFIX):
             continue
         if name not in KEYS:
-            raise ConfigError(f"unknown override {shown(name)}; there are: {', '.join(KEYS)}")
-        wanted = KEYS[name].type
-        right = {"uint32": int, "bool": bool, "string": str, _LAYERS: str}[wanted]
-        if type(value) is not right:
-            form = "text of 0 and 1, one for each layer" if wanted == _LAYERS else right.__name__
+            raise ConfigError(f"unknown override {shown(name)}; the SWAA keys are: {', '.join(KEYS)}")
+        kind = KEYS[name].type
+        python = {"uint32": int, "bool": bool, "string": str, _LAYERS: str}[kind]
+        if type(value) is not python:
+            form = "text of 0 and 1, one for each layer" if kind == _LAYERS else python.__name__
             raise ConfigError(f"the override {name} = {shown(value)} must be {form}")
-        if wanted != _LAYERS:
-            given[name] = _Given(wanted, value)
+        if kind != _LAYERS:
+            given[name] = _Given(kind, value)
         elif set(value) <= {"0", "1"} and len(value) <= MAX_OVERRIDE_LAYERS:
-            given[name] = _Given(wanted, tuple(char == "1" for char in value), len(value))
+            given[name] = _Given(kind, tuple(char == "1" for char in value), len(value))
         else:
-            raise ConfigError(f"the override {name} = {shown(value)} must be up to {MAX_OVERRIDE_LAYERS} of 0 and 1")
+            raise ConfigError(
+                f"the override {name} = {shown(value)} must be up to {MAX_OVERRIDE_LAYERS} characters, each 0 or 1"
+            )
     return given
 
 
 def _pack(name: str, kind: str, value: Any) -> bytes:
+    # Only the codes of GGUF's types are needed; gguf takes a moment to import, so not at the top.
+    from gguf.constants import GGUFValueType
+
     if kind == _LAYERS:
-        code, body = ARRAY, struct.pack(f"<IQ{len(value)}B", _code("bool"), len(value), *value)
+        code = GGUFValueType.ARRAY
+        body = struct.pack(f"<IQ{len(value)}B", GGUFValueType.BOOL, len(value), *value)
     elif kind == "string":
-        code, body = STRING, _pack_text(value)
+        code, body = GGUFValueType.STRING, _pack_text(value)
     else:
-        code = _code(kind)
-        body = struct.pack(SCALARS[code][1], value)
+        code, body = GGUFValueType.UINT32, struct.pack("<I", value)
     return _pack_text(name) + struct.pack("<I", code) + body
-
-
-def _code(kind: str) -> int:
-    return next(code for code, (name, _) in SCALARS.items() if name == kind)
 
 
 def _pack_text(text: str) -> bytes:
@@ -248,17 +258,17 @@ def _pack_text(text: str) -> bytes:
 
 
 _SPEC = """\
-<!-- Written by `python -m swaa_edge.metadata`; change swaa_edge/metadata.py, then run it again. -->
+<!-- Generated by `python -m swaa_edge.metadata`; edit swaa_edge/metadata.py, then run it again. -->
 # SWAA keys in GGUF, version {version}
 
 A GGUF file carries its sliding-window settings in the keys below. It stays a valid GGUF: programs
-that don't know them ignore them and run full attention.
+without SWAA ignore the keys and run full attention.
 
 | key | GGUF type | required | limits | meaning |
 |---|---|---|---|---|
 {rows}
 
-## What they mean
+## Meaning
 In a sliding layer, the query at position p sees the key at position j iff `j <= p` and at least one
 of these holds:
 
@@ -266,27 +276,26 @@ of these holds:
 - `j < S`: j is a sink;
 - the layer's `swaa.fa_decode_layers` is true and the query's token was generated (not part of a prompt).
 
-A layer with `swaa.sliding_layers` false is plain causal; its `swaa.fa_decode_layers` means nothing,
-and writers set it to false.
+A layer whose `swaa.sliding_layers` is false has plain causal attention; its `swaa.fa_decode_layers` has no effect, and
+writers set it to false.
 
 ## Rules
-- A file has all required keys or none that starts with `swaa.`.
-- A reader refuses a file whose keys have another type, length or range, or another version, naming
-  the key, its value and the limit. It checks the version before the other keys.
-- A reader ignores keys under `swaa.` that this version doesn't name.
+- A file has all required keys, or no key that starts with `swaa.`.
+- A reader refuses a file whose keys have another type, length or range, or another version. Its error names the key,
+  the value and the limit. It checks the version before the other keys.
+- A reader ignores keys under `swaa.` that this version doesn't define.
 - In a split model the keys are in the first file.
 
 ## Overrides
-Each key can be replaced when a model is loaded, through llama.cpp's `kv_overrides`: integers for
-`uint32`, booleans for `bool`, and for an array a string of `0` and `1`, one character per layer, up to
-{most} layers. A key that the file lacks is added. `swaa.enabled` = false turns SWAA off, whatever
-the other keys say.
+llama.cpp's `kv_overrides` can replace each key when a model is loaded: integers for `uint32`, booleans for `bool`,
+and for an array a string of `0` and `1`, one character per layer, up to {most} layers. A key that is missing in the
+file is added. `swaa.enabled` = false turns SWAA off, regardless of the other keys.
 
 ## Writing into an existing file
-`swaa-edge annotate` adds the keys at the end of the key section and changes nothing else but the count
-of keys and the padding before the tensor data; `--strip` takes every key that starts with `swaa.` out
-again and gives back the original bytes. Only where the original padding isn't plain zeros, `annotate`
-also writes `{padding}` (string): those bytes as hexadecimal digits, for `--strip`. It is no setting.
+`swaa-edge annotate` adds the keys at the end of the key section. Besides them, it changes only the key count and the
+padding before the tensor data. `--strip` removes every key that starts with `swaa.`, which restores the original bytes.
+Where the original padding isn't all zero, `annotate` also writes `{padding}` (string), those bytes as hexadecimal
+digits, for `--strip`; it is not a setting.
 """
 
 

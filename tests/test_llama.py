@@ -510,8 +510,8 @@ def test_files_that_are_refused_leave_nothing_behind(native, load, path, tmp_pat
     broken.write_bytes(Path(path).read_bytes()[:-1000])
     for wrong, error, message in [
         (tmp_path / "none.gguf", ModelFileError, "does not exist"),
-        (broken, ModelFileError, "cut short"),
-        (__file__, ModelFileError, "no GGUF file"),
+        (broken, ModelFileError, "truncated"),
+        (__file__, ModelFileError, "not a GGUF file"),
     ]:
         with pytest.raises(error, match=message):
             load(str(wrong))

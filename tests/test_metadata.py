@@ -87,7 +87,7 @@ def flags(name, values, kind="bool"):
         ({"sink_count": None}, ["swaa.sink_count is missing"]),
         ({"sliding_layers": None}, ["swaa.sliding_layers is missing", "array of bool"]),
         ({"fa_decode_layers": None}, ["swaa.fa_decode_layers is missing"]),
-        ({"version": kv("swaa.version", "u32", 2)}, ["swaa.version = 2", "reads 1", "newer"]),
+        ({"version": kv("swaa.version", "u32", 2)}, ["swaa.version = 2", "reads version 1", "newer"]),
         ({"version": kv("swaa.version", "u32", 0)}, ["swaa.version = 0"]),
         ({"version": kv("swaa.version", "i32", 1)}, ["swaa.version = 1", "int32", "must be uint32"]),
         ({"version": kv("swaa.version", "str", "1")}, ["swaa.version = '1'", "string"]),

@@ -1,9 +1,9 @@
-"""The header of a GGUF file: its keys, its tensors, and the byte where each of them lies.
+"""The header of a GGUF file: its keys and tensors, with their byte offsets.
 
-Why not gguf.GGUFReader: it takes seconds and a Python object for each vocabulary entry, hangs or
-fails with bare exceptions on counts that a damaged file makes up, accepts a file whose tensor data is
-cut off, and doesn't say where the key section ends, which `annotate` has to know. This reads a header
-once, forwards, in bounded memory, and refuses whatever the file's size can't hold.
+Why not gguf.GGUFReader: it takes seconds and makes a Python object of each vocabulary entry, hangs or
+fails with bare exceptions on impossible counts in a damaged file, accepts a file whose tensor data is
+truncated, and doesn't report where the key section ends, which `annotate` needs. This module reads a header
+once, from start to end, in bounded memory, and refuses counts and lengths that exceed the file's size.
 
     read_header("model.gguf").value("general.architecture")
 """
@@ -11,13 +11,14 @@ once, forwards, in bounded memory, and refuses whatever the file's size can't ho
 import dataclasses
 import os
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from swaa_edge.errors import ModelFileError
 
-#: GGUF's types of values by code: name and struct format. Strings and arrays have no fixed size.
-SCALARS = {
+# GGUF's types of values by code: name and struct format. Strings and arrays have no fixed size.
+_SCALARS = {
     0: ("uint8", "<B"),
     1: ("int8", "<b"),
     2: ("uint16", "<H"),
@@ -30,29 +31,30 @@ SCALARS = {
     11: ("int64", "<q"),
     12: ("float64", "<d"),
 }
-STRING, ARRAY = 8, 9
-FIXED_PART = 24  # magic, version, tensor count, key count
-VERSIONS = (2, 3)
+_STRING, _ARRAY = 8, 9
+#: Bytes of magic, version, tensor count and key count.
+FIXED_PART = 24
+_VERSIONS = (2, 3)
 
-# Limits far above any real model, so that a made-up count ends in an error and not in a long loop.
+# Limits far above any real model, so that an impossible count is an error and not a long loop.
 _MAX_KEYS = 1 << 16
 _MAX_TENSORS = 1 << 20
 _MAX_STRINGS = 1 << 24
 _MAX_NAME = 1 << 16
 _MAX_ALIGNMENT = 1 << 24
 _MAX_LAYERS = 1 << 12
-# Values longer than this are stepped over, not kept: vocabularies, merges, images.
+# Longer values are skipped: vocabularies, merges, images.
 _KEEP_STRING = 1 << 20
 _KEEP_ARRAY = 1 << 14
 
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """One key and its value. `start` and `end` are byte offsets in the file, of the key's length and past the value.
+    """One key and its value, at the bytes [start, end) of the file.
 
     type: such as "uint32", "string", "array of bool". count: elements of an array, else 1.
-    value: int, float, bool, str, or a tuple of numbers; None for what was stepped over (long, or a list of strings).
-    A bool keeps its byte as an int if that is neither 0 nor 1.
+    value: int, float, bool, str, or a tuple of numbers; None if it was skipped (long, or a list of strings).
+    A bool whose byte is neither 0 nor 1 is that byte, as an int.
     """
 
     key: str
@@ -65,7 +67,7 @@ class Field:
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """One tensor: ggml type code, shape (fastest dimension first), `offset` from the data's start, in bytes."""
+    """One tensor: ggml type code, shape (fastest dimension first), byte offset from the start of the data."""
 
     name: str
     type: int
@@ -82,10 +84,10 @@ class Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-    """What a GGUF file says before its tensor data; offsets in bytes from the file's start.
+    """The part of a GGUF file before its tensor data; offsets in bytes from the start of the file.
 
-    The key section is [24, keys_end), the tensor list [keys_end, tensors_end), padding follows up to
-    data_start, a multiple of `alignment`. size: of the whole file.
+    The key section is [24, keys_end) and the tensor list [keys_end, tensors_end); padding follows up to
+    data_start, a multiple of `alignment`. size: bytes of the whole file.
     """
 
     path: Path
@@ -102,21 +104,21 @@ class Header:
         return aligned(self.tensors_end, self.alignment)
 
     def value(self, key: str, default: Any = None) -> Any:
-        """The value of `key`, or `default` where it is absent or was stepped over."""
+        """The value of `key`, or `default` if it is absent or was skipped."""
         field = self.fields.get(key)
         return default if field is None or field.value is None else field.value
 
     @property
     def architecture(self) -> str:
-        """`general.architecture`; raises `ModelFileError` if there is none."""
+        """`general.architecture`. Raises `ModelFileError` if it is missing."""
         name = self.value("general.architecture")
         if not isinstance(name, str) or not name:
-            raise ModelFileError(f"{self.path} has no general.architecture, so it is no language model")
+            raise ModelFileError(f"{self.path} has no general.architecture, so it is not a language model")
         return name
 
     @property
     def n_layers(self) -> int:
-        """`{architecture}.block_count`; raises `ModelFileError` if it is missing or no count of layers."""
+        """`{architecture}.block_count`. Raises `ModelFileError` if it is missing or out of range."""
         key = f"{self.architecture}.block_count"
         field = self.fields.get(key)
         if field is None or field.type != "uint32" or not 1 <= field.value <= _MAX_LAYERS:
@@ -131,10 +133,9 @@ def aligned(offset: int, alignment: int) -> int:
 
 
 def read_header(path: str | os.PathLike[str]) -> Header:
-    """Read and check the header of a GGUF file, and that the file holds all the data that it promises.
+    """Read and validate the header of a GGUF file, and check that the file holds all its tensor data.
 
-    Raises `ModelFileError` if the file is missing, unreadable, no GGUF, big-endian, of another version,
-    or cut short, naming what is wrong.
+    Raises `ModelFileError` if the file is missing, unreadable, not GGUF, big-endian, truncated or of another version.
     """
     path = Path(path)
     try:
@@ -149,14 +150,14 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     except ValueError as error:
         if isinstance(error, ModelFileError):
             raise
-        # open() itself, for a path with a null byte.
+        # From open(), for a path with a null byte.
         raise ModelFileError(f"cannot read {str(path)!r}: {error}; give the path of a .gguf file") from error
     _check_data(header)
     return header
 
 
 class _Parser:
-    """One pass over the header; every length is checked against what is left of the file before it is used."""
+    """One pass over the header; every length is checked against the rest of the file before it is used."""
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self.path, self.file = path, file
@@ -170,13 +171,13 @@ class _Parser:
         for _ in range(n_keys):
             field = self.field()
             if field.key in fields:
-                raise self.broken(f"the key {field.key} appears twice")
+                raise self.damaged(f"the key {field.key} appears twice")
             fields[field.key] = field
         keys_end = self.at
         self.check_count("tensors", n_tensors, _MAX_TENSORS, least_bytes=24)
         tensors = tuple(self.tensor() for _ in range(n_tensors))
         if len({tensor.name for tensor in tensors}) != n_tensors:
-            raise self.broken("a tensor's name appears twice")
+            raise self.damaged("two tensors have the same name")
         alignment = self.alignment(fields.get("general.alignment"))
         return Header(self.path, self.size, self.version, fields, tensors, keys_end, self.at, alignment)
 
@@ -184,53 +185,53 @@ class _Parser:
         magic = self.file.read(4)
         if magic != b"GGUF":
             found = f"it starts with {magic!r}" if magic else "it is empty"
-            raise ModelFileError(f"{self.path} is no GGUF file: {found}, and a GGUF starts with b'GGUF'")
+            raise ModelFileError(f"{self.path} is not a GGUF file: {found}, and a GGUF starts with b'GGUF'")
         self.at = 4
         self.version = self.number("<I", "version")
         if self.version & 0xFFFF == 0 and self.version:
             raise ModelFileError(f"{self.path} is a big-endian GGUF; convert it with gguf-convert-endian")
-        if self.version not in VERSIONS:
-            raise ModelFileError(f"{self.path} is GGUF version {self.version}; versions 2 and 3 can be read")
+        if self.version not in _VERSIONS:
+            raise ModelFileError(f"{self.path} is GGUF version {self.version}; only versions 2 and 3 are supported")
         return self.number("<Q", "tensor count"), self.number("<Q", "key count")
 
     def check_count(self, what: str, count: int, most: int, least_bytes: int) -> None:
         if count > most:
-            raise self.broken(f"it claims {count} {what}, and more than {most} can't be right")
+            raise self.damaged(f"it claims {count} {what}, and no model has more than {most}")
         if count * least_bytes > self.size - self.at:
-            raise self.cut_short(f"its header claims {count} {what}")
+            raise self.truncated(f"its header claims {count} {what}")
 
     def field(self) -> Field:
         start = self.at
         key = self.string("a key")
         code = self.number("<I", f"the type of {key}")
-        if code == STRING:
+        if code == _STRING:
             length = self.length(f"the text of {key}", "<Q", 1)
             text = None
             if length <= _KEEP_STRING:
-                # Old converters cut names in the middle of a character; what they say still helps.
+                # Old converters cut names in the middle of a character; the rest is still useful.
                 text = self.take(length, key).decode("utf-8", "replace")
             else:
                 self.skip(length)
             return Field(key, "string", 1, text, start, self.at)
-        if code == ARRAY:
+        if code == _ARRAY:
             return self.array(key, start)
-        if code not in SCALARS:
-            raise self.broken(f"the key {key} has the unknown type {code}")
-        name, form = SCALARS[code]
+        if code not in _SCALARS:
+            raise self.damaged(f"the key {key} has the unknown type {code}")
+        name, form = _SCALARS[code]
         value = self.number(form, key)
         return Field(key, name, 1, _as_bool(value) if name == "bool" else value, start, self.at)
 
     def array(self, key: str, start: int) -> Field:
         code = self.number("<I", f"the type of {key}")
-        if code == STRING:
+        if code == _STRING:
             count = self.length(f"the list {key}", "<Q", 8)
             if count > _MAX_STRINGS:
-                raise self.broken(f"the list {key} claims {count} texts, and more than {_MAX_STRINGS} can't be right")
+                raise self.damaged(f"the list {key} claims {count} texts, and no model has more than {_MAX_STRINGS}")
             self.skip_strings(count, key)
             return Field(key, "array of string", count, None, start, self.at)
-        if code not in SCALARS:
-            raise self.broken(f"the key {key} is a list of the unknown type {code}")
-        name, form = SCALARS[code]
+        if code not in _SCALARS:
+            raise self.damaged(f"the key {key} is a list of the unknown type {code}")
+        name, form = _SCALARS[code]
         width = struct.calcsize(form)
         count = self.length(f"the list {key}", "<Q", width)
         value = None
@@ -243,13 +244,13 @@ class _Parser:
         return Field(key, f"array of {name}", count, value, start, self.at)
 
     def skip_strings(self, count: int, key: str) -> None:
-        # A vocabulary has hundreds of thousands of them, so this loop makes no calls but to the file.
+        # A vocabulary has hundreds of thousands of them, so this loop calls nothing except the file.
         read, unpack, at, size = self.file.read, struct.Struct("<Q").unpack, self.at, self.size
         for _ in range(count):
             head = read(8)
             at += 8
             if len(head) != 8 or (length := unpack(head)[0]) > size - at:
-                raise self.cut_short(f"a text in {key} is not all there")
+                raise self.truncated(f"a text in {key} is incomplete")
             if length < 4096:
                 read(length)
             else:
@@ -261,7 +262,7 @@ class _Parser:
         name = self.string("a tensor's name")
         n_dims = self.number("<I", name)
         if n_dims > 4:
-            raise self.broken(f"the tensor {name} has {n_dims} dimensions, and at most 4 are possible")
+            raise self.damaged(f"the tensor {name} has {n_dims} dimensions; the limit is 4")
         shape = struct.unpack(f"<{n_dims}Q", self.take(8 * n_dims, name))
         return Tensor(name, self.number("<I", name), shape, self.number("<Q", name))
 
@@ -271,23 +272,23 @@ class _Parser:
         value = field.value
         if field.type != "uint32" or value & (value - 1) or not 1 <= value <= _MAX_ALIGNMENT:
             limit = f"it must be a uint32, a power of two up to {_MAX_ALIGNMENT}"
-            raise self.broken(f"general.alignment is {value} ({field.type}); {limit}")
+            raise self.damaged(f"general.alignment is {value} ({field.type}); {limit}")
         return value
 
     def string(self, what: str) -> str:
         length = self.length(what, "<Q", 1)
         if not 1 <= length <= _MAX_NAME:
-            raise self.broken(f"{what} is {length} bytes long; 1 to {_MAX_NAME} are possible")
+            raise self.damaged(f"{what} is {length} bytes long; it must be 1 to {_MAX_NAME}")
         try:
             return self.take(length, what).decode("utf-8")
         except UnicodeDecodeError:
-            raise self.broken(f"{what} at byte {self.at - length} is not UTF-8 text") from None
+            raise self.damaged(f"{what} at byte {self.at - length} is not UTF-8 text") from None
 
     def length(self, what: str, form: str, width: int) -> int:
-        """A count of things `width` bytes wide (at least), which must fit in the rest of the file."""
+        """A count of elements of at least `width` bytes each, which must fit in the rest of the file."""
         count = self.number(form, what)
         if count * width > self.size - self.at:
-            raise self.cut_short(f"{what} claims {count} {'bytes' if width == 1 else 'elements'}")
+            raise self.truncated(f"{what} claims {count} {'bytes' if width == 1 else 'elements'}")
         return count
 
     def number(self, form: str, what: str) -> Any:
@@ -296,19 +297,19 @@ class _Parser:
     def take(self, count: int, what: str) -> bytes:
         data = self.file.read(count)
         if len(data) != count:
-            raise self.cut_short(f"{what} is not all there")
+            raise self.truncated(f"{what} is incomplete")
         self.at += count
         return data
 
     def skip(self, count: int) -> None:
         self.at = self.file.seek(count, os.SEEK_CUR)
 
-    def broken(self, why: str) -> ModelFileError:
+    def damaged(self, why: str) -> ModelFileError:
         return ModelFileError(f"{self.path} is damaged: {_one_line(why)}; get the file again")
 
-    def cut_short(self, why: str) -> ModelFileError:
+    def truncated(self, why: str) -> ModelFileError:
         return ModelFileError(
-            f"{self.path} is cut short or damaged: {_one_line(why)}, but the file has {self.size} bytes; get it again"
+            f"{self.path} is truncated or damaged: {_one_line(why)}, but the file has {self.size} bytes; get it again"
         )
 
 
@@ -317,24 +318,28 @@ def _as_bool(byte: int) -> bool | int:
 
 
 def _one_line(text: str) -> str:
-    """Names come from the file, so they may hold anything; an error is a short line all the same."""
+    """`text` as part of an error line: names come from the file, so they may be long or unprintable."""
     text = "".join(char if char.isprintable() else "?" for char in text)
     return text if len(text) <= 200 else text[:197] + "..."
 
 
-def _check_data(header: Header) -> None:
-    """Refuse a file that ends before its tensor data does."""
+def tensor_data(header: Header) -> Iterator[tuple[Tensor, range]]:
+    """Each tensor with the range of its bytes in the file, which is empty for a type unknown to the gguf package."""
     # Only the sizes of ggml's types are needed; gguf takes a moment to import, so not at the top.
     from gguf.constants import GGML_QUANT_SIZES
 
     sizes = {int(kind): size for kind, size in GGML_QUANT_SIZES.items()}
     for tensor in header.tensors:
-        # A type newer than the gguf package has no known size; at least its start must be there.
         per_block, block_bytes = sizes.get(tensor.type, (1, 0))
-        n_bytes = tensor.n_elements // per_block * block_bytes
-        end = header.data_start + tensor.offset + n_bytes
-        if end > header.size:
+        start = header.data_start + tensor.offset
+        yield tensor, range(start, start + tensor.n_elements // per_block * block_bytes)
+
+
+def _check_data(header: Header) -> None:
+    """Refuse a file that ends before its tensor data does."""
+    for tensor, data in tensor_data(header):
+        if data.stop > header.size:
             raise ModelFileError(
-                f"{header.path} is cut short: the tensor {_one_line(tensor.name)} ends at byte {end}, "
+                f"{header.path} is truncated: the tensor {_one_line(tensor.name)} ends at byte {data.stop}, "
                 f"but the file has {header.size} bytes; get it again"
             )

@@ -1,25 +1,36 @@
-"""Facts about a model in GGUF form, without loading it: its shape, its size, its fitness for SWAA.
+"""A GGUF model on disk, all its files: shape, size, SWAA settings, and whether SWAA can be applied to it.
 
-model = read_model("model.gguf"); print(model.n_layers, swaa_refusal(model.header))
+A model may be split over several files, NAME-00001-of-0000N.gguf and so on. The first one holds the metadata; the
+engine finds the others by name, so they are found and checked here in the same way.
+
+    model = read_model("model.gguf"); print(model.n_layers, model.swaa(), model.refusal)
 """
 
+from __future__ import annotations
+
 import dataclasses
+import functools
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from swaa_edge.errors import ModelFileError
-from swaa_edge.files.header import Header, read_header
-from swaa_edge.files.shards import shard_count, shard_paths
+from swaa_edge.config import SwaaConfig
+from swaa_edge.errors import ModelFileError, OutputError
+from swaa_edge.files.header import Header, read_header, tensor_data
+from swaa_edge.files.weights import fingerprint
+from swaa_edge.metadata import effective_config
+
+_SHARD = re.compile(r"(?P<stem>.*)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf", re.DOTALL)
 
 
 def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# What the engine does not attach to, by what its own graph builds for the architecture. These lists
-# only let `annotate` say so early; the engine's loader decides by the graph itself.
+# Architectures that the engine does not attach to, by what llama.cpp's graph builds for them. With these lists
+# `annotate` and `inspect` can refuse a model early; the engine's loader decides by the graph itself.
 _RECURRENT = _names(
     """arwkv7 bailingmoe3 deepseek4 falcon-h1 glm5-next granitehybrid jamba kimi-k3 kimi-linear lfm2 lfm2moe mamba
     mamba2 minimax-01 nemotron_h nemotron_h_moe plamo2 qwen35 qwen35moe qwen3next qwen4exp rwkv6 rwkv6qwen2 rwkv7"""
@@ -33,20 +44,20 @@ _OWN_WINDOW = _names(
     """afmoe cohere2 cohere2moe exaone-moe gemma2 gemma3n gemma4 gemma4-assistant gpt-oss granite_swa maple mimo2
     muse-glimmer spark2_5 step35"""
 )
-# These have a window of their own only where the file gives one. Other architectures ignore that key.
+# These have a window of their own only if the file has the key for it. Other architectures ignore that key.
 _WINDOW_IF_GIVEN = _names("gemma3 laguna mellum olmo2 plamo3 smallthinker")
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelFile:
-    """A model's facts. Heads are per layer, since some models vary them; lengths are numbers per head.
+    """A model that was read once; usable wherever a path is taken, as the path of its first file.
 
-    context_length: tokens it was trained for, 0 if the file doesn't say. size: bytes of all its files.
-    tensor_types: ggml's name of each type, and how many tensors have it, most frequent first.
+    headers: of all files, the first one first. n_heads, n_kv_heads: one count per layer. key_length, value_length:
+    numbers per head. context_length: tokens it was trained for, 0 if the file doesn't state it. tensor_types: ggml's
+    name of each type and the number of its tensors, most frequent first. size: bytes of all files.
     """
 
-    header: Header
-    paths: tuple[Path, ...]
+    headers: tuple[Header, ...]
     name: str
     architecture: str
     n_layers: int
@@ -61,30 +72,75 @@ class ModelFile:
     tensor_types: dict[str, int]
     size: int
 
+    @property
+    def header(self) -> Header:
+        """The header of the first file, which holds the metadata."""
+        return self.headers[0]
 
-def read_model(path: str | os.PathLike[str]) -> ModelFile:
-    """The facts of the model at `path`, all files of a split model included.
+    @property
+    def path(self) -> Path:
+        """The first file."""
+        return self.header.path
 
-    Raises `ModelFileError` if a file of it is missing, cut short, no GGUF or no language model.
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All files, the first one first."""
+        return tuple(header.path for header in self.headers)
+
+    def __fspath__(self) -> str:
+        return os.fspath(self.path)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def swaa(self, kv_overrides: Mapping[str, Any] | None = None) -> SwaaConfig | None:
+        """The settings in effect for the file, as `metadata.read_swaa` returns them, with the same errors."""
+        return effective_config(self.header, kv_overrides)
+
+    @property
+    def refusal(self) -> str | None:
+        """Why SWAA can't be applied to the model, as an error line, or None if it can."""
+        return swaa_refusal(self.header)
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether the file holds a tokenizer; llama.cpp aborts the process if it has to tokenize without one."""
+        return self.header.value("tokenizer.ggml.model", "none") not in ("none", "no_vocab")
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Identity of the metadata and weights of all files; see `weights.fingerprint`."""
+        return file_fingerprint(self.headers)
+
+
+def read_model(source: str | os.PathLike[str]) -> ModelFile:
+    """The model at the path `source`, with all files of a split model; a `ModelFile` is returned as it is.
+
+    Raises `ModelFileError` if a file of it is missing, truncated or not a GGUF, or if it isn't a language model.
     """
-    header = read_header(path)
+    if isinstance(source, ModelFile):
+        return source
+    header = read_header(source)
+    if header.value("general.type") == "adapter":
+        raise ModelFileError(
+            f"{header.path} is a LoRA adapter, not a model; give its base model, and the adapter with --lora "
+            "(lora_path in Python)"
+        )
     headers = read_shards(header)
     architecture, n_layers = header.architecture, header.n_layers
     n_heads = _per_layer(header, "attention.head_count", n_layers)
-    n_kv_heads = _per_layer(header, "attention.head_count_kv", n_layers, default=n_heads)
     width = _count(header, "embedding_length")
-    # llama.cpp's rule where a file leaves the head size out.
+    # llama.cpp's rule for files without a head size.
     head_size = width // max(n_heads) if max(n_heads, default=0) else 0
     tensors = [tensor for shard in headers for tensor in shard.tensors]
     tokens = header.fields.get("tokenizer.ggml.tokens")
     return ModelFile(
-        header=header,
-        paths=tuple(shard.path for shard in headers),
+        headers=tuple(headers),
         name=str(header.value("general.name", header.path.stem)),
         architecture=architecture,
         n_layers=n_layers,
         n_heads=n_heads,
-        n_kv_heads=n_kv_heads,
+        n_kv_heads=_per_layer(header, "attention.head_count_kv", n_layers, default=n_heads),
         key_length=_count(header, "attention.key_length", head_size),
         value_length=_count(header, "attention.value_length", head_size),
         context_length=_count(header, "context_length"),
@@ -96,19 +152,87 @@ def read_model(path: str | os.PathLike[str]) -> ModelFile:
     )
 
 
+def first_header(source: str | os.PathLike[str]) -> Header:
+    """The header with a model's metadata. Raises `ModelFileError`, naming the first file, for another file of it."""
+    if isinstance(source, ModelFile):
+        return source.header
+    header = read_header(source)
+    _check_first(header)
+    return header
+
+
+def file_fingerprint(headers: Iterable[Header]) -> str:
+    """`weights.fingerprint` of GGUF files: a model's, or that of an adapter."""
+    return fingerprint(
+        (header.path, range(header.tensors_end), [data for _, data in tensor_data(header)]) for header in headers
+    )
+
+
 def read_shards(header: Header) -> list[Header]:
-    """The headers of all files of a model, the given first one included. Raises `ModelFileError`."""
-    headers = [header, *(read_header(path) for path in shard_paths(header)[1:])]
+    """The headers of all files of a model, starting with `header`, that of its first file. Raises `ModelFileError`."""
+    headers = [header, *(read_header(path) for path in _shard_paths(header)[1:])]
     for number, shard in enumerate(headers):
-        if len(headers) > 1 and (shard.value("split.no"), shard_count(shard)) != (number, len(headers)):
+        if len(headers) > 1 and (shard.value("split.no"), _shard_count(shard)) != (number, len(headers)):
             raise ModelFileError(f"{shard.path} is not file {number + 1} of {len(headers)} of its model; get it again")
     return headers
 
 
-def swaa_refusal(header: Header) -> str | None:
-    """Why SWAA can't be applied to the model, as an error's line, or None if nothing speaks against it.
+def output_paths(first: str | os.PathLike[str], count: int) -> list[Path]:
+    """Paths for the `count` files of a split model, given the first. Raises `OutputError` if its name doesn't fit."""
+    paths = _split_names(Path(first), count)
+    if paths is None:
+        name = _shard_name("NAME", 0, count)
+        raise OutputError(
+            f"the model is split into {count} files, so the output {Path(first).name} must be called {name}"
+        )
+    return paths
 
-    Judged by the file's metadata alone, so that a model is refused before it is loaded or written.
+
+def _shard_paths(header: Header) -> list[Path]:
+    _check_first(header)
+    count = _shard_count(header)
+    paths = _split_names(header.path, count)
+    if paths is None:
+        name = _shard_name("NAME", 0, count)
+        raise ModelFileError(f"{header.path} is the first of {count} files; rename it to {name}, like the others")
+    # The header was read, so its own file exists.
+    for path in paths[1:]:
+        if not path.is_file():
+            raise ModelFileError(f"{path} is missing; the model has {count} files, which must lie in one folder")
+    return paths
+
+
+def _check_first(header: Header) -> None:
+    number, count = header.value("split.no", 0), _shard_count(header)
+    if count > 1 and number != 0:
+        match = _SHARD.fullmatch(header.path.name)
+        first = header.path.with_name(_shard_name(match["stem"], 0, count)) if match else "its first file"
+        raise ModelFileError(f"{header.path} is file {number + 1} of a split model, without metadata; give {first}")
+
+
+def _shard_count(header: Header) -> int:
+    count = header.value("split.count", 1)
+    return count if isinstance(count, int) and count > 1 else 1
+
+
+def _split_names(first: Path, count: int) -> list[Path] | None:
+    """All files of a model whose first of `count` is `first`; None if that isn't the name of such a file."""
+    if count == 1:
+        return [first]
+    match = _SHARD.fullmatch(first.name)
+    if not match or (int(match["number"]), int(match["count"])) != (1, count):
+        return None
+    return [first.with_name(_shard_name(match["stem"], number, count)) for number in range(count)]
+
+
+def _shard_name(stem: str, number: int, count: int) -> str:
+    return f"{stem}-{number + 1:05d}-of-{count:05d}.gguf"
+
+
+def swaa_refusal(header: Header) -> str | None:
+    """Why SWAA can't be applied to the model, as an error line, or None if SWAA is supported.
+
+    Only the metadata counts, so that a model is refused before it is loaded or written.
     """
     reason = _refusal(header)
     return reason and (
@@ -128,7 +252,7 @@ def _refusal(header: Header) -> str | None:
     if name in _RECURRENT or any(key.startswith(recurrent_keys) for key in header.fields):
         return "has recurrent layers"
     if name in _ENCODERS or given("attention.causal") is False:
-        return "is no causal decoder"
+        return "is not a causal decoder"
     if name in _OWN_ATTENTION or given("attention.key_length_mla"):
         return "has latent or sparse attention of its own"
     window = given("attention.sliding_window")

@@ -165,8 +165,8 @@ def test_a_split_model_is_summed_up(write, tmp_path):
 @pytest.mark.parametrize(
     "content, part",
     [
-        (b"not a model", "no GGUF"),
-        (model(extra=swaa_keys())[:-40], "cut short"),
+        (b"not a model", "not a GGUF"),
+        (model(extra=swaa_keys())[:-40], "truncated"),
         (model(extra=swaa_keys(version=kv("swaa.version", "u32", 9))), "swaa.version = 9"),
         (model(extra=[kv("swaa.recipe", "str", "quality")]), "swaa.version is missing"),
     ],
@@ -201,9 +201,9 @@ def refusal(write, arch, *extra, layers=4):
         ("mamba2", [], "recurrent"),
         ("qwen3next", [], "recurrent"),
         ("newhybrid", [kv("newhybrid.ssm.state_size", "u32", 16)], "recurrent"),
-        ("bert", [], "no causal decoder"),
-        ("t5", [], "no causal decoder"),
-        ("qwen3", [kv("qwen3.attention.causal", "bool", 0)], "no causal decoder"),
+        ("bert", [], "not a causal decoder"),
+        ("t5", [], "not a causal decoder"),
+        ("qwen3", [kv("qwen3.attention.causal", "bool", 0)], "not a causal decoder"),
     ],
 )
 def test_architectures_that_swaa_cannot_be_applied_to(write, tmp_path, arch, extra, part):

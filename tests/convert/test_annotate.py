@@ -233,10 +233,10 @@ def test_a_source_that_changes_meanwhile(write, tmp_path):
 @pytest.mark.parametrize(
     "content, config, error, part",
     [
-        (b"not a model", CONFIG, ModelFileError, "no GGUF"),
+        (b"not a model", CONFIG, ModelFileError, "not a GGUF"),
         (b"", None, ModelFileError, "empty"),
-        (model()[:-40], CONFIG, ModelFileError, "cut short"),
-        (model()[:-40], None, ModelFileError, "cut short"),
+        (model()[:-40], CONFIG, ModelFileError, "truncated"),
+        (model()[:-40], None, ModelFileError, "truncated"),
         (file_of([kv("general.name", "str", "x")]), CONFIG, ModelFileError, "general.architecture"),
         (file_of(base_keys()[:2]), CONFIG, ModelFileError, "llama.block_count is missing"),
         (model(), SwaaConfig(8, fa_layers=[4]), ConfigError, "fa_layers has layer 4, but the model has 4 layers"),
@@ -370,7 +370,7 @@ def test_what_is_wrong_with_a_split_model_is_named(split_model, write, tmp_path,
     write(shard(2), "m-00002-of-00003.gguf")
     fails(split_model[0], ModelFileError, r"m-00002-of-00003\.gguf is not file 2 of 3")
     write(shard(1)[:-40], "m-00002-of-00003.gguf")
-    fails(split_model[0], ModelFileError, r"m-00002-of-00003\.gguf is cut short")
+    fails(split_model[0], ModelFileError, r"m-00002-of-00003\.gguf is truncated")
     split_model[2].unlink()
     fails(split_model[0], ModelFileError, r"m-00003-of-00003\.gguf is missing")
 

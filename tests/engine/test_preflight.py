@@ -96,7 +96,7 @@ def test_files_that_are_no_model(tmp_path):
         plan_swaa(str(missing), None, None)
     short = tmp_path / "short.gguf"
     short.write_bytes(gguf_bytes.model()[:-40])
-    with pytest.raises(ModelFileError, match="cut short"):
+    with pytest.raises(ModelFileError, match="truncated"):
         plan_swaa(str(short), None, None)
 
 

@@ -81,7 +81,7 @@ def test_every_truncation_is_refused(write):
     last_byte = len(GOOD) - 1
     for length in [*range(end + 1), last_byte]:
         message = refused(write(GOOD[:length]))
-        assert ("no GGUF" if length < 4 else "cut short") in message, (length, message)
+        assert ("not a GGUF" if length < 4 else "truncated") in message, (length, message)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_every_truncation_is_refused(write):
     [
         (b"", "it is empty"),
         (b"PK\x03\x04 something else", "starts with b'PK"),
-        (b"GGML" + GOOD[4:], "no GGUF"),
+        (b"GGML" + GOOD[4:], "not a GGUF"),
         (b"GGUF" + struct.pack(">I", 3) + GOOD[8:], "big-endian"),
         (b"GGUF" + struct.pack("<I", 1) + GOOD[8:], "version 1"),
         (b"GGUF" + struct.pack("<I", 4) + GOOD[8:], "version 4"),
@@ -99,16 +99,16 @@ def test_every_truncation_is_refused(write):
         (GOOD[:16] + struct.pack("<Q", 2**64 - 1) + GOOD[24:], "18446744073709551615 keys"),
         (GOOD[:16] + struct.pack("<Q", 1000) + GOOD[24:], "1000 keys"),
         (GOOD[:24] + struct.pack("<Q", 2**40) + GOOD[32:], "1099511627776 bytes"),
-        (model(extra=[string("x") + struct.pack("<IQ", 8, 2**62)]), "cut short"),
-        (model(extra=[string("x") + struct.pack("<IIQ", 9, 8, 2**60)]), "cut short"),
-        (model(extra=[string("x") + struct.pack("<IIQ", 9, 0, 2**60)]), "cut short"),
-        (model(extra=[string("x") + struct.pack("<IIQ", 9, 8, 1) + struct.pack("<Q", 2**50)]), "cut short"),
+        (model(extra=[string("x") + struct.pack("<IQ", 8, 2**62)]), "truncated"),
+        (model(extra=[string("x") + struct.pack("<IIQ", 9, 8, 2**60)]), "truncated"),
+        (model(extra=[string("x") + struct.pack("<IIQ", 9, 0, 2**60)]), "truncated"),
+        (model(extra=[string("x") + struct.pack("<IIQ", 9, 8, 1) + struct.pack("<Q", 2**50)]), "truncated"),
         (model(extra=[string("x") + struct.pack("<IIQ", 9, 9, 1)]), "unknown type 9"),
         (model(extra=[string("x") + struct.pack("<I", 13)]), "unknown type 13"),
         (model(extra=[string("") + struct.pack("<II", 4, 1)]), "a key is 0 bytes long"),
         (model(extra=[string(b"\xff\xff") + struct.pack("<II", 4, 1)]), "UTF-8"),
         (model(extra=[kv("general.name", "str", "again")]), "general.name appears twice"),
-        (model(tensors=[TENSORS[0], TENSORS[0]]), "tensor's name appears twice"),
+        (model(tensors=[TENSORS[0], TENSORS[0]]), "two tensors have the same name"),
         (model(extra=[kv("general.alignment", "u32", 0)]), "general.alignment is 0"),
         (model(extra=[kv("general.alignment", "u32", 48)]), "general.alignment is 48"),
         (model(extra=[kv("general.alignment", "u32", 2**31)]), "general.alignment is 2147483648"),
@@ -123,8 +123,8 @@ def test_tensors_that_cannot_be(write):
     name = b"token_embd.weight"
     at = GOOD.index(name) + len(name)
     assert "5 dimensions" in refused(write(GOOD[:at] + struct.pack("<I", 5) + GOOD[at + 4 :]))
-    assert "cut short" in refused(write(GOOD[: at + 4] + struct.pack("<Q", 2**62) + GOOD[at + 12 :]))
-    assert "cut short" in refused(write(GOOD[: at + 16] + struct.pack("<Q", 2**63) + GOOD[at + 24 :]))
+    assert "truncated" in refused(write(GOOD[: at + 4] + struct.pack("<Q", 2**62) + GOOD[at + 12 :]))
+    assert "truncated" in refused(write(GOOD[: at + 16] + struct.pack("<Q", 2**63) + GOOD[at + 24 :]))
     # An unknown type has no known size, and may be newer than the gguf package.
     read_header(write(GOOD[: at + 12] + struct.pack("<I", 9999) + GOOD[at + 16 :]))
 

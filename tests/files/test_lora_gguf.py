@@ -368,7 +368,7 @@ def test_files_that_can_not_be_read(model, tmp_path):
     with pytest.raises(ModelFileError, match="does not exist"):
         read_lora(tmp_path / "absent.gguf", model())
     (tmp_path / "text.gguf").write_text("no adapter")
-    with pytest.raises(ModelFileError, match="is no GGUF file"):
+    with pytest.raises(ModelFileError, match="is not a GGUF file"):
         read_lora(tmp_path / "text.gguf", model())
 
 
