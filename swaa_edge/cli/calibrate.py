@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from swaa_edge.cli.calibratetable import table
-from swaa_edge.cli.journals import cached, fingerprint
+from swaa_edge.cli.journals import fingerprint
 from swaa_edge.cli.options.engine import Engine, engine_options, interruptible, status_line
 from swaa_edge.cli.options.swaa import progress_bar, swaa_options
 from swaa_edge.config import CUSTOM, RECIPES, SwaaConfig
 from swaa_edge.errors import ConfigError, SwaaError
 from swaa_edge.files.model import ModelFile, read_model, read_shards
 from swaa_edge.support.atomic import atomic_output
+from swaa_edge.support.journal import _cached as cached
 from swaa_edge.support.progress import duration
 
 if TYPE_CHECKING:
@@ -245,7 +246,7 @@ def _cases(
     from swaa_edge.cli.run import prompt_text
     from swaa_edge.engine.tokenizer import tokenize
     from swaa_edge.evaluate.prompts import Prompts
-    from swaa_edge.evaluate.tasks import Plan, build
+    from swaa_edge.evaluate.tasks import TaskSettings, build
 
     if text_file is not None:
         text = prompt_text(None, text_file)
@@ -257,7 +258,7 @@ def _cases(
     found = []
     with Prompts(model, chat=not no_chat) as prompts:
         for number in range(1 + compare):
-            plan = Plan(names, (length - _ROOM,), samples or 4, 2 * seed + number, beyond=swaa.window_size)
+            plan = TaskSettings(names, (length - _ROOM,), samples or 4, 2 * seed + number, beyond=swaa.window_size)
             made = from_samples(build(plan, prompts), prompts)
             found.append([dataclasses.replace(case, id=f"{'ab'[number]}/{case.id}") for case in made])
     return found[0], found[1] if compare else []
