@@ -20,7 +20,7 @@ from swaa_edge.config import RECIPES, SwaaConfig
 from swaa_edge.errors import ModelFileError
 from swaa_edge.evaluate.report import FULL
 from swaa_edge.evaluate.run import Compared, Progress, evaluate
-from swaa_edge.evaluate.tasks import TASKS, Plan, build
+from swaa_edge.evaluate.tasks import TASKS, TaskSettings, build
 
 MODEL = Path(__file__).parent / "models" / "demo-Q8_0.gguf"
 #: The context that the model was trained for, and what an answer may take of it; tokens.
@@ -44,9 +44,9 @@ def configurations() -> dict[str, Compared]:
     return {FULL: False, NAIVE: SwaaConfig(WINDOW), **recipes, CALIBRATED: calibrated}
 
 
-def plan(samples: int, seed: int = SEED) -> Plan:
+def plan(samples: int, seed: int = SEED) -> TaskSettings:
     """All tasks, at the whole context; nothing that is asked for is in the window of the prompt's last token."""
-    return Plan(tuple(TASKS), (CONTEXT - ANSWER,), samples=samples, seed=seed, beyond=WINDOW)
+    return TaskSettings(tuple(TASKS), (CONTEXT - ANSWER,), samples=samples, seed=seed, beyond=WINDOW)
 
 
 def demo(

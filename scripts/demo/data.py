@@ -119,7 +119,7 @@ class Data:
             start = [] if not asked else [self.special[USER]]
             text = question.text if asked else f"\n\n{question.text}"
             turn.add([*start, *self.encode(text), self.special[END], self.special[ASSISTANT]])
-            turn.add([*self.encode(question.reply), self.special[END]], 1.0, TAGS.index(f"{task}/{style}"))
+            turn.add([*self.encode(question.response), self.special[END]], 1.0, TAGS.index(f"{task}/{style}"))
             if asked and len(rounds.tokens) + len(turn.tokens) > limit:
                 break
             asked.add(question.text)

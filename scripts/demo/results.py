@@ -67,7 +67,7 @@ def measure(samples: int, threads: int) -> None:
     from swaa_edge.calibrate.search import calibrate
     from swaa_edge.evaluate.prompts import Prompts
     from swaa_edge.evaluate.run import evaluate
-    from swaa_edge.evaluate.tasks import TASKS, Plan, build
+    from swaa_edge.evaluate.tasks import TASKS, TaskSettings, build
     from swaa_edge.files.model import read_model
     from swaa_edge.support.journal import Journal
 
@@ -86,7 +86,7 @@ def measure(samples: int, threads: int) -> None:
         )
 
     def asked(seed: int, count: int) -> list[Any]:
-        return build(Plan(tuple(TASKS), (CONTEXT - ANSWER,), samples=count, seed=seed, beyond=WINDOW), prompts)
+        return build(TaskSettings(tuple(TASKS), (CONTEXT - ANSWER,), samples=count, seed=seed, beyond=WINDOW), prompts)
 
     n_layers = read_model(MODEL).n_layers
     build_folder = ROOT / "build"

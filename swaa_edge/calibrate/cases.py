@@ -38,7 +38,7 @@ def from_samples(samples: Sequence[Sample], prompts: Prompts) -> list[Case]:
     """The samples with their ideal replies. Raises `ConfigError` for a sample that has none."""
     cases = []
     for sample in samples:
-        reply = sample.reply
+        reply = sample.response
         if reply is None and sample.answers:
             reply = " " + sample.answers[0]
         if not reply:

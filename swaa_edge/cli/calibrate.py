@@ -20,7 +20,7 @@ from swaa_edge.cli.options.engine import Engine, engine_options, interruptible, 
 from swaa_edge.cli.options.swaa import progress_bar, swaa_options
 from swaa_edge.config import CUSTOM, RECIPES, SwaaConfig
 from swaa_edge.errors import ConfigError, SwaaError
-from swaa_edge.files.model import ModelFile, read_model, read_shards
+from swaa_edge.files.model import ModelFile, read_model
 from swaa_edge.support.atomic import atomic_output
 from swaa_edge.support.journal import _cached as cached
 from swaa_edge.support.progress import duration
@@ -140,7 +140,7 @@ def calibrate(
     from swaa_edge.files.lora_gguf import read_lora
     from swaa_edge.support.journal import Journal
 
-    if engine.lora is not None and read_lora(engine.lora, read_shards(facts.header)).swaa is not None:
+    if engine.lora is not None and read_lora(engine.lora, facts).swaa is not None:
         raise ConfigError(
             f"{engine.lora} was trained under a recipe, so its layers are chosen; calibrate the model without it"
         )

@@ -27,7 +27,7 @@ def questions(
     from swaa_edge.evaluate.datafile import check_lengths, read_samples
     from swaa_edge.evaluate.facts import STYLES
     from swaa_edge.evaluate.prompts import Prompts
-    from swaa_edge.evaluate.tasks import Plan, build
+    from swaa_edge.evaluate.tasks import TaskSettings, build
 
     built_in = tuple(name for name in names if name != PERPLEXITY)
     samples: list[Sample] = []
@@ -35,7 +35,7 @@ def questions(
     with Prompts(model, chat=not asked.no_chat) as prompts:
         if built_in:
             styles = tuple(style for style in STYLES if asked.style in (style, "both"))
-            plan = Plan(
+            plan = TaskSettings(
                 built_in,
                 lengths,
                 asked.samples,

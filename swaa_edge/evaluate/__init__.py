@@ -4,6 +4,6 @@ tasks (with facts, haystack and prompts) and data files make `Sample`s, `run` as
 journal keeps them, report counts, plot draws. `swaa-edge eval` is all of it; perplexity is the task that has no
 questions.
 
-    from swaa_edge.evaluate.tasks import Plan, build
+    from swaa_edge.evaluate.tasks import TaskSettings, build
     from swaa_edge.evaluate.run import evaluate
 """

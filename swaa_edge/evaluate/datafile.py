@@ -1,19 +1,19 @@
 """Samples from the user's own file: JSON Lines or Parquet with the fields `prompt`, `question` and `answer`.
 
-The field names are those of the SWAA authors' data sets, so a LongMemEval-style file works as it is.
+The SWAA authors' data sets have the same field names, so a LongMemEval-style file works unchanged.
 
     with Prompts("model.gguf") as prompts: samples = read_samples("questions.jsonl", prompts)
     samples = check_lengths(samples, context=32768, max_tokens=64)
 
-A record is an object on a line of its own, or a row:
+A record is an object on its own line, or a row:
 
-- prompt: the long text, a string. It may hold the question already, as in the authors' files.
-- question: a string; may be absent. It is put behind the prompt, unless it stands in the prompt's last `SEEN`
-  characters already; a judge is told of it either way.
-- answer: a string, a number, or a list of these. Of a list, `contains`, `in-order` and `regex` want all; `exact` wants
-  one of them.
-- id: a string or a whole number, unique in the file; may be absent, then it is the number of the line or row, from 1.
-- all else is ignored.
+- prompt: the long text, a string. It may contain the question, as in the authors' files.
+- question: a string, optional. It is appended to the prompt, unless the last `SEEN` characters of the prompt contain
+  it; a judge sees it either way.
+- answer: a string, a number, or a list of these. `contains`, `in-order` and `regex` require all of a list, `exact`
+  requires one of them.
+- id: a string or a whole number, unique in the file, optional; the default is the number of the line or row, from 1.
+- Other fields are ignored.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from swaa_edge.evaluate.samples import Sample
 from swaa_edge.files.records import present, read_records, sound, text
 from swaa_edge.layers import shown
 
-#: How far before a prompt's end, in characters, a question is looked for that needs not be asked again. Instructions
-#: and options may follow it; in a text much further ahead the same words are not meant as the question.
+#: A question within this many characters of the prompt's end is not appended again. Instructions and options may follow
+#: it; the same words much earlier in the text are not the question.
 SEEN = 4000
 
 _FIELDS = ("id", "prompt", "question", "answer")
@@ -47,9 +47,9 @@ class Asks(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FileSample(Sample):
-    """A sample that knows where it stands. source: "questions.jsonl:3", or "questions.parquet: row 3".
+    """A sample and its origin.
 
-    document: the record's prompt, as the file has it. name: the record's id.
+    source: "questions.jsonl:3" or "questions.parquet: row 3". document: the record's prompt. name: the record's id.
     """
 
     source: str = ""
@@ -58,11 +58,11 @@ class FileSample(Sample):
 
 
 def read_samples(path: str | os.PathLike[str], prompts: Asks, *, limit: int | None = None) -> list[Sample]:
-    """The samples of a file, in its order, so that an engine reuses the prefix of prompts that start alike.
+    """Read the samples of a file, in its order, so that an engine reuses the prefix of prompts that start alike.
 
-    limit: how many, from the first; what comes after them is not read. A sample's task is the file's name without
-    extension, its id "<task>/<id>". Raises `DataFileError` naming the line, `ConfigError` for a wrong `limit` or,
-    if it is a Parquet file, when pyarrow is missing.
+    limit: maximum number of samples; the rest of the file is not read. The task is the name of the file without
+    extension, the id "<task>/<id>". Raises `DataFileError` naming the line, and `ConfigError` for a wrong `limit` or
+    a Parquet file without pyarrow.
     """
     path = Path(path)
     if limit is not None and limit < 1:
@@ -73,19 +73,19 @@ def read_samples(path: str | os.PathLike[str], prompts: Asks, *, limit: int | No
         for number, source, record in itertools.islice(records, limit):
             sample = _sample(path.stem, number, source, record, prompts)
             if other := sources.get(sample.id):
-                raise DataFileError(f'{source}: the id "{sample.id}" is that of {other} too; make it unique')
+                raise DataFileError(f'{source}: the id "{sample.id}" is also that of {other}; make it unique')
             sources[sample.id] = source
             samples.append(sample)
     if not samples:
-        raise DataFileError(f"{path} holds no sample; write one object with prompt and answer per line")
+        raise DataFileError(f"{path} contains no samples; write one object with prompt and answer per line")
     return samples
 
 
 def check_lengths(samples: Sequence[Sample], context: int, max_tokens: int, *, skip_long: bool = False) -> list[Sample]:
-    """The samples whose prompt, with `max_tokens` of answer, fits `context` tokens; all of them, or it is an error.
+    """Return the samples if every prompt with `max_tokens` of answer fits into `context` tokens.
 
-    skip_long: leave out the others; how many is told by the lengths of the lists. Raises `DataFileError` for the
-    first that doesn't fit, and if none is left.
+    skip_long: drop those that don't fit instead of raising. Raises `DataFileError` naming the first sample that doesn't
+    fit, or if none fits.
     """
     fits = [sample for sample in samples if len(sample.prompt) + max_tokens <= context]
     if len(fits) == len(samples) or (skip_long and fits):
@@ -98,7 +98,7 @@ def check_lengths(samples: Sequence[Sample], context: int, max_tokens: int, *, s
     count = len(samples) - len(fits)
     raise DataFileError(
         f"{where}: a prompt of {len(long.prompt)} tokens and {max_tokens} for the answer don't fit the context of "
-        f"{context}; {short}, or leave out such samples ({count} of {len(samples)}) with --skip-long"
+        f"{context}; {short}, or skip such samples ({count} of {len(samples)}) with --skip-long"
     )
 
 
@@ -118,20 +118,20 @@ def _sample(task: str, number: int, source: str, record: Any, prompts: Asks) -> 
 
 
 def to_ask(prompt: str, question: str) -> str:
-    """The question if it is to be put behind the prompt; nothing if it stands at the prompt's end already."""
+    """The question to append to the prompt; "" if the end of the prompt contains it."""
     return "" if question.strip() in prompt[-SEEN - len(question) :] else question
 
 
 def _answers(source: str, record: dict[str, Any]) -> tuple[str, ...]:
     value = present(source, record, "answer")
     if value == []:
-        raise DataFileError(f"{source}: answer is an empty list; give what the reply must contain")
+        raise DataFileError(f"{source}: answer is an empty list; give what the response must contain")
     return tuple(_answer(source, one) for one in (value if isinstance(value, list) else [value]))
 
 
 def _answer(source: str, value: Any) -> str:
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
-        value = int(value)  # a column of whole numbers that had gaps is one of floats
+        value = int(value)  # a column of whole numbers with gaps is read as floats
     finite = isinstance(value, float) and math.isfinite(value)
     if isinstance(value, bool) or not (finite or isinstance(value, (str, int))):
         raise DataFileError(f"{source}: answer = {shown(value)} must be a string, a number or a list of these")

@@ -1,10 +1,10 @@
-"""The texts of the retrieval tasks: facts, questions and the replies that would be right.
+"""The texts of the retrieval tasks: facts, questions and correct responses.
 
-One place writes them, so that what the demo model was trained on, what `eval` asks and what `calibrate` reads are
-the same words. Any model can answer them; nothing here knows about tokens.
+They are written in one place, so that the demo model's training data, `eval` and `calibrate` use the same words. Any
+model can answer them; nothing here depends on tokens.
 
     facts = needle_facts({"amber": "47"})            # [" The code of amber is 47."]
-    question = ask_codes(["amber"], "spoken")        # text, the reply that is right, what it must contain
+    question = ask_codes(["amber"], "spoken")        # text, a correct response, reference answers
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-#: How a question wants its answer. direct: the answer's first token is the first token generated, so it comes out
-#: of the prompt's prefill. spoken: the reply repeats what was asked for first, so the answer comes out of decode.
+#: The form of answer a question requests. direct: the answer begins with the first generated token, so prefill decides
+#: it. spoken: the response repeats the question first, so decode decides it.
 Style = Literal["direct", "spoken"]
 STYLES: tuple[Style, ...] = ("direct", "spoken")
 
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """text: what is asked. reply: the ideal reply. answers: what a reply must contain, in this order."""
+    """text: the question. response: the ideal response. answers: what a response must contain, in this order."""
 
     text: str
-    reply: str
+    response: str
     answers: tuple[str, ...]
 
 
 def code_fact(name: str, value: str) -> str:
-    """A sentence that hides anywhere in prose; `value` is a number, or the name of the next link of a chain."""
+    """A sentence to hide in prose; `value` is a number, or the name of the next link of a chain."""
     return f" The code of {name} is {value}."
 
 
@@ -46,14 +46,15 @@ def ask_codes(codes: Mapping[str, str], style: Style) -> Question:
 
 
 def number_fact(name: str, number: str) -> str:
-    """What the codes from `name` on lead to, told at once."""
+    """A sentence that states the number at the end of the chain from `name`."""
     return f" The number behind the code of {name} is {number}."
 
 
 def ask_chain(links: Sequence[str], style: Style) -> Question:
-    """links: names and, last, a number; each name's code is the next link. Asks for the number behind the first.
+    """Ask for the number at the end of the chain.
 
-    Direct, every link must be looked up before the first token; spoken, the reply names them one by one.
+    links: names, then a number; the code of each name is the next link. A direct answer requires every link to be
+    resolved before the first token; a spoken response names them one by one.
     """
     text = f"a code that is a word names another code; what is the number behind the code of {links[0]}?"
     if style == "direct":
@@ -63,7 +64,7 @@ def ask_chain(links: Sequence[str], style: Style) -> Question:
 
 
 def json_pairs(pairs: Mapping[str, str]) -> list[str]:
-    """The pieces of one JSON object, a piece per pair, braces included."""
+    """The pairs as one JSON object, in one piece per pair, braces included."""
     pieces = [f' "{key}": {value},' for key, value in pairs.items()]
     pieces[0] = "\n{" + pieces[0][1:]
     pieces[-1] = pieces[-1][:-1] + "}\n"

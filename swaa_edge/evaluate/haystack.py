@@ -1,7 +1,7 @@
 """Prose of an exact number of tokens, with pieces of text hidden in it.
 
-A retrieval task needs prompts whose length in tokens is exact and whose hidden sentence stands between two sentences,
-whatever the model's vocabulary. So the prose is kept as sentences of tokens and put together here.
+A retrieval task needs prompts of an exact length in tokens whose hidden sentence stands between two sentences, for
+any vocabulary. So documents are assembled from sentences that are tokenized one by one.
 
     hay = Haystack(text, tokenize); document = hay.bury(rng, 2000, [(950, tokenize(" The code of fox is 47."))])
 """
@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 
 Tokenize = Callable[[str], list[int]]
 
-# After the end of a sentence or a line, where the next one starts with its own white space.
+# The end of a sentence or a line; the next one starts with its own white space.
 _SEAM = re.compile(r"(?<=[.!?:;])(?= )|(?<=\S)(?=\n)")
 
 
@@ -28,9 +28,9 @@ class Haystack:
             raise ValueError("the text has no sentence")
 
     def prose(self, rng: random.Random, count: int) -> list[list[int]]:
-        """Consecutive sentences from a random place, `count` tokens together; the last is cut where the count is full.
+        """Consecutive sentences from a random place, `count` tokens in all; the last one is truncated to fit.
 
-        A text shorter than `count` starts over. With an equally seeded `rng`, more tokens start with the same ones.
+        A text shorter than `count` wraps around. With the same seed, a larger `count` extends a smaller one.
         """
         place = rng.randrange(len(self.sentences))
         run: list[list[int]] = []
@@ -41,22 +41,22 @@ class Haystack:
         return run
 
     def bury(self, rng: random.Random, count: int, pieces: Sequence[tuple[float, Sequence[int]]]) -> list[int]:
-        """A document of exactly `count` tokens: prose, and each piece at the last seam up to its place.
+        """A document of exactly `count` tokens: prose with each piece inserted at the last seam up to its place.
 
-        pieces: (place, tokens); the place is the number of prose tokens before it, and those of equal place keep their
-        order. Raises `ValueError` if the pieces alone are longer than `count`.
+        pieces: (place, tokens); the place is the number of prose tokens before it, and pieces of equal place keep
+        their order. Raises `ValueError` if the pieces alone are longer than `count`.
         """
         room = count - sum(len(tokens) for _, tokens in pieces)
         if room < 0:
             raise ValueError(f"{count - room} tokens of hidden text don't fit into a document of {count}")
         document: list[int] = []
-        told = 0
+        written = 0
         waiting = deque(sorted(pieces, key=lambda piece: piece[0]))
         for sentence in self.prose(rng, room):
-            while waiting and told + len(sentence) > waiting[0][0]:
+            while waiting and written + len(sentence) > waiting[0][0]:
                 document += waiting.popleft()[1]
             document += sentence
-            told += len(sentence)
+            written += len(sentence)
         for _, tokens in waiting:
             document += tokens
         return document

@@ -1,4 +1,4 @@
-"""Prompts in tokens: a model's vocabulary and chat template around a document and a question about it.
+"""Prompts in tokens: a document and a question about it in a model's vocabulary and chat template.
 
 with Prompts("model.gguf") as prompts: tokens = prompts.ask(document, "What is the code of fox?")
 """
@@ -17,16 +17,17 @@ from swaa_edge.engine.tokenizer import open_vocabulary
 from swaa_edge.errors import ModelFileError
 from swaa_edge.files.model import read_model
 
-# Stands for the document while the template is rendered; no template changes letters.
+# Placeholder for the document while the template is rendered; no template changes letters.
 _MARK = "DOCUMENTSTANDSHERE"
-#: Without a chat template: what follows the question.
+#: What follows the question without a chat template.
 PLAIN_END = "\nAnswer:"
 
 
 class Prompts:
-    """Writes prompts for the model at `path`, by its chat template; without one, or with chat=False, as plain text.
+    """Writes prompts for `model` (a path or a `ModelFile`) with its chat template, or as plain text.
 
-    Needs the vocabulary only. Raises `ModelFileError` for a file without a vocabulary, or a template that is wrong.
+    chat: False for plain text, which is also the form for a model without a template. Only the vocabulary is loaded.
+    Raises `ModelFileError` for a file without a vocabulary, or for an invalid template.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, chat: bool = True) -> None:
@@ -50,18 +51,18 @@ class Prompts:
         self._stack.close()
 
     def tokenize(self, text: str) -> list[int]:
-        """The tokens of `text` as plain text: no start token, and no special ones.
+        """The tokens of `text` as plain text: no start token, no special tokens.
 
-        A vocabulary that begins every text with a space (SentencePiece) does not double the one that is there.
+        A vocabulary that puts a space before every text (SentencePiece) does not double one that is there.
         """
         text = text[1:] if self._spaced and text.startswith(" ") else text
         return self._vocabulary.tokenize(text.encode("utf-8"), False, False)
 
     def ask(self, document: str | Sequence[int], question: str) -> array[int]:
-        """The prompt that asks `question` about `document`, as tokens: one turn of the user, and the answer's start.
+        """The prompt that asks `question` about `document`: one user turn and the start of the answer, as tokens.
 
-        A document of tokens goes in as it is, so the length of the prompt is that of `around` and of the document. Of
-        a text, all is text, the question too: a user's file may well hold what would end a turn.
+        A document of tokens is inserted unchanged, so the prompt has `len(document)` tokens plus those of `around`. A
+        text is tokenized without special tokens, the question included: a user's file may contain an end-of-turn text.
         """
         if isinstance(document, str):
             head, tail = self._around("")
@@ -70,7 +71,7 @@ class Prompts:
         return array("i", [*head, *document, *tail])
 
     def around(self, question: str) -> tuple[int, int]:
-        """How many tokens `ask` puts before and behind a document of tokens."""
+        """Number of tokens that `ask` puts before and after a document of tokens."""
         head, tail = self._around(question)
         return len(head), len(tail)
 
@@ -79,7 +80,7 @@ class Prompts:
         text = content + PLAIN_END if self._format is None else self._rendered(content)
         head, mark, tail = text.partition(_MARK)
         if not mark:
-            raise ModelFileError(f"{self._path}: its chat template leaves out what the user says; use --no-chat")
+            raise ModelFileError(f"{self._path}: its chat template omits the user's message; use --no-chat")
         return self._special(head, self._format is None), self._special(tail, False)
 
     def _special(self, text: str, start: bool) -> list[int]:
@@ -101,15 +102,15 @@ class Prompts:
                 bos_token=self._name(self._vocabulary.token_bos()),
             )
         except jinja2.TemplateError as error:
-            raise ModelFileError(f"{self._path} has a chat template that is no valid Jinja: {error}") from error
+            raise ModelFileError(f"{self._path} has a chat template that is not valid Jinja: {error}") from error
 
     def _name(self, token: int) -> str:
-        """A token as templates write it; nothing where the vocabulary has none, which llama.cpp tells by -1."""
+        """A token as templates write it; "" for -1, llama.cpp's sign for a vocabulary without this token."""
         return self._vocabulary.token_get_text(token) if token >= 0 else ""
 
 
 def asked(document: str, question: str) -> str:
-    """What the user says: the document, then the question if it isn't in there."""
+    """The user's message: the document, then the question unless it is empty."""
     return f"{document}\n\n{question}" if question else document
 
 

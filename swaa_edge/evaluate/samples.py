@@ -1,4 +1,4 @@
-"""One question to a model, and what its answer must hold; every task and data file is turned into these.
+"""One question to a model, with its reference answers; every task and data file yields these.
 
 Sample("needle/2048/7", "needle", prompt=tokens, answers=("47",))
 """
@@ -13,12 +13,14 @@ from swaa_edge.evaluate.facts import Style
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sample:
-    """id: unique in a run, and the same in the next one. task: a task's name, or that of the data file.
+    """A prompt and what a correct response contains.
 
-    prompt: all tokens the model reads, chat template included. answers: what is looked for in its answer.
-    question: for a judge, and people. reply: an ideal answer, where the task knows one.
-    length: of the prompt, as asked for; None where the data decides. depth: where a needle of a grid of depths stands
-    in the document, from 0 to 1. style: how a built question wants its answer.
+    id: unique within a run and stable across runs. task: name of the task, or of the data file.
+    prompt: all tokens of the prompt, chat template included. answers: the reference answers.
+    question: the question alone, for a judge and for people. response: an ideal response, if the task has one.
+    length: requested length of the prompt in tokens; None for data files.
+    depth: position of a needle in the document, from 0 to 1; None for other tasks.
+    style: requested form of answer to a built-in question.
     """
 
     id: str
@@ -26,7 +28,7 @@ class Sample:
     prompt: array[int]
     answers: tuple[str, ...]
     question: str = ""
-    reply: str | None = None
+    response: str | None = None
     length: int | None = None
     depth: float | None = None
     style: Style | None = None

@@ -1,11 +1,10 @@
-"""The built-in retrieval tasks: prompts of an exact length, made of real prose and hidden facts, from a seed.
+"""The built-in retrieval tasks: prompts of an exact length made of real prose and hidden facts, from a seed.
 
-    samples = build(Plan(tasks=("needle", "kv"), lengths=(4096,), samples=50), prompts)
+    samples = build(TaskSettings(tasks=("needle", "kv"), lengths=(4096,), samples=50), prompts)
 
-needle: one fact in prose. multi-needle: several, of which two are asked for. kv: a JSON object in prose, one key is
-asked for. chain: facts that name each other, to be followed to a number. The idea of each is known from the
-literature: needle in a haystack; RULER (arXiv 2404.06654) for several needles and variable tracking; "Lost in the
-Middle" (arXiv 2307.03172) for JSON pairs.
+needle: one fact in prose. multi-needle: several facts, two of them to retrieve. kv: a JSON object in prose, one value
+to retrieve. chain: facts that name one another, to be followed to a number. Sources: needle in a haystack; RULER
+(arXiv 2404.06654) for several needles and variable tracking; "Lost in the Middle" (arXiv 2307.03172) for JSON pairs.
 """
 
 from __future__ import annotations
@@ -13,27 +12,34 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from swaa_edge.errors import ConfigError
 from swaa_edge.evaluate import facts
 from swaa_edge.evaluate.facts import STYLES, WORDS, Question, Style
 from swaa_edge.evaluate.haystack import Haystack
-from swaa_edge.evaluate.prompts import Prompts
 from swaa_edge.evaluate.samples import Sample
 from swaa_edge.support.sample_text import real_text
 
+if TYPE_CHECKING:
+    from swaa_edge.evaluate.prompts import Prompts
+
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """What to ask; lengths in tokens, of whole prompts.
+class TaskSettings:
+    """Which questions to build.
 
-    samples: per task and length, spread over depths and styles. A document is asked about once in each style, one
-    after the other, so that an engine can reuse its prefix. depths: where a needle stands, in turns, 0 is the start;
-    None, and in other tasks: anywhere. beyond: at least so many tokens follow what is asked for, so that no window up
-    to that size shows it to the prompt's last token; needles wanted deeper stand as deep as that lets them.
-    needles: in a multi-needle document, of which two are asked for. pairs: in a kv document. hops: of a chain, up to
-    its number. haystack: the prose; None: `prose.real_text`.
+    lengths: of whole prompts, in tokens.
+    samples: per task and length, spread over depths and styles. Each document gets one question per style, one after
+        the other, so that an engine can reuse its prefix.
+    depths: positions of the needle, in turns; 0 is the start. None, and in other tasks: random positions.
+    beyond: minimum number of tokens after the facts to retrieve, so that a window up to that size hides them from the
+        prompt's last token. A needle at a larger depth moves up as far as this requires.
+    needles: per multi-needle document. pairs: per kv document. hops: per chain, up to its number.
+    haystack: the prose; None for `sample_text.real_text`.
+
+    Raises `ConfigError` naming field, value and limit.
     """
 
     tasks: tuple[str, ...]
@@ -71,10 +77,11 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class _Case:
-    """What one document holds. pieces: the texts to hide, in order; those before `asked` may stand anywhere.
+    """The contents of one document.
 
-    asked: how many of the pieces, from the first, the questions are about. ask: the question in a style.
-    together: all pieces stand side by side. behind: what of the asked piece follows what is asked for.
+    pieces: the texts to hide, in order. asked: number of pieces, from the first, that the question is about.
+    ask: the question in a style. together: whether the pieces stay side by side.
+    behind: the part of the asked piece that follows the answer.
     """
 
     pieces: list[str]
@@ -84,104 +91,121 @@ class _Case:
     behind: str = ""
 
 
-def build(plan: Plan, prompts: Prompts) -> list[Sample]:
-    """The samples of a plan, in the order in which they should run. Raises `ConfigError` if a prompt is too short."""
-    hay = Haystack(plan.haystack or real_text(), prompts.tokenize)
+def build(settings: TaskSettings, prompts: Prompts) -> list[Sample]:
+    """The samples, in the order in which they should run. Raises `ConfigError` if a prompt is too short."""
+    hay = Haystack(settings.haystack or real_text(), prompts.tokenize)
     samples: list[Sample] = []
-    for task in plan.tasks:
-        for length in plan.lengths:
-            for number in range(-(-plan.samples // len(plan.styles))):
-                samples += _document(plan, task, length, number, hay, prompts)
-            del samples[len(samples) - _excess(plan) :]
+    for task in settings.tasks:
+        for length in settings.lengths:
+            made: list[Sample] = []
+            for number in range(-(-settings.samples // len(settings.styles))):
+                made += _document(settings, task, length, number, hay, prompts)
+            samples += made[: settings.samples]
     return samples
 
 
-def _excess(plan: Plan) -> int:
-    return -plan.samples % len(plan.styles)
-
-
-def _document(plan: Plan, task: str, length: int, number: int, hay: Haystack, prompts: Prompts) -> list[Sample]:
-    """One document, asked about in each style."""
+def _document(
+    settings: TaskSettings, task: str, length: int, number: int, hay: Haystack, prompts: Prompts
+) -> list[Sample]:
+    """One document with its question in each style."""
     name = f"{task}/{length}/{number}"
-    rng = random.Random(f"{plan.seed}/{name}")
-    case = TASKS[task](rng, plan)
-    questions = {style: case.ask(style) for style in plan.styles}
+    rng = random.Random(f"{settings.seed}/{name}")
+    case = TASKS[task](rng, settings)
+    questions = {style: case.ask(style) for style in settings.styles}
     sides = {style: prompts.around(question.text) for style, question in questions.items()}
     around = {style: sum(tokens) for style, tokens in sides.items()}
     hidden = [prompts.tokenize(text) for text in case.pieces]
     room = length - max(around.values()) - sum(map(len, hidden))
     if room < 0:
-        least = length - room
-        raise ConfigError(f"{task} doesn't fit into a prompt of {length} tokens; it takes at least {least}")
-    # How much prose may stand before what is asked for, so that `beyond` tokens follow it.
-    most = length - max(head for head, _ in sides.values()) - sum(map(len, hidden)) - plan.beyond
-    most += max(0, len(prompts.tokenize(case.behind)) - 1) if case.behind else 0
-    if most < 0:
-        raise ConfigError(
-            f"beyond = {plan.beyond}: in {task} prompts of {length} tokens, what is asked for stands at most "
-            f"{plan.beyond + most} tokens before the end; lower it to that, or ask for longer prompts"
-        )
-    # Random places are drawn below `high`, which takes what the template puts before the document for following it.
-    high = max(0, room - max(0, plan.beyond - min(around.values())))
-    depth = plan.depths[number % len(plan.depths)] if plan.depths and task == "needle" else None
-    if depth is None:
-        depths = [rng.random() * high / max(room, 1) for _ in hidden[: case.asked]]
-    else:
-        depths = [min(depth, high / max(room, 1))] * case.asked
-    if case.together:
-        depths = [depths[0]] * len(hidden)
-    depths += [rng.random() for _ in hidden[len(depths) :]]
-    places = [min(share * room, most) if at < case.asked else share * room for at, share in enumerate(depths)]
+        raise ConfigError(f"{task} doesn't fit into a prompt of {length} tokens; it takes at least {length - room}")
+    most = _most(settings, task, length, case, max(head for head, _ in sides.values()), hidden, prompts)
+    # Random places are drawn below `high`, which counts the template's tokens before the document as following it.
+    high = max(0, room - max(0, settings.beyond - min(around.values())))
+    depth = settings.depths[number % len(settings.depths)] if settings.depths and task == "needle" else None
+    places = _places(rng, case, len(hidden), depth, room, high, most)
     if depth is not None and places[0] < depth * room:
-        depth = round(places[0] / room, 2)  # not where it was wanted, so that no row of a heat map tells a lie
+        depth = round(places[0] / room, 2)  # the actual depth, for the heat map
     pieces = list(zip(places, hidden, strict=True))
     seed = rng.random()
-    made = []
+    samples = []
     for style, question in questions.items():
-        # Equal seeds: what the styles have of different length is the document's end only.
+        # With equal seeds, the documents of the styles differ only at their end, by the length of the question.
         document = hay.bury(random.Random(seed), length - around[style], pieces)
-        prompt = prompts.ask(document, question.text)
-        made.append(
+        samples.append(
             Sample(
                 f"{name}/{style}",
                 task,
-                prompt,
+                prompts.ask(document, question.text),
                 question.answers,
                 question.text,
-                question.reply,
+                question.response,
                 length,
                 depth,
                 style,
             )
         )
-    return made
+    return samples
+
+
+def _most(
+    settings: TaskSettings,
+    task: str,
+    length: int,
+    case: _Case,
+    head: int,
+    hidden: Sequence[Sequence[int]],
+    prompts: Prompts,
+) -> int:
+    """How much prose may precede the asked pieces so that `beyond` tokens follow them. Raises `ConfigError`."""
+    most = length - head - sum(map(len, hidden)) - settings.beyond
+    most += max(0, len(prompts.tokenize(case.behind)) - 1) if case.behind else 0
+    if most < 0:
+        raise ConfigError(
+            f"beyond = {settings.beyond}: in {task} prompts of {length} tokens, the facts stand at most "
+            f"{settings.beyond + most} tokens before the end; lower it to that, or use longer prompts"
+        )
+    return most
+
+
+def _places(
+    rng: random.Random, case: _Case, count: int, depth: float | None, room: int, high: int, most: int
+) -> list[float]:
+    """The number of prose tokens before each of `count` pieces, of `room` in all; before asked ones at most `most`."""
+    if depth is None:
+        depths = [rng.random() * high / max(room, 1) for _ in range(case.asked)]
+    else:
+        depths = [min(depth, high / max(room, 1))] * case.asked
+    if case.together:
+        depths = [depths[0]] * count
+    depths += [rng.random() for _ in range(count - len(depths))]
+    return [min(part * room, most) if at < case.asked else part * room for at, part in enumerate(depths)]
 
 
 def _number(rng: random.Random) -> str:
     return str(rng.randrange(10, 100))
 
 
-def _needle(rng: random.Random, plan: Plan) -> _Case:
+def _needle(rng: random.Random, settings: TaskSettings) -> _Case:
     name, code = rng.choice(WORDS), _number(rng)
     return _Case([facts.code_fact(name, code)], 1, lambda style: facts.ask_codes({name: code}, style))
 
 
-def _multi_needle(rng: random.Random, plan: Plan) -> _Case:
-    codes = {name: _number(rng) for name in rng.sample(WORDS, plan.needles)}
+def _multi_needle(rng: random.Random, settings: TaskSettings) -> _Case:
+    codes = {name: _number(rng) for name in rng.sample(WORDS, settings.needles)}
     asked = dict(list(codes.items())[:2])
     return _Case([facts.code_fact(*item) for item in codes.items()], 2, lambda style: facts.ask_codes(asked, style))
 
 
-def _chain(rng: random.Random, plan: Plan) -> _Case:
-    """The chain that is asked for and another one, so that the only number isn't the answer."""
-    names = rng.sample(WORDS, 2 * plan.hops)
-    asked, other = ([*part, _number(rng)] for part in (names[: plan.hops], names[plan.hops :]))
+def _chain(rng: random.Random, settings: TaskSettings) -> _Case:
+    """The chain in question and a second one, so that the document has more than one number."""
+    names = rng.sample(WORDS, 2 * settings.hops)
+    asked, other = ([*part, _number(rng)] for part in (names[: settings.hops], names[settings.hops :]))
     pieces = [facts.code_fact(*link) for links in (asked, other) for link in itertools.pairwise(links)]
-    return _Case(pieces, plan.hops, lambda style: facts.ask_chain(asked, style))
+    return _Case(pieces, settings.hops, lambda style: facts.ask_chain(asked, style))
 
 
-def _kv(rng: random.Random, plan: Plan) -> _Case:
-    pairs = {key: _number(rng) for key in rng.sample(WORDS, plan.pairs)}
+def _kv(rng: random.Random, settings: TaskSettings) -> _Case:
+    pairs = {key: _number(rng) for key in rng.sample(WORDS, settings.pairs)}
     key = rng.choice(list(pairs))
     pieces = facts.json_pairs(pairs)
     behind = "".join(pieces[list(pairs).index(key) + 1 :])
@@ -190,8 +214,8 @@ def _kv(rng: random.Random, plan: Plan) -> _Case:
     )
 
 
-#: By name: what makes the contents of one document.
-TASKS: dict[str, Callable[[random.Random, Plan], _Case]] = {
+#: Builders of a document's contents, by task.
+TASKS: dict[str, Callable[[random.Random, TaskSettings], _Case]] = {
     "needle": _needle,
     "multi-needle": _multi_needle,
     "kv": _kv,

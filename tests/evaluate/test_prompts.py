@@ -9,7 +9,7 @@ import pytest
 from support.fakes.evaluate import CHARACTERS, PIECES, TEMPLATES, WORDS, FakePrompts, fake_prompts
 from swaa_edge.errors import ModelFileError
 from swaa_edge.evaluate.prompts import Prompts
-from swaa_edge.evaluate.tasks import TASKS, Plan, build
+from swaa_edge.evaluate.tasks import TASKS, TaskSettings, build
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
@@ -40,7 +40,7 @@ def test_what_ends_a_turn_is_text_in_the_user_s_text(question):
 
 
 def test_a_template_that_leaves_the_user_out_or_fails():
-    told = r"^model.gguf: its chat template leaves out what the user says; use --no-chat$"
+    told = r"^model.gguf: its chat template omits the user's message; use --no-chat$"
     with pytest.raises(ModelFileError, match=told):
         FakePrompts(WORDS, "<|user|>Hello<|end|>").ask("a", "b?")
 
@@ -85,7 +85,7 @@ def test_a_model_s_own_template_and_vocabulary(gguf_model):
         plain = [{"role": "user", "content": "A fox ran away.\n\nWho ran?"}]
         ids = reference.apply_chat_template(plain, add_generation_prompt=True, return_dict=False)
         assert list(prompts.ask(prompts.tokenize("A fox ran away."), "Who ran?")) == ids
-        with pytest.raises(ModelFileError, match=r"\.gguf has a chat template that is no valid Jinja: "):
+        with pytest.raises(ModelFileError, match=r"\.gguf has a chat template that is not valid Jinja: "):
             prompts._formatter("{% for message in %}")
 
 
@@ -94,7 +94,7 @@ def test_a_model_s_own_template_and_vocabulary(gguf_model):
 def test_built_in_prompts_of_a_model_are_exactly_as_long(gguf_model, arch, chat):
     with Prompts(gguf_model(arch, layers=4 if arch == "qwen3" else 2), chat=chat) as prompts:
         assert prompts.chat == (chat and arch == "qwen3")  # the SentencePiece model here has no template
-        samples = build(Plan(tuple(TASKS), (500, 601), samples=3, pairs=5, beyond=200), prompts)
+        samples = build(TaskSettings(tuple(TASKS), (500, 601), samples=3, pairs=5, beyond=200), prompts)
         assert [len(sample.prompt) for sample in samples] == [sample.length for sample in samples]
         for sample in samples:
             text = text_of(prompts, sample.prompt)

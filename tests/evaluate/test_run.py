@@ -9,7 +9,7 @@ from support.fakes.evaluate import WORDS, Reader, fake_prompts, forget_runs
 from swaa_edge.config import SwaaConfig
 from swaa_edge.errors import ConfigError, GenerationError
 from swaa_edge.evaluate.run import evaluate
-from swaa_edge.evaluate.tasks import Plan, build
+from swaa_edge.evaluate.tasks import TaskSettings, build
 from swaa_edge.support.journal import Journal
 
 PROSE = " ".join(f"Line {n} says {'nothing ' * (n % 7)}here." for n in range(200))
@@ -29,8 +29,8 @@ def prompts():
 
 @pytest.fixture(scope="module")
 def samples(prompts):
-    plan = Plan(("needle", "chain"), (LENGTH,), samples=4, beyond=80, haystack=PROSE)
-    return build(plan, prompts)
+    settings = TaskSettings(("needle", "chain"), (LENGTH,), samples=4, beyond=80, haystack=PROSE)
+    return build(settings, prompts)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from swaa_edge.errors import ConfigError
 from swaa_edge.evaluate import facts, haystack
 from swaa_edge.evaluate.haystack import Haystack
 from swaa_edge.evaluate.scoring import in_order
-from swaa_edge.evaluate.tasks import TASKS, Plan, build
+from swaa_edge.evaluate.tasks import TASKS, TaskSettings, build
 
 VOCABULARIES = {"words": WORDS, "pieces": PIECES, "characters": CHARACTERS}
 # Long enough for the small documents here, in each vocabulary.
@@ -36,8 +36,8 @@ FACT = re.compile(r" The code of (\w+) is (\w+)\.")
 OBJECT = re.compile(r"\n(\{.*?\})\n", re.DOTALL)
 
 
-def plan(tasks=tuple(TASKS), **changed):
-    return Plan(**{"tasks": tasks, "samples": 10, "pairs": 5, "haystack": PROSE} | changed)
+def settings(tasks=tuple(TASKS), **changed):
+    return TaskSettings(**{"tasks": tasks, "samples": 10, "pairs": 5, "haystack": PROSE} | changed)
 
 
 def parts(prompts, sample, template):
@@ -51,12 +51,12 @@ def parts(prompts, sample, template):
 
 def all_of(pattern, template, **changed):
     prompts = fake_prompts(pattern, template)
-    return prompts, build(plan(**{"lengths": (LENGTH[pattern],)} | changed), prompts)
+    return prompts, build(settings(**{"lengths": (LENGTH[pattern],)} | changed), prompts)
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("pattern", VOCABULARIES.values(), ids=VOCABULARIES)
-def test_prompts_have_exactly_the_length_that_was_asked_for(pattern, template):
+def test_prompts_have_exactly_the_requested_length(pattern, template):
     lengths = tuple(LENGTH[pattern] + more for more in (0, 1, 97))
     prompts, samples = all_of(pattern, template, lengths=lengths, samples=5)
     assert [(s.task, s.length) for s in samples] == [(t, n) for t in TASKS for n in lengths for _ in range(5)]
@@ -111,7 +111,7 @@ def test_seams_of_real_text():
 
 
 def answers_end(prompts, sample):
-    """Where in the prompt, in tokens, the last token of what is asked for stands."""
+    """Where in the prompt, in tokens, the last token of the asked facts stands."""
     text = prompts.read(sample.prompt)
     document = text[: text.rindex("\n\n")]
     if sample.task == "kv":
@@ -146,7 +146,7 @@ def test_without_sentences_to_stop_at_the_limit_is_met_to_the_token():
     # Every word is a sentence, and the head is long: the place itself decides, and must not count the head.
     prompts = fake_prompts(WORDS, "system")
     words = " ".join(f"w{n}." for n in range(99))
-    samples = build(plan(("needle",), lengths=(200,), samples=400, beyond=60, haystack=words), prompts)
+    samples = build(settings(("needle",), lengths=(200,), samples=400, beyond=60, haystack=words), prompts)
     behind = {len(sample.prompt) - 1 - answers_end(prompts, sample) for sample in samples}
     assert min(behind) == 60
 
@@ -159,7 +159,7 @@ def prose_before(prompts, sample):
 
 
 @pytest.mark.parametrize("pattern", [WORDS, PIECES], ids=["words", "pieces"])
-def test_a_needle_stands_at_the_last_seam_up_to_the_depth_that_was_wanted(pattern):
+def test_a_needle_stands_at_the_last_seam_up_to_the_requested_depth(pattern):
     depths = (0.0, 0.25, 0.5, 0.9, 1.0)
     prompts, samples = all_of(pattern, "chat", tasks=("needle",), depths=depths, samples=40)
     assert [s.depth for s in samples] == [depth for _ in range(4) for depth in depths for _ in range(2)]
@@ -175,7 +175,7 @@ def test_a_needle_stands_at_the_last_seam_up_to_the_depth_that_was_wanted(patter
     assert all((s.depth is None) == (s.task != "needle") for s in all_of(pattern, "chat", depths=(0.5,))[1])
 
 
-def test_a_needle_that_may_not_stand_as_deep_says_where_it_stands():
+def test_a_needle_moved_up_by_beyond_reports_its_actual_depth():
     depths = (0.0, 0.3, 0.8, 1.0)
     arguments = {"tasks": ("needle",), "depths": depths, "samples": 80}
     prompts, samples = all_of(WORDS, "chat", beyond=150, **arguments)
@@ -237,7 +237,7 @@ def test_needle_and_multi_needle():
         assert re.fullmatch("[1-9][0-9]", sample.answers[0])
 
 
-def test_the_two_that_are_asked_for_stand_in_any_order_among_the_others():
+def test_the_two_needles_to_retrieve_stand_in_any_order_among_the_others():
     prompts, samples = all_of(WORDS, "chat", tasks=("multi-needle",), needles=3, samples=120)
     orders = set()
     for sample in samples:
@@ -275,19 +275,19 @@ def test_chain(hops):
         assert first.isdigit() and not links
 
 
-def test_the_ideal_reply_is_right_and_says_what_its_style_asks_for():
+def test_the_ideal_response_is_correct_and_in_the_form_of_its_style():
     _, samples = all_of(WORDS, "chat", hops=3, samples=20)
     for sample in samples:
-        assert in_order(sample, sample.reply) and sample.reply.startswith(" ")
-        first = re.match(r" (\w+)", sample.reply)
+        assert in_order(sample, sample.response) and sample.response.startswith(" ")
+        first = re.match(r" (\w+)", sample.response)
         if sample.style == "direct":
             assert first[1] == sample.answers[0]
         elif sample.task == "chain":
             # The steps, each a sentence on its own.
-            assert sample.reply.count("the code of") + sample.reply.count("The code of") == 3
+            assert sample.response.count("the code of") + sample.response.count("The code of") == 3
 
 
-def test_the_words_are_apart():
+def test_the_words_differ():
     assert len(set(facts.WORDS)) == len(facts.WORDS) >= 256
     assert all(re.fullmatch("[a-z]{3,}", word) for word in facts.WORDS)
 
@@ -319,29 +319,29 @@ def test_literal_questions():
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_a_prompt_that_is_too_short_says_what_it_takes(task):
+def test_a_too_short_prompt_is_refused_with_the_least_length(task):
     prompts = fake_prompts(WORDS, "system")
     told = rf"^{task} doesn't fit into a prompt of 20 tokens; it takes at least (\d+)$"
     with pytest.raises(ConfigError, match=told) as caught:
-        build(plan((task,), lengths=(20,), samples=1, styles=("spoken",)), prompts)
+        build(settings((task,), lengths=(20,), samples=1, styles=("spoken",)), prompts)
     least = int(re.match(told, str(caught.value))[1])
     # In words all facts of a task are equally long, so that the least length holds for all.
-    samples = build(plan((task,), lengths=(least,), styles=("spoken",)), prompts)
+    samples = build(settings((task,), lengths=(least,), styles=("spoken",)), prompts)
     assert [len(sample.prompt) for sample in samples] == [least] * 10
     with pytest.raises(ConfigError, match=f"prompt of {least - 1} tokens; it takes at least {least}$"):
-        build(plan((task,), lengths=(least - 1,), styles=("spoken",)), prompts)
+        build(settings((task,), lengths=(least - 1,), styles=("spoken",)), prompts)
 
 
-def test_beyond_that_no_prompt_can_have_says_what_it_can():
+def test_a_too_large_beyond_is_refused_with_the_largest_possible():
     prompts = fake_prompts(WORDS, "system")
-    told = r"^beyond = 250: in needle prompts of 200 tokens, what is asked for stands at most (\d+) tokens before the"
+    told = r"^beyond = 250: in needle prompts of 200 tokens, the facts stand at most (\d+) tokens before the"
     with pytest.raises(ConfigError, match=told) as caught:
-        build(plan(("needle",), lengths=(200,), beyond=250), prompts)
+        build(settings(("needle",), lengths=(200,), beyond=250), prompts)
     most = int(re.match(told, str(caught.value))[1])
-    samples = build(plan(("needle",), lengths=(200,), beyond=most), prompts)
+    samples = build(settings(("needle",), lengths=(200,), beyond=most), prompts)
     assert {len(s.prompt) - 1 - answers_end(prompts, s) for s in samples} == {most}
     with pytest.raises(ConfigError):
-        build(plan(("needle",), lengths=(200,), beyond=most + 1), prompts)
+        build(settings(("needle",), lengths=(200,), beyond=most + 1), prompts)
 
 
 @pytest.mark.parametrize(
@@ -362,7 +362,7 @@ def test_beyond_that_no_prompt_can_have_says_what_it_can():
         ({"depths": (-0.1,)}, "depth -0.1 must be from 0 (the document's start) to 1 (its end)"),
     ],
 )
-def test_a_wrong_plan_is_refused(changed, told):
+def test_wrong_settings_are_refused(changed, told):
     with pytest.raises(ConfigError) as caught:
-        plan(**{"lengths": (100,)} | changed)
+        settings(**{"lengths": (100,)} | changed)
     assert str(caught.value).startswith(told)

@@ -1,7 +1,7 @@
-"""Vocabularies, templates and an engine that are made up, for tests of what asks a model and counts its answers.
+"""Fake vocabularies, chat templates and an engine, for tests of code that asks a model and counts its answers.
 
-The engine reads: it looks up in the text that a configuration lets it see what the question asks for, and answers
-in made-up time. So what full attention and a window find is known without a model.
+The engine looks up the answer in the part of the prompt that its configuration can see, and reports made-up times. So
+the results of full attention and of a window are known without a model or the library.
 
     prompts = fake_prompts(PIECES, "system"); text = prompts.read(tokens)
 """
@@ -11,11 +11,10 @@ import re
 from types import SimpleNamespace
 
 from swaa_edge.evaluate.prompts import Prompts
-from swaa_edge.timings import Timings
 
-#: How a text falls into tokens.
+#: Patterns of one token.
 WORDS, PIECES, CHARACTERS = r"\s*\S+|\s+$", r" ?[A-Za-z]{1,4}|\d|\s|[^\sA-Za-z\d]", r"(?s)."
-#: By name: what stands around the user's text; None is no template.
+#: Chat templates by name; None is a model without one.
 TEMPLATES = {
     "plain": None,
     "chat": "<|user|>{}<|end|><|assistant|>",
@@ -25,7 +24,7 @@ _SPECIAL = re.compile(r"(<\|[a-z_]+\|>)")
 
 
 class Vocabulary:
-    """Stands for llama_cpp's model: a token per match of a pattern; <|names|> are special where that is wanted."""
+    """Replaces llama_cpp's model: a token per match of a pattern; <|names|> are special tokens if requested."""
 
     def __init__(self, pattern):
         self._pattern, self._ids, self.names = re.compile(pattern), {}, []
@@ -71,12 +70,12 @@ class FakePrompts(Prompts):
 
     def token_at(self, tokens, place):
         """The token, counted from 0, that holds the character at `place` of the text."""
-        told = 0
+        end = 0
         for at, token in enumerate(tokens):
-            told += len(self._vocabulary.names[token])
-            if told > place:
+            end += len(self._vocabulary.names[token])
+            if end > place:
                 return at
-        raise AssertionError(f"no character {place} in {told}")
+        raise AssertionError(f"no character {place} in {end}")
 
 
 def fake_prompts(pattern=PIECES, template="chat"):
@@ -84,7 +83,7 @@ def fake_prompts(pattern=PIECES, template="chat"):
 
 
 def answer(seen, question):
-    """What a model that sees the text `seen` replies to a built-in question; "I don't know." if it isn't there."""
+    """The response to a built-in question of a model that sees the text `seen`; "I don't know." if it isn't there."""
     codes = dict(re.findall(r"The code of (\w+) is (\w+)\.", seen))
     if key := re.search(r'value of "(\w+)"', question):
         value = re.search(rf'"{key[1]}": (\d+)', seen)
@@ -101,15 +100,15 @@ def answer(seen, question):
 
 
 class Reader:
-    """Stands for SwaaLlama. A prompt token takes a thousandth of a second, under a window half of it."""
+    """Replaces SwaaLlama. A prompt token takes a thousandth of a second, under a window half of that."""
 
     open = 0
     loaded = ()  # of (configuration, size of the context)
     asked = ()  # of (configuration, question)
     fail_at = None  # (number of the question, exception)
 
-    def __init__(self, prompts, config, n_ctx, replies=None):
-        self._prompts, self._config, self._n_ctx, self._replies = prompts, config, n_ctx, replies or {}
+    def __init__(self, prompts, config, n_ctx, responses=None):
+        self._prompts, self._config, self._n_ctx, self._responses = prompts, config, n_ctx, responses or {}
         self._cache = []
         Reader.open += 1
         Reader.loaded = (*Reader.loaded, (config, n_ctx))
@@ -133,7 +132,7 @@ class Reader:
         text, config = self._prompts.read(prompt), self._config
         question = text[text.rindex("\n\n") :]
         Reader.asked = (*Reader.asked, (config, question.strip()))
-        # Only what is said after the first token comes out of decoding.
+        # Only tokens after the first one are decoded.
         decodes = config and config.fa_decode and " only" not in question
         hidden = range(0)
         if config and not decodes:
@@ -145,12 +144,17 @@ class Reader:
         self._cache = list(prompt)
         speed = 2000 if config else 1000
         count = len(prompt) - reused
-        self.last_timings = Timings(count, reused, count / speed, 5, 4, 0.5 if config else 1.0)
-        told = next((reply for part, reply in self._replies.items() if part in question), None)
-        return {"choices": [{"text": told or answer(seen, question)}]}
+        self.last_timings = SimpleNamespace(
+            reused_tokens=reused,
+            prefill_seconds=count / speed,
+            generated_tokens=5,
+            decode_seconds=0.5 if config else 1.0,
+        )
+        given = next((text for part, text in self._responses.items() if part in question), None)
+        return {"choices": [{"text": given or answer(seen, question)}]}
 
 
 def forget_runs(monkeypatch):
-    """A fresh record of what `Reader`s do."""
+    """Reset the record of what `Reader`s did."""
     for name, value in {"open": 0, "loaded": (), "asked": (), "fail_at": None}.items():
         monkeypatch.setattr(Reader, name, value)
