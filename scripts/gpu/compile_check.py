@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Compile CUDA flash attention unpatched and patched, and compare registers, spills and machine code kernel by kernel.
 
-No GPU is needed: nvcc 12.8 or newer is. Without cuBLAS headers in the toolkit, those of the pip package nvidia-cublas
-are used. A kernel without a block table that needs more registers than upstream's is an error.
+It needs nvcc 12.8 or newer and no GPU. Without cuBLAS headers in the toolkit, those of the pip package nvidia-cublas
+are used. Exit code 1 if a kernel without a block table needs more registers than upstream's.
 
     scripts/gpu/compile_check.py --arch 90                   # a sample: vec, mma, tile, fattn.cu, our kernels
-    scripts/gpu/compile_check.py --arch 75 --arch 86 --all   # every flash attention file that a default build has
-    scripts/gpu/compile_check.py --arch 90 --write docs/gpu/registers.md
+    scripts/gpu/compile_check.py --arch 75 --arch 86 --all   # every flash attention file of a default build
+    scripts/gpu/compile_check.py --arch 90 --write docs/notes/registers.md
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ SAMPLE = (
 )
 TYPES = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "bf16", "f16")
 COMPILED_PAIRS = (("q4_0", "q4_0"), ("q8_0", "q8_0"), ("f16", "f16"), ("bf16", "bf16"))  # upstream's default
-TABLE_KERNELS = ("flash_attn_ext_vec", "flash_attn_tile", "flash_attn_ext_f16")  # have one template parameter more
-TRIVIAL = 1024  # bytes of code below which a kernel is one that upstream compiles to nothing
+TABLE_KERNELS = ("flash_attn_ext_vec", "flash_attn_tile", "flash_attn_ext_f16")  # with one more template parameter
+TRIVIAL = 1024  # bytes of code; smaller kernels are those that upstream compiles to nothing
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,10 @@ Results = dict[tuple[str, str, str], dict[str, Kernel]]  # by tree, file and arc
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", action="append", default=[], metavar="90", help="compute capability (repeatable)")
-    parser.add_argument("--all", action="store_true", help="every flash attention file that a default build compiles")
-    parser.add_argument("--only", default="", metavar="TEXT", help="of these only files whose name holds TEXT")
-    parser.add_argument("--jobs", type=int, default=2, help="compilers at once (default: 2)")
-    parser.add_argument("--write", type=Path, metavar="FILE", help="write the table there, too")
+    parser.add_argument("--all", action="store_true", help="every flash attention file of a default build")
+    parser.add_argument("--only", default="", metavar="TEXT", help="of these, only files with TEXT in their names")
+    parser.add_argument("--jobs", type=int, default=2, help="compilers to run in parallel (default: 2)")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="also write the table there")
     args = parser.parse_args()
     if not shutil.which("nvcc"):
         parser.error("nvcc is not on PATH: install the CUDA toolkit, 12.8 or newer")
@@ -68,7 +68,7 @@ def main() -> int:
     arches = args.arch or ["90"]
     names = [name for name in (default_files() if args.all else SAMPLE) if args.only in name]
     if not names:
-        parser.error(f"no file's name holds {args.only!r}")
+        parser.error(f"no file has {args.only!r} in its name")
     work = [(tree, name, arch) for arch in arches for name in names for tree in TREES if exists(tree, name)]
     started = time.monotonic()
     with ThreadPoolExecutor(args.jobs) as pool:
@@ -96,13 +96,13 @@ def exists(tree: str, name: str) -> bool:
 
 
 def cublas_headers() -> list[str]:
-    """The folder of the pip package nvidia-cublas, for a toolkit that came without the library."""
+    """Compiler options for the headers of the pip package nvidia-cublas, for a toolkit without the library."""
     found = [path for entry in sys.path for path in Path(entry).glob("nvidia/*/include/cublas_v2.h")]
     return [f"-I{found[0].parent}"] if found else []
 
 
 def compile_one(tree: str, name: str, arch: str) -> dict[str, Kernel]:
-    """Compile one file for one architecture, unless that was done with the same sources; kernels by demangled name."""
+    """Compile one file for one architecture, unless its sources are unchanged; returns kernels by demangled name."""
     folder = TREES[tree] / CUDA
     out = ROOT / "build/cuda-check" / arch / tree / Path(name).stem
     log = out / "ptxas.log"
@@ -114,15 +114,8 @@ def compile_one(tree: str, name: str, arch: str) -> dict[str, Kernel]:
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True)
         pairs = [(k, v) for k in TYPES for v in TYPES]
-        command = [
-            "nice",
-            "-n",
-            "19",
-            "nvcc",
-            "-std=c++17",
-            "-O3",
-            "-use_fast_math",
-            "-extended-lambda",
+        command = [*"nice -n 19 nvcc -std=c++17 -O3 -use_fast_math -extended-lambda -DGGML_CUDA_USE_GRAPHS".split()]
+        command += [
             "-gencode",
             f"arch=compute_{arch},code=sm_{arch}",
             "-Xptxas",
@@ -130,16 +123,11 @@ def compile_one(tree: str, name: str, arch: str) -> dict[str, Kernel]:
             "--keep",
             "--keep-dir",
             str(out),
-            "-DGGML_CUDA_USE_GRAPHS",
-            '-DGGML_CUDA_FA_QUANTS="default"',
-            *(f"-DGGML_CUDA_FA_{k.upper()}_{v.upper()}={int((k, v) in COMPILED_PAIRS)}" for k, v in pairs),
-            *(f"-I{TREES[tree] / sub}" for sub in ("ggml/include", "ggml/src", CUDA)),
-            *cublas_headers(),
-            "-c",
-            str(folder / name),
-            "-o",
-            str(out / "object.o"),
         ]
+        command += ['-DGGML_CUDA_FA_QUANTS="default"']
+        command += [f"-DGGML_CUDA_FA_{k.upper()}_{v.upper()}={int((k, v) in COMPILED_PAIRS)}" for k, v in pairs]
+        command += [f"-I{TREES[tree] / sub}" for sub in ("ggml/include", "ggml/src", CUDA)]
+        command += [*cublas_headers(), "-c", str(folder / name), "-o", str(out / "object.o")]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         log.write_text(done.stdout + done.stderr)
         if done.returncode:
@@ -152,7 +140,7 @@ def compile_one(tree: str, name: str, arch: str) -> dict[str, Kernel]:
 
 
 def included(path: Path) -> set[Path]:
-    """The file and the CUDA headers beside or above it that it includes, directly or not."""
+    """The file and the CUDA headers it includes, directly or indirectly."""
     found, todo = set(), [path]
     while todo:
         path = todo.pop()
