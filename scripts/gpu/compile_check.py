@@ -114,16 +114,9 @@ def compile_one(tree: str, name: str, arch: str) -> dict[str, Kernel]:
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True)
         pairs = [(k, v) for k in TYPES for v in TYPES]
-        command = [*"nice -n 19 nvcc -std=c++17 -O3 -use_fast_math -extended-lambda -DGGML_CUDA_USE_GRAPHS".split()]
-        command += [
-            "-gencode",
-            f"arch=compute_{arch},code=sm_{arch}",
-            "-Xptxas",
-            "-v",
-            "--keep",
-            "--keep-dir",
-            str(out),
-        ]
+        command = ["nice", "-n", "19", "nvcc", "-std=c++17", "-O3", "-use_fast_math", "-extended-lambda"]
+        command += ["-gencode", f"arch=compute_{arch},code=sm_{arch}"]
+        command += ["-Xptxas", "-v", "--keep", "--keep-dir", str(out), "-DGGML_CUDA_USE_GRAPHS"]
         command += ['-DGGML_CUDA_FA_QUANTS="default"']
         command += [f"-DGGML_CUDA_FA_{k.upper()}_{v.upper()}={int((k, v) in COMPILED_PAIRS)}" for k, v in pairs]
         command += [f"-I{TREES[tree] / sub}" for sub in ("ggml/include", "ggml/src", CUDA)]
