@@ -1,4 +1,4 @@
-"""The parts of scripts/arm/check.py: the compiler and qemu, the tree, the program, what ran of it.
+"""The check of the CPU kernels for Arm: `check.py`, with the tools, the tree, the program and its run under qemu.
 
-from arm import tools; found = tools.find()
+python3 scripts/arm/check.py
 """

@@ -1,16 +1,15 @@
 #!/usr/bin/env python3
-"""Build the CPU attention kernels for 64-bit Arm, run the op tests under qemu, and tell what of the kernels ran.
+"""Build the CPU attention kernels for 64-bit Arm, run the op tests under qemu, and report which of their code ran.
 
-No Arm machine is needed: Debian's g++-aarch64-linux-gnu and qemu-user are, and CMake. Every case compares our kernels
-with upstream's reference. It is an error if a case fails, none was run, an op went to upstream's kernels, or a kind of
-vector arithmetic that the kernels were compiled to was never run. What is built is patches/ as it is now, in a tree of
-its own.
+It needs no Arm machine, but Debian's g++-aarch64-linux-gnu and qemu-user, and CMake. Every case compares our kernels
+with upstream's reference. The check fails if a case fails, if no case runs, if an op goes to upstream's kernels, or if
+a vector instruction that the kernels were compiled to never runs. It builds the current patches/ in a tree of its own.
 
     scripts/arm/check.py                           # block tables, and a selection of upstream's cases
     scripts/arm/check.py --march all               # armv8-a, with fp16 and dotprod, with bf16 and i8mm
-    scripts/arm/check.py --filter 'hs=64,.*nb=1,'  # cases whose parameters match, of both ops
+    scripts/arm/check.py --filter 'hs=64,.*nb=1,'  # only cases of both ops whose parameters match
 
-Exit code 0: all as it must be; 1: something is not; 2: a program is missing.
+Exit code 0: all checks passed; 1: a check failed; 2: a program is missing.
 """
 
 from __future__ import annotations
@@ -45,24 +44,24 @@ def make_parser() -> argparse.ArgumentParser:
         help=f"instruction sets, or all: {', '.join(tools.LEVELS)} (default: {tools.DEFAULT_LEVEL})",
     )
     either = parser.add_mutually_exclusive_group()
-    either.add_argument("--filter", metavar="REGEX", help="only cases whose parameters match, of both ops")
-    either.add_argument("--all", action="store_true", help="every case of upstream's, hours under qemu")
-    parser.add_argument("--threads", type=int, default=2, metavar="N", help="threads of an op (default: 2)")
+    either.add_argument("--filter", metavar="REGEX", help="only cases of both ops whose parameters match")
+    either.add_argument("--all", action="store_true", help="all of upstream's cases; hours under qemu")
+    parser.add_argument("--threads", type=int, default=2, metavar="N", help="threads per op (default: 2)")
     parser.add_argument(
         "--jobs",
         type=int,
         default=os.cpu_count() or 1,
         metavar="N",
-        help="compilers, then op tests at once (default: one for each core)",
+        help="compilers, then op tests, in parallel (default: one per core)",
     )
     parser.add_argument(
         "--work",
         type=Path,
         default=ROOT / "build" / "arm",
         metavar="DIR",
-        help="folder of sources and builds (default: build/arm)",
+        help="folder for sources and builds (default: build/arm)",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there, too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result there")
     return parser
 
 
@@ -70,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = make_parser()
     given = parser.parse_args(arguments)
     if given.threads < 1 or given.jobs < 1:
-        parser.error("--threads and --jobs are 1 or more")
+        parser.error("--threads and --jobs must be at least 1")
     try:
         document = check(given, tools.find())
         if given.json:
@@ -89,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def check(given: argparse.Namespace, found: tools.Tools) -> dict[str, Any]:
-    """Build, run and judge every level; the whole result."""
+    """Build, run and judge every level; returns the whole result."""
     work = given.work.resolve()
     facts = tree.facts(ROOT)
     tree.export(ROOT, work / "tree")
@@ -103,7 +102,7 @@ def check(given: argparse.Namespace, found: tools.Tools) -> dict[str, Any]:
     with ThreadPoolExecutor(given.jobs) as pool:
         runs = {
             (program.march, op): pool.submit(run_op, program, op, params, given.threads)
-            for op, params in wanted(given.filter, given.all).items()
+            for op, params in selection(given.filter, given.all).items()
             for program, _ in programs
         }
         done = {key: run.result() for key, run in runs.items()}
@@ -118,8 +117,8 @@ def check(given: argparse.Namespace, found: tools.Tools) -> dict[str, Any]:
     return facts | {"threads": given.threads, "levels": levels, "problems": problems}
 
 
-def wanted(regex: str | None, everything: bool) -> dict[str, str | None]:
-    """{op: what the parameters of its cases must match}, the long one first."""
+def selection(regex: str | None, everything: bool) -> dict[str, str | None]:
+    """{op: regular expression for the parameters of its cases, None for all}, the longer op first."""
     return {running.BLOCKS: regex, running.PLAIN: regex or (None if everything else running.SELECTION)}
 
 
@@ -130,38 +129,38 @@ def run_op(program: Program, op: str, params: str | None, threads: int) -> dict[
 
 
 def judge(level: Mapping[str, Any], filtered: bool) -> list[str]:
-    """What is not as it must be in the result of one -march. filtered: a filter may leave a kernel out."""
+    """The failures in the result of one -march, one line each. filtered: a filter may leave a kernel out."""
     march, wrong = level["march"], []
     if level["vector"] != "neon":
-        wrong.append(f"{march}: the kernels were compiled over {level['vector'] or 'no vector'}, not neon")
+        wrong.append(f"{march}: the kernels were compiled for {level['vector'] or 'no vector'}, not neon")
     for run in level["ops"]:
         name = f"{march} {run['op']}"
         wrong += [f"{name}: {line}" for line in run["failures"]]
         if run["passed"] != run["total"] or run["exit_code"]:
             wrong.append(f"{name}: {run['passed']} of {run['total']} passed, exit code {run['exit_code']}")
         if run["total"] == 0 and not filtered:
-            wrong.append(f"{name}: nothing was run")
+            wrong.append(f"{name}: no case was run")
         if run["ours"] is None:
-            wrong.append(f"{name}: ended before it told how many ops our kernels computed")
+            wrong.append(f"{name}: ended before reporting how many ops our kernels computed")
         elif run["ours"] != run["ops"] or (run["total"] and not run["ours"]):
             wrong.append(f"{name}: our kernels computed {run['ours']} of {run['ops']} ops")
     if not sum(run["total"] for run in level["ops"]) and filtered:
         wrong.append(f"{march}: no case matches the filter")
     multiplied = sum(row["notable"].get("fmla", (0, 0))[1] for row in level["kernels"].values())
     if not multiplied:
-        wrong.append(f"{march}: no vector multiply-add (fmla) of our kernels was run")
+        wrong.append(f"{march}: no vector multiply-add (fmla) of our kernels ran")
     elif not filtered:
         each = (
             (source, name, ran) for source, row in level["kernels"].items() for name, (_, ran) in row["notable"].items()
         )
-        wrong += [f"{march}: no {name} of {source} was run" for source, name, ran in each if not ran]
+        wrong += [f"{march}: no {name} of {source} ran" for source, name, ran in each if not ran]
     return wrong
 
 
 def show(document: Mapping[str, Any]) -> list[str]:
-    """The report."""
-    edits = " with edits of patches/ that are not in it" if document["uncommitted"] else ""
-    lines = [f"commit {document['commit'] or 'unknown'}{edits}, {document['threads']} threads an op"]
+    """The lines of the report."""
+    edits = " with uncommitted edits of patches/" if document["uncommitted"] else ""
+    lines = [f"commit {document['commit'] or 'unknown'}{edits}, {document['threads']} threads per op"]
     for level in document["levels"]:
         lines += [
             "",
@@ -172,7 +171,7 @@ def show(document: Mapping[str, Any]) -> list[str]:
         for source, row in level["kernels"].items():
             notable = ", ".join(f"{name} {ran} of {there}" for name, (there, ran) in sorted(row["notable"].items()))
             lines.append(
-                f"  {source}: {row['ran']} of {row['instructions']} instructions were run"
+                f"  {source}: {row['ran']} of {row['instructions']} instructions ran"
                 + (f"; {notable}" if notable else "")
             )
     return lines

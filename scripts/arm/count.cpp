@@ -1,11 +1,11 @@
-// Counts the attention ops of test-backend-ops: how many there were, how many were our kernels', on how many threads.
+// Counts the attention ops of test-backend-ops: how many ran, how many in our kernels, on how many threads.
 //
-// Why: the op tests pass as well if every op went to upstream's kernels, as with GGML_CPU_FATTN=0. The linker sends the
-// calls here (--wrap, see CMakeLists.txt), so that no source of the library changes for it. One line on standard
-// error at the end: attention: ops 12, ours 12, reference 12, threads 2
+// Why: the op tests also pass if upstream's kernels compute every op, as with GGML_CPU_FATTN=0. The linker redirects the
+// calls here (--wrap, see CMakeLists.txt), so that no source of the library changes. At the end, one line on standard
+// error: attention: ops 12, ours 12, reference 12, threads 2
 //
-// The op tests use half of what the machine has for threads. ARM_CHECK_THREADS says how many there are to be instead.
-// The reference gets one: it takes most of the time, and threads that wait for each other in a loop waste it.
+// The op tests use half of the machine's threads; ARM_CHECK_THREADS sets another number. The reference gets one thread:
+// it takes most of the time, and threads that busy-wait for each other waste it.
 
 #include "ggml-cpu-impl.h"
 #include "ggml-cpu.h"
@@ -21,7 +21,7 @@ struct counts {
     std::atomic<long> ops{0}, ours{0}, reference{0}, threads{0};
 
     counts() {
-        setvbuf(stdout, nullptr, _IOLBF, 0); // a run that is ended or crashes has told of all its cases
+        setvbuf(stdout, nullptr, _IOLBF, 0); // a run that is killed or crashes has printed all its cases
     }
     ~counts() {
         fprintf(stderr, "attention: ops %ld, ours %ld, reference %ld, threads %ld\n", ops.load(), ours.load(),

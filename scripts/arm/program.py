@@ -1,7 +1,7 @@
-"""Builds test-backend-ops for one -march, and tells what of our kernels is in it: the vector, the places, the code.
+"""Builds test-backend-ops for one -march and finds our kernels in it: vector type, addresses, instructions.
 
 program = Program(tools, tree, Path("build/arm/armv8-a"), "armv8-a"); program.build(jobs=2)
-program.vector()                  # "neon": what the kernels were compiled over
+program.vector()                  # "neon": the vector type the kernels were compiled for
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from arm.tools import ArmError, Tools
 HERE = Path(__file__).resolve().parent
 TOOLCHAIN = HERE.parent.parent / "cmake" / "aarch64-linux-gnu.cmake"
 _OBJECTS = HERE.parent / "gpu" / "objects.py"
-# A section of code in the linker's map: a long name stands on a line of its own.
+# A code section in the linker's map; a long name is on a line of its own.
 _SECTION = re.compile(r"^ \.text\S*\s+0x([0-9a-f]+)\s+0x([0-9a-f]+)\s+\S*?\(?(fattn[\w-]*\.cpp)\.o\)?$", re.MULTILINE)
 _INSTRUCTION = re.compile(r"^\s*([0-9a-f]+):\t(?:[0-9a-f]{8} *\t)?(\S+)(?:[ \t]+(.*))?$", re.MULTILINE)
-# What tells a vector's multiply-add from a single number's, and the instructions that only newer processors have.
+# Vector multiply-adds, and the instructions that only newer processors have.
 _NOTABLE = ("fmla", "fmlal", "sdot", "usdot", "smmla", "usmmla", "bfdot", "bfmmla", "bfmlalb", "bfmlalt", "bfcvtn")
 
 
 @dataclass(frozen=True)
 class Part:
-    """A stretch of the program that comes from one of our sources."""
+    """A range of the program's code that was compiled from one of our sources."""
 
     source: str
     start: int
@@ -39,12 +39,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Kernels:
-    """Our kernels' code in a program: {address: (source, instruction)}, as "fmla v0.4s, v1.4s, v2.4s"."""
+    """Our kernels' code in a program: {address: (source, instruction)}; like "fmla v0.4s, v1.4s, v2.4s"."""
 
     code: Mapping[int, tuple[str, str]] = field(default_factory=dict)
 
     def count(self, ran: Collection[int]) -> dict[str, dict[str, object]]:
-        """Of each source: instructions, how many of them ran, and [those there are, those that ran] of the notable."""
+        """Per source: the number of instructions, how many ran, and [present, run] of each notable one."""
         found: dict[str, dict] = {}
         for address, (source, text) in self.code.items():
             row = found.setdefault(source, {"instructions": 0, "ran": 0, "notable": {}})
@@ -60,7 +60,7 @@ class Kernels:
 
 @dataclass(frozen=True)
 class Program:
-    """tree: the exported sources; folder: where the build goes."""
+    """A build. tree: the exported sources; folder: the build folder."""
 
     tools: Tools
     tree: Path
@@ -72,8 +72,11 @@ class Program:
         return self.folder / "test-backend-ops"
 
     def build(self, jobs: int) -> None:
-        """Configure and compile what changed. Objects that do not depend on -march are shared with other builds
-        beside this one. Raises `ArmError` with the compiler's first errors."""
+        """Configure, and compile what changed.
+
+        Objects that do not depend on -march are shared with the neighbouring builds. Raises `ArmError` with the
+        compiler's first errors.
+        """
         objects = (sys.executable, _OBJECTS, self.folder.parent / "objects", self.tree, self.folder)
         launcher = ";".join(map(str, objects))
         options = {
@@ -101,7 +104,7 @@ class Program:
             raise ArmError(f"{what} for {self.march} failed, see {log}: {' | '.join(errors[:3])}")
 
     def vector(self) -> str | None:
-        """FATTN_SIMD_NAME as the kernels were compiled: their own compile command, with the preprocessor alone."""
+        """FATTN_SIMD_NAME of the kernels, from their own compile command run with the preprocessor only."""
         commands = json.loads((self.folder / "compile_commands.json").read_text())
         entry = next((entry for entry in commands if entry["file"].endswith("fattn/fattn-tile.cpp")), None)
         if entry is None:
@@ -115,14 +118,14 @@ class Program:
         return found.group(1) if found else None
 
     def parts(self) -> list[Part]:
-        """Where our kernels are, by the linker's map."""
+        """The address ranges of our kernels, from the linker's map."""
         parts = read_map((self.folder / "test-backend-ops.map").read_text())
         if not parts:
             raise ArmError("our kernels are not in the program")
         return parts
 
     def kernels(self) -> Kernels:
-        """Their instructions."""
+        """The instructions of our kernels, from a disassembly."""
         parts = self.parts()
         first, end = parts[0].start, max(part.start + part.size for part in parts)
         command = [self.tools.objdump, "-d", f"--start-address={first}", f"--stop-address={end}", str(self.path)]
@@ -131,13 +134,13 @@ class Program:
 
 
 def read_map(text: str) -> list[Part]:
-    """Stretches of our sources in a linker's map, in order; without empty ones and those that were left out."""
+    """The ranges of our sources in a linker's map, by address; empty and discarded ones are omitted."""
     found = (Part(source, int(start, 16), int(size, 16)) for start, size, source in _SECTION.findall(text))
     return sorted({part for part in found if part.size and part.start}, key=lambda part: part.start)
 
 
 def read_code(text: str, parts: list[Part]) -> Kernels:
-    """What a disassembly says of the stretches."""
+    """The instructions of the ranges in a disassembly."""
     starts = [part.start for part in parts]
     code = {}
     for place, name, operands in _INSTRUCTION.findall(text):

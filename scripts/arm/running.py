@@ -1,6 +1,6 @@
-"""Runs the op tests of a built program under qemu, and tells what passed, whose kernels computed it and what code ran.
+"""Runs the op tests of a program under qemu: which cases passed, whose kernels computed them, and which code ran.
 
-qemu writes down each stretch of code when it first comes to it, which is the proof that a kernel ran, and how much.
+qemu logs each block of code when it first translates it, which proves that a kernel ran, and how much of it.
 
     outcome = run_op(program, "FLASH_ATTN_EXT_KV_BLOCKS", None, threads=2)
     outcome["passed"], outcome["ours"], len(outcome["addresses"])
@@ -21,19 +21,19 @@ from gpu.operators import read_ops
 from arm.program import Part, Program
 from arm.tools import ArmError, processor
 
-#: Ours with a block table, and upstream's.
+#: Our op with a block table, and upstream's.
 BLOCKS, PLAIN = "FLASH_ATTN_EXT_KV_BLOCKS", "FLASH_ATTN_EXT"
-#: Of upstream's 5,308 cases some 200, of every head size and cache type: qemu takes about a second for each.
+#: About 200 of upstream's 5,308 cases, of every head size and cache type: each takes qemu about a second.
 SELECTION = r"kv=113,nb=(1|75),mask=1,sinks=1|kv=(17|64|96|128|256|1025),"
 _COUNTS = re.compile(r"^attention: ops (\d+), ours (\d+), reference (\d+), threads (\d+)$", re.MULTILINE)
 _NONE = re.compile(r"^\s*0/0 tests passed", re.MULTILINE)
 
 
 def run_op(program: Program, op: str, params: str | None, threads: int) -> dict[str, Any]:
-    """All cases of one op, or those whose parameters match. What it says: `gpu.operators.read_ops`, and ops, ours,
-    reference, threads (None where the program ended early), addresses (of our code that ran), seconds.
+    """Run the cases of one op whose parameters match, all by default.
 
-    Raises `ArmError` if qemu does not run the program.
+    Returns the fields of `gpu.operators.read_ops`, and ops, ours, reference, threads (None if the program ended
+    early), addresses (of our code that ran) and seconds. Raises `ArmError` if qemu cannot run the program.
     """
     log = program.folder / f"{op}.code"
     log.unlink(missing_ok=True)
@@ -47,29 +47,30 @@ def run_op(program: Program, op: str, params: str | None, threads: int) -> dict[
         code = subprocess.run(
             command, stdout=out, stderr=err, env=environment | {"ARM_CHECK_THREADS": str(threads)}, check=False
         ).returncode
-    said = output.read_text(errors="replace"), errors.read_text(errors="replace")
-    result = read(op, *said, code)
+    result = read(op, output.read_text(errors="replace"), errors.read_text(errors="replace"), code)
     result["addresses"] = executed(log.read_text(errors="replace") if log.exists() else "")
     return result | {"seconds": round(time.monotonic() - began, 1), "params": params}
 
 
 def read(op: str, output: str, errors: str, code: int) -> dict[str, Any]:
-    """What a run printed, as a result; a filter that matches no case of this op makes one with a total of 0."""
+    """Parse the output of a run; the total is 0 if a filter matches no case of this op."""
     counts = _COUNTS.search(errors)
-    told = dict(zip(("ops", "ours", "reference", "threads"), map(int, counts.groups()), strict=True)) if counts else {}
+    counted = (
+        dict(zip(("ops", "ours", "reference", "threads"), map(int, counts.groups()), strict=True)) if counts else {}
+    )
     if code == 0 and _NONE.search(output):
         empty = {"op": op, "passed": 0, "total": 0, "unsupported": 0, "failures": [], "exit_code": 0}
-        return empty | {"ops": 0, "ours": 0, "reference": 0, "threads": 0} | told
+        return empty | {"ops": 0, "ours": 0, "reference": 0, "threads": 0} | counted
     try:
         result = read_ops(op, output, errors, code)
     except CheckError as error:
         raise ArmError(str(error)) from None
     kept = ("op", "passed", "total", "unsupported", "failures", "exit_code")
-    return {name: result[name] for name in kept} | (told or dict.fromkeys(("ops", "ours", "reference", "threads")))
+    return {name: result[name] for name in kept} | (counted or dict.fromkeys(("ops", "ours", "reference", "threads")))
 
 
 def ranges(parts: Iterable[Part]) -> str:
-    """The code that qemu is to write down, in its words."""
+    """The code ranges for qemu's log, as -dfilter takes them."""
     return ",".join(f"{part.start:#x}+{part.size:#x}" for part in parts)
 
 

@@ -1,4 +1,4 @@
-"""The cross compiler, qemu and CMake, as far as this machine has them, and the processors that stand for a -march.
+"""Finds the cross compiler, qemu and CMake on this machine; which of qemu's processors to use for a -march.
 
 found = find(); found.cxx, found.qemu       # MissingTools names the packages
 """
@@ -6,13 +6,14 @@ found = find(); found.cxx, found.qemu       # MissingTools names the packages
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import shutil
 import sysconfig
 from collections.abc import Callable, Iterable
 
-#: What instruction sets the kernels are checked with, and the oldest processor of qemu's that has each: an instruction
-#: beyond the set, compiled in by mistake, ends the program there. `max` where qemu has none.
+#: The instruction sets to check, and the oldest of qemu's processors that supports each: an instruction beyond the
+#: set, compiled in by mistake, crashes there. `max` where qemu has none.
 LEVELS = {
     "armv8-a": "cortex-a53",
     "armv8.2-a+fp16+dotprod": "cortex-a76",
@@ -23,11 +24,11 @@ _VERSIONS = range(16, 9, -1)
 
 
 class ArmError(Exception):
-    """A step that failed, in words for whoever runs the check."""
+    """A step failed; the message is for the person who runs the check."""
 
 
 class MissingTools(ArmError):
-    """A program that has to be installed first."""
+    """A program must be installed first."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +49,7 @@ def processor(march: str) -> str:
 
 
 def search_path() -> str:
-    """PATH, and behind it the folder of this Python's programs, where an environment keeps cmake and ninja."""
+    """PATH, then the folder of this Python's programs, where an environment keeps cmake and ninja."""
     return os.pathsep.join([os.environ.get("PATH", os.defpath), sysconfig.get_path("scripts")])
 
 
@@ -59,9 +60,8 @@ def compiler(which: Callable[[str], str | None], tool: str) -> str | None:
 
 
 def find(which: Callable[[str], str | None] | None = None) -> Tools:
-    """All of them. which: a program's path by its name. Raises `MissingTools`."""
-    if which is None:
-        which = lambda name: shutil.which(name, path=search_path())  # noqa: E731
+    """Find all tools. which: finds a program's path by its name. Raises `MissingTools`."""
+    which = which or functools.partial(shutil.which, path=search_path())
     cc, cxx, objdump = compiler(which, "gcc"), compiler(which, "g++"), which("aarch64-linux-gnu-objdump")
     qemu = which("qemu-aarch64") or which("qemu-aarch64-static")
     cmake = which("cmake")
@@ -72,5 +72,5 @@ def find(which: Callable[[str], str | None] | None = None) -> Tools:
 
 
 def levels(given: Iterable[str]) -> list[str]:
-    """The -march words of the command line, `all` taken apart, each once."""
+    """The -march values of the command line, `all` expanded, without repeats."""
     return list(dict.fromkeys(march for word in given for march in (LEVELS if word == "all" else (word,))))

@@ -1,7 +1,7 @@
-"""The sources to build: the part of the pinned llama.cpp that ggml and its op tests need, with patches/ applied.
+"""Exports the sources to build: the part of the patched llama.cpp that ggml and its op tests need.
 
-A tree of its own, so that edits under way in vendor/llama.cpp-patched are not in it, and no other build waits for it.
-Files that did not change keep their times.
+A separate tree, so that unsaved edits of vendor/llama.cpp-patched are not in it and no other build waits for it.
+Unchanged files keep their times.
 
     export(Path("."), Path("build/arm/tree"))
 """
@@ -19,7 +19,7 @@ from arm.tools import ArmError
 
 
 def needed(path: str) -> bool:
-    """Whether ggml's CPU library or test-backend-ops is made of a file of a llama.cpp tree."""
+    """Whether ggml's CPU library or test-backend-ops needs a file of a llama.cpp tree."""
     in_ggml_src = path.startswith("ggml/src/") and path.count("/") == 2
     ours = path.startswith("tests/test-kv-") and path.endswith(".h")
     single = path in ("LICENSE", "ggml/CMakeLists.txt", "tests/test-backend-ops.cpp")
@@ -27,7 +27,7 @@ def needed(path: str) -> bool:
 
 
 def export(root: Path, tree: Path) -> None:
-    """Make `tree` of what `root`/patches says. Raises `ArmError` if the series does not apply or can't be fetched."""
+    """Write the patched files to `tree`. Raises `ArmError` if upstream can't be fetched or a patch does not apply."""
     cache = os.environ.get("SWAA_EDGE_CACHE")
     try:
         workspace = Workspace(root, Path(cache).resolve() if cache else None)
@@ -36,7 +36,7 @@ def export(root: Path, tree: Path) -> None:
             patched = wanted(workspace)
             files = {name: path.read_bytes() for name, path in walk(workspace.pristine).items() if needed(name)}
     except (PatchError, OSError) as error:
-        raise ArmError(f"the patched tree can't be made: {' '.join(str(error).split())}") from None
+        raise ArmError(f"cannot make the patched tree: {' '.join(str(error).split())}") from None
     files |= {name: data for name, data in patched.items() if needed(name)}
     for name, path in walk(tree).items():
         if name not in files:
@@ -46,7 +46,7 @@ def export(root: Path, tree: Path) -> None:
 
 
 def facts(root: Path) -> dict[str, object]:
-    """The commit of `root`, and whether patches/ has edits that are not in it."""
+    """The commit of `root`, and whether patches/ has uncommitted edits."""
 
     def git(*words: str) -> str:
         try:

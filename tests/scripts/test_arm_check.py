@@ -1,6 +1,6 @@
-"""The check of the Arm build: what it reads from the tools, what it calls wrong, and the kernels through the compiler.
+"""The Arm check: how it parses the tools' output, what it reports as a failure, and whether the kernels compile.
 
-The check itself, which takes minutes, is `make arm-check`; here stand-ins take the place of the compiler and of qemu.
+The check itself, which takes minutes, is `make arm-check`; here stand-ins replace the compiler and qemu.
 
     pytest tests/scripts/test_arm_check.py
 """
@@ -8,7 +8,6 @@ The check itself, which takes minutes, is `make arm-check`; here stand-ins take 
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from arm import check as arm_check
@@ -16,7 +15,8 @@ from arm import program, running, tools, tree
 from arm.program import Kernels, Part, Program
 from arm.tools import ArmError, MissingTools, Tools
 
-ROOT = Path(__file__).parents[2]
+from support import ROOT
+
 WARNINGS = ("-Wall", "-Wextra", "-Werror")
 CASE = "  FLASH_ATTN_EXT(hsk=64,kv=113,type_K=f16): "
 PASSED = f"{CASE}\x1b[1;32mOK\x1b[0m\n  1/1 tests passed\n1/1 backends passed\n"
@@ -70,7 +70,7 @@ def test_every_level_has_the_processor_that_it_needs_and_all_means_all():
     assert tools.processor("armv8-a") == "cortex-a53" and tools.processor("armv9-a") == "max"
 
 
-# What the op tests say
+# Parsing the op tests' output
 
 
 def test_a_run_that_passed():
@@ -98,18 +98,18 @@ def test_a_case_that_failed_and_one_not_supported():
 
 def test_a_crash_is_a_failure_without_counts():
     result = running.read("FLASH_ATTN_EXT", CASE, "Illegal instruction\n", -4)
-    assert "ended with code -4" in result["failures"][0] and "Illegal instruction" in result["failures"][0]
+    assert "ended early with code -4" in result["failures"][0] and "Illegal instruction" in result["failures"][0]
     assert result["ours"] is None and result["threads"] is None
 
 
 def test_no_case_is_a_total_of_0_and_a_program_that_says_nothing_is_an_error():
     result = running.read("FLASH_ATTN_EXT", "  0/0 tests passed\n", "", 0)
     assert (result["passed"], result["total"], result["ours"]) == (0, 0, 0)
-    with pytest.raises(ArmError, match="examined nothing"):
+    with pytest.raises(ArmError, match="ran nothing"):
         running.read("FLASH_ATTN_EXT", "", "", 0)
 
 
-# What is in the program, and what of it ran
+# Our code in the program, and which of it ran
 
 MAP = """
  .text          0x0000000000401000      0x100 ggml/src/libggml-cpu.a(ops.cpp.o)
@@ -154,7 +154,7 @@ def test_instructions_are_counted_by_source_and_as_far_as_they_ran():
     assert Kernels({}).count({1}) == {}
 
 
-# What is wrong
+# Failures
 
 
 def level(of_level=None, **of_run):
@@ -186,25 +186,25 @@ def ran(fmla, sdot):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "line"),
     [
         ({}, None),
-        ({"of_level": {"vector": "portable"}}, "armv8-a: the kernels were compiled over portable, not neon"),
-        ({"of_level": {"vector": None}}, "armv8-a: the kernels were compiled over no vector, not neon"),
+        ({"of_level": {"vector": "portable"}}, "armv8-a: the kernels were compiled for portable, not neon"),
+        ({"of_level": {"vector": None}}, "armv8-a: the kernels were compiled for no vector, not neon"),
         ({"passed": 1}, "armv8-a FLASH_ATTN_EXT: 1 of 2 passed, exit code 0"),
         ({"exit_code": -4}, "armv8-a FLASH_ATTN_EXT: 2 of 2 passed, exit code -4"),
         ({"failures": ["a case"]}, "armv8-a FLASH_ATTN_EXT: a case"),
-        ({"passed": 0, "total": 0, "ops": 0, "ours": 0}, "armv8-a FLASH_ATTN_EXT: nothing was run"),
-        ({"ours": None}, "armv8-a FLASH_ATTN_EXT: ended before it told how many ops our kernels computed"),
+        ({"passed": 0, "total": 0, "ops": 0, "ours": 0}, "armv8-a FLASH_ATTN_EXT: no case was run"),
+        ({"ours": None}, "armv8-a FLASH_ATTN_EXT: ended before reporting how many ops our kernels computed"),
         ({"ours": 3}, "armv8-a FLASH_ATTN_EXT: our kernels computed 3 of 4 ops"),
         ({"ops": 0, "ours": 0}, "armv8-a FLASH_ATTN_EXT: our kernels computed 0 of 0 ops"),
-        ({"of_level": {"kernels": {}}}, "armv8-a: no vector multiply-add (fmla) of our kernels was run"),
-        ({"of_level": ran(0, 1)}, "armv8-a: no vector multiply-add (fmla) of our kernels was run"),
-        ({"of_level": ran(2, 0)}, "armv8-a: no sdot of fattn-tile.cpp was run"),
+        ({"of_level": {"kernels": {}}}, "armv8-a: no vector multiply-add (fmla) of our kernels ran"),
+        ({"of_level": ran(0, 1)}, "armv8-a: no vector multiply-add (fmla) of our kernels ran"),
+        ({"of_level": ran(2, 0)}, "armv8-a: no sdot of fattn-tile.cpp ran"),
     ],
 )
-def test_what_is_wrong_is_said(changes, said):
-    assert arm_check.judge(level(**changes), filtered=False) == ([said] if said else [])
+def test_each_failure_is_one_line(changes, line):
+    assert arm_check.judge(level(**changes), filtered=False) == ([line] if line else [])
 
 
 def test_a_filter_may_leave_out_an_op_or_a_kernel_but_not_everything():
@@ -216,12 +216,12 @@ def test_a_filter_may_leave_out_an_op_or_a_kernel_but_not_everything():
 
 
 def test_which_cases():
-    assert arm_check.wanted(None, False) == {running.BLOCKS: None, running.PLAIN: running.SELECTION}
-    assert arm_check.wanted("hs=64", False) == {running.BLOCKS: "hs=64", running.PLAIN: "hs=64"}
-    assert arm_check.wanted(None, True) == {running.BLOCKS: None, running.PLAIN: None}
+    assert arm_check.selection(None, False) == {running.BLOCKS: None, running.PLAIN: running.SELECTION}
+    assert arm_check.selection("hs=64", False) == {running.BLOCKS: "hs=64", running.PLAIN: "hs=64"}
+    assert arm_check.selection(None, True) == {running.BLOCKS: None, running.PLAIN: None}
 
 
-# The whole of it, with stand-ins
+# The whole check, with stand-ins
 
 STAND_IN = """#!{python}
 import os, pathlib, sys
@@ -238,7 +238,7 @@ elif me == "objdump":
     print({code!r})
 elif me == "qemu":
     pathlib.Path(words[words.index("-D") + 1]).write_text({log!r})
-    print({said!r})
+    print({output!r})
     print("attention: ops 1, ours 1, reference 1, threads", os.environ["ARM_CHECK_THREADS"], file=sys.stderr)
 """
 FMLA = "\t4e22cc20 \tfmla\tv0.4s, v1.4s, v2.4s\n"
@@ -246,16 +246,16 @@ FMLA = "\t4e22cc20 \tfmla\tv0.4s, v1.4s, v2.4s\n"
 
 @pytest.fixture
 def stand_in(tmp_path, monkeypatch):
-    """Puts stand-ins in the place of the tools; qemu's says what is given."""
+    """stand_in(output): replaces the tools with stand-ins, of which qemu prints `output`."""
 
-    def put(said, broken=False):
+    def put(output, broken=False):
         cxx = str(tmp_path / "g++")
         entry = {"file": "fattn/fattn-tile.cpp", "directory": str(tmp_path), "command": f"launcher {cxx} -c x -o y"}
         text = STAND_IN.format(
             python=sys.executable,
             map=MAP,
             commands=json.dumps([entry]),
-            said=said,
+            output=output,
             broken=broken,
             code=f"  401100:{FMLA}  401110:{FMLA}",
             log="0x00401100:  fmla\n0x00401110:  fmla\n",
@@ -272,24 +272,24 @@ def stand_in(tmp_path, monkeypatch):
     return put
 
 
-def said_by(op):
+def output_of(op):
     return f"{op}(x): OK\n  1/1 tests passed"
 
 
 def test_a_whole_check_reports_each_level(stand_in, tmp_path, capsys):
-    assert arm_check.main([*stand_in(said_by("FLASH_ATTN_EXT")), "--march", "all", "--threads", "3"]) == 0
+    assert arm_check.main([*stand_in(output_of("FLASH_ATTN_EXT")), "--march", "all", "--threads", "3"]) == 0
     out = capsys.readouterr().out
     for march, processor in tools.LEVELS.items():
         assert f"{march} on qemu's {processor}: vector neon" in out
     assert out.count("FLASH_ATTN_EXT_KV_BLOCKS: 1 OK, 0 failed, 0 not supported; ours 1 of 1 ops on 3 threads") == 3
-    assert "fattn-tile.cpp: 1 of 1 instructions were run; fmla 1 of 1" in out
+    assert "fattn-tile.cpp: 1 of 1 instructions ran; fmla 1 of 1" in out
     document = json.loads((tmp_path / "result.json").read_text())
     assert [row["march"] for row in document["levels"]] == list(tools.LEVELS) and document["problems"] == []
 
 
 def test_a_check_that_ran_nothing_is_a_failure(stand_in, capsys):
     assert arm_check.main(stand_in("  0/0 tests passed")) == 1
-    assert "armv8.2-a+fp16+dotprod FLASH_ATTN_EXT: nothing was run" in capsys.readouterr().err
+    assert "armv8.2-a+fp16+dotprod FLASH_ATTN_EXT: no case was run" in capsys.readouterr().err
     assert arm_check.main([*stand_in("  0/0 tests passed"), "--filter", "none"]) == 1
     assert "no case matches the filter" in capsys.readouterr().err
 
@@ -311,7 +311,7 @@ def test_what_the_program_is_made_of():
 
 
 def test_a_series_that_can_not_be_applied_is_one_line(tmp_path):
-    with pytest.raises(ArmError, match=r"the patched tree can't be made: .*UPSTREAM") as error:
+    with pytest.raises(ArmError, match=r"cannot make the patched tree: .*UPSTREAM") as error:
         tree.export(tmp_path, tmp_path / "tree")
     assert "\n" not in str(error.value)
 
@@ -338,7 +338,7 @@ def test_the_kernels_compile_without_a_warning(exported, march):
     found, ggml = exported
     sources = sorted((ggml / "src/ggml-cpu/fattn").glob("*.cpp"))
     assert {path.name for path in sources} >= {"fattn.cpp", "fattn-decode.cpp", "fattn-tile.cpp"}
-    # Upstream's headers are the system's here: what they hold is not ours to warn of.
+    # Upstream's headers count as system headers: their warnings are not ours.
     headers = [word for sub in ("include", "src", "src/ggml-cpu") for word in ("-isystem", str(ggml / sub))]
     for source in sources:
         command = [found.cxx, "-std=c++17", f"-march={march}", "-O1", *WARNINGS, *headers, "-c", str(source)]
