@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Fetch the pinned llama.cpp, apply our patch series to it, write the series back, and prove it sound.
+"""Fetch the pinned llama.cpp, apply our patch series to it, write edits back to the series, and verify it.
 
-Our C/C++ lives in whole files (patches/src/); a patch is only call sites. This keeps both in step with the tree that
-is built. Standard library only, since CMake runs it before anything is installed; git is needed by refresh and check.
+Our C/C++ is in whole files (patches/src/); patches hold call sites only. This keeps both in step with the tree that is
+built. Standard library only, since CMake runs it before anything is installed; git is needed by refresh and check.
 How to work with it: patches/README.md.
 
     scripts/patches.py apply      # fetches what is missing, makes or updates vendor/llama.cpp-patched
@@ -24,13 +24,13 @@ from patches_lib.workspace import Workspace, apply, fetch
 
 ROOT = Path(__file__).resolve().parent.parent
 FETCH = """Download the sdist that patches/UPSTREAM pins, check its sha256, unpack its llama.cpp into vendor/llama.cpp.
-Does nothing if that is there. The sdist is kept in vendor/, or in the folder SWAA_EDGE_CACHE, for next time."""
+Does nothing if that exists. The sdist is kept in vendor/, or in the folder SWAA_EDGE_CACHE, for the next time."""
 APPLY = """Make vendor/llama.cpp-patched: upstream, plus patches/src/, plus every patch of patches/series, each hunk
-exactly where it says. Writes only files that change. Refuses to overwrite edits that patches/ does not hold."""
+exactly at its line. Writes only files that change. Refuses to overwrite edits that are not in patches/."""
 REFRESH = """Write edits made in vendor/llama.cpp-patched back to patches/. Files of ours go to patches/src/; an edit of
-an upstream file goes into the one patch that touches it, or where --into or --new says."""
-CHECK = """Prove that every patch has its header, fits without fuzz or offset and re-exports byte-identically, that
-patches/series and the folder agree, and that files of ours say what they are and are compiled. Changes nothing."""
+an upstream file goes into the only patch that touches it, or into the one that --into or --new names."""
+CHECK = """Verify that every patch has its header, fits without fuzz or offset and re-exports byte-identically, that
+patches/series and the folder agree, and that our files describe themselves and are compiled. Changes nothing."""
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -41,26 +41,26 @@ def make_parser() -> argparse.ArgumentParser:
 
     add = commands.add_parser("apply", help="make the patched tree", description=APPLY)
     either = add.add_mutually_exclusive_group()
-    either.add_argument("--discard", action="store_true", help="lose local edits of the tree")
+    either.add_argument("--discard", action="store_true", help="overwrite local edits of the tree")
     either.add_argument("--keep", action="store_true", help="leave locally edited files as they are")
 
-    add = commands.add_parser("refresh", help="write the series back from the tree", description=REFRESH)
+    add = commands.add_parser("refresh", help="write edits of the tree back to the series", description=REFRESH)
     add.add_argument("paths", nargs="*", metavar="PATH", help="only these edits: file, folder or FILE:FIRST-LAST")
     either = add.add_mutually_exclusive_group()
     either.add_argument("--into", metavar="NAME", help="put the edits of upstream files into this patch")
-    either.add_argument("--new", metavar="NAME", help="make a patch of them, like 0007-what-it-is.patch")
-    either.add_argument("--drop", metavar="NAME", help="take this patch out instead, and re-export those after it")
-    either.add_argument("--onto", metavar="VERSION", help="carry the series to another release instead")
+    either.add_argument("--new", metavar="NAME", help="put the edits into a new patch, like 0007-what-it-is.patch")
+    either.add_argument("--drop", metavar="NAME", help="instead, remove this patch and re-export the later ones")
+    either.add_argument("--onto", metavar="VERSION", help="instead, carry the series to another release")
     for field in ("subject", "why", "goes-away-when"):
         add.add_argument(f"--{field}", default="", metavar="TEXT", help="header of the --new patch")
 
-    add = commands.add_parser("check", help="prove the series sound", description=CHECK)
-    add.add_argument("--against", metavar="VERSION", help="report instead which patches apply to this release")
+    add = commands.add_parser("check", help="verify the series", description=CHECK)
+    add.add_argument("--against", metavar="VERSION", help="instead, report which patches apply to this release")
     return parser
 
 
 def run(args: argparse.Namespace, ws: Workspace) -> tuple[str, int]:
-    """What to print, and how many patches failed."""
+    """Run a command; returns the text to print and the number of patches that failed."""
     if args.command == "fetch":
         return fetch(ws), 0
     if args.command == "apply":
@@ -81,8 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         ws = Workspace(args.root.resolve(), Path(cache).resolve() if cache else None)
         with ws.lock():
-            said, failed = run(args, ws)
-            print(said)
+            text, failed = run(args, ws)
+            print(text)
             if failed:
                 raise PatchError(f"{failed} patches do not apply to {args.against}")
         return 0

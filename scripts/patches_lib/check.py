@@ -1,8 +1,8 @@
-"""Proves the series sound.
+"""Verifies the series.
 
-Made for CI: it reads the sdist itself, so a tree edited by hand can't hide anything.
+Made for CI: it reads the sdist itself, so that a tree edited by hand cannot hide anything.
 
-    print(check(Workspace(Path("."))))      # PatchError: one line for each thing found
+    print(check(Workspace(Path("."))))      # PatchError: one line per problem
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ KNOWN = {"README.md", "UPSTREAM", "series", "src"}
 
 
 def check(ws: Workspace) -> str:
-    """Every patch fits exactly and re-exports byte-identically; series, folder and src/ hold what they should."""
+    """Every patch fits exactly and re-exports byte-identically; series, folder and src/ agree."""
     names = ws.names()
     if not names:
         raise PatchError("patches/series is empty or missing: nothing was checked")
@@ -31,7 +31,7 @@ def check(ws: Workspace) -> str:
     patches = _parse_all(ws, names, found)
     ours = ws.ours()
     if not ours:
-        found.append("patches/src/ holds no file: nothing of ours was checked")
+        found.append("patches/src/ holds no file: none of our files was checked")
     found += [f"patches/src/{path} would overwrite an upstream file" for path in ours if path in files]
     there = walk(ws.pristine)
     if there and (edited := [p for p in sorted(files.keys() | there) if read(ws.pristine / p) != files.get(p)]):
@@ -51,7 +51,7 @@ def check(ws: Workspace) -> str:
     found += [
         f"patches/src/{path} must open with a comment that says what it is"
         for path, data in ours.items()
-        if not _says_what_it_is(path, data)
+        if not _describes_itself(path, data)
     ]
     if found:
         raise PatchError("\n".join(found))
@@ -85,7 +85,7 @@ def _differing(ws: Workspace, patches: Sequence[Patch], versions: Mapping[str, S
     return found
 
 
-def _says_what_it_is(path: str, data: bytes) -> bool:
+def _describes_itself(path: str, data: bytes) -> bool:
     text = data.decode("utf-8", "replace").lstrip()
     pattern = r"((?:#.*\n?)+)" if path.endswith((".py", ".cmake", ".txt")) else r"((?://.*\n?)+|/\*[\s\S]*?\*/)"
     comment = re.match(pattern, text)

@@ -1,7 +1,7 @@
-"""Carries the series to another upstream release, or past a patch that is taken out.
+"""Carries the series to another upstream release, or past a patch that is removed.
 
-A patch's own lines say little about where it belongs in a changed file, so nothing is searched for: both upstream
-files are known whole, and each patch is a three-way merge of old file, new file and patched old file.
+A patch's own lines do not show where it belongs in a changed file, so nothing is searched for: both upstream files are
+known completely, and each patch is a three-way merge of old file, new file and patched old file.
 
     print(against(ws, "0.3.40")); print(onto(ws, "0.3.40")); print(drop(ws, "0003-x.patch"))
 """
@@ -20,7 +20,7 @@ from patches_lib.workspace import Workspace, export_all, fetch, read, some, stac
 
 @dataclass(frozen=True)
 class Verdict:
-    """How one patch fared. It applies if every hunk fits where it says; it moved if merging found its place."""
+    """The outcome for one patch. It applies if every hunk fits at its line; it moved if merging found its place."""
 
     name: str
     moved: bool
@@ -38,9 +38,9 @@ def carry(
     new: Callable[[str], bytes | None],
     out: Collection[str] = (),
 ) -> tuple[dict[str, list[bytes]], list[Verdict]]:
-    """Redoes every patch but those in `out` on another upstream; `old` is their stack on the present one.
+    """Apply every patch except those in `out` to another upstream; `old` is their stack on the current one.
 
-    Returns the stack on the new one, without the hunks that found no place, and a verdict for each patch.
+    Returns the stack on the new one, without the hunks that did not fit, and a verdict per patch.
     """
     base = {path: new(path) for path in old}
     versions = {path: [data] for path, data in base.items() if data is not None}
@@ -77,7 +77,7 @@ def carry(
 
 def _other(ws: Workspace, version: str) -> tuple[Pin, dict[str, bytes]]:
     if not re.fullmatch(r"\d[\w.]*", version):
-        raise PatchError(f"'{version}' is no version of {ws.pin.name}; write it like {ws.pin.version}")
+        raise PatchError(f"'{version}' is not a version of {ws.pin.name}; write it like {ws.pin.version}")
     pin = replace(ws.pin, version=version, sha256=ws.pin.sha256 if version == ws.pin.version else "")
     sdist = get_sdist(pin, ws.cache)
     files = {path: data for path, (data, _) in read_tree(sdist, pin).items()}
@@ -88,7 +88,7 @@ def _other(ws: Workspace, version: str) -> tuple[Pin, dict[str, bytes]]:
 
 
 def against(ws: Workspace, version: str) -> tuple[str, int]:
-    """A report on another release, a line for each patch, and how many patches fail there."""
+    """Report on another release, a line per patch; also returns how many patches fail there."""
     fetch(ws)
     patches = ws.series()
     if not patches:
@@ -102,7 +102,7 @@ def against(ws: Workspace, version: str) -> tuple[str, int]:
 
 
 def onto(ws: Workspace, version: str) -> str:
-    """Rewrites the series for another release and moves the pin there. Failing hunks are left out and named."""
+    """Rewrite the series for another release and move the pin. Failing hunks are left out and named."""
     patches = _unedited_series(ws)
     pin, files = _other(ws, version)
     versions, verdicts = carry(patches, stack(patches, ws.upstream), files.get)
@@ -121,15 +121,15 @@ def onto(ws: Workspace, version: str) -> str:
 
 
 def drop(ws: Workspace, name: str) -> str:
-    """Takes one patch out of the series and re-exports those after it; refuses if they build on its lines."""
+    """Remove one patch from the series and re-export the later ones; refuses if they build on its lines."""
     patches = _unedited_series(ws)
     if name not in ws.names():
         raise PatchError(f"--drop {name}: not in patches/series")
     versions, verdicts = carry(patches, stack(patches, ws.upstream), ws.upstream, out={name})
     if failed := [str(verdict) for verdict in verdicts if verdict.failed]:
-        raise PatchError(f"{name} can't be dropped alone: {'; '.join(failed)}")
+        raise PatchError(f"{name} cannot be dropped alone: {'; '.join(failed)}")
     _rewrite(ws, [patch for patch in patches if patch.name != name], versions)
-    return f"{name} is out; run 'apply'"
+    return f"{name} is removed; run 'apply'"
 
 
 def _unedited_series(ws: Workspace) -> list[Patch]:
@@ -140,7 +140,7 @@ def _unedited_series(ws: Workspace) -> list[Patch]:
 
 
 def _rewrite(ws: Workspace, patches: Sequence[Patch], versions: Mapping[str, Sequence[bytes]]) -> None:
-    """Writes these patches; a patch that has nothing left leaves the series."""
+    """Write these patches; an empty patch leaves the series."""
     empty = {p.name for i, p in enumerate(patches) if all(states[i] == states[i + 1] for states in versions.values())}
     steps = {index for index, patch in enumerate(patches) if patch.name in empty}
     slim = {path: [s for i, s in enumerate(states) if i - 1 not in steps] for path, states in versions.items()}

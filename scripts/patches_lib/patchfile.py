@@ -1,9 +1,9 @@
 """The patch format: parse, apply, export and merge, on bytes in memory.
 
 A patch here is a header that gives its reason, then a plain unified diff. Applying is done in this module, not by `git
-apply` or `patch`: those guess (offsets, fuzz), and `git apply` silently skips files when the tree lies in a subfolder
-of another repository. Here a hunk fits at the line that it names or it is an error. Exporting and merging use `git
-diff --no-index` and `git merge-file`, with all configuration shut out, so only `refresh` and `check` need git.
+apply` or `patch`: those guess (offsets, fuzz), and `git apply` silently skips files when the tree is in a subfolder of
+another repository. Here a hunk fits at the line it names, or it is an error. Exporting and merging use `git diff
+--no-index` and `git merge-file`, isolated from all configuration, so only `refresh` and `check` need git.
 
     patch = parse("0001-x.patch", data); new = apply_hunks(old, patch.files["src/a.c"], "src/a.c")
 """
@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-CONTEXT = 1  # context lines around a hunk; one is enough, since a hunk must fit exactly where it says
+CONTEXT = 1  # context lines around a hunk; one is enough, since a hunk must fit exactly at its line
 HEADER = ("Subject", "Why", "Goes away when")
 NAME = re.compile(r"\d{4}-[a-z0-9][a-z0-9-]*\.patch")
 HUNK = re.compile(rb"@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@(?: .*)?\n")
@@ -28,7 +28,7 @@ NO_NEWLINE = b"\\ No newline at end of file\n"
 
 
 class PatchError(Exception):
-    """What is wrong and what would be right, in one line."""
+    """One line: what is wrong, and what would be right."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Patch:
 
 
 def make_header(subject: str, why: str, goes_away_when: str) -> bytes:
-    """The header of a new patch; long text goes on in indented lines."""
+    """The header of a new patch; long text continues in indented lines."""
     wrap = textwrap.TextWrapper(110, subsequent_indent="  ", break_on_hyphens=False)
     fields = zip(HEADER, (subject, why, goes_away_when), strict=True)
     header = "".join(wrap.fill(f"{key}: {value}") + "\n" for key, value in fields).encode() + b"\n"
@@ -63,13 +63,13 @@ def check_header(name: str, header: bytes) -> None:
         raise PatchError(f"{name}: the header must be the lines {', '.join(key + ':' for key in HEADER)} in this order")
     for key, value in fields:
         if not value.strip():
-            raise PatchError(f"{name}: header field '{key}:' is empty; say it in a sentence")
+            raise PatchError(f"{name}: header field '{key}:' is empty; write a sentence")
     if text != "".join(f"{key}:{value}\n" for key, value in fields) + "\n":
         raise PatchError(f"{name}: header lines are 'Key: text' or indented, and one blank line ends the header")
 
 
 def parse(name: str, data: bytes) -> Patch:
-    """Reads a patch strictly: anything that is neither header nor a well-formed hunk is an error."""
+    """Parse a patch strictly: anything that is neither header nor a well-formed hunk is an error."""
     begin = 0 if data.startswith(b"diff --git ") else data.find(b"\ndiff --git ") + 1 or len(data)
     check_header(name, data[:begin])
     if begin == len(data):
@@ -85,10 +85,10 @@ def parse_diff(name: str, data: bytes, offset: int = 0) -> dict[str, tuple[Hunk,
         match = re.fullmatch(rb"diff --git a/(\S+) b/\1\n", lines[at])
         path = match.group(1) if match else b""
         if not match or lines[at + 1 : at + 3] != [b"--- a/" + path + b"\n", b"+++ b/" + path + b"\n"]:
-            raise PatchError(f"{name}: line {offset + at + 1}: expected 'diff --git', '---' and '+++' of one same file")
+            raise PatchError(f"{name}: line {offset + at + 1}: expected 'diff --git', '---' and '+++' of the same file")
         key = path.decode()
         if key in files or ".." in key.split("/"):
-            raise PatchError(f"{name}: line {offset + at + 1}: {key} is there twice or leaves the tree")
+            raise PatchError(f"{name}: line {offset + at + 1}: {key} occurs twice or leaves the tree")
         at += 3
         hunks = []
         while at < len(lines) and (head := HUNK.fullmatch(lines[at])):
@@ -121,13 +121,13 @@ def _parse_hunk(head: re.Match[bytes], lines: list[bytes], at: int, where: str) 
             break
         used += 1
     if (len(old), len(new)) != (old_count, new_count):
-        raise PatchError(f"{where}: hunk says {old_count},{new_count} lines, holds {len(old)},{len(new)}")
+        raise PatchError(f"{where}: hunk announces {old_count},{new_count} lines, holds {len(old)},{len(new)}")
     # with a count of 0 the number is that of the line before
     return Hunk(start - (old_count > 0), new_start - (new_count > 0), tuple(old), tuple(new)), used
 
 
 def apply_hunks(data: bytes, hunks: tuple[Hunk, ...], where: str) -> bytes:
-    """Applies hunks without fuzz or offset; raises PatchError naming the hunk that does not fit."""
+    """Apply hunks without fuzz or offset; raises PatchError naming the hunk that does not fit."""
     lines, out, at = split_lines(data), [], 0
     for number, hunk in enumerate(hunks, 1):
         out += lines[at : hunk.start]
@@ -139,7 +139,7 @@ def apply_hunks(data: bytes, hunks: tuple[Hunk, ...], where: str) -> bytes:
 
 
 def apply_some(data: bytes, hunks: Iterable[Hunk], where: str) -> bytes:
-    """Applies a selection of one diff's hunks; their place in the result follows from the selection."""
+    """Apply a selection of one diff's hunks; their place in the result follows from the selection."""
     shifted, shift = [], 0
     for hunk in hunks:
         shifted.append(replace(hunk, new_start=hunk.start + shift))
@@ -196,7 +196,7 @@ def merge(ours: bytes, base: bytes, theirs: bytes) -> bytes | None:
 
 
 def git(folder: Path, *args: str) -> subprocess.CompletedProcess[bytes]:
-    """Runs git in a scratch folder, deaf to the user's configuration and to any repository around it."""
+    """Run git in a scratch folder, isolated from the user's configuration and any repository around it."""
     if not shutil.which("git"):
         raise PatchError("git is needed for this and is not on PATH; install it")
     env = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}

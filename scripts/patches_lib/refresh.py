@@ -1,7 +1,7 @@
-"""Writes edits of the patched tree back into the series: each into its patch, the series re-exported.
+"""Writes edits of the patched tree back to the series: each into its patch, then the series is re-exported.
 
-An edit is made at the end of the series but may belong to an earlier patch. It is carried down to that one by
-three-way merges through the patches between, so that several patches may touch one file.
+An edit is made on top of the whole series but may belong to an earlier patch. Three-way merges carry it down through
+the later patches, so that several patches may touch one file.
 
     print(refresh(ws, into="0003-x.patch", paths=["src/llama-graph.cpp"]))
 """
@@ -32,7 +32,7 @@ def edits_of(ws: Workspace, applied: Mapping[str, str]) -> dict[str, bytes | Non
 def refresh(
     ws: Workspace, into: str | None = None, new: str | None = None, header: bytes = b"", paths: Sequence[str] = ()
 ) -> str:
-    """Writes edits of the patched tree back to patches/ and re-exports the series.
+    """Write edits of the patched tree back to patches/ and re-export the series.
 
     Whole files of ours always go back to patches/src/. An edit of an upstream file goes into the patch `into`, or into
     a `new` one with this header, or else into the only patch that touches the file. `paths` limits which edits of
@@ -76,16 +76,16 @@ def refresh(
     return f"patches: {', '.join(written) or 'up to date, nothing'} written{note.group() if note else ''}"
 
 
-def _check_homes(patches: Sequence[Patch], chosen: Mapping[str, bytes | None], told: str | None) -> None:
+def _check_homes(patches: Sequence[Patch], chosen: Mapping[str, bytes | None], home: str | None) -> None:
     for path, data in sorted(chosen.items()):
         touching = [patch.name for patch in patches if path in patch.files]
         if data is None:
             raise PatchError(f"{path} was deleted; a patch only edits upstream files, so restore it")
-        if told is None and len(touching) != 1:
+        if home is None and len(touching) != 1:
             more = len([p for p in chosen if sum(p in patch.files for patch in patches) != 1]) - 1
             reason = f"is in {' and '.join(touching)}" if touching else "is in no patch yet"
             also = f" ({more} more like it)" if more else ""
-            raise PatchError(f"{path} {reason}{also}; say 'refresh --into NAME {path}', or '--new NAME'")
+            raise PatchError(f"{path} {reason}{also}; use 'refresh --into NAME {path}', or '--new NAME'")
 
 
 def _choose(

@@ -1,8 +1,7 @@
-"""The pinned upstream: finds or downloads its sdist, checks the hash, reads and unpacks the tree inside.
+"""The pinned upstream: finds or downloads its sdist, checks the hash, reads and unpacks the tree in it.
 
-Kept apart from the patch logic because this is the only part that touches the network. It needs nothing but Python and
-some pip: it runs from CMake inside build isolation, where `python -m pip` is often missing or misled by the
-environment that the outer pip has set up.
+The only part that uses the network. It needs only Python and some pip: CMake runs it in build isolation, where `python
+-m pip` is often missing or misled by the environment that the outer pip has set up.
 
     pin = read_pin(Path("patches/UPSTREAM")); files = read_tree(get_sdist(pin, Path("vendor")), pin)
 """
@@ -23,7 +22,7 @@ from pathlib import Path, PurePosixPath
 
 from patches_lib.patchfile import PatchError
 
-# Two thirds of the sdist, none of it built: test vocabularies, manuals, pictures, another project's housekeeping.
+# Two thirds of the sdist, none of it built: test vocabularies, manuals, pictures, upstream's housekeeping.
 SKIP = (".git", ".git/*", ".github/*", ".devops/*", ".gemini/*", ".pi/*", "benches/*", "docs/*", "media/*", "skills/*")
 SKIP += ("models/*.gguf", "models/*.gguf.*")
 
@@ -32,7 +31,7 @@ SKIP += ("models/*.gguf", "models/*.gguf.*")
 class Pin:
     name: str
     version: str
-    sha256: str  # of the sdist; "" accepts any, for a look at another release
+    sha256: str  # of the sdist; "" accepts any, to inspect another release
     tree: str  # folder inside the sdist
 
     @property
@@ -50,7 +49,7 @@ def read_pin(path: Path) -> Pin:
 
 
 def get_sdist(pin: Pin, cache: Path) -> Path:
-    """The sdist in the cache folder, downloaded if it is not there; its hash is checked every time."""
+    """The sdist in the cache folder, downloaded if missing; its hash is checked every time."""
     path = cache / pin.sdist
     if path.exists():
         _check_hash(path, pin, "delete it to download it again")
@@ -61,8 +60,10 @@ def get_sdist(pin: Pin, cache: Path) -> Path:
         _pip_download(pin, Path(folder))
         found = list(Path(folder).glob("*.tar.gz"))
         if len(found) != 1:
-            raise PatchError(f"pip downloaded no single sdist of {pin.name} {pin.version}")
-        _check_hash(found[0], pin, "the package index serves another file than the one pinned in patches/UPSTREAM")
+            raise PatchError(f"pip did not download exactly one sdist of {pin.name} {pin.version}")
+        _check_hash(
+            found[0], pin, "the package index serves a file that differs from the one pinned in patches/UPSTREAM"
+        )
         os.replace(found[0], path)
     return path
 
@@ -87,7 +88,7 @@ def _pip_download(pin: Pin, folder: Path) -> None:
     (folder / "requirements.txt").write_text(requirement + "\n")
     args = ["download", "--no-deps", "--no-binary", pin.name, "--disable-pip-version-check", "--no-input"]
     args += ["--progress-bar", "off", "--dest", str(folder), "-r", str(folder / "requirements.txt")]
-    # An outer pip's isolation variables would hide this pip from its own interpreter.
+    # The isolation variables of an outer pip would hide this pip from its own interpreter.
     hide = ("PYTHONPATH", "PYTHONNOUSERSITE", "_PYPROJECT_HOOKS_", "PEP517_", "PIP_BUILD_TRACKER", "PIP_REQ_TRACKER")
     hide += ("PIP_REQUIRE_VIRTUALENV", "PIP_CONSTRAINT")
     env = {key: value for key, value in os.environ.items() if not key.startswith(hide)}
@@ -121,7 +122,7 @@ def _find_pip(env: dict[str, str]) -> list[str]:
 
 
 def read_tree(sdist: Path, pin: Pin) -> dict[str, tuple[bytes, bool]]:
-    """{path in the tree: (content, is executable)} of every regular file worth keeping, about 60 MB."""
+    """{path in the tree: (content, is executable)} of every regular file to keep, about 60 MB."""
     files = {}
     prefix = PurePosixPath(pin.sdist.removesuffix(".tar.gz"), pin.tree)
     try:
@@ -132,7 +133,7 @@ def read_tree(sdist: Path, pin: Pin) -> dict[str, tuple[bytes, bool]]:
                     continue
                 name = str(path.relative_to(prefix))
                 if ".." in path.parts or not (member.isreg() or member.isdir()):
-                    raise PatchError(f"{sdist}: member {member.name} is no plain file inside the tree")
+                    raise PatchError(f"{sdist}: member {member.name} is not a plain file inside the tree")
                 if member.isreg() and not any(fnmatch(name, pattern) for pattern in SKIP):
                     files[name] = (archive.extractfile(member).read(), bool(member.mode & 0o100))
     except (tarfile.TarError, EOFError, OSError) as error:
@@ -143,7 +144,7 @@ def read_tree(sdist: Path, pin: Pin) -> dict[str, tuple[bytes, bool]]:
 
 
 def unpack(files: dict[str, tuple[bytes, bool]], target: Path) -> None:
-    """Writes the files to a folder that appears only once it is complete."""
+    """Write the files to a folder that appears only when it is complete."""
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
     try:

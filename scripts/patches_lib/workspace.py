@@ -1,8 +1,8 @@
-"""The patched tree and the series, kept in step: fetch and apply.
+"""Keeps the patched tree and the series in step: fetch and apply.
 
-For each file there are three contents: what patches/ asks for, what was last put into the tree (its hash is in a stamp
-beside the tree), and what the tree holds. Comparing them tells a local edit from a change under patches/, so neither
-is ever lost. Nothing is wiped: a file is written only when its content changes, so ninja rebuilds only that.
+Each file has three contents: the one patches/ defines, the one last written to the tree (its hash is in a stamp beside
+the tree), and the one in the tree. Comparing them distinguishes a local edit from a change under patches/, so neither
+is ever lost. Nothing is wiped: a file is written only when its content changes, so ninja rebuilds only that file.
 
     print(apply(Workspace(Path("."))))
 """
@@ -21,12 +21,12 @@ from pathlib import Path
 from patches_lib.patchfile import NAME, Patch, PatchError, apply_hunks, export, parse
 from patches_lib.upstream import SKIP, get_sdist, read_pin, read_tree, unpack
 
-# A new file in the tree is ours if it looks like source; the rest are leftovers of builds and editors.
+# A new file in the tree is ours if it looks like source; others are leftovers of builds and editors.
 SOURCE = (".c", ".cc", ".cpp", ".h", ".hpp", ".cu", ".cuh", ".m", ".mm", ".metal", ".comp", ".cmake", ".txt", ".py")
 
 
 class Workspace:
-    """The folders of one checkout, and what was last put into its patched tree."""
+    """The folders of one checkout, and the state of its patched tree."""
 
     def __init__(self, root: Path, cache: Path | None = None):
         self.patches = root / "patches"
@@ -48,7 +48,7 @@ class Workspace:
         names = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
         for name in names:
             if not NAME.fullmatch(name) or names.count(name) > 1:
-                raise PatchError(f"patches/series: '{name}' must be there once and look like 0001-what-it-is.patch")
+                raise PatchError(f"patches/series: '{name}' must occur once and look like 0001-what-it-is.patch")
         return names
 
     def series(self) -> list[Patch]:
@@ -64,14 +64,14 @@ class Workspace:
         return {name: path.read_bytes() for name, path in walk(self.src).items()}
 
     def applied(self) -> dict[str, str]:
-        """{path: sha256} of the files that were last put into the tree."""
+        """{path: sha256} of the files last written to the tree."""
         stamp = self._stamp()
         if stamp["pin"] != self.pin.sha256:
-            raise PatchError(f"{self.tree} is of another upstream; save what you need, delete it")
+            raise PatchError(f"{self.tree} is from another upstream; save your edits, then delete it")
         return stamp["files"]
 
     def _stamp(self) -> dict:
-        # Without a stamp (first run, or cut short) nothing was applied; files that already fit count as unedited.
+        # Without a stamp (first or interrupted run) nothing was applied; files that already fit count as unedited.
         data = read(self.tree_stamp)
         try:
             return json.loads(data) if data else {"pin": self.pin.sha256, "files": {}}
@@ -83,7 +83,7 @@ class Workspace:
         write(self.tree_stamp, json.dumps(stamp, indent=1, sort_keys=True).encode())
 
     def edited(self, applied: Mapping[str, str]) -> set[str]:
-        """Paths whose content in the tree is not what was last put there: edits, new files, deletions."""
+        """Paths whose content in the tree is not the last one written: edits, new files, deletions."""
         pristine, tree = walk(self.pristine), walk(self.tree)
         changed = set()
         for name in pristine.keys() | applied.keys():
@@ -93,18 +93,18 @@ class Workspace:
         return changed | {n for n in tree if n not in pristine and n not in applied and n.endswith(SOURCE)}
 
     def drop_tree_of_other_upstream(self) -> None:
-        """Removes a patched tree made from another pin, unless someone has edited it."""
+        """Remove a patched tree made from another pin, unless it holds edits."""
         stamp = self._stamp()
         if not self.tree.is_dir() or stamp["pin"] == self.pin.sha256:
             return
         if edits := self.edited(stamp["files"]):
-            raise PatchError(f"{self.tree} is of another upstream and holds {some(edits)}; save, then delete it")
+            raise PatchError(f"{self.tree} is from another upstream and holds {some(edits)}; save them, then delete it")
         shutil.rmtree(self.tree)
         self.tree_stamp.unlink()
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """One command at a time: two builds may start together."""
+        """Allow one command at a time: two builds may start together."""
         self.vendor.mkdir(parents=True, exist_ok=True)
         with open(self.vendor / ".lock", "a") as file:
             with contextlib.suppress(ImportError):  # Windows has no fcntl, and no lock here
@@ -121,7 +121,7 @@ def stack(patches: Sequence[Patch], base: Callable[[str], bytes | None]) -> dict
         for path, hunks in patch.files.items():
             if path not in versions:
                 if (data := base(path)) is None:
-                    raise PatchError(f"{patch.name}: {path} is no upstream file; ours go to patches/src/")
+                    raise PatchError(f"{patch.name}: {path} is not an upstream file; ours go to patches/src/")
                 versions[path] = [data]
             states = versions[path]
             states += states[-1:] * (index + 1 - len(states))
@@ -132,17 +132,17 @@ def stack(patches: Sequence[Patch], base: Callable[[str], bytes | None]) -> dict
 
 
 def export_all(patches: Sequence[Patch], versions: Mapping[str, Sequence[bytes]]) -> dict[str, bytes]:
-    """{name: file content} of every patch, from the contents between them; proves that applying gives them back."""
+    """{name: file content} of every patch, from the contents between them; verifies that applying reproduces them."""
     exported = {}
     for index, patch in enumerate(patches):
         files = {path: (states[index], states[index + 1]) for path, states in versions.items()}
         exported[patch.name] = export(patch.header, files)
         if exported[patch.name] == patch.header:
-            raise PatchError(f"{patch.name} would be empty; take it out with 'refresh --drop {patch.name}'")
+            raise PatchError(f"{patch.name} would be empty; remove it with 'refresh --drop {patch.name}'")
     again = stack([parse(name, data) for name, data in exported.items()], lambda path: versions[path][0])
     for path, states in versions.items():
         if again.get(path, states[:1])[-1] != states[-1]:
-            raise PatchError(f"the exported series does not give {path} back; nothing was written")
+            raise PatchError(f"the exported series does not reproduce {path}; nothing was written")
     return exported
 
 
@@ -156,10 +156,10 @@ def wanted(ws: Workspace) -> dict[str, bytes]:
 
 
 def fetch(ws: Workspace) -> str:
-    """Unpacks the pinned upstream into vendor/llama.cpp, unless it is there."""
+    """Unpack the pinned upstream into vendor/llama.cpp, unless it exists."""
     stamp = f"{ws.pin.sha256} {digest(repr(SKIP).encode())[:12]}\n".encode()
     if ws.pristine.is_dir() and read(ws.pristine_stamp) == stamp:
-        return f"{ws.pristine}: {ws.pin.name} {ws.pin.version} is there"
+        return f"{ws.pristine}: {ws.pin.name} {ws.pin.version} is unpacked"
     files = read_tree(get_sdist(ws.pin, ws.cache), ws.pin)
     ws.drop_tree_of_other_upstream()
     ws.pristine_stamp.unlink(missing_ok=True)
@@ -169,7 +169,7 @@ def fetch(ws: Workspace) -> str:
 
 
 def apply(ws: Workspace, discard: bool = False, keep: bool = False) -> str:
-    """Makes the patched tree what patches/ asks for. Local edits: an error, or lost, or left alone."""
+    """Bring the patched tree in line with patches/. Local edits are an error, overwritten, or left alone."""
     fetch(ws)
     want = wanted(ws)
     if not ws.tree.is_dir():
@@ -218,7 +218,7 @@ def executable(path: Path) -> bool:
 
 
 def write(path: Path, data: bytes, runs: bool = False) -> bool:
-    """Replaces a file at once; False, and the old mtime, if it holds this content already."""
+    """Replace a file atomically; returns False and keeps the mtime if it already holds this content."""
     if read(path) == data:
         return False
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -111,7 +111,7 @@ def test_leftovers_of_builds_are_no_edits(checkout, run):
     assert run("apply").endswith(" 0 files written\n")
 
 
-def test_apply_goes_on_after_being_cut_short(checkout, run):
+def test_apply_resumes_after_an_interruption(checkout, run):
     run("apply")
     (checkout.vendor / "llama.cpp-patched.stamp").unlink()
     (checkout.tree / "src/ours.cpp").unlink()
@@ -124,11 +124,11 @@ def test_apply_goes_on_after_being_cut_short(checkout, run):
         ("@@ -5,3 +5,3 @@", "@@ -6,3 +6,3 @@", f"{N1}: src/a.cpp: hunk 1 does not fit exactly at line 6"),  # offset
         (" a 5\n", " a 50\n", f"{N1}: src/a.cpp: hunk 1 does not fit exactly at line 5"),  # fuzz
         ("+5,3 @@", "+6,3 @@", f"{N1}: src/a.cpp: hunk 1 does not fit exactly at line 5"),
-        ("@@ -5,3", "@@ -5,4", f"{N1}: line 16: hunk says 4,3 lines, holds 3,3"),
+        ("@@ -5,3", "@@ -5,4", f"{N1}: line 16: hunk announces 4,3 lines, holds 3,3"),
         (
             "+++ b/src/a.cpp",
             "+++ b/src/b.cpp",
-            f"{N1}: line 13: expected 'diff --git', '---' and '+++' of one same file",
+            f"{N1}: line 13: expected 'diff --git', '---' and '+++' of the same file",
         ),
         (
             "Why: because",
@@ -150,7 +150,7 @@ def test_apply_refuses_to_overwrite_an_upstream_file(checkout, fail):
 
 def test_a_patch_of_a_file_that_upstream_has_not(checkout, fail):
     checkout.put(f"patches/{N2}", HEADER + TWO.replace(b"src/a.cpp", b"src/z.cpp"))
-    assert fail("apply") == f"{N2}: src/z.cpp is no upstream file; ours go to patches/src/"
+    assert fail("apply") == f"{N2}: src/z.cpp is not an upstream file; ours go to patches/src/"
 
 
 # refresh
@@ -182,7 +182,7 @@ def test_refresh_into_one_of_several_patches(checkout, run, fail, home, line):
     run("apply")
     before = checkout.state()
     checkout.edit("src/a.cpp", "a 12\n", "a twelve\na twelve more\n")
-    assert fail("refresh") == (f"src/a.cpp is in {N1} and {N2}; say 'refresh --into NAME src/a.cpp', or '--new NAME'")
+    assert fail("refresh") == (f"src/a.cpp is in {N1} and {N2}; use 'refresh --into NAME src/a.cpp', or '--new NAME'")
     assert checkout.state() == before
     run("refresh", "--into", home)
     data = {name: (checkout.patches / name).read_bytes() for name in (N1, N2)}
@@ -220,7 +220,7 @@ def test_refresh_makes_a_new_patch_of_some_edits(checkout, run, fail):
     checkout.edit("src/a.cpp", "a 12\n", "a twelve\n")
     header = ["--subject", "b", "--why", "since\n" + "b " * 60, "--goes-away-when", "never"]
     assert fail("refresh") == (
-        f"src/a.cpp is in {N1} and {N2} (1 more like it); say 'refresh --into NAME src/a.cpp', or '--new NAME'"
+        f"src/a.cpp is in {N1} and {N2} (1 more like it); use 'refresh --into NAME src/a.cpp', or '--new NAME'"
     )
     assert "header field 'Why:' is empty" in fail("refresh", "--new", "0003-b.patch", "--subject", "b")
     assert "must be a name not yet in the series" in fail("refresh", "--new", N1, *header)
@@ -293,4 +293,4 @@ def test_refresh_refuses_to_delete_or_to_empty(checkout, run, fail):
     assert fail("refresh", "--into", N1) == f"{path} was deleted; a patch only edits upstream files, so restore it"
     run("apply", "--discard")
     checkout.edit("src/a.cpp", "a twenty and a half\n", "")
-    assert fail("refresh", "--into", N2) == f"{N2} would be empty; take it out with 'refresh --drop {N2}'"
+    assert fail("refresh", "--into", N2) == f"{N2} would be empty; remove it with 'refresh --drop {N2}'"

@@ -48,7 +48,7 @@ BROKEN = {
     ),
     "nothing of ours": (
         lambda c: (c.patches / "src/src/ours.cpp").unlink(),
-        "patches/src/ holds no file: nothing of ours was checked",
+        "patches/src/ holds no file: none of our files was checked",
     ),
     "series names too much": (
         lambda c: (c.patches / N2).unlink(),
@@ -61,7 +61,7 @@ BROKEN = {
     "a stranger": (lambda c: c.put("patches/notes.txt", ""), "patches/notes.txt is not in patches/series"),
     "named twice": (
         lambda c: c.put("patches/series", f"{N1}\n{N1}\n{N2}\n"),
-        f"patches/series: '{N1}' must be there once and look like 0001-what-it-is.patch",
+        f"patches/series: '{N1}' must occur once and look like 0001-what-it-is.patch",
     ),
     "no header": (
         lambda c: c.put(f"patches/{N1}", ONE),
@@ -69,7 +69,7 @@ BROKEN = {
     ),
     "an empty reason": (
         lambda c: c.swap(f"patches/{N1}", "Why: because of this\n  and of that\n", "Why:\n"),
-        f"{N1}: header field 'Why:' is empty; say it in a sentence",
+        f"{N1}: header field 'Why:' is empty; write a sentence",
     ),
     "text between": (
         lambda c: c.swap(f"patches/{N1}", "Why:", "note to self\nWhy:"),
@@ -94,11 +94,11 @@ BROKEN = {
     ),
     "an index line": (
         lambda c: c.swap(f"patches/{N2}", "--- a/", "index 123..456 100644\n--- a/"),
-        f"{N2}: line 6: expected 'diff --git', '---' and '+++' of one same file",
+        f"{N2}: line 6: expected 'diff --git', '---' and '+++' of the same file",
     ),
     "a tail": (
         lambda c: c.put(f"patches/{N2}", HEADER + TWO + b"-- \n2.39\n"),
-        f"{N2}: line 13: expected 'diff --git', '---' and '+++' of one same file",
+        f"{N2}: line 13: expected 'diff --git', '---' and '+++' of the same file",
     ),
     "overwrites upstream": (
         lambda c: c.put("patches/src/src/b.cpp", OURS),
@@ -174,7 +174,7 @@ def test_against_a_release_that_is_not_there(checkout, fail, monkeypatch):
     assert fail("check", "--against", "9.9") == (
         "pip could not download llama-cpp-python 9.9: No matching distribution found for llama-cpp-python==9.9"
     )
-    assert "is no version" in fail("check", "--against", "../9")
+    assert "is not a version" in fail("check", "--against", "../9")
 
 
 def test_against_a_release_that_lacks_the_file_or_has_ours(checkout, capsys):
@@ -223,7 +223,7 @@ def test_drop_refuses_a_patch_that_others_build_on(checkout, run, fail):
     checkout.edit("src/a.cpp", "a six\n", "a six!\n")
     run("refresh", "--into", N2)
     before = checkout.state()
-    assert fail("refresh", "--drop", N1) == f"{N1} can't be dropped alone: {N2}: FAILS: src/a.cpp hunk 1"
+    assert fail("refresh", "--drop", N1) == f"{N1} cannot be dropped alone: {N2}: FAILS: src/a.cpp hunk 1"
     assert checkout.state() == before
 
 
@@ -233,7 +233,7 @@ def test_a_tree_of_another_release_is_replaced_only_if_unedited(checkout, run, f
     sdist = release(checkout, "1.1", a=lambda text: text + "tail\n")
     checkout.swap("patches/UPSTREAM", "version = 1.0", "version = 1.1")
     checkout.swap("patches/UPSTREAM", upstream.sha256_of(checkout.sdist), upstream.sha256_of(sdist))
-    assert "is of another upstream and holds 1 local edit (src/ours.cpp)" in fail("apply")
+    assert "is from another upstream and holds 1 local edit (src/ours.cpp)" in fail("apply")
     assert "long" in (checkout.tree / "src/ours.cpp").read_text()
     checkout.edit("src/ours.cpp", "long", "int")
     run("apply")
@@ -243,7 +243,7 @@ def test_a_tree_of_another_release_is_replaced_only_if_unedited(checkout, run, f
 def test_a_tree_that_is_not_of_the_pin_is_left_alone(checkout, run, fail):
     run("apply")
     checkout.swap("vendor/llama.cpp-patched.stamp", upstream.sha256_of(checkout.sdist), "0" * 64)
-    assert fail("apply") == f"{checkout.tree} is of another upstream; save what you need, delete it"
+    assert fail("apply") == f"{checkout.tree} is from another upstream; save your edits, then delete it"
     checkout.put("vendor/llama.cpp-patched.stamp", "{")
     assert fail("apply") == f"{checkout.tree}.stamp: not JSON; delete it"
 

@@ -21,7 +21,7 @@ def test_fetch_unpacks_what_is_worth_keeping_and_then_does_nothing(checkout, run
     assert not (checkout.pristine / "models").exists()
     before = checkout.state("vendor/llama.cpp")
     checkout.sdist.unlink()
-    assert run("fetch") == f"{checkout.pristine}: llama-cpp-python 1.0 is there\n"
+    assert run("fetch") == f"{checkout.pristine}: llama-cpp-python 1.0 is unpacked\n"
     assert checkout.state("vendor/llama.cpp") == before
 
 
@@ -114,7 +114,7 @@ def member(name, kind=tarfile.REGTYPE):
 )
 def test_a_hostile_archive_unpacks_nothing(checkout, fail, bad):
     checkout.pin(upstream.sha256_of(make_sdist(checkout.vendor, "1.0", UPSTREAM, [bad])))
-    assert fail("fetch").endswith(f"member {bad.name} is no plain file inside the tree")
+    assert fail("fetch").endswith(f"member {bad.name} is not a plain file inside the tree")
     assert {path.name for path in checkout.vendor.iterdir()} == {".lock", checkout.sdist.name}
 
 
