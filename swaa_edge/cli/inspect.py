@@ -9,10 +9,10 @@ from typing import Any
 import click
 
 from swaa_edge.config import SwaaConfig
-from swaa_edge.errors import ConfigError, ModelFileError
-from swaa_edge.files.model import ModelFile, read_model, swaa_refusal
+from swaa_edge.errors import ConfigError
+from swaa_edge.files.model import ModelFile, read_model
 from swaa_edge.kvsize import FA, KINDS, SLIDING, SLIDING_FA_DECODE, kv_size, layer_kinds
-from swaa_edge.metadata import VERSION, effective_config
+from swaa_edge.metadata import VERSION
 
 CONTEXTS = {"8k": 8192, "32k": 32768, "128k": 131072}
 CACHE_TYPES = ("f16", "q8_0")
@@ -35,18 +35,16 @@ def inspect(model: str, as_json: bool) -> None:
     swaa-edge inspect model.gguf --json
     """
     found = read_model(model)
-    if found.header.value("general.type") == "adapter":
-        raise ModelFileError(f"{model} is a LoRA adapter, no model; inspect the model that it is for")
     report = describe(found)
     click.echo(json.dumps(report, indent=2) if as_json else draw(report))
 
 
 def describe(model: ModelFile) -> dict[str, Any]:
     """Everything that `inspect` shows, as plain JSON values; sizes in bytes."""
-    swaa = effective_config(model.header)
+    swaa = model.swaa()
     kinds = layer_kinds(swaa, model.n_layers)
     return {
-        "file": str(model.paths[0]),
+        "file": str(model),
         "files": len(model.paths),
         "size": model.size,
         "model": {
@@ -62,7 +60,7 @@ def describe(model: ModelFile) -> dict[str, Any]:
             "value_length": model.value_length,
             "context_length": model.context_length,
             "vocabulary": model.n_vocab,
-            "swaa_refusal": swaa_refusal(model.header),
+            "swaa_refusal": model.refusal,
         },
         "swaa": None if swaa is None else {"version": VERSION, **swaa.to_dict()},
         "layers": kinds,

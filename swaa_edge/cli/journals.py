@@ -5,17 +5,14 @@ journal, path = opened("eval", key, asked.journal_file, asked.fresh)
 
 from __future__ import annotations
 
-import hashlib
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from swaa_edge.files.lora_gguf import read_lora
 from swaa_edge.files.model import ModelFile
 
 if TYPE_CHECKING:
     from swaa_edge.support.journal import Journal
-
-_ENDS = 1 << 20
 
 
 def opened(kind: str, key: dict[str, Any], file: str | None, fresh: bool) -> tuple[Journal, Path | None]:
@@ -26,18 +23,6 @@ def opened(kind: str, key: dict[str, Any], file: str | None, fresh: bool) -> tup
     return journal, journal.path
 
 
-def fingerprint(model: ModelFile, lora: str | None = None) -> list[Any]:
-    """Of the size and both ends of each file: cheap for gigabytes, and other metadata or weights show in them.
-
-    lora: an adapter that is applied to the model, or none.
-    """
-    found = [model.size, *(_ends(path) for path in model.paths)]
-    return found if lora is None else [*found, os.path.getsize(lora), _ends(Path(lora))]
-
-
-def _ends(path: Path) -> str:
-    with path.open("rb") as file:
-        found = hashlib.sha256(file.read(_ENDS))
-        file.seek(max(0, path.stat().st_size - _ENDS))
-        found.update(file.read(_ENDS))
-    return found.hexdigest()
+def fingerprint(model: ModelFile, lora: str | None = None) -> list[str]:
+    """Identity of a model's metadata and weights, and of those of an adapter that is applied to it."""
+    return [model.fingerprint] if lora is None else [model.fingerprint, read_lora(lora, model).fingerprint]

@@ -23,7 +23,7 @@ from swaa_edge.convert import child, hf
 from swaa_edge.convert.annotate import annotate
 from swaa_edge.convert.lora_merge import read_adapter
 from swaa_edge.convert.lora_to_gguf import convert_adapter, scaled_alpha
-from swaa_edge.engine.preflight import check_tokenizer, plan_swaa
+from swaa_edge.engine.preflight import check_tokenizer, resolve_swaa
 from swaa_edge.errors import ConfigError, ModelFileError, UnsupportedModelError
 from swaa_edge.files.header import read_header
 from swaa_edge.files.lora_gguf import read_lora
@@ -117,12 +117,18 @@ def test_an_adapter_on_a_quantized_model(base, adapters, tmp_path):
 @pytest.mark.native
 def test_another_recipe_is_refused_when_it_is_loaded(base, adapters, tmp_path):
     other = dataclasses.replace(RECIPE, window_size=25)
-    with pytest.raises(ConfigError, match=r"tuned-plain was trained under another recipe: full attention was asked"):
+    with pytest.raises(
+        ConfigError, match=r"tuned-plain was trained under another recipe: full attention was"
+    ):
         logits(base, lora_path=adapters["plain"], swaa=False)
-    with pytest.raises(ConfigError, match=r"it has window_size = 24, 25 was asked for; leave the settings out to use"):
+    with pytest.raises(
+        ConfigError, match=r"its window_size is 24, but 25 was requested; leave the settings out"
+    ):
         logits(base, lora_path=adapters["plain"], swaa=other)
     annotate(base, tmp_path / "other.gguf", other)
-    with pytest.raises(ConfigError, match=r"24, 25 was asked for; give its recipe as settings, instead of those of"):
+    with pytest.raises(
+        ConfigError, match=r"25 was requested; give its recipe as settings, instead of those of"
+    ):
         logits(tmp_path / "other.gguf", lora_path=adapters["plain"])
     assert logits(tmp_path / "other.gguf", lora_path=adapters["plain"], swaa=RECIPE)[1] == RECIPE
 
@@ -196,7 +202,7 @@ def test_another_recipe_or_base_is_refused_before_any_work(folders, checkpoint, 
     output, right = tmp_path / "adapter.gguf", checkpoint("qwen3", layers=LAYERS)
     with pytest.raises(ConfigError, match="tuned-plain was trained under another recipe"):
         convert_adapter(right, folders["plain"], output, swaa=SwaaConfig(24))
-    with pytest.raises(UnsupportedModelError, match="which tuned-plain was trained on: it has 2 layers"):
+    with pytest.raises(UnsupportedModelError, match="the base model of tuned-plain: it has 2 layers instead of 4;"):
         convert_adapter(checkpoint("qwen3"), folders["plain"], output)
     with pytest.raises(ConfigError, match="outtype 'q4' must be one of"):
         convert_adapter(right, folders["plain"], output, outtype="q4")
@@ -260,7 +266,9 @@ def test_ranks_are_those_of_the_matrices(ordinary):
     with pytest.raises(UnsupportedModelError, match=r"its ranks differ \(4 to 5\) under rsLoRA"):
         scaled_alpha(ordinary(use_rslora=True))
     save_file(weights | {"base_model.model.lm_head.weight": torch.zeros(2, 2)}, adapter.weights)
-    with pytest.raises(UnsupportedModelError, match=r"it holds base_model\.model\.lm_head\.weight, which is no matrix"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"holds base_model\.model\.lm_head\.weight, which is not a LoRA"
+    ):
         scaled_alpha(adapter)
     save_file({}, adapter.weights)
     with pytest.raises(ModelFileError, match="is empty"):
@@ -291,7 +299,7 @@ def write(path, tensors, *, arch="qwen3", kind=np.float32, **keys):
 @pytest.fixture
 def model(tmp_path):
     def make(weights=WEIGHTS, **keys):
-        return [read_header(write(tmp_path / "model.gguf", weights, **{"qwen3.block_count": 2} | keys))]
+        return write(tmp_path / "model.gguf", weights, **{"qwen3.block_count": 2} | keys)
 
     return make
 
@@ -340,15 +348,19 @@ def test_matrices_that_do_not_fit(pairs, why, model, adapter):
     [
         ({"arch": "llama"}, UnsupportedModelError, "it is for the architecture llama, not qwen3"),
         ({"qwen3.block_count": 3}, UnsupportedModelError, "it is for 3 layers, the model has 2"),
-        ({"general.type": "model"}, ModelFileError, "is no LoRA adapter; make one with: swaa-edge convert"),
-        ({"adapter.type": "other"}, ModelFileError, "is no LoRA adapter"),
+        ({"general.type": "model"}, ModelFileError, "is not a LoRA adapter; make one with: swaa-edge convert"),
+        ({"adapter.type": "other"}, ModelFileError, "is not a LoRA adapter"),
         ({"general.type": 7}, ModelFileError, r"general\.type has the type uint32; it must be string"),
         ({"adapter.lora.alpha": 4}, ModelFileError, r"adapter\.lora\.alpha has the type uint32; it must be float32"),
         ({"adapter.alora.invocation_tokens": [1]}, UnsupportedModelError, "is an aLoRA"),
-        ({"pairs": {}}, ModelFileError, "holds no matrices of a LoRA"),
+        ({"pairs": {}}, ModelFileError, "holds no LoRA matrices"),
         ({"pairs": {"blk.0.attn_q.weight": ((8, 2),)}}, ModelFileError, r"lacks blk\.0\.attn_q\.weight\.lora_b"),
-        ({"more": {"blk.0.attn_q.bias": (6,)}}, ModelFileError, r"holds blk\.0\.attn_q\.bias, which is no matrix"),
-        ({"kind": np.int32}, ModelFileError, r"lora_a has the type 26 of ggml; convert it as f16"),
+        (
+            {"more": {"blk.0.attn_q.bias": (6,)}},
+            ModelFileError,
+            r"holds blk\.0\.attn_q\.bias, which is not a LoRA",
+        ),
+        ({"kind": np.int32}, ModelFileError, r"lora_a has ggml's type 26; convert it as f16"),
         ({"swaa.version": 1}, ModelFileError, r"qwen3\.block_count is missing"),
         ({"swaa.version": 1, "qwen3.block_count": 2}, ModelFileError, r"swaa\.window_size is missing"),
     ],
@@ -360,7 +372,9 @@ def test_files_that_are_no_adapter_for_the_model(made, error, why, model, adapte
 
 def test_embeddings_that_are_the_output_too(model, adapter):
     # llama.cpp would take the matrices, which lie the other way round, for the output too, and die.
-    with pytest.raises(UnsupportedModelError, match=r"changes the embeddings, which .*model\.gguf uses for its output"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"changes the embeddings, which .*model\.gguf also uses as its out"
+    ):
         read_lora(adapter({"token_embd.weight": ((2, 20), (2, 8))}), model())
 
 
@@ -375,11 +389,11 @@ def test_files_that_can_not_be_read(model, tmp_path):
 def test_an_adapter_is_not_applied_twice(base, adapters, tmp_path):
     annotate(base, tmp_path / "merged.gguf", dataclasses.replace(RECIPE, adapter="tuned-plain"))
     with pytest.raises(UnsupportedModelError, match=r"carries the adapter tuned-plain in its weights; leave .* out"):
-        plan_swaa(str(tmp_path / "merged.gguf"), None, None, adapters["plain"])
+        resolve_swaa(str(tmp_path / "merged.gguf"), None, None, adapters["plain"])
 
 
 def test_an_adapter_given_as_the_model(adapters):
-    with pytest.raises(ModelFileError, match=r"plain\.gguf is a LoRA adapter, no model; give its base model"):
+    with pytest.raises(ModelFileError, match=r"plain\.gguf is a LoRA adapter, not a model; give its base model"):
         check_tokenizer(adapters["plain"])
 
 
@@ -387,22 +401,23 @@ def test_an_adapter_given_as_the_model(adapters):
 
 
 def test_the_recipe_in_force(base, adapters, tmp_path):
-    overrides, meant = plan_swaa(str(base), None, None, adapters["plain"])
+    resolved = resolve_swaa(str(base), None, None, adapters["plain"])
+    meant, overrides = resolved.config, resolved.kv_overrides
     assert (meant, meant.recipe, meant.adapter) == (RECIPE, "mine", "tuned-plain")
     assert (overrides["swaa.window_size"], overrides["swaa.sliding_layers"]) == (24, "1011")
     same = SwaaConfig(24, 2, "1:2", [0, 1], recipe="spelled otherwise")
-    meant = plan_swaa(str(base), same, None, adapters["plain"])[1]
+    meant = resolve_swaa(str(base), same, None, adapters["plain"]).config
     assert (meant, meant.recipe, meant.adapter) == (RECIPE, "spelled otherwise", "tuned-plain")
     annotate(base, tmp_path / "same.gguf", same)
-    assert plan_swaa(str(tmp_path / "same.gguf"), None, None, adapters["plain"])[0] is None
-    with pytest.raises(ConfigError, match="full attention was asked for"):
-        plan_swaa(str(tmp_path / "same.gguf"), None, {"swaa.enabled": False}, adapters["plain"])
+    assert resolve_swaa(str(tmp_path / "same.gguf"), None, None, adapters["plain"]).kv_overrides is None
+    with pytest.raises(ConfigError, match="full attention was requested"):
+        resolve_swaa(str(tmp_path / "same.gguf"), None, {"swaa.enabled": False}, adapters["plain"])
 
 
 def test_an_adapter_without_a_recipe_goes_with_any(base, adapters, tmp_path):
     annotate(adapters["plain"], tmp_path / "plain.gguf")
     for settings, expected in ((None, None), (False, None), (RECIPE, RECIPE)):
-        assert plan_swaa(str(base), settings, None, tmp_path / "plain.gguf")[1] == expected
+        assert resolve_swaa(str(base), settings, None, tmp_path / "plain.gguf").config == expected
 
 
 # The commands
@@ -458,4 +473,5 @@ def test_calibrate_chooses_no_layers_for_an_adapter_that_has_them(base, adapters
 def test_an_adapter_is_no_model_to_inspect(adapters):
     done = CliRunner().invoke(cli, ["inspect", str(adapters["plain"])])
     assert done.exit_code == 1
-    assert done.stderr == f"Error: {adapters['plain']} is a LoRA adapter, no model; inspect the model that it is for\n"
+    advice = "give its base model, and the adapter with --lora (lora_path in Python)"
+    assert done.stderr == f"Error: {adapters['plain']} is a LoRA adapter, not a model; {advice}\n"
