@@ -1,8 +1,7 @@
 """`SwaaLlama`: llama_cpp.Llama that runs models under sliding-window attention adaptation.
 
-A drop-in subclass. It loads the patched library, checks what it is given before any C code sees it,
-tells the engine exactly which tokens are prompt and which are generated, reports the prefill's
-progress, and can be cancelled.
+A drop-in subclass. It loads the patched library, checks its arguments before any C code sees them, tells the engine
+exactly which tokens are prompt and which are generated, reports the progress of the prefill, and can be cancelled.
 
     llm = SwaaLlama("model.gguf", n_ctx=32768, on_prefill=lambda done, total: print(done, total))
 """
@@ -12,60 +11,61 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
-import time
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from swaa_edge import native
-from swaa_edge.config import SwaaConfig
-from swaa_edge.engine.cache import CachedLlama
-from swaa_edge.engine.preflight import check_context, check_tokenizer, effective_config, plan_swaa
-from swaa_edge.engine.translate import decode_failure, load_failure
-from swaa_edge.errors import GenerationCancelled, GenerationError
-from swaa_edge.files import lora_gguf
+from swaa_edge.config import Configuration, SwaaConfig
+from swaa_edge.engine import states
+from swaa_edge.engine.cache import KVCache
+from swaa_edge.engine.evaluation import OnLogits, engine_phase, evaluate, failure
+from swaa_edge.engine.phases import PhaseTracker, Timings, Turn
+from swaa_edge.engine.preflight import check_context, check_tokenizer, reported_config, resolve_swaa
+from swaa_edge.engine.settings import round_up
+from swaa_edge.engine.translate import load_failure
+from swaa_edge.errors import GenerationError
+from swaa_edge.files.model import read_model
 from swaa_edge.layers import whole_number
 from swaa_edge.native import Phase
-from swaa_edge.timings import Timings
 
-# Deriving from llama_cpp's class imports llama_cpp, so the patched library must be under it by now.
+# Deriving from llama_cpp's class imports llama_cpp, so the patched library must be loaded before.
 llama_cpp = native.load()
 
 OnPrefill = Callable[[int, int], object]
-OnLogits = Callable[[np.ndarray], object]
 _LOG = logging.getLogger("llama-cpp-python")
 _GENERATE = inspect.signature(llama_cpp.Llama.generate)
-# llama.cpp rounds a context up to whole blocks of this many cells; llama_cpp's arrays must have that size too.
-_CONTEXT_STEP = 256
 
 
 class _Closed:
-    """Stands where upstream's model and context were: any use of them says what is wrong."""
+    """Takes the place of upstream's model and context; any use of it is an error that names the reason."""
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # what copy, pickle and repr look for
+        if name.startswith("__"):  # looked up by copy, pickle and repr
             raise AttributeError(name)
         raise GenerationError("this model is closed; load it again")
 
 
-class SwaaLlama(CachedLlama):
-    """llama_cpp.Llama under SWAA; every method and argument of it, and these.
+class SwaaLlama(llama_cpp.Llama):
+    """llama_cpp.Llama under SWAA, with all its methods and arguments, and these.
 
-    swaa: None runs what the file's keys say; a SwaaConfig runs that instead; False runs full attention.
+    model_path: a path, or a `ModelFile` that was read already.
+    swaa: None runs the settings in the file; a SwaaConfig runs that instead; False runs full attention.
     on_prefill(done, total): called while a prompt is evaluated, first with done = 0 and then after each
         ubatch; both count tokens, without a reused prefix. Called in the thread that evaluates.
     flash_attn: on by default, since SWAA is fast only with it.
-    swa_full: True keeps K and V of the whole context also in the layers that need a window only, instead of a ring;
-        then every prefix can be reused. None is False under SWAA, and llama_cpp's default without it.
-    checkpoints: how many copies of the ring are kept, each to reuse one prompt after a longer answer.
+    swa_full: True keeps K and V of the whole context also in layers that need only a window, instead of a ring; then
+        every prefix can be reused. None is False under SWAA, and llama_cpp's default without it.
+    ring_snapshots: number of copies of the ring to keep; each allows one prompt to be reused after a longer response.
     n_ctx: rounded up to a multiple of 256, as llama.cpp does.
-    lora_path: a GGUF adapter (`convert --lora DIR --adapter-only`). If it says what recipe it was trained under, that
-        one holds where neither `swaa` nor the model's file has settings, and another one is a `ConfigError`.
-        lora_scale goes to llama.cpp as it is: a factor on what the adapter adds; 0 is the model without it.
+    lora_path: a GGUF adapter (`convert --lora DIR --adapter-only`). The recipe it was trained under, if it has one,
+        applies if neither `swaa` nor the model file holds settings; other settings are a `ConfigError`.
+        lora_scale goes to llama.cpp unchanged: a factor on what the adapter adds; 0 is the model without it.
 
-    Raises before any model is loaded: `ModelFileError` for a file that is missing, no GGUF, cut off or
+    Raises before any model is loaded: `ModelFileError` for a file that is missing, not a GGUF, truncated or
     has wrong SWAA keys; `UnsupportedModelError` for an architecture that can't slide; `ConfigError` for
     settings that contradict each other; `NativeLibraryError` at import if the library doesn't fit.
     `Timings` of the last generation are in `last_timings`.
@@ -73,49 +73,52 @@ class SwaaLlama(CachedLlama):
 
     def __init__(
         self,
-        model_path: str,
+        model_path: str | os.PathLike[str],
         *,
-        swaa: SwaaConfig | Literal[False] | None = None,
+        swaa: Configuration | None = None,
         on_prefill: OnPrefill | None = None,
         flash_attn: bool = True,
         swa_full: bool | None = None,
-        checkpoints: int = 1,
+        ring_snapshots: int = 1,
         **kwargs: Any,
     ) -> None:
-        model_path = str(model_path)
+        path = str(model_path)
         if lora_path := kwargs.get("lora_path"):
             lora_path = kwargs["lora_path"] = str(lora_path)
         self.on_prefill = on_prefill
         self.last_timings = Timings()
-        self._swaa_argument, self._given_overrides = swaa, kwargs.get("kv_overrides")
         self._abort = native.AbortFlag()
-        self._completions = 0
-        self._turn: Literal["prompt", "feedback"] | None = None
-        self._sampled: tuple[int, int] | None = None
-        self._rows = 0  # of logits that the engine holds, up to those of the last token
-        self._n_checkpoints = whole_number("checkpoints", checkpoints, 0)
-        kwargs["kv_overrides"], meant = plan_swaa(model_path, swaa, self._given_overrides, lora_path)
-        check_tokenizer(model_path)
+        self._completions = 0  # running; they clear `cancel` themselves
+        self._phases = PhaseTracker()
+        self._ours = {
+            "swaa": swaa,
+            "kv_overrides": kwargs.get("kv_overrides"),
+            "ring_snapshots": whole_number("ring_snapshots", ring_snapshots, 0),
+        }
+        model = read_model(model_path)
+        resolved = resolve_swaa(model, swaa, kwargs.get("kv_overrides"), lora_path)
+        check_tokenizer(model)
         check_context(flash_attn=flash_attn, **kwargs)
-        if kwargs.get("n_ctx", 512) % _CONTEXT_STEP:
-            kwargs["n_ctx"] = -(-kwargs.get("n_ctx", 512) // _CONTEXT_STEP) * _CONTEXT_STEP
-        if swa_full is None and meant is not None:
+        # llama_cpp's arrays must have the size of the context that llama.cpp makes.
+        kwargs |= {"kv_overrides": resolved.kv_overrides, "n_ctx": round_up(kwargs.get("n_ctx", 512))}
+        if swa_full is None and resolved.config is not None:
             swa_full = False
         try:
-            super().__init__(model_path, flash_attn=flash_attn, swa_full=swa_full, **kwargs)
+            super().__init__(path, flash_attn=flash_attn, swa_full=swa_full, **kwargs)
             # Upstream turns this on for a draft model, for every token of the prompt, without the memory for it.
             self._logits_all = bool(kwargs.get("logits_all", False))
             self._abort.attach(self.ctx)
-            self._swaa = effective_config(native.model_config(self.model), meant)
-            self._open_cache(self._n_checkpoints, self._given_overrides)
+            self._swaa = reported_config(native.model_config(self.model), resolved.config)
+            self._kv_cache = KVCache(self.ctx, self._swaa, ring_snapshots)
+            self._facts = states.facts_of(self, self._swaa, self._ours["kv_overrides"])
             self._shrink_buffers()
         except BaseException as error:
             # The traceback keeps this object alive for as long as the caller keeps the error.
             self.close()
-            failure = lora_gguf.failure(load_failure(error, model_path), lora_path)
-            if failure is error:
+            clear = load_failure(error, path, lora_path)
+            if clear is error:
                 raise
-            raise failure from error
+            raise clear from error
 
     def _shrink_buffers(self) -> None:
         # Upstream's batch has room for n_ctx sequences in each row; there is one.
@@ -127,14 +130,24 @@ class SwaaLlama(CachedLlama):
             self.scores = np.broadcast_to(np.float32(np.nan), (self.input_ids.size, self._n_vocab))
 
     @property
+    def ctx(self) -> Any:
+        """As upstream: the `llama_context *`. Raises `GenerationError` after `close`."""
+        return self._ctx.ctx
+
+    @property
     def swaa(self) -> SwaaConfig | None:
-        """The settings in force, as the engine reports them; None if the model runs full attention."""
+        """The settings in effect, as the engine reports them; None if the model runs full attention."""
         return self._swaa
 
     @property
     def swaa_policy(self) -> str | None:
-        """How sliding layers are computed here: "table", "copy" or "dense"; None if the model runs full attention."""
+        """How sliding layers are computed: "table", "copy" or "dense"; None if the model runs full attention."""
         return None if self._swaa is None else native.get_policy(self.ctx).name.lower()
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes that the context has allocated for K and V; `kvsize.kv_size` predicts them."""
+        return native.kv_bytes(self.ctx)
 
     @property
     def eval_logits(self) -> deque[list[float]]:
@@ -145,12 +158,12 @@ class SwaaLlama(CachedLlama):
     # Evaluation
 
     def eval(self, tokens: Sequence[int], phase: Phase | None = None, on_logits: OnLogits | None = None) -> None:
-        """Evaluate `tokens` after those evaluated before, as upstream; the phase of each is found out.
+        """Evaluate `tokens` after those evaluated before, as upstream; the phase of each is inferred.
 
-        In `generate`, and all that is built on it, the prompt is PREFILL and what is fed back (drafted
-        tokens too) is DECODE. Called directly: the token that `sample` just returned is DECODE; a single
-        token after others, when `sample` wasn't called (a caller with a sampler of its own), is DECODE;
-        all else is PREFILL. `phase` overrules that.
+        In `generate`, and all that is built on it, the prompt is PREFILL and tokens fed back (drafted ones too)
+        are DECODE. Called directly: the token that `sample` just returned is DECODE; a single token after
+        others, if `sample` wasn't called (the caller has its own sampler), is DECODE; all else is PREFILL.
+        `phase` overrules that.
 
         on_logits(rows): called after each ubatch with the logits of its tokens, float32 [tokens, n_vocab], without
         the memory that logits_all takes; they are overwritten when it returns.
@@ -160,125 +173,23 @@ class SwaaLlama(CachedLlama):
         Raises `GenerationError` if the tokens don't fit, can't follow the first `n_tokens` or the engine fails,
         `GenerationCancelled` after `cancel`. Tokens evaluated until then stay, and the object stays usable.
         """
-        self._ctx.n_ctx()  # says so if this is closed
+        self._ctx.n_ctx()  # raises if this is closed
         room = min(self._n_ctx, self.input_ids.size)
         if self.n_tokens + len(tokens) > room:
             raise GenerationError(
                 f"{len(tokens)} tokens after {self.n_tokens} don't fit the context of {room}; raise n_ctx"
             )
-        if self._turn == "prompt":
+        if (turn := self._phases.turn) and turn.in_prompt:
             self.last_timings.reused_tokens = self.n_tokens
             if self.n_tokens + len(tokens) == 0:
                 raise GenerationError("the prompt is empty; give at least one token")
-        elif self._turn == "feedback":
-            # The first was sampled, the others are a draft, of which only what proves right stays. A ring can take
-            # back a ubatch, so the draft is cut to that.
+        elif turn:
+            # The first was sampled, the others are a draft, which may be taken back in part. A ring can take back a
+            # ubatch, so the draft is cut to that.
             tokens = tokens[: self.context_params.n_ubatch]
-        self._cut()
-        parts = self._phases(tokens) if phase is None else [(phase, tokens)]
-        self._turn = self._turn and "feedback"
-        self._sampled = None
-        for part_phase, part in parts:
-            self._evaluate(part, part_phase, on_logits)
-
-    def _phases(self, tokens: Sequence[int]) -> list[tuple[Phase, Sequence[int]]]:
-        if self._turn is not None:
-            return [(Phase.PREFILL if self._turn == "prompt" else Phase.DECODE, tokens)]
-        if self._sampled is None:
-            return [(Phase.DECODE if len(tokens) == 1 and self.n_tokens else Phase.PREFILL, tokens)]
-        generated = int(len(tokens) > 0 and self._sampled == (self.n_tokens, tokens[0]))
-        return [(Phase.DECODE, tokens[:generated]), (Phase.PREFILL, tokens[generated:])]
-
-    def _evaluate(self, tokens: Sequence[int], phase: Phase, on_logits: OnLogits | None = None) -> None:
-        if len(tokens) == 0:
-            return
-        timings, started = self.last_timings, time.perf_counter()
-        report = self.on_prefill if phase is Phase.PREFILL else None
-        # Each drafted token is judged by the logits before it, so they must all come out of one llama_decode.
-        drafted = phase is Phase.DECODE and len(tokens) > 1
-        done = 0
-        # Whatever stops this, the logits at hand are no longer those of the last token.
-        self._requires_eval = True
-        try:
-            with self._phase(phase):
-                if report:
-                    report(0, len(tokens))
-                for chunk in self._chunks(tokens, self.n_batch if drafted else self.context_params.n_ubatch):
-                    if self._abort:
-                        raise GenerationCancelled("cancelled")
-                    self._checkpoints.advance(self.n_tokens, len(chunk))
-                    self._decode(chunk, every_row=self._logits_all or drafted or on_logits is not None)
-                    done += len(chunk)
-                    if on_logits:
-                        on_logits(np.ctypeslib.as_array(self._ctx.get_logits(), shape=(len(chunk), self._n_vocab)))
-                    if report:
-                        llama_cpp.llama_synchronize(self.ctx)
-                        report(done, len(tokens))
-                if phase is Phase.PREFILL:
-                    llama_cpp.llama_synchronize(self.ctx)
-                    self._checkpoints.mark(self.n_tokens)
-        except RuntimeError as error:
-            failure = self._failure(error, tokens)
-            self._recover()
-            raise failure from error
-        except BaseException:
-            self._recover()
-            raise
-        finally:
-            seconds = time.perf_counter() - started
-            if phase is Phase.PREFILL:
-                timings.prompt_tokens += done
-                timings.prefill_seconds += seconds
-            else:
-                timings.decode_tokens += done
-                if self._turn is None:  # generate() times its own turns, sampling included
-                    timings.decode_seconds += seconds
-
-    def _chunks(self, tokens: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-        # The ubatches that llama_decode would make of upstream's batches, so that results stay the same to the bit.
-        for start in range(0, len(tokens), self.n_batch):
-            end = min(start + self.n_batch, len(tokens))
-            for first in range(start, end, size):
-                yield tokens[first : min(first + size, end)]
-
-    def _decode(self, tokens: Sequence[int], every_row: bool) -> None:
-        """One llama_decode; every_row: logits for each token, not only for the last."""
-        past, count = self.n_tokens, len(tokens)
-        self._rows = 0
-        self._batch.set_batch(batch=tokens, n_past=past, logits_all=every_row)
-        self._ctx.decode(self._batch)
-        self.input_ids[past : past + count] = tokens
-        if self._logits_all:
-            rows = np.ctypeslib.as_array(self._ctx.get_logits(), shape=(count, self._n_vocab))
-            self.scores[past : past + count, :] = rows
-        self.n_tokens += count
-        self._rows = count if every_row else 1
-        self._requires_eval = False
-
-    @contextlib.contextmanager
-    def _phase(self, phase: Phase) -> Iterator[None]:
-        if self._swaa is None:
-            yield
-            return
-        native.set_phase(self.ctx, phase)
-        try:
-            yield
-        finally:
-            # Chat handlers for images call llama_decode on the context themselves.
-            native.set_phase(self.ctx, Phase.AUTO)
-
-    def _failure(self, error: RuntimeError, tokens: Sequence[int]) -> RuntimeError:
-        if self._abort:
-            return GenerationCancelled("cancelled")
-        return decode_failure(error, tokens, n_vocab=self._n_vocab, n_ctx=self._n_ctx)
-
-    def _recover(self) -> None:
-        """Bring the cache back to the tokens that are known to be in it."""
-        self._forget_cancel()
-        self._sampled = None
-        # An aborted batch can leave ubatches behind, and a recurrent state can't be cut back at all.
-        if not self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1):
-            self.reset()
+        self._kv_cache.cut(self.n_tokens)
+        for part_phase, part in self._phases.split(tokens, self.n_tokens, phase):
+            evaluate(self, part, part_phase, on_logits)
 
     # Generation
 
@@ -286,44 +197,38 @@ class SwaaLlama(CachedLlama):
         """As upstream: yields generated tokens; `last_timings` counts from here."""
         if not self._completions:
             self._forget_cancel()
-        self._sampled = None
-        timings = self.last_timings = Timings()
-        turn: Literal["prompt", "feedback"] | None = "prompt"
-        tokens = list(tokens)
+        self._phases.sampled = None
+        timings, turn, tokens = Timings(), Turn(), list(tokens)
+        self.last_timings = timings
         if _GENERATE.bind(self, tokens, *args, **kwargs).arguments.get("reset", True):
-            self._reach_prefix(tokens)
+            end = self._kv_cache.reach(self._input_ids, tokens, has_logits=not self._requires_eval)
+            if end == 0:
+                self.reset()
+            elif end is not None:
+                self.n_tokens, self._requires_eval = end, True
         upstream = super().generate(tokens, *args, **kwargs)
         sent = None
         try:
             while True:
-                started, prefill = time.perf_counter(), timings.prefill_seconds
-                self._turn = turn
-                try:
-                    token = upstream.send(sent)
-                except StopIteration:
-                    return
-                finally:
-                    turn, self._turn = self._turn, None
-                    in_prefill = timings.prefill_seconds - prefill
-                    timings.decode_seconds += time.perf_counter() - started - in_prefill
+                with self._phases.running(turn), timings.generating():
+                    try:
+                        token = upstream.send(sent)
+                    except StopIteration:
+                        return
                 timings.generated_tokens += 1
                 sent = yield token
         finally:
             upstream.close()
 
     def sample(self, *args: Any, idx: int | None = None, **kwargs: Any) -> int:
-        """As upstream; the token is remembered, so that `eval` knows it when it comes back.
+        """As upstream; the token is remembered, so that `eval` recognizes it when it is fed back.
 
         Raises `GenerationError` if there are no logits of that token: nothing was evaluated since the model was
         loaded, reset or given a state.
         """
-        back = 1 if idx is None else self.n_tokens - idx
-        if not 0 < back <= self._rows or self.n_tokens == 0:
-            raise GenerationError(
-                f"there are no logits to sample from{'' if idx is None else f' at idx = {idx}'}; evaluate tokens first"
-            )
+        self._phases.check_row(idx, self.n_tokens)
         token = super().sample(*args, idx=idx, **kwargs)
-        self._sampled = (self.n_tokens if idx is None else idx + 1, token)
+        self._phases.sampled = (self.n_tokens if idx is None else idx + 1, token)
         return token
 
     def _create_completion(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
@@ -331,27 +236,29 @@ class SwaaLlama(CachedLlama):
         self._forget_cancel()
         self._completions += 1
         try:
-            for answer in super()._create_completion(*args, **kwargs):
-                if "usage" in answer:
-                    answer["usage"]["prompt_tokens_details"] = {"cached_tokens": self.last_timings.reused_tokens}
-                yield answer
+            for chunk in super()._create_completion(*args, **kwargs):
+                if "usage" in chunk:
+                    chunk["usage"]["prompt_tokens_details"] = {"cached_tokens": self.last_timings.reused_tokens}
+                yield chunk
         finally:
             self._completions -= 1
 
     def embed(self, *args: Any, **kwargs: Any) -> Any:
         """As upstream; texts to embed are prompts."""
         self._forget_cancel()
-        self._rows = 0
-        with self._phase(Phase.PREFILL):
+        self._phases.rows = 0
+        with engine_phase(self, Phase.PREFILL):
             try:
                 return super().embed(*args, **kwargs)
             except RuntimeError as error:
                 batch = self._batch.batch
-                raise self._failure(error, batch.token[: batch.n_tokens]) from error
+                raise failure(self, error, batch.token[: batch.n_tokens]) from error
 
     def cancel(self) -> None:
-        """Stop the evaluation or generation that runs, from any thread, within one ubatch; it raises
-        `GenerationCancelled`. With none running, the next direct `eval` stops; a new generation doesn't."""
+        """Stop the running evaluation or generation within one ubatch; it raises `GenerationCancelled`.
+
+        From any thread. With none running, the next direct `eval` stops; a new generation doesn't.
+        """
         if not self.verbose:
             _LOG.setLevel(logging.CRITICAL)  # llama.cpp logs what it aborts
         self._abort.set()
@@ -361,21 +268,72 @@ class SwaaLlama(CachedLlama):
             self._abort.clear()
             _LOG.setLevel(logging.DEBUG if self.verbose else logging.ERROR)
 
+    # Cache and states
+
+    def reset(self) -> None:
+        """As upstream: the next tokens are the first."""
+        super().reset()
+        self._kv_cache.snapshots.clear()
+
+    def shift(self, n_discard: int | None = None, n_keep: int | None = None) -> None:
+        """Make room: forget the `n_discard` tokens after the first `n_keep`, and move the rest down.
+
+        K and V stay as they were computed, so the rest still carries information from the forgotten tokens. n_keep: by
+        default the sinks, and at least one token; n_discard: by default half of the tokens after them. Not while
+        `generate` runs.
+
+        Raises `GenerationError` if the numbers don't fit, or the model or its ring don't allow it; nothing is
+        changed then.
+        """
+        n_discard, n_keep = self._kv_cache.check_shift(self.n_tokens, n_discard, n_keep)
+        if not self._kv_cache.shift(self.n_tokens, n_discard, n_keep):
+            self.reset()  # another sequence shares the cells: only a caller of the C functions can bring that about
+            raise GenerationError(f"the engine can't move tokens: {native.last_error()}")
+        start, end = n_keep + n_discard, self.n_tokens
+        self.n_tokens = end - n_discard
+        for array in (self.input_ids, self.scores) if self._logits_all else (self.input_ids,):
+            array[n_keep : self.n_tokens] = array[start:end]
+        self._phases.shift(n_discard)
+        # The logits in the engine were computed before; they are right to sample from, but not those of this prompt.
+        self._requires_eval = True
+
+    def save_state(self) -> Any:
+        """As upstream, but small: one copy of K and V, and logits only with logits_all.
+
+        The state can be pickled and kept in upstream's caches. It records its model, settings and adapter.
+        Raises `StateError` if the engine fails.
+        """
+        return states.save(self, self._facts)
+
+    def load_state(self, state: Any) -> None:
+        """Continue from where `save_state` was called, here or in another object of the same model and settings.
+
+        Raises `StateError` for a state of another model, other settings or another adapter, or one that doesn't fit
+        the context or is damaged; this object stays as it is then. If the damage is deep inside, it is reset.
+        """
+        states.check(self, state, self._facts)
+        self.reset()
+        self._phases.sampled, self._phases.rows = None, 0
+        states.load(self, state)
+
+    def set_cache(self, cache: Any) -> None:
+        """As upstream. Other models and settings may share the cache: their entries are misses here."""
+        super().set_cache(None if cache is None else states.OwnStates(cache, self._facts))
+
     # Copies and the end
 
     def __getstate__(self) -> dict[str, Any]:
-        # on_prefill stays behind: a callback belongs to the program that made it.
-        ours = {"swaa": self._swaa_argument, "kv_overrides": self._given_overrides, "checkpoints": self._n_checkpoints}
-        return super().__getstate__() | ours
+        # on_prefill is left out: a callback belongs to the program that made it.
+        return super().__getstate__() | self._ours
 
     def close(self) -> None:
-        """Free the model, its context and all buffers, also what remains of a load that failed; again: nothing."""
+        """Free the model, its context and all buffers, also after a load that failed; a second call does nothing."""
         if not hasattr(self, "_stack"):
             return
         self._sampler = None
         super().close()
-        if hasattr(self, "_checkpoints"):
-            self._checkpoints.clear()
+        if hasattr(self, "_kv_cache"):
+            self._kv_cache.snapshots.clear()
         self.cache = self._candidates = None
         # Upstream's objects would give null pointers to C.
         self._ctx = self._model = self._batch = self.tokenizer_ = _Closed()

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from swaa_edge.config import SwaaConfig
+from swaa_edge.engine.preflight import ResolvedSwaa
 from swaa_edge.errors import (
     ConfigError,
     GenerationCancelled,
@@ -530,7 +531,7 @@ def test_an_architecture_that_cannot_slide(load, path, tmp_path):
 def test_a_broken_chat_template(load, path, tmp_path):
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(Path(path).read_bytes().replace(b"{% for message", b"{% f0r message"))
-    with pytest.raises(ModelFileError, match="chat template that is no valid Jinja: Encountered unknown tag 'f0r'"):
+    with pytest.raises(ModelFileError, match="chat template that is not valid Jinja: Encountered unknown tag 'f0r'"):
         load(str(broken))
 
 
@@ -541,7 +542,7 @@ def test_the_engines_own_reason_is_told(native, load, monkeypatch):
     overrides = {"swaa.version": 1, "swaa.window_size": 0, "swaa.sink_count": 0} | {
         f"swaa.{name}_layers": "1111" for name in ("sliding", "fa_decode")
     }
-    monkeypatch.setattr(swaa_edge.llama, "plan_swaa", lambda *_: (overrides, None))
+    monkeypatch.setattr(swaa_edge.llama, "resolve_swaa", lambda *_: ResolvedSwaa(overrides, None))
     with pytest.raises(ModelFileError, match="window_size"):
         load(swaa=None)
 

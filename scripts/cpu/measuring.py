@@ -22,7 +22,7 @@ from swaa_edge.bench import bench
 from swaa_edge.bench.client import Job, Runner, Timing
 from swaa_edge.bench.random_model import write_shape
 from swaa_edge.config import SwaaConfig
-from swaa_edge.engine.preflight import plan_swaa
+from swaa_edge.engine.preflight import resolve_swaa
 from swaa_edge.errors import NativeLibraryError
 from swaa_edge.files.model import read_model
 from swaa_edge.support.progress import duration
@@ -204,7 +204,11 @@ class Run:
 
     def _job(self, side: Side, depth: int, layers: int) -> Job:
         settings, path = self.settings, self.model(layers)
-        overrides = {} if side.config == FULL else plan_swaa(str(path), SwaaConfig.from_recipe(side.config), None)[0]
+        overrides = (
+            {}
+            if side.config == FULL
+            else resolve_swaa(str(path), SwaaConfig.from_recipe(side.config), None).kv_overrides
+        )
         tokens, _ = bench.prompt_ids(read_model(path), depth)
         # The warm-up takes a ubatch and one token; llama.cpp rounds a context up to 256.
         needed = max(depth + settings.decode, min(depth, settings.ubatch) + 1)

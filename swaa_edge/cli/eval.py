@@ -18,12 +18,14 @@ import click
 from swaa_edge.cli.configs import FULL, Compared, compared
 from swaa_edge.cli.evalquestions import digest, questions, scorer_of, text_of
 from swaa_edge.cli.journals import fingerprint, opened
-from swaa_edge.cli.options.engine import Engine, engine_options, interruptible, status_line
+from swaa_edge.cli.options.engine import engine_options
 from swaa_edge.cli.options.eval import PERPLEXITY, Asked, Grouped, eval_options, lengths_of, tasks_of
 from swaa_edge.cli.options.swaa import Chosen, raw_swaa_options
+from swaa_edge.engine.settings import EngineSettings
 from swaa_edge.errors import ConfigError, SwaaError
-from swaa_edge.files.model import ModelFile, read_model, read_shards
+from swaa_edge.files.model import ModelFile, read_model
 from swaa_edge.support.atomic import atomic_output
+from swaa_edge.support.interrupt import interruptible
 from swaa_edge.support.progress import duration
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ _PICTURES = ("png", "svg", "pdf")
 @eval_options
 @engine_options
 @raw_swaa_options
-def evaluate(model: str, engine: Engine, chosen: Chosen, asked: Asked) -> None:
+def evaluate(model: str, engine: EngineSettings, chosen: Chosen, asked: Asked) -> None:
     """Long-context accuracy and speed of full attention and SWAA configurations, on the same questions.
 
     Built-in tasks hide facts in prose, in prompts of exactly --length tokens. The interval is Wilson's, 95%.
@@ -54,20 +56,20 @@ def evaluate(model: str, engine: Engine, chosen: Chosen, asked: Asked) -> None:
     swaa-edge eval model.gguf --configs full,naive,quality,fast --window 128 --sinks 8 --length 2000 --beyond 128
     swaa-edge eval model.gguf --task questions.jsonl --judge http://localhost:8000/v1 --judge-model NAME
     """
-    from swaa_edge.engine.preflight import plan_swaa
+    from swaa_edge.engine.preflight import resolve_swaa
     from swaa_edge.files.lora_gguf import read_lora
 
     names, files = tasks_of(asked)
     facts = read_model(model)
-    recipe = read_lora(engine.lora, read_shards(facts.header)).swaa if engine.lora else None
-    full = engine if recipe is None else dataclasses.replace(engine, lora=None)
+    recipe = read_lora(engine.lora_path, facts).swaa if engine.lora_path else None
+    full = engine if recipe is None else dataclasses.replace(engine, lora_path=None)
     if recipe is not None and asked.configs is None and chosen == Chosen():
         sides: dict[str, Compared] = {FULL: False, recipe.recipe: recipe}
     else:
         sides = compared(model, asked.configs, chosen)
     for config in sides.values():
-        plan_swaa(model, config, None, (engine if config else full).lora)
-    context = engine.ctx or facts.context_length or 0
+        resolve_swaa(model, config, None, (engine if config else full).lora)
+    context = engine.n_ctx or facts.context_length or 0
     lengths = lengths_of(asked, context)
     _run(model, facts, sides, engine, full, asked, names, files, context, lengths)
 
@@ -76,8 +78,8 @@ def _run(
     model: str,
     facts: ModelFile,
     configs: dict[str, Compared],
-    engine: Engine,
-    full: Engine,
+    engine: EngineSettings,
+    full: EngineSettings,
     asked: Asked,
     names: list[str],
     files: list[str],
@@ -129,7 +131,7 @@ def _run(
             "skipped": skipped,
         }
         key = {
-            "model": fingerprint(facts, engine.lora),
+            "model": fingerprint(facts, engine.lora_path),
             "samples": digest(samples, words, lengths),
             "configs": {name: config.to_dict() if config else None for name, config in configs.items()},
             "settings": settings | {"judge": asked.judge},
@@ -146,7 +148,7 @@ def _run(
             return journal
 
         def load(config: Compared, n_ctx: int) -> Any:
-            return (engine if config else full).load(model, swaa=config, n_ctx=max(n_ctx, engine.ctx or 0))
+            return (engine if config else full).load(model, swaa=config, n_ctx=max(n_ctx, engine.n_ctx or 0))
 
         report = Report(dict(configs), samples, [])
         found: PerplexityReport | None = None

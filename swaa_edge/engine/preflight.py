@@ -2,7 +2,7 @@
 
 `SwaaLlama` calls these; they need neither llama_cpp nor the native library.
 
-    overrides, config = plan_swaa("model.gguf", SwaaConfig.from_recipe("balanced"), None)
+    resolved = resolve_swaa("model.gguf", SwaaConfig.from_recipe("balanced")); print(resolved.config)
 """
 
 from __future__ import annotations
@@ -10,14 +10,12 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from swaa_edge import metadata
-from swaa_edge.config import CUSTOM, SwaaConfig
+from swaa_edge.config import CUSTOM, Configuration, SwaaConfig
 from swaa_edge.errors import ConfigError, ModelFileError, UnsupportedModelError
-from swaa_edge.files.header import read_header
 from swaa_edge.files.lora_gguf import read_lora
-from swaa_edge.files.model import read_shards, swaa_refusal
+from swaa_edge.files.model import read_model
 from swaa_edge.layers import shown, whole_number
 from swaa_edge.metadata import PREFIX, to_kv_overrides
 
@@ -25,59 +23,71 @@ if TYPE_CHECKING:
     from swaa_edge.native import ModelConfig
 
 Override = bool | int | float | str
-# upstream keeps a list per batch row, each a memory mapping of its own where the context is long
+# upstream keeps a list per batch row, each a memory mapping of its own if the context is long
 _MAX_BATCH = 1 << 14
-# enum ggml_type: those that a KV cache can have without being quantized (f32, f16, bf16)
+# enum ggml_type: types of a KV cache that aren't quantized (f32, f16, bf16)
 _UNQUANTIZED = (0, 1, 30)
 
 
-def plan_swaa(
-    path: str,
-    swaa: SwaaConfig | Literal[False] | None,
-    given: Mapping[str, Override] | None,
-    lora: str | os.PathLike[str] | None = None,
-) -> tuple[dict[str, Override] | None, SwaaConfig | None]:
-    """The `kv_overrides` by which llama.cpp loads the model at `path` under `swaa`, and the settings meant.
+@dataclasses.dataclass(frozen=True)
+class ResolvedSwaa:
+    """The `kv_overrides` to load a model with, or None; and the settings in effect, None for full attention."""
 
-    swaa: as `SwaaLlama` takes it; given: the caller's own overrides, which stay in force; lora: a GGUF adapter, whose
-    recipe holds where neither they nor the file have one. The settings are None for full attention. Raises
-    `ModelFileError`, `UnsupportedModelError`, `ConfigError`, the last also if the adapter was trained under others.
+    kv_overrides: dict[str, Override] | None
+    config: SwaaConfig | None
+
+
+def resolve_swaa(
+    model: str | os.PathLike[str],
+    swaa: Configuration | None,
+    kv_overrides: Mapping[str, Override] | None = None,
+    lora: str | os.PathLike[str] | None = None,
+) -> ResolvedSwaa:
+    """The settings under which a model (a path or a `ModelFile`) will run, from all places that can hold some.
+
+    swaa: as `SwaaLlama` takes it. kv_overrides: the caller's own, which stay in force. lora: a GGUF adapter, whose
+    recipe applies if neither they nor the file hold settings. Raises `ModelFileError`, `UnsupportedModelError`,
+    `ConfigError`, the last also if the adapter was trained under other settings.
     """
     if not (swaa is None or swaa is False or isinstance(swaa, SwaaConfig)):
-        raise ConfigError(f"swaa = {shown(swaa)} must be a SwaaConfig, None for what the file says, or False for none")
-    clash = sorted(key for key in given or {} if key.startswith(PREFIX))
+        raise ConfigError(
+            f"swaa = {shown(swaa)} must be a SwaaConfig, None for the settings in the file, or False for full attention"
+        )
+    overrides = dict(kv_overrides or {})
+    clash = sorted(key for key in overrides if key.startswith(PREFIX))
     if swaa is not None and clash:
         raise ConfigError(f"kv_overrides has {clash[0]}, and swaa is given too; give SWAA settings in one of them")
-    header = read_header(path)
-    shards = read_shards(header)
-    overrides = dict(given or {})
-    adapter = read_lora(lora, shards) if lora else None
-    by_file = swaa is None and any(key.startswith(PREFIX) for key in (*header.fields, *overrides))
+    model = read_model(model)
+    adapter = read_lora(lora, model) if lora else None
+    by_file = swaa is None and any(key.startswith(PREFIX) for key in (*model.header.fields, *overrides))
     if adapter is not None and swaa is None and not by_file:
         swaa = adapter.swaa
     if swaa is False:
         overrides["swaa.enabled"] = False
     elif swaa is not None:
-        overrides |= to_kv_overrides(swaa, header.n_layers)
-    meant = metadata.effective_config(header, overrides)
-    if meant is not None and (refusal := swaa_refusal(header)):
-        raise UnsupportedModelError(refusal)
-    if meant is not None and swaa:
-        meant = dataclasses.replace(meant, recipe=swaa.recipe)
+        overrides |= to_kv_overrides(swaa, model.n_layers)
+    config = model.swaa(overrides)
+    if config is not None and model.refusal:
+        raise UnsupportedModelError(model.refusal)
+    if config is not None and swaa:
+        config = dataclasses.replace(config, recipe=swaa.recipe)
     if adapter is not None:
-        adapter.check_recipe(meant, f"give its recipe as settings, instead of those of {path}" if by_file else None)
-        if meant is not None:
-            meant = dataclasses.replace(meant, adapter=adapter.label)
-    return overrides or None, meant
+        adapter.check_recipe(config, f"give its recipe as settings, instead of those of {model}" if by_file else None)
+        if config is not None:
+            config = dataclasses.replace(config, adapter=adapter.label)
+    return ResolvedSwaa(overrides or None, config)
 
 
-def check_tokenizer(path: str | os.PathLike[str]) -> None:
-    """Refuse a model without a tokenizer: llama.cpp aborts the process on the first text. Raises `ModelFileError`."""
-    header = read_header(path)
-    if header.value("general.type") == "adapter":
-        raise ModelFileError(f"{path} is a LoRA adapter, no model; give its base model, and the adapter as lora_path")
-    if header.value("tokenizer.ggml.model", "none") in ("none", "no_vocab"):
-        raise ModelFileError(f"{path} has no tokenizer; convert the model again from a folder that holds its tokenizer")
+def check_tokenizer(model: str | os.PathLike[str]) -> None:
+    """Refuse a model (a path or a `ModelFile`) without a tokenizer: llama.cpp aborts the process on the first text.
+
+    Raises `ModelFileError`.
+    """
+    model = read_model(model)
+    if not model.has_tokenizer:
+        raise ModelFileError(
+            f"{model} has no tokenizer; convert the model again from a folder that holds its tokenizer"
+        )
 
 
 def check_context(
@@ -98,17 +108,15 @@ def check_context(
         raise ConfigError("a quantized V cache (type_v) needs flash attention; leave flash_attn on, or type_v at f16")
 
 
-def effective_config(native: ModelConfig | None, meant: SwaaConfig | None) -> SwaaConfig | None:
-    """The settings that the engine reports, in the form of `SwaaConfig.from_gguf`, with the labels of those meant."""
+def reported_config(native: ModelConfig | None, expected: SwaaConfig | None) -> SwaaConfig | None:
+    """The settings that the engine reports, in the form of `SwaaConfig.from_gguf`, with the labels of `expected`."""
     if native is None:
         return None
-    layers = range(len(native.sliding))
-    decode = tuple(layer for layer in layers if native.sliding[layer] and native.fa_decode[layer])
-    return SwaaConfig(
-        window_size=native.window_size,
-        sink_count=native.sink_count,
-        fa_layers=tuple(layer for layer in layers if not native.sliding[layer]),
-        fa_decode=decode if 0 < len(decode) < sum(native.sliding) else bool(decode),
-        recipe=meant.recipe if meant else CUSTOM,
-        adapter=meant.adapter if meant else None,
+    return SwaaConfig.from_layers(
+        native.window_size,
+        native.sink_count,
+        native.sliding,
+        native.fa_decode,
+        recipe=expected.recipe if expected else CUSTOM,
+        adapter=expected.adapter if expected else None,
     )

@@ -1,7 +1,7 @@
-"""Saved states of SwaaLlama: what they must say about their origin, and the checks before one is loaded.
+"""Saved states of SwaaLlama: the facts they carry about their origin, and the checks before one is loaded.
 
-K and V are only worth something under the model, the settings and the adapter that computed them. So a state carries
-these facts, and loading it compares them first: a state that doesn't fit is refused by name, and nothing is touched.
+K and V are valid only under the model, the settings and the adapter that computed them. So a state carries these
+facts, and they are compared first: a state that doesn't fit is refused by name, and nothing is changed.
 
     state = save(llm, facts); check(llm, state, facts); load(llm, state)
 """
@@ -24,7 +24,7 @@ from swaa_edge.metadata import PREFIX
 
 llama_cpp = native.load()
 
-#: What decides whether K and V fit, by the name under which an error tells of it; plain values, since they are pickled.
+#: What decides whether K and V fit, by its name in errors; plain values, since they are pickled.
 Facts = dict[str, str]
 _AGAIN = "evaluate the prompt again"
 
@@ -41,12 +41,12 @@ def facts_of(llm: llama_cpp.Llama, swaa: SwaaConfig | None, overrides: Mapping[s
         "flash_attn": "on" if params.flash_attn_type else "off",
         "swa_full, or n_ctx": "a ring" if native.ring_cells(llm.ctx) else "no ring",
         "kv_overrides": json.dumps(others, sort_keys=True),
-        # It covers the SWAA settings too, so those are compared before it.
+        # This covers the SWAA settings too, so those are compared before it.
         "model or RoPE settings": f"{native.fingerprint(llm.ctx):016x}",
     }
 
 
-# Of SwaaConfig.to_dict(): what the engine doesn't know.
+# Keys of SwaaConfig.to_dict() that make no difference to the engine.
 _LABELS = ("recipe", "adapter")
 
 
@@ -59,13 +59,13 @@ def _digest(path: str) -> str:
 
 
 def save(llm: llama_cpp.Llama, facts: Facts) -> llama_cpp.llama.LlamaState:
-    """A `LlamaState` of llama_cpp with `facts` in an attribute of that name, and the size of the ring in `ring_cells`.
+    """The state of `llm`: llama_cpp's `LlamaState` with the attributes `facts` and `ring_cells`, the size of the ring.
 
-    It holds one copy of K and V, and logits only where the model keeps those of all tokens. Raises `StateError` if the
-    engine fails.
+    It holds one copy of K and V, and logits only if `llm` keeps those of all tokens. Raises `StateError` if the engine
+    fails.
     """
     size = llama_cpp.llama_state_get_size(llm.ctx)
-    data = bytearray(size)  # upstream's bytes could only be made by copying
+    data = bytearray(size)  # a bytes object, as upstream has, would need a copy
     written = llama_cpp.llama_state_get_data(llm.ctx, (ctypes.c_uint8 * size).from_buffer(data), size)
     if not 0 < written <= size:
         raise StateError("the engine can't save its state; too little memory?")
@@ -83,10 +83,10 @@ def save(llm: llama_cpp.Llama, facts: Facts) -> llama_cpp.llama.LlamaState:
 
 
 def check(llm: llama_cpp.Llama, state: Any, facts: Facts) -> None:
-    """Refuse a state that doesn't fit `llm` of these facts. Raises `StateError`."""
+    """Refuse a state that doesn't fit `llm`, whose facts are `facts`. Raises `StateError`."""
     theirs = getattr(state, "facts", None)
     if not isinstance(theirs, Mapping):
-        raise StateError(f"the state doesn't say which model and settings it belongs to; {_AGAIN}")
+        raise StateError(f"the state doesn't record which model and settings it belongs to; {_AGAIN}")
     for name, ours in facts.items():
         if theirs.get(name) != ours:
             raise StateError(
@@ -121,20 +121,25 @@ def _is_sound(state: Any, n_vocab: int) -> bool:
 
 
 def load(llm: llama_cpp.Llama, state: llama_cpp.llama.LlamaState) -> None:
-    """Give a checked state to the engine. Raises `StateError` if it refuses; its cache is empty then."""
-    # A view, since K and V needn't be copied to be read.
+    """Put `llm`, which must be empty, into a checked state. Raises `StateError` if the engine refuses it."""
+    # A view, because the engine can read K and V without a copy.
     data = np.frombuffer(state.llama_state, np.uint8)
     pointer = data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
     if llama_cpp.llama_state_set_data(llm.ctx, pointer, data.size) != data.size:
         llm._ctx.kv_cache_clear()
         raise StateError(f"the state is damaged, or memory ran out; {_AGAIN}")
+    count = state.n_tokens
+    llm.input_ids[:count] = state.input_ids[:count]
+    if llm._logits_all:
+        llm.scores[:count] = state.scores if len(state.scores) else np.nan
+    llm.n_tokens, llm._seed = count, state.seed
 
 
 class OwnStates(llama_cpp.llama_cache.BaseLlamaCache):
-    """A cache of llama_cpp, shared with other models and settings: states kept here are found by their own kind only.
+    """One owner's view of a llama_cpp cache that other models and settings may share: it finds the owner's states only.
 
-    owner: tells the kinds apart. The caches look for the longest common beginning of two keys, so a key's first token
-    is put together with it. States that were put into `cache` by other ways are found, too.
+    The owner is a hash of `facts`. llama_cpp's caches look for the longest common prefix of two keys, so the owner
+    becomes part of a key's first token. States that were put into `cache` directly are found, too.
     """
 
     def __init__(self, cache: llama_cpp.llama_cache.BaseLlamaCache, facts: Facts) -> None:

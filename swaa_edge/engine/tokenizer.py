@@ -1,6 +1,6 @@
-"""Tokens of a text by a model's vocabulary alone, without its weights.
+"""Tokenize a text with a model's vocabulary alone, without its weights.
 
-How many tokens a prompt has must be known before the model is loaded, because its context is sized then.
+The token count of a prompt must be known before the model is loaded, because its context is sized then.
 
     tokens = tokenize("model.gguf", "Once upon a time")
 """
@@ -18,13 +18,13 @@ from swaa_edge.errors import ModelFileError
 
 
 @contextlib.contextmanager
-def open_vocabulary(path: str | os.PathLike[str]) -> Iterator[Any]:
-    """The vocabulary of the model at `path`, as llama_cpp's own `LlamaModel`, for as long as this lasts.
+def open_vocabulary(model: str | os.PathLike[str]) -> Iterator[Any]:
+    """The vocabulary of `model` (a path or a `ModelFile`) as llama_cpp's own `LlamaModel`, within a with block.
 
-    SWAA keys in the file don't matter. Raises `ModelFileError` if it is no sound GGUF or has no vocabulary.
+    SWAA keys in the file are ignored. Raises `ModelFileError` if it isn't a sound GGUF or has no vocabulary.
     """
     llama_cpp = native.load()
-    check_tokenizer(path)
+    check_tokenizer(model)
     off = (llama_cpp.llama_model_kv_override * 2)()  # the second, empty one ends the list
     off[0].key, off[0].tag = b"swaa.enabled", llama_cpp.LLAMA_KV_OVERRIDE_TYPE_BOOL
     params = llama_cpp.llama_model_default_params()
@@ -33,19 +33,18 @@ def open_vocabulary(path: str | os.PathLike[str]) -> Iterator[Any]:
     from llama_cpp._internals import LlamaModel
 
     try:
-        model = LlamaModel(path_model=os.fspath(path), params=params, verbose=False)
+        vocabulary = LlamaModel(path_model=os.fspath(model), params=params, verbose=False)
     except ValueError as error:
-        raise ModelFileError(f"{path} has no vocabulary that llama.cpp can read; convert the model again") from error
+        raise ModelFileError(f"{model} has no vocabulary that llama.cpp can read; convert the model again") from error
     try:
-        yield model
+        yield vocabulary
     finally:
-        model.close()
+        vocabulary.close()
 
 
-def tokenize(path: str | os.PathLike[str], text: str) -> list[int]:
-    """`text` in tokens of the model at `path`, special tokens recognized, with a start token if the model wants one.
-
-    Raises as `open_vocabulary`.
+def tokenize(model: str | os.PathLike[str], text: str) -> list[int]:
+    """Tokens of `text` for `model` (a path or a `ModelFile`): special tokens are recognized, a start token is added if
+    the model uses one. Raises as `open_vocabulary`.
     """
-    with open_vocabulary(path) as vocabulary:
+    with open_vocabulary(model) as vocabulary:
         return vocabulary.tokenize(text.encode("utf-8"), add_bos=True, special=True)

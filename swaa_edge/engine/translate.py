@@ -1,4 +1,4 @@
-"""What llama_cpp's errors mean: one line for the user instead of a code or a line of its log.
+"""Translate llama_cpp's errors into ours: one clear line instead of a code or a line of its log.
 
 raise decode_failure(error, tokens, n_vocab=32000, n_ctx=4096) from error
 """
@@ -14,22 +14,25 @@ from swaa_edge import native
 from swaa_edge.errors import ConfigError, GenerationCancelled, GenerationError, ModelFileError
 
 
-def load_failure(error: BaseException, path: str) -> BaseException:
-    """The error to raise for one that came up when the model at `path` was loaded; `error` itself if it is clear."""
+def load_failure(error: BaseException, path: str, lora: str | None = None) -> BaseException:
+    """Our error for one raised while the model at `path`, with the adapter `lora`, was loaded; `error` itself if it is
+    clear."""
     text = " ".join(str(error).split())
     if isinstance(error, jinja2.TemplateError):
-        return ModelFileError(f"{path} has a chat template that is no valid Jinja: {text}")
+        return ModelFileError(f"{path} has a chat template that is not valid Jinja: {text}")
     if isinstance(error, ValueError) and text.startswith("Failed to load model"):
         why = "load it with verbose=True to see why"
         return ModelFileError(native.last_error() or f"llama.cpp can't load {path}; {why}")
     if isinstance(error, ValueError) and text.startswith("Failed to create llama_context"):
         why = "llama.cpp can't make the context: too little memory? lower n_ctx"
         return ConfigError(native.last_error() or why)
+    if isinstance(error, RuntimeError) and "LoRA adapter from lora path" in str(error):
+        return ModelFileError(f"llama.cpp can't load the LoRA adapter {lora}; load it with verbose=True to see why")
     return error
 
 
 def decode_failure(error: RuntimeError, tokens: Sequence[int], *, n_vocab: int, n_ctx: int) -> RuntimeError:
-    """The error to raise for one that came up when `tokens` were evaluated; `error` itself if llama_decode didn't."""
+    """Our error for one raised while `tokens` were evaluated; `error` itself if it isn't from llama_decode."""
     found = re.search(r"llama_decode returned (-?\d+)", str(error))
     if found is None:
         return error
@@ -40,6 +43,6 @@ def decode_failure(error: RuntimeError, tokens: Sequence[int], *, n_vocab: int, 
         return GenerationError(f"the context of {n_ctx} tokens has no room for {count} more; raise n_ctx")
     if code == -1 and not all(0 <= token < n_vocab for token in tokens):
         return GenerationError(f"the engine refused {count} tokens; each must be from 0 to {n_vocab - 1}")
-    # What it says may be about something before, unless the batch was refused.
+    # The last error may be an older one, unless the batch was refused.
     why = native.last_error() if code == -1 else ""
     return GenerationError(why or f"the engine failed (llama_decode returned {code}); too little memory?")

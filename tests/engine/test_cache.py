@@ -1,153 +1,27 @@
-"""Going back in a cache with a ring: reuse of prefixes, checkpoints, shifts; and never a wrong answer."""
+"""Going back in a cache with a ring, and context shifts: never a wrong answer."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from support.engine.tiny_llm import RING, RING_CELLS, UBATCH, close, last_logits, text, tokens_of
+from support.engine.tiny_llm import PROMPT, RING_CELLS, UBATCH, close, last_logits, reused, text, tokens_of
 from swaa_edge.config import RECIPES, SwaaConfig
-from swaa_edge.engine.contextshift import plan_shift
-from swaa_edge.errors import ConfigError, GenerationCancelled, GenerationError
+from swaa_edge.engine.cache import shift_range
+from swaa_edge.errors import GenerationCancelled, GenerationError
 
-pytestmark = pytest.mark.native
-
-PROMPT = text(1, 300)
-LONG = RING_CELLS  # an answer after which the ring holds nothing of the prompt but the sinks
+LONG = RING_CELLS  # a response after which the ring holds nothing of the prompt but the sinks
 
 
-def reused(llm, prompt):
-    """Tokens of `prompt` that were not evaluated again, by what the timings say."""
-    timings = llm.last_timings
-    assert timings.reused_tokens + timings.prompt_tokens == len(prompt)
-    return timings.reused_tokens
+# Going back
 
 
-# Reuse of prefixes
-
-
-@pytest.mark.parametrize("arguments", [{}, {"checkpoints": 0, "swa_full": True}])
-def test_a_prompt_is_reused_after_a_long_answer(load, cold, arguments):
-    llm = load(**arguments)
-    answer = tokens_of(llm, PROMPT, LONG)
-    assert tokens_of(llm, PROMPT, 1) == answer[:1]
-    assert reused(llm, PROMPT) == 299
-    assert close(last_logits(llm), cold(PROMPT))
-    # And once more: the checkpoint that was used is replaced.
-    assert tokens_of(llm, PROMPT, LONG) == answer
-    assert tokens_of(llm, PROMPT, 1) == answer[:1] and reused(llm, PROMPT) == 299
-
-
-def test_without_checkpoints_all_is_evaluated_again(load, cold):
-    llm = load(checkpoints=0)
-    tokens_of(llm, PROMPT, LONG)
-    tokens_of(llm, PROMPT, 1)
-    assert reused(llm, PROMPT) == 0
-    assert close(last_logits(llm), cold(PROMPT))
-
-
-@pytest.mark.parametrize("checkpoints", [0, 1])
-@pytest.mark.parametrize("answer", [1, 10, UBATCH])
-def test_a_short_answer_needs_no_checkpoint(load, answer, checkpoints):
-    llm = load(checkpoints=checkpoints)
-    tokens_of(llm, PROMPT, answer)
-    next_prompt = [*PROMPT, *text(2, 20)]
-    tokens_of(llm, next_prompt, 1)
-    assert reused(llm, next_prompt) in (300, 300 + answer - 1)
-    assert reused(llm, next_prompt) == 300 or answer == 1
-
-
-@pytest.mark.parametrize("same", [300, 299, 290, 300 - UBATCH // 2])
-def test_the_next_prompt_differs_near_the_end_of_the_last(load, cold, same):
-    # What a chat template does whose last words ask the model to think, or that drops its thoughts.
-    llm = load()
-    tokens_of(llm, PROMPT, LONG)
-    prompt = [*PROMPT[:same], *text(3, 40)]
-    tokens_of(llm, prompt, 1)
-    assert reused(llm, prompt) == same
-    assert close(last_logits(llm), cold(prompt))
-
-
-@pytest.mark.parametrize("same", [0, 1, 100, 200])
-def test_what_no_checkpoint_reaches_is_evaluated_again(load, cold, same):
-    llm = load()
-    tokens_of(llm, PROMPT, LONG)
-    prompt = [*PROMPT[:same], *text(3, 250)]
-    tokens_of(llm, prompt, 1)
-    assert reused(llm, prompt) == (same if same <= RING.sink_count else 0)  # sinks are never forgotten
-    assert close(last_logits(llm), cold(prompt))
-    # Nothing of the first prompt is left to be mistaken for a part of it.
-    tokens_of(llm, PROMPT, 1)
-    assert reused(llm, PROMPT) <= same
-    assert close(last_logits(llm), cold(PROMPT))
-
-
-def test_the_thoughts_of_turn_after_turn_are_dropped(load, cold):
-    llm, conversation = load(), PROMPT
-    for turn in range(3):
-        answer = tokens_of(llm, conversation, LONG // 2)
-        before = len(conversation)
-        conversation = [*conversation, *answer[-10:], *text(turn, 40)]
-        tokens_of(llm, conversation, 1)
-        assert reused(llm, conversation) == before
-        assert close(last_logits(llm), cold(conversation))
-
-
-def test_several_checkpoints_reach_back_over_several_turns(load, cold):
-    first, second = PROMPT, [*PROMPT, *text(2, 100)]
-    for checkpoints, expected in ((1, 0), (2, 300)):
-        llm = load(checkpoints=checkpoints)
-        tokens_of(llm, first, 60)
-        tokens_of(llm, second, LONG)
-        other = [*PROMPT, *text(5, 10)]
-        tokens_of(llm, other, 1)
-        assert reused(llm, other) == expected
-        assert close(last_logits(llm), cold(other))
-
-
-def test_checkpoints_cost_memory_only_where_they_are_of_use(load):
-    per_token = 3 * 2 * 2 * 128 * 2  # layers in the ring, K and V, 2 heads of 128 numbers of 2 bytes
-    llm = load()
-    tokens_of(llm, PROMPT, 10)
-    assert llm._checkpoints.nbytes == 0
-    tokens_of(llm, PROMPT, LONG)
-    held = RING.window_size + RING.sink_count + UBATCH
-    assert per_token * held <= llm._checkpoints.nbytes < 1.1 * per_token * held
-    llm.reset()
-    assert llm._checkpoints.nbytes == 0
-    for arguments in ({"checkpoints": 0}, {"swa_full": True}, {"swaa": SwaaConfig(24, 2, fa_decode=True)}):
-        llm = load(**arguments)
-        tokens_of(llm, PROMPT, LONG)
-        assert llm._checkpoints.nbytes == 0
-    with pytest.raises(ConfigError, match="checkpoints"):
-        load(checkpoints=-1)
-
-
-def test_a_checkpoint_is_of_no_use_once_what_it_builds_on_is_evaluated_anew(load):
-    llm = load()
-    tokens_of(llm, PROMPT, LONG)
-    assert llm._checkpoints.nbytes
-    llm.n_tokens = 0
-    llm.eval(PROMPT)  # the same tokens, but not the same K and V where phases matter
-    assert llm._checkpoints.nbytes == 0
-
-
-def test_a_failed_restore_leads_to_an_evaluation(load, cold):
-    llm = load()
-    tokens_of(llm, PROMPT, LONG)
-    data = llm._checkpoints._kept[0].data
-    data[len(data) // 2 :] = bytes(len(data) - len(data) // 2)
-    data[:64] = bytes(64)
-    tokens_of(llm, PROMPT, 1)
-    assert reused(llm, PROMPT) == 0
-    assert close(last_logits(llm), cold(PROMPT))
-
-
+@pytest.mark.native
 def test_long_drafts_are_taken_back(load):
     from llama_cpp.llama_speculative import LlamaDraftModel
 
     class Wild(LlamaDraftModel):
-        """Drafts more than a ring could take back, all wrong from the third token on."""
+        """Drafts more than a ring could take back, all incorrect from the third token on."""
 
         def __call__(self, input_ids, /, **kwargs):
             at = len(input_ids) - len(PROMPT)
@@ -159,13 +33,14 @@ def test_long_drafts_are_taken_back(load):
     assert tokens_of(llm, PROMPT, 40) == plain
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("answer", [20, LONG])
 def test_a_second_turn_evaluates_what_is_new(load, recipe, answer):
     swaa = replace(SwaaConfig.from_recipe(recipe), window_size=24, sink_count=2)
     llm = load(swaa=swaa)
     spoken = tokens_of(llm, PROMPT, answer)
-    for kept in (spoken, spoken[-10:]):  # the whole answer, or without its thoughts
+    for kept in (spoken, spoken[-10:]):  # the whole response, or without its reasoning
         prompt = [*PROMPT, *kept, *text(3, 100)]
         tokens_of(llm, prompt, 1)
         assert reused(llm, prompt) >= 300
@@ -173,7 +48,8 @@ def test_a_second_turn_evaluates_what_is_new(load, recipe, answer):
     assert llm.last_timings.reused_tokens == 299
 
 
-def test_generate_that_goes_on_without_a_reset(load, cold):
+@pytest.mark.native
+def test_generate_without_a_reset_continues(load, cold):
     llm = load()
     answer = tokens_of(llm, PROMPT, LONG)
     more = text(4, 20)
@@ -182,6 +58,7 @@ def test_generate_that_goes_on_without_a_reset(load, cold):
     assert close(last_logits(llm), cold([*PROMPT, *answer[:-1], *more]))
 
 
+@pytest.mark.native
 def test_going_back_by_hand(load, cold):
     llm = load()
     llm.eval(PROMPT)
@@ -190,6 +67,7 @@ def test_going_back_by_hand(load, cold):
     assert close(last_logits(llm), cold([*PROMPT[: 300 - UBATCH], 7, 8, 9]))
 
 
+@pytest.mark.native
 def test_going_back_further_than_the_ring_holds(load, cold):
     llm = load()
     llm.eval(PROMPT)
@@ -198,10 +76,10 @@ def test_going_back_further_than_the_ring_holds(load, cold):
     with pytest.raises(GenerationError) as caught:
         llm.eval([7])
     assert str(caught.value) == (
-        "the cache can't go back to 100 tokens: its ring has forgotten what they need; "
+        "the cache can't go back to 100 tokens: the ring no longer holds what they attend to; "
         "call reset() and evaluate all tokens again, or load the model with swa_full=True"
     )
-    # Nothing is changed: both ways out are open.
+    # Nothing is changed: both ways out work.
     llm.n_tokens = 300 + LONG
     llm.eval([7])
     assert close(last_logits(llm), cold([*PROMPT, *text(2, LONG), 7]))
@@ -212,7 +90,8 @@ def test_going_back_further_than_the_ring_holds(load, cold):
     assert close(last_logits(llm), cold(prompt))
 
 
-def test_a_cancelled_prompt_goes_on(load, cold):
+@pytest.mark.native
+def test_a_cancelled_prompt_resumes(load, cold):
     llm = load()
     tokens_of(llm, PROMPT, LONG)
     prompt = [*PROMPT, *text(2, 200)]
@@ -225,7 +104,8 @@ def test_a_cancelled_prompt_goes_on(load, cold):
     assert close(last_logits(llm), cold(prompt))
 
 
-def test_usage_tells_what_was_in_the_cache(load):
+@pytest.mark.native
+def test_usage_counts_the_cached_tokens(load):
     llm = load()
     for cached in (0, 299, 299):
         usage = llm.create_completion(PROMPT, max_tokens=LONG, temperature=0)["usage"]
@@ -238,6 +118,7 @@ def test_usage_tells_what_was_in_the_cache(load):
 # Context shift
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("n_keep", [2, 5, 20])
 def test_a_shift_on_a_ring_is_one_on_a_full_cache(load, n_keep):
     results = []
@@ -256,6 +137,7 @@ def test_a_shift_on_a_ring_is_one_on_a_full_cache(load, n_keep):
     assert close(*results)
 
 
+@pytest.mark.native
 def test_an_endless_text(load):
     llm = load(n_ctx=512)
     llm.eval(PROMPT)
@@ -268,6 +150,7 @@ def test_an_endless_text(load):
     assert llm.input_ids[:2].tolist() == PROMPT[:2]
 
 
+@pytest.mark.native
 def test_what_a_shift_does_by_default(load):
     llm = load()
     llm.eval(PROMPT[:102])
@@ -279,6 +162,7 @@ def test_what_a_shift_does_by_default(load):
     assert llm._input_ids.tolist() == [PROMPT[0], *PROMPT[50:100]]
 
 
+@pytest.mark.native
 def test_a_token_that_was_sampled_before_a_shift_is_decoded_after_it(load, monkeypatch):
     from swaa_edge import native
 
@@ -292,6 +176,7 @@ def test_a_token_that_was_sampled_before_a_shift_is_decoded_after_it(load, monke
     assert phases[::2] == [native.Phase.DECODE, native.Phase.PREFILL]
 
 
+@pytest.mark.native
 def test_logits_are_moved_along(load):
     llm = load(logits_all=True)
     llm.eval(PROMPT[:50])
@@ -300,6 +185,7 @@ def test_logits_are_moved_along(load):
     assert np.array_equal(llm.scores[30], row)
 
 
+@pytest.mark.native
 def test_prompts_are_reused_after_a_shift(load):
     llm = load()
     llm.eval(PROMPT)
@@ -309,14 +195,7 @@ def test_prompts_are_reused_after_a_shift(load):
     assert reused(llm, prompt) == 200
 
 
-def test_a_checkpoint_before_a_shift_does_not_serve_after_it(load):
-    llm = load()
-    tokens_of(llm, PROMPT, LONG)
-    assert llm._checkpoints.nbytes
-    llm.shift(n_discard=50)
-    assert llm._checkpoints.nbytes == 0
-
-
+@pytest.mark.native
 def test_shifts_that_are_refused(load, cold):
     llm = load()
     llm.eval(PROMPT)
@@ -325,8 +204,8 @@ def test_shifts_that_are_refused(load, cold):
         ({"n_keep": -1}, "n_keep = -1 leaves nothing"),
         ({"n_discard": 0}, "n_discard = 0 must be from 1 to 297: 298 of 300 tokens follow"),
         ({"n_discard": 298}, "n_discard = 298 must be"),
-        ({"n_keep": 30, "n_discard": 265}, "the ring has forgotten what would come into view"),
-        ({"n_keep": 0, "n_discard": 5}, "the ring has forgotten what would come into view"),
+        ({"n_keep": 30, "n_discard": 265}, "the ring no longer holds what would come into view"),
+        ({"n_keep": 0, "n_discard": 5}, "the ring no longer holds what would come into view"),
     ]:
         with pytest.raises(GenerationError, match=message):
             llm.shift(**arguments)
@@ -341,7 +220,8 @@ def test_shifts_that_are_refused(load, cold):
         load().shift()
 
 
-def test_all_shifts_that_a_ring_allows_can_go_on(load):
+@pytest.mark.native
+def test_all_shifts_that_a_ring_allows_can_continue(load):
     """Every n_keep and n_discard: allowed ones are served by the engine afterwards, others would be refused by it."""
     llm = load()
     llm.eval(PROMPT)
@@ -369,6 +249,14 @@ def test_all_shifts_that_a_ring_allows_can_go_on(load):
     assert seen == {True, False}
 
 
-def test_a_shift_without_a_ring_is_planned_from_numbers_alone():
-    assert plan_shift(None, None, 100, None, None) == (1, 49)
-    assert plan_shift(None, None, 100, 4, 10) == (4, 10)
+def test_the_numbers_of_a_shift():
+    assert shift_range(100, None, None, sinks=0) == (49, 1)
+    assert shift_range(100, None, None, sinks=4) == (48, 4)
+    assert shift_range(100, 10, 4, sinks=0) == (10, 4)
+    assert shift_range(3, None, None, sinks=0) == (1, 1)
+    with pytest.raises(GenerationError) as caught:
+        shift_range(2, None, None, sinks=0)
+    assert str(caught.value) == "n_keep = 1 leaves nothing to forget of 2 tokens; at least 2 must follow"
+    with pytest.raises(GenerationError) as caught:
+        shift_range(100, 99, 1, sinks=0)
+    assert str(caught.value) == "n_discard = 99 must be from 1 to 98: 99 of 100 tokens follow"

@@ -4,7 +4,7 @@ import pytest
 
 from support.fakes import gguf_bytes
 from swaa_edge.config import SwaaConfig
-from swaa_edge.engine.preflight import check_context, check_tokenizer, effective_config, plan_swaa
+from swaa_edge.engine.preflight import ResolvedSwaa, check_context, check_tokenizer, reported_config, resolve_swaa
 from swaa_edge.errors import ConfigError, ModelFileError, UnsupportedModelError
 from swaa_edge.native import ModelConfig
 
@@ -32,8 +32,8 @@ def model(tmp_path):
 
 
 def test_a_config_becomes_overrides(model):
-    overrides, meant = plan_swaa(model(), CONFIG, {"general.name": "x"})
-    assert overrides == {
+    resolved = resolve_swaa(model(), CONFIG, {"general.name": "x"})
+    assert resolved.kv_overrides == {
         "general.name": "x",
         "swaa.enabled": True,
         "swaa.version": 1,
@@ -42,36 +42,37 @@ def test_a_config_becomes_overrides(model):
         "swaa.sliding_layers": "1010",
         "swaa.fa_decode_layers": "1000",
     }
+    meant = resolved.config
     assert (meant.window_size, meant.fa_layers, meant.fa_decode, meant.recipe) == (7, (1, 3), (0,), "mine")
 
 
 def test_without_a_config_the_file_decides(model):
-    assert plan_swaa(model(), None, None) == (None, None)
-    overrides, meant = plan_swaa(model(extra=IN_FILE), None, None)
-    assert overrides is None
-    assert (meant, meant.recipe) == (SwaaConfig(9, 2, [2]), "theirs")
+    assert resolve_swaa(model(), None, None) == ResolvedSwaa(None, None)
+    resolved = resolve_swaa(model(extra=IN_FILE), None, None)
+    assert resolved.kv_overrides is None
+    assert (resolved.config, resolved.config.recipe) == (SwaaConfig(9, 2, [2]), "theirs")
 
 
 def test_a_config_replaces_the_files(model):
-    overrides, meant = plan_swaa(model(extra=IN_FILE), CONFIG, None)
-    assert overrides["swaa.sliding_layers"] == "1010"
-    assert (meant.window_size, meant.recipe) == (7, "mine")
+    resolved = resolve_swaa(model(extra=IN_FILE), CONFIG, None)
+    assert resolved.kv_overrides["swaa.sliding_layers"] == "1010"
+    assert (resolved.config.window_size, resolved.config.recipe) == (7, "mine")
 
 
 def test_off_is_one_override_and_helps_where_the_keys_are_wrong(model):
     wrong = [*IN_FILE[:2], gguf_bytes.kv("swaa.sink_count", "f32", 2.0), *IN_FILE[3:]]
-    assert plan_swaa(model(extra=wrong), False, None) == ({"swaa.enabled": False}, None)
+    assert resolve_swaa(model(extra=wrong), False, None) == ResolvedSwaa({"swaa.enabled": False}, None)
     with pytest.raises(ModelFileError, match=r"swaa\.sink_count = 2\.0 has the type float32; it must be uint32"):
-        plan_swaa(model(extra=wrong), None, None)
+        resolve_swaa(model(extra=wrong), None, None)
 
 
 def test_the_callers_own_overrides_are_checked_too(model):
     path = model(extra=IN_FILE)
-    assert plan_swaa(path, None, {"swaa.window_size": 5})[1].window_size == 5
+    assert resolve_swaa(path, None, {"swaa.window_size": 5}).config.window_size == 5
     with pytest.raises(ModelFileError, match=r"swaa\.window_size = 0 is out of range"):
-        plan_swaa(path, None, {"swaa.window_size": 0})
+        resolve_swaa(path, None, {"swaa.window_size": 0})
     with pytest.raises(ConfigError) as caught:
-        plan_swaa(path, CONFIG, {"swaa.window_size": 5})
+        resolve_swaa(path, CONFIG, {"swaa.window_size": 5})
     assert str(caught.value) == (
         "kv_overrides has swaa.window_size, and swaa is given too; give SWAA settings in one of them"
     )
@@ -80,29 +81,31 @@ def test_the_callers_own_overrides_are_checked_too(model):
 def test_an_architecture_that_cannot_slide(model):
     path = model(arch="gpt-oss")
     with pytest.raises(UnsupportedModelError, match="SWAA can't be applied to the architecture gpt-oss, which has"):
-        plan_swaa(path, CONFIG, None)
-    assert plan_swaa(path, None, None) == (None, None)
+        resolve_swaa(path, CONFIG, None)
+    assert resolve_swaa(path, None, None) == ResolvedSwaa(None, None)
 
 
 @pytest.mark.parametrize("swaa", [True, {"window_size": 3}, "balanced", 5])
 def test_what_swaa_may_be(model, swaa):
-    with pytest.raises(ConfigError, match="must be a SwaaConfig, None for what the file says, or False for none"):
-        plan_swaa(model(), swaa, None)
+    with pytest.raises(
+        ConfigError, match="must be a SwaaConfig, None for the settings in the file, or False for full attention"
+    ):
+        resolve_swaa(model(), swaa, None)
 
 
 def test_files_that_are_no_model(tmp_path):
     missing = tmp_path / "missing.gguf"
     with pytest.raises(ModelFileError, match="does not exist"):
-        plan_swaa(str(missing), None, None)
+        resolve_swaa(str(missing), None, None)
     short = tmp_path / "short.gguf"
     short.write_bytes(gguf_bytes.model()[:-40])
     with pytest.raises(ModelFileError, match="truncated"):
-        plan_swaa(str(short), None, None)
+        resolve_swaa(str(short), None, None)
 
 
 def test_a_layer_that_the_model_lacks(model):
     with pytest.raises(ConfigError, match="fa_layers has layer 4, but the model has 4 layers: 0 to 3"):
-        plan_swaa(model(), SwaaConfig(8, fa_layers=[4]), None)
+        resolve_swaa(model(), SwaaConfig(8, fa_layers=[4]), None)
 
 
 @pytest.mark.parametrize(
@@ -141,10 +144,10 @@ def test_contexts_that_are_fine():
 )
 def test_the_settings_in_force_are_written_as_a_file_would_be_read(sliding, fa_decode, expected):
     native = ModelConfig(7, 3, tuple(c == "1" for c in sliding), tuple(c == "1" for c in fa_decode))
-    found = effective_config(native, SwaaConfig(7, recipe="mine", adapter="lora"))
+    found = reported_config(native, SwaaConfig(7, recipe="mine", adapter="lora"))
     assert (found, found.recipe, found.adapter) == (expected, "mine", "lora")
-    assert effective_config(native, None).recipe == "custom"
-    assert effective_config(None, None) is None
+    assert reported_config(native, None).recipe == "custom"
+    assert reported_config(None, None) is None
 
 
 @pytest.mark.parametrize("kind", [None, "none", "no_vocab"])

@@ -23,6 +23,9 @@ def text(seed, count):
     return [generator.randrange(6, VOCAB) for _ in range(count)]
 
 
+PROMPT = text(1, 300)
+
+
 def tokens_of(llm, prompt, count):
     return list(itertools.islice(llm.generate(prompt, temp=0), count))
 
@@ -34,6 +37,13 @@ def last_logits(llm):
 def close(found, expected):
     """Whether two rows of logits differ by rounding only: f16 K and V, and sums in another order."""
     return np.abs(found - expected).max() < 0.02 * expected.std()
+
+
+def reused(llm, prompt):
+    """Tokens of `prompt` that were not evaluated again, according to the timings."""
+    timings = llm.last_timings
+    assert timings.reused_tokens + timings.prompt_tokens == len(prompt)
+    return timings.reused_tokens
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,120 @@
+"""Evaluate tokens of a `SwaaLlama`: a llama_decode per ubatch, in their phase, with progress, cancelling and recovery.
+
+evaluate(llm, tokens, Phase.PREFILL)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from swaa_edge import native
+from swaa_edge.engine.translate import decode_failure
+from swaa_edge.errors import GenerationCancelled
+from swaa_edge.native import Phase
+
+if TYPE_CHECKING:
+    from swaa_edge.llama import SwaaLlama
+
+OnLogits = Callable[[np.ndarray], object]
+
+
+def evaluate(llm: SwaaLlama, tokens: Sequence[int], phase: Phase, on_logits: OnLogits | None = None) -> None:
+    """Evaluate `tokens`, all of one phase, after the first `llm.n_tokens`; the rest is as in `SwaaLlama.eval`."""
+    if len(tokens) == 0:
+        return
+    done, started, timings = 0, time.perf_counter(), llm.last_timings
+    report = llm.on_prefill if phase is Phase.PREFILL else None
+    # Each drafted token is judged by the logits before it, so all of them must be from one llama_decode.
+    drafted = phase is Phase.DECODE and len(tokens) > 1
+    every_row = llm._logits_all or drafted or on_logits is not None
+    # Whatever stops this, the logits in the engine are no longer those of the last token.
+    llm._requires_eval = True
+    try:
+        with engine_phase(llm, phase):
+            if report:
+                report(0, len(tokens))
+            for chunk in _chunks(tokens, llm.n_batch, llm.n_batch if drafted else llm.context_params.n_ubatch):
+                if llm._abort:
+                    raise GenerationCancelled("cancelled")
+                llm._kv_cache.snapshots.advance(llm.n_tokens, len(chunk))
+                _decode(llm, chunk, every_row)
+                done += len(chunk)
+                if on_logits:
+                    on_logits(_logits(llm, len(chunk)))
+                if report:
+                    native.load().llama_synchronize(llm.ctx)
+                    report(done, len(tokens))
+            if phase is Phase.PREFILL:
+                native.load().llama_synchronize(llm.ctx)
+                llm._kv_cache.snapshots.mark(llm.n_tokens)
+    except RuntimeError as error:
+        failed = failure(llm, error, tokens)
+        _recover(llm)
+        raise failed from error
+    except BaseException:
+        _recover(llm)
+        raise
+    finally:
+        # generate() times its own decode, sampling included.
+        timings.add(phase, done, time.perf_counter() - started, with_decode_time=llm._phases.turn is None)
+
+
+@contextlib.contextmanager
+def engine_phase(llm: SwaaLlama, phase: Phase) -> Iterator[None]:
+    """Within this block, tokens that reach llama_decode are of `phase`."""
+    if llm.swaa is None:
+        yield
+        return
+    native.set_phase(llm.ctx, phase)
+    try:
+        yield
+    finally:
+        # Chat handlers for images call llama_decode on the context themselves.
+        native.set_phase(llm.ctx, Phase.AUTO)
+
+
+def failure(llm: SwaaLlama, error: RuntimeError, tokens: Sequence[int]) -> RuntimeError:
+    """Our error for one raised while `tokens` were evaluated."""
+    if llm._abort:
+        return GenerationCancelled("cancelled")
+    return decode_failure(error, tokens, n_vocab=llm._n_vocab, n_ctx=llm._n_ctx)
+
+
+def _chunks(tokens: Sequence[int], n_batch: int, size: int) -> Iterator[Sequence[int]]:
+    # The ubatches that llama_decode would make of upstream's batches, so that results stay the same to the bit.
+    for start in range(0, len(tokens), n_batch):
+        end = min(start + n_batch, len(tokens))
+        for first in range(start, end, size):
+            yield tokens[first : min(first + size, end)]
+
+
+def _decode(llm: SwaaLlama, tokens: Sequence[int], every_row: bool) -> None:
+    """One llama_decode; every_row: logits for each token, not only for the last."""
+    past, count = llm.n_tokens, len(tokens)
+    llm._phases.rows = 0
+    llm._batch.set_batch(batch=tokens, n_past=past, logits_all=every_row)
+    llm._ctx.decode(llm._batch)
+    llm.input_ids[past : past + count] = tokens
+    if llm._logits_all:
+        llm.scores[past : past + count, :] = _logits(llm, count)
+    llm.n_tokens += count
+    llm._phases.rows = count if every_row else 1
+    llm._requires_eval = False
+
+
+def _logits(llm: SwaaLlama, count: int) -> np.ndarray:
+    return np.ctypeslib.as_array(llm._ctx.get_logits(), shape=(count, llm._n_vocab))
+
+
+def _recover(llm: SwaaLlama) -> None:
+    """Bring the cache back to the tokens that are known to be in it."""
+    llm._forget_cancel()
+    llm._phases.sampled = None
+    # An aborted batch can leave ubatches behind, and a recurrent state can't be cut back at all.
+    if not llm._ctx.kv_cache_seq_rm(-1, llm.n_tokens, -1):
+        llm.reset()
