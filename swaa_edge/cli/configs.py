@@ -1,6 +1,6 @@
 """The configurations that a command compares, from the names that a user gives.
 
-configs = compared("model.gguf", "full,naive,quality,mine.json", Chosen(single={"window_size": 128}))
+configs = compared("model.gguf", "full,naive,quality,mine.json", Chosen(changes={"window_size": 128}))
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from swaa_edge.cli.options.swaa import Chosen, chosen_config
+from swaa_edge.cli.options.swaa import Chosen
 from swaa_edge.config import CUSTOM, RECIPES, SwaaConfig
 from swaa_edge.errors import ConfigError
 
@@ -37,7 +37,7 @@ def compared(path: str | os.PathLike[str], names: str | None, chosen: Chosen) ->
 
     configs: dict[str, Compared] = {FULL: False}
     if names is not None:
-        if chosen.recipe is not None or chosen.config_file is not None:
+        if chosen.base is not None:
             raise ConfigError("--configs names whole configurations; put recipes and FILE.json there")
         for name in filter(None, map(str.strip, names.split(","))):
             label = Path(name).stem if name.endswith(".json") else name
@@ -45,9 +45,9 @@ def compared(path: str | os.PathLike[str], names: str | None, chosen: Chosen) ->
                 raise ConfigError(f"--configs has {label} twice; name each configuration once")
             if name.endswith(".json") and label in (FULL, NAIVE, FILE, *RECIPES):
                 raise ConfigError(f"--configs: {name} would be shown as {label}, which is another; rename the file")
-            configs[label] = named(path, name, chosen.single)
+            configs[label] = named(path, name, chosen.changes)
         return configs
-    if swaa := chosen_config(chosen.recipe, chosen.config_file, chosen.single):
+    if swaa := chosen.config:
         return configs | {swaa.recipe: swaa}
     if own := read_swaa(path):
         return configs | {FILE: own}

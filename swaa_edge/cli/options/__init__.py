@@ -1,1 +1,1 @@
-"""Options that several commands share, so that they read the same everywhere."""
+"""Options that several commands share, so that they read and act alike: SWAA settings, engine, sampling, output."""

@@ -1,132 +1,125 @@
-"""The options by which every command takes SWAA settings, so that they read the same everywhere.
+"""The options with which every command takes SWAA settings.
 
 @click.command()
 @swaa_options
 def annotate(swaa: SwaaConfig | None): ...
 """
 
-import contextlib
 import dataclasses
 import functools
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import click
 
-from swaa_edge.config import CUSTOM, FULL_ATTENTION_ACCURACY, FULL_ATTENTION_SECONDS, RECIPES, SwaaConfig
-
-
-def swaa_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the SWAA options, and pass it one argument `swaa`: a SwaaConfig, or None if none was given.
-
-    --recipe or --config is the base, single settings change it; without a base --window is needed.
-    Errors: `click.UsageError` for options that exclude each other, `ConfigError` for a wrong value.
-    """
-
-    @functools.wraps(command)
-    def with_config(*args: Any, chosen: Chosen, **kwargs: Any) -> Any:
-        return command(*args, swaa=chosen_config(chosen.recipe, chosen.config_file, chosen.single), **kwargs)
-
-    return raw_swaa_options(with_config)
+from swaa_edge.config import (
+    CUSTOM,
+    FULL_ATTENTION,
+    FULL_ATTENTION_ACCURACY,
+    FULL_ATTENTION_SECONDS,
+    RECIPES,
+    SwaaConfig,
+)
+from swaa_edge.support.table import table
 
 
 @dataclasses.dataclass(frozen=True)
 class Chosen:
-    """The SWAA options as they were given. single: those of single settings, by the field of SwaaConfig."""
+    """The SWAA options as given. base: that of --recipe or --config; changes: single settings, by field of SwaaConfig.
 
-    recipe: str | None = None
-    config_file: str | None = None
-    single: dict[str, Any] = dataclasses.field(default_factory=dict)
+    Raises `click.UsageError` where options exclude each other, `ConfigError` for a wrong value.
+    """
+
+    base: SwaaConfig | None = None
+    changes: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def config(self) -> SwaaConfig | None:
+        """The one configuration that the options describe, or None if none was given."""
+        if self.base is not None:
+            return dataclasses.replace(self.base, recipe=CUSTOM, **self.changes) if self.changes else self.base
+        if not self.changes:
+            return None
+        if "window_size" not in self.changes:
+            raise click.UsageError("SWAA settings need a window; add --window N, or start from --recipe NAME")
+        return SwaaConfig(**self.changes)
 
 
 def raw_swaa_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """As `swaa_options`, for a command that makes its own of them: it is passed `chosen`."""
+    """Add the SWAA options to a command, and pass it a `Chosen` as `chosen`."""
 
     @functools.wraps(command)
     def with_chosen(*args: Any, recipe: str | None, config_file: str | None, **kwargs: Any) -> Any:
         given = {name: kwargs.pop(name) for name in ("window_size", "sink_count", "fa_layers", "fa_decode")}
-        single = {name: value for name, value in given.items() if value is not None}
-        return command(*args, chosen=Chosen(recipe, config_file, single), **kwargs)
+        changes = {name: value for name, value in given.items() if value is not None}
+        return command(*args, chosen=Chosen(_base(recipe, config_file), changes), **kwargs)
 
     for option in reversed(_OPTIONS):
         with_chosen = option(with_chosen)
     return with_chosen
 
 
+def swaa_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """As `raw_swaa_options`, but pass the command the one configuration as `swaa`, None if there is none."""
+
+    @functools.wraps(command)
+    def with_config(*args: Any, chosen: Chosen, **kwargs: Any) -> Any:
+        return command(*args, swaa=chosen.config, **kwargs)
+
+    return raw_swaa_options(with_config)
+
+
 def swaa_options_or_full(command: Callable[..., Any]) -> Callable[..., Any]:
-    """As `swaa_options`, with --full-attention, for which the command is passed `swaa=False`."""
+    """As `swaa_options`, with --full-attention, which passes `swaa=FULL_ATTENTION`."""
 
     @functools.wraps(command)
     def with_choice(*args: Any, swaa: SwaaConfig | None, full_attention: bool, **kwargs: Any) -> Any:
         if full_attention and swaa is not None:
             raise click.UsageError("--full-attention turns SWAA off; give it or SWAA settings, not both")
-        return command(*args, swaa=False if full_attention else swaa, **kwargs)
+        return command(*args, swaa=FULL_ATTENTION if full_attention else swaa, **kwargs)
 
-    help_text = "Run full attention, whatever SWAA keys the file has."
+    help_text = "Run full attention and ignore the SWAA keys in the file."
     return swaa_options(click.option("--full-attention", is_flag=True, help=help_text)(with_choice))
 
 
-def chosen_config(recipe: str | None, config_file: str | None, single: dict[str, Any]) -> SwaaConfig | None:
-    """The configuration that the options mean: the base (recipe or file) with the single settings put over it."""
+def _base(recipe: str | None, config_file: str | None) -> SwaaConfig | None:
     if recipe is not None and config_file is not None:
-        raise click.UsageError("--recipe and --config are both a whole configuration; give one of them")
+        raise click.UsageError("--recipe and --config both name a whole configuration; give one of them")
     if recipe is not None:
-        base = SwaaConfig.from_recipe(recipe)
-    elif config_file is not None:
-        base = SwaaConfig.from_json(config_file)
-    elif not single:
-        return None
-    elif "window_size" not in single:
-        raise click.UsageError("SWAA settings need a window; add --window N, or start from --recipe NAME")
-    else:
-        return SwaaConfig(**single)
-    return dataclasses.replace(base, recipe=CUSTOM, **single) if single else base
+        return SwaaConfig.from_recipe(recipe)
+    return None if config_file is None else SwaaConfig.from_json(config_file)
 
 
 def recipe_table() -> str:
-    """The recipes and their published figures, for the foot of a command's help."""
-    lines = [f"{'recipe':<9} {'W':>5} {'S':>4} {'FA layers':<9} {'FA decode':<9} {'accuracy':<17} {'LoRA':<10} time"]
+    """The recipes and their published figures, for the end of a command's help."""
+    rows = [["recipe", "W", "S", "FA layers", "FA decode", "accuracy", "with LoRA", "time"]]
     for name, recipe in RECIPES.items():
         config, decode = recipe.config, "yes" if recipe.config.fa_decode else "no"
-        lines.append(
-            f"{name:<9} {config.window_size:>5} {config.sink_count:>4} {config.fa_layers:<9} {decode:<9} "
-            f"{recipe.accuracy:<17} {recipe.accuracy_lora:<10} {recipe.seconds:.2f} s"
-        )
-    lines.append(f"{'full attention':<40} {FULL_ATTENTION_ACCURACY:<17} {'':<10} {FULL_ATTENTION_SECONDS:.2f} s")
+        settings = [str(config.window_size), str(config.sink_count), str(config.fa_layers), decode]
+        rows.append([name, *settings, recipe.accuracy, recipe.accuracy_lora, f"{recipe.seconds:.2f} s"])
+    rows.append(["full attention", "", "", "", "", FULL_ATTENTION_ACCURACY, "", f"{FULL_ATTENTION_SECONDS:.2f} s"])
     note = (
-        "Accuracy: LongMemEval at 24k, thinking/instruct, in percent; time: 128k tokens in, 512 out; "
-        "both published for Qwen3-4B (arXiv 2512.10411)."
+        "Accuracy in percent on LongMemEval at 24k tokens, reasoning/instruct model; time for a prompt of 128k tokens "
+        "and 512 generated ones. Both were published for Qwen3-4B (arXiv 2512.10411)."
     )
     # \b keeps click from re-wrapping the table.
-    return "\b\n" + "\n".join(lines) + "\n\n" + note
-
-
-@contextlib.contextmanager
-def progress_bar(label: str) -> Iterator[Callable[[int, int], None] | None]:
-    """An `on_progress(done, total)` callback that draws a bar on stderr, or None where stderr is no terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    with click.progressbar(length=1, label=label, file=sys.stderr) as bar:
-
-        def advance(done: int, total: int) -> None:
-            bar.length = total
-            bar.update(done - bar.pos)
-
-        yield advance
+    return f"\b\n{table(rows)}\n\n{note}"
 
 
 _OPTIONS = [
-    click.option("--recipe", metavar="NAME", help=f"A preset: {', '.join(RECIPES)}. Single settings change it."),
+    click.option("--recipe", metavar="NAME", help=f"Start from a recipe: {', '.join(RECIPES)}."),
     click.option(
         "--config",
         "config_file",
         metavar="FILE.json",
-        help="Settings from a JSON file, in our spelling or the paper's. Single settings change them.",
+        help="Start from settings in a JSON file, in this project's spelling or the paper's.",
     ),
-    click.option("--window", "window_size", type=int, metavar="N", help="Window W in tokens, current one included."),
-    click.option("--sinks", "sink_count", type=int, metavar="N", help="The first N tokens stay visible.  [0]"),
+    click.option(
+        "--window", "window_size", type=int, metavar="N", help="Window size W in tokens, the current one included."
+    ),
+    click.option(
+        "--sinks", "sink_count", type=int, metavar="N", help="Sink count S: the first N tokens stay visible.  [0]"
+    ),
     click.option(
         "--fa-layers",
         metavar="SPEC",
@@ -135,6 +128,6 @@ _OPTIONS = [
     click.option(
         "--fa-decode/--no-fa-decode",
         default=None,
-        help="Whether sliding layers see everything while generating.  [no]",
+        help="Let sliding layers see all tokens while generating (FA decode).  [no]",
     ),
 ]
