@@ -12,7 +12,7 @@ from support.fakes.gguf_bytes import kv, model
 from swaa_edge.cli.options.engine import Engine
 from swaa_edge.errors import GenerationError
 from swaa_edge.evaluate.datafile import read_samples
-from swaa_edge.timings import Timings
+from swaa_edge.engine.phases import Timings
 
 
 class Talker:
