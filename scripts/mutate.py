@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
-"""Break the native code on purpose, one small way at a time, and see whether the tests notice.
+"""Break the native code on purpose, one edit at a time, and check that a test fails.
 
-A test suite that stays green over a window that is off by one proves nothing. Each mutation in mutations.txt is one
-edit of the patched sources, made in a copy of the tree, built incrementally, and run against the oracle's tests. A
-mutant that no test fails on has survived: a test is missing, or the edit changes nothing that can be seen (then it has
-no place in the list).
+A test suite that passes with a window off by one proves nothing. Each mutation in mutations.txt is one edit of the
+patched sources, made in a copy of the tree, built incrementally, and tested with the oracle's tests. A mutant survives
+if no test fails: then a test is missing, or the edit has no visible effect and does not belong in the list.
 
-    scripts/mutate.py                       # all; about two minutes each for the build and what of the tests it takes
+A maintainer's tool for the oracle's tests in tests/patches/; `make test` only checks that the list fits the sources
+(tests/scripts/test_mutate.py). The kernels for CUDA and Metal have mutations of their own, which `make test` runs.
+
+    scripts/mutate.py                       # all; about two minutes each
     scripts/mutate.py --only sinks --list
 """
 
@@ -26,14 +28,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 TREE = ROOT / "vendor" / "llama.cpp-patched"
 TESTS = ["tests/patches/test_oracle.py", "tests/patches/test_semantics.py", "tests/patches/test_reuse.py"]
-# What is run needs the engine; the rest of these files would pass anyway.
+# The tests that run the engine; the others of these files pass with any mutant.
 SELECTED = "test_grid or test_semantics or test_reuse"
 TIMEOUT_SECONDS = 1800
 
 
 @dataclass(frozen=True)
 class Mutation:
-    """In `file` of the tree, `old` (which is there exactly once) becomes `new`."""
+    """In `file` of the tree, `old` (which occurs exactly once) becomes `new`."""
 
     name: str
     file: str
@@ -42,7 +44,7 @@ class Mutation:
 
 
 def read_mutations(path: Path = ROOT / "scripts" / "mutations.txt") -> list[Mutation]:
-    """The mutations of a file like scripts/mutations.txt; ValueError with the line number if one is not whole."""
+    """The mutations of a file like scripts/mutations.txt; ValueError with the line number if one is incomplete."""
     found, part = [], []
     for number, line in enumerate([*path.read_text(encoding="utf-8").splitlines(), ""], start=1):
         if line.startswith("#"):
@@ -60,7 +62,7 @@ def read_mutations(path: Path = ROOT / "scripts" / "mutations.txt") -> list[Muta
 
 
 def stale(tree: Path, mutations: Sequence[Mutation]) -> list[str]:
-    """Why mutations don't fit the tree, one line each; [] if all do."""
+    """One line per mutation that does not fit the tree; [] if all do."""
     problems = []
     for mutation in mutations:
         path = tree / mutation.file
@@ -79,24 +81,15 @@ class Lab:
         self.library, self.models = folder / "lib", folder / "models"
 
     def prepare(self) -> None:
-        """Bring the copy of the tree in step and configure."""
+        """Update the copy of the tree and configure."""
         shutil.rmtree(self.models, ignore_errors=True)
         self.models.mkdir(parents=True)
-        bring_in_step(TREE, self.tree)
-        run(
-            [
-                "cmake",
-                "-S",
-                ROOT,
-                "-B",
-                self.build,
-                f"-DSWAA_EDGE_TREE={self.tree}",
-                f"-DPython_EXECUTABLE={sys.executable}",
-            ]
-        )
+        update_copy(TREE, self.tree)
+        options = [f"-DSWAA_EDGE_TREE={self.tree}", f"-DPython_EXECUTABLE={sys.executable}"]
+        run(["cmake", "-S", ROOT, "-B", self.build, *options])
 
     def make(self) -> None:
-        """Build and lay the libraries into `library`."""
+        """Build, and install the libraries into `library`."""
         run(["cmake", "--build", self.build, "--target", "swaa-edge-libraries", "-j", str(self.jobs)])
         run(["cmake", "--install", self.build, "--prefix", self.library.parent, "--component", "swaa_edge"])
 
@@ -115,7 +108,7 @@ class Lab:
                 command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
             )
         except subprocess.TimeoutExpired:
-            return "failed", f"no end within {TIMEOUT_SECONDS} s"
+            return "failed", f"not finished within {TIMEOUT_SECONDS} s"
         if done.returncode not in (0, 1):
             raise RuntimeError(f"pytest ended with code {done.returncode}:\n{(done.stdout + done.stderr)[-2000:]}")
         failures = [line.split()[1] for line in done.stdout.splitlines() if line.startswith(("FAILED ", "ERROR "))]
@@ -124,13 +117,13 @@ class Lab:
         return ("failed", failures[0]) if done.returncode else ("passed", "")
 
 
-def bring_in_step(tree: Path, copy: Path) -> None:
-    """Make `copy` hold what `tree` does, and write only what differs, so that a build compiles that and no more."""
-    wanted = {path.relative_to(tree) for path in tree.rglob("*") if path.is_file()}
+def update_copy(tree: Path, copy: Path) -> None:
+    """Make `copy` equal to `tree`, writing only files that differ, so that a build compiles no more than those."""
+    names = {path.relative_to(tree) for path in tree.rglob("*") if path.is_file()}
     for path in copy.rglob("*") if copy.is_dir() else ():
-        if path.is_file() and path.relative_to(copy) not in wanted:
+        if path.is_file() and path.relative_to(copy) not in names:
             path.unlink()
-    for name in wanted:
+    for name in names:
         source, target = tree / name, copy / name
         if not target.is_file() or source.read_bytes() != target.read_bytes():
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -140,7 +133,7 @@ def bring_in_step(tree: Path, copy: Path) -> None:
 def run(command: Sequence[object]) -> None:
     """Run a build step; RuntimeError with the end of its output if it fails."""
     words = [str(word) for word in command]
-    # cmake and ninja of the environment that this Python is in, as in the Makefile.
+    # cmake and ninja from this Python's environment, as in the Makefile.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     words[0] = shutil.which(words[0], path=path) or words[0]
     done = subprocess.run(words, capture_output=True, text=True, check=False, env=dict(os.environ, PATH=path))
@@ -149,7 +142,7 @@ def run(command: Sequence[object]) -> None:
 
 
 def try_mutation(lab: Lab, mutation: Mutation) -> dict:
-    """Make the edit, build, test, undo it. Returns name, outcome (killed, survived or not built), by, seconds."""
+    """Edit, build, test, undo. Returns name, outcome (killed, survived or not built), by, seconds."""
     path, start = lab.tree / mutation.file, time.monotonic()
     original = path.read_text(encoding="utf-8")
     try:
@@ -169,12 +162,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0 if every mutant was killed, 1 if one survived or could not be tried, 2 for a wrong call."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", metavar="TEXT", default="", help="only mutations with TEXT in their name")
-    parser.add_argument(
-        "--list", action="store_true", help="print the mutations, and whether they fit the tree; run none"
-    )
-    parser.add_argument("--cases", type=int, default=80, help="cases of the grid per mutant (default: %(default)s)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="compilers at once (default: all cores)")
-    parser.add_argument("--work", type=Path, default=ROOT / "build" / "mutants", help="folder to build in (kept)")
+    parser.add_argument("--list", action="store_true", help="only print the mutations and check that they fit the tree")
+    parser.add_argument("--cases", type=int, default=80, help="grid cases per mutant (default: %(default)s)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="parallel compilers (default: all cores)")
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "mutants", help="build folder (kept)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the outcomes there")
     options = parser.parse_args(arguments)
 
@@ -197,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     lab.make()
     result, test = lab.test()
     if result == "failed":
-        print(f"without a mutation {test} fails already; nothing can be learnt", file=sys.stderr)
+        print(f"{test} fails without a mutation; fix that first", file=sys.stderr)
         return 1
     outcomes = []
     for mutation in chosen:

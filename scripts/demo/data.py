@@ -1,9 +1,9 @@
-"""What the demo model learns from: documents with facts in prose, then questions about them and the right answers.
+"""Training sequences of the demo model: documents with facts in prose, then questions about them and their answers.
 
     tokens, weights, tags = Data(tokenizer, text, seed=1).batch(2048, 4, Mix(copy=0.03, hops=0.03, again=0.12))
 
-The texts of facts, questions and answers are those of `swaa_edge.evaluate.facts`, which `eval` asks too, and so are
-the tasks: needle, multi (several needles), chain and kv. What a seed makes here and there has nothing in common.
+Facts, questions and answers come from `swaa_edge.evaluate.facts`, as in `eval`, and so do the tasks: needle, multi
+(several needles), chain and kv. The same seed gives unrelated samples here and there.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from demo.tokenizer import ASSISTANT, BOS, END, USER
 from swaa_edge.evaluate import facts
 from swaa_edge.evaluate.haystack import Haystack
 
-#: What a token's prediction belongs to, for the log; first a value told again in a document, and one that follows.
+#: Categories of predictions, for the log: a value repeated in a document, one that follows from others, the answers.
 ASKED = [f"{task}/{style}" for task in ("needle", "multi", "chain", "kv") for style in facts.STYLES]
 TAGS = ["recital", "derived", *ASKED]
-#: Of the loss, for each token of prose; an answer's token has 1.
+#: Weight of a prose token in the loss; a token of an answer has 1.
 PROSE_WEIGHT = 0.05
 
 Ask = tuple[str, Callable[[facts.Style], facts.Question]]
@@ -33,8 +33,11 @@ Piece = tuple[float, Sequence[int]]
 
 @dataclasses.dataclass(frozen=True)
 class Mix:
-    """How likely a sequence is mere copying, or facts without prose in which one leads to another; and how likely
-    another document tells its facts again, which gives an answer to learn from every few tokens."""
+    """Probabilities of the kinds of sequences.
+
+    copy: copying only. hops: facts without prose, in which one leads to another. again: any other document repeats its
+    facts, so that there is an answer to learn from every few tokens.
+    """
 
     copy: float
     hops: float
@@ -42,7 +45,7 @@ class Mix:
 
 
 class Row:
-    """Tokens of one training sequence, each with the weight of its loss and its tag."""
+    """Tokens of one training sequence, each with its loss weight and tag."""
 
     def __init__(self) -> None:
         self.tokens: list[int] = []
@@ -61,7 +64,7 @@ class Row:
 
 
 class Data:
-    """Training sequences from a seed; `rng` is all the state there is."""
+    """Training sequences from a seed; `rng` is the only state."""
 
     def __init__(self, tokenizer, text: str, seed: int) -> None:
         self.rng = random.Random(seed)
@@ -70,9 +73,9 @@ class Data:
         self.special = {name: tokenizer.convert_tokens_to_ids(name) for name in (BOS, USER, ASSISTANT, END)}
         self.numbers = {self.encode(f" {number}")[0] for number in range(10, 100)}
         self.names = {self.encode(f" {word}")[0] for word in facts.WORDS}
-        #: For a number that codes lead to, by name and number: the facts that it follows from.
+        #: By name and number at the end of a chain of codes: the facts it follows from.
         self._derived: dict[tuple[int, int], set[tuple[int, int]]] = {}
-        # What stands before a value: in a fact, and in the JSON object.
+        # The token before a value: in a fact, and in the JSON object.
         self._before = {self.encode(" is")[0], self.encode('{"fox": 4')[2]}
 
     def batch(self, length: int, count: int, mix: Mix) -> tuple[torch.Tensor, ...]:
@@ -81,7 +84,7 @@ class Data:
         return tuple(torch.tensor([getattr(row, name) for row in rows]) for name in ("tokens", "weights", "tags"))
 
     def sequence(self, length: int, mix: Mix) -> Row:
-        """One sequence; of the documents that tell their facts again, most have no questions."""
+        """One sequence; most documents that repeat their facts have no questions."""
         rng = self.rng
         drawn = rng.random()
         if drawn < mix.copy:
@@ -91,10 +94,10 @@ class Data:
         again = rng.random() < mix.again
         kind = rng.choices(("codes", "json", "prose"), (0.62, 0.33, 0.05))[0]
         recite = again and rng.random() < 0.6
-        share = 0.9 if recite else 0.5
+        fraction = 0.9 if recite else 0.5
         self._derived = {}
         write = {"codes": self._codes, "json": self._json, "prose": lambda *_: ([], [])}[kind]
-        pieces, asks = write(length, again, share)
+        pieces, asks = write(length, again, fraction)
         rounds = self._rounds([] if recite else asks, length // 4 if again else length // 2)
         room = length - 2 - len(rounds.tokens)
         free = room - sum(len(tokens) for _, tokens in pieces)
@@ -106,16 +109,16 @@ class Data:
         return row
 
     def _rounds(self, asks: Sequence[Ask], limit: int) -> Row:
-        """Questions and answers after a document, at least one and up to `limit` tokens."""
+        """Questions and answers after a document: at least one, and up to `limit` tokens."""
         rng, rounds = self.rng, Row()
         asked: set[str] = set()
         while asks:
             task, make = asks[rng.randrange(len(asks))]
-            # What must be answered at once is harder to learn.
+            # Direct answers are harder to learn.
             style = rng.choices(facts.STYLES, (3, 1))[0]
             question = make(style)
             turn = Row()
-            # The first question stands in the document's own turn.
+            # The first question belongs to the turn of the document.
             start = [] if not asked else [self.special[USER]]
             text = question.text if asked else f"\n\n{question.text}"
             turn.add([*start, *self.encode(text), self.special[END], self.special[ASSISTANT]])
@@ -129,7 +132,7 @@ class Data:
         return rounds
 
     def _copying(self, length: int) -> Row:
-        """Names and numbers over and over: in the same order, or in pairs whose order changes."""
+        """Names and numbers repeatedly: in the same order, or in pairs whose order changes."""
         rng, row = self.rng, Row()
         row.add([self.special[BOS], self.special[USER]])
         names, numbers = sorted(self.names), sorted(self.numbers)
@@ -148,10 +151,9 @@ class Data:
         return row
 
     def _hops(self, length: int) -> Row:
-        """Codes in four tokens each, half of them names of others; then the number behind each, or the code again."""
+        """Codes of four tokens each, half of them names of others; then the number behind each, or the code again."""
         rng, row = self.rng, Row()
-        one = lambda text: self.encode(text)[0]  # noqa: E731
-        code, number, is_ = one(" code"), one(" number"), one(" is")
+        code, number, is_ = (self.encode(text)[0] for text in (" code", " number", " is"))
         row.add([self.special[BOS], self.special[USER]])
         names = rng.sample(sorted(self.names), min(len(self.names), max(2, length // 8)))
         half = len(names) // 2
@@ -169,7 +171,7 @@ class Data:
         return row
 
     def _document_weights(self, document: Sequence[int], kind: str) -> tuple[list[float], list[int]]:
-        """Weights and tags. A value counts where it is told again, or follows from others; else it can't be known."""
+        """Weights and tags. A value counts where it is repeated or follows from others; else it is unpredictable."""
         weights, tags = [PROSE_WEIGHT] * len(document), [0] * len(document)
         seen: set[tuple[int, int]] = set()
         for place in range(2, len(document)):
@@ -187,23 +189,23 @@ class Data:
         return weights, tags
 
     def _amount(self, most: int) -> int:
-        """From 1 to `most`, small numbers as likely as large ones are together."""
+        """A number from 1 to `most`, uniform on a logarithmic scale."""
         return max(1, round(math.exp(self.rng.uniform(0, math.log(max(most, 1) + 0.5)))))
 
     def _place(self, pieces: Sequence[Sequence[int]]) -> list[Piece]:
-        """Pieces at depths: spread over the document, or together in a part of it."""
+        """Depths for the pieces: spread over the document, or together in a part of it."""
         low = self.rng.random() * 0.9 if self.rng.random() < 0.3 else 0.0
         high = 1.0 if low == 0 else min(1.0, low + self.rng.uniform(0.02, 0.5))
         return [(self.rng.uniform(low, high), piece) for piece in pieces]
 
-    def _codes(self, length: int, again: bool, share: float) -> tuple[list[Piece], list[Ask]]:
+    def _codes(self, length: int, again: bool, fraction: float) -> tuple[list[Piece], list[Ask]]:
         """Facts of seven tokens, some of them chains, and questions about them."""
         rng = self.rng
         times = rng.choice((2, 3)) if again else 1
         derive = again and rng.random() < 0.6
         most = max(2, min(120, length // 20))
         each = 18 if derive else 7 * times
-        count = max(2, int(length * share / each)) if again else self._amount(most)
+        count = max(2, int(length * fraction / each)) if again else self._amount(most)
         names = rng.sample(facts.WORDS, min(count, 200))
         codes = {name: str(rng.randrange(10, 100)) for name in names}
         chains = self._chains(codes, derive) if count >= 2 and (derive or rng.random() < 0.75) else []
@@ -226,9 +228,9 @@ class Data:
         return placed, asks
 
     def _with_numbers(self, codes: dict[str, str], pieces: Sequence[Sequence[int]]) -> list[Piece]:
-        """The facts in a document's first half, and in its second the number behind each code.
+        """Place the facts in the first half of a document, and the number behind each code in the second.
 
-        A value that two facts give together is to be known at once, and is told every few tokens.
+        So every few tokens there is a value that follows from two facts together.
         """
         rng, one = self.rng, lambda text: self.encode(f" {text}")[0]
         placed: list[Piece] = [(rng.uniform(0, 0.5), piece) for piece in pieces]
@@ -242,7 +244,7 @@ class Data:
         return placed
 
     def _chains(self, codes: dict[str, str], many: bool) -> list[list[str]]:
-        """Make some codes the names of others; the chains, from their first name to their number."""
+        """Make some codes the names of others; returns the chains, from first name to number."""
         rng, spare, chains = self.rng, list(codes), []
         rng.shuffle(spare)
         quarter = max(1, len(codes) // 4)
@@ -256,14 +258,14 @@ class Data:
             chains.append([*links, codes[links[-1]]])
         return chains
 
-    def _json(self, length: int, again: bool, share: float) -> tuple[list[Piece], list[Ask]]:
-        """A JSON object of five tokens a pair, told twice in another order if `again`."""
+    def _json(self, length: int, again: bool, fraction: float) -> tuple[list[Piece], list[Ask]]:
+        """A JSON object of five tokens per pair, twice in different orders if `again`."""
         rng = self.rng
-        count = max(2, min(256, int(length * share / 11) if again else self._amount(length // 14)))
+        count = max(2, min(256, int(length * fraction / 11) if again else self._amount(length // 14)))
         keys = rng.sample(facts.WORDS, count)
         pairs = {key: str(rng.randrange(10, 100)) for key in keys}
 
-        def told() -> list[int]:
+        def pairs_in_any_order() -> list[int]:
             order = list(pairs)
             rng.shuffle(order)
             parts = facts.json_pairs({key: pairs[key] for key in order})
@@ -273,4 +275,4 @@ class Data:
             key = rng.choice(keys)
             return facts.ask_value(key, pairs[key], style)
 
-        return [(rng.random(), told()) for _ in range(2 if again else 1)], [("kv", ask)]
+        return [(rng.random(), pairs_in_any_order()) for _ in range(2 if again else 1)], [("kv", ask)]

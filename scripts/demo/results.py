@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""What each strategy of SWAA costs and brings on the demo model: measured into JSON, and written as docs/results.md.
+"""Measure what each strategy of SWAA costs and brings on the demo model, and write docs/results.md.
 
-python scripts/demo/results.py measure     # docs/results/demo.json; an interrupted run goes on where it was
-python scripts/demo/results.py write       # docs/results.md from it, and the plots
-python scripts/demo/results.py check       # fails if docs/results.md isn't what `write` gives
+python scripts/demo/results.py measure     # writes docs/results/demo.json; resumes an interrupted run
+python scripts/demo/results.py write       # writes docs/results.md and its plot from it
+python scripts/demo/results.py check       # fails if docs/results.md is stale
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from swaa_edge.demo import ANSWER, CONTEXT, MODEL, SINKS, WINDOW
 
 DATA = ROOT / "docs" / "results" / "demo.json"
 PAGE = ROOT / "docs" / "results.md"
-#: Seeds: the questions of the table are others than those that calibrate saw.
+#: Seeds: calibrate and distill see other questions than those of the table.
 EVALUATED, CALIBRATED, LEARNED = 41, 42, 43
 SAMPLES = 200
-#: Documents per task that an adapter learns from, and the configurations that get one.
+#: Documents per task for the training examples of an adapter; the configurations that get one.
 DOCUMENTS = 120
 TUNED = ("sinks + FA decode", "quarter 1::4", "all three")
 
 
 def configurations(n_layers: int, chosen: Sequence[int]) -> dict[str, Any]:
-    """Each strategy alone, each pair, all three, and the layers that calibrate chose beside every periodic quarter."""
+    """Each strategy alone, each pair, all three, every periodic quarter, and the layers that calibrate chose."""
 
     def swaa(fa_layers: Any, sinks: int, fa_decode: bool) -> SwaaConfig:
         return SwaaConfig(WINDOW, sinks, fa_layers, fa_decode)
@@ -59,7 +59,7 @@ def configurations(n_layers: int, chosen: Sequence[int]) -> dict[str, Any]:
 
 
 def measure(samples: int, threads: int) -> None:
-    """Calibrate and fine-tune on samples of their own, then ask every configuration the same; answers are kept."""
+    """Calibrate, fine-tune, then ask every configuration the same questions; resumes an interrupted run."""
     from demo.results_tune import SETTINGS, Tuning
     from swaa_edge import SwaaLlama
     from swaa_edge.bench.report import machine
@@ -117,7 +117,7 @@ def measure(samples: int, threads: int) -> None:
         )
     print(file=sys.stderr)
     if report.stopped:
-        sys.exit("stopped early; the same command goes on from here")
+        sys.exit("stopped early; run the same command to resume")
     document = report.to_dict()
     answers = document.pop("answers")
     at_once = {name: _at_once(questions, answers, tuned_name(name)) for name in TUNED}
@@ -144,19 +144,19 @@ def measure(samples: int, threads: int) -> None:
         "machine": machine(),
     }
     DATA.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    print(f"{DATA.relative_to(ROOT)} written; now: {Path(sys.argv[0]).name} write", file=sys.stderr)
+    print(f"{DATA.relative_to(ROOT)} written; next: {Path(sys.argv[0]).name} write", file=sys.stderr)
 
 
 def _at_once(questions: Sequence[Any], answers: Sequence[dict[str, Any]], name: str) -> float:
-    """The share of direct questions whose reply begins with the answer."""
+    """The fraction of direct questions whose response begins with the answer."""
     direct = {sample.id: sample.answers[0] for sample in questions if sample.style == "direct"}
     mine = [row for row in answers if row["config"] == name and row["sample"] in direct]
     return sum(row["reply"].strip().startswith(direct[row["sample"]]) for row in mine) / len(mine)
 
 
 def _calibration(found: dict[str, Any]) -> dict[str, Any]:
-    wanted = ("method", "keep", "chosen", "ranking", "full_loss", "sliding_loss", "chosen_loss", "samples")
-    return {name: found[name] for name in wanted}
+    names = ("method", "keep", "chosen", "ranking", "full_loss", "sliding_loss", "chosen_loss", "samples")
+    return {name: found[name] for name in names}
 
 
 def _show(at: Any) -> None:
@@ -169,7 +169,7 @@ def _sha256(path: Path) -> str:
 
 
 def write() -> None:
-    """The page and its plot."""
+    """Write the page and its plot."""
     from swaa_edge.evaluate.plot import plot_accuracy
 
     document = json.loads(DATA.read_text(encoding="utf-8"))
@@ -178,7 +178,7 @@ def write() -> None:
 
 
 def check() -> None:
-    """Raise SystemExit if the page isn't what its data give."""
+    """Fail if the page is stale."""
     if PAGE.read_text(encoding="utf-8") != page(json.loads(DATA.read_text(encoding="utf-8"))):
         sys.exit("docs/results.md is stale: python scripts/demo/results.py write")
 

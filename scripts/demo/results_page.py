@@ -1,4 +1,4 @@
-"""docs/results.md as text: the figures that results.py measured, as tables and sentences computed from them."""
+"""docs/results.md as text: tables of the figures that results.py measured, and sentences computed from them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def page(document: dict[str, Any]) -> str:
-    """docs/results.md: the figures as tables, and what they say in sentences that are computed from them."""
+    """The text of docs/results.md for a document of results.py."""
     settings, rows = document["settings"], {row["config"]: row for row in document["table"]}
     facts = {
         "layers": document["model"]["layers"],
@@ -31,18 +31,18 @@ _PAGE = """\
 <!-- Written by scripts/demo/results.py from docs/results/demo.json; edit neither. -->
 
 The demo model ([swaa_edge/models](../swaa_edge/models/README.md), {layers} layers, trained with full attention over
-{context:,} tokens) answers the same {samples_per_task} questions per task under every configuration, through the
-quantized engine: prompts of {prompt_tokens:,} tokens, window {window}, and what is asked for always lies further from
-the prompt's end than the window reaches. Half of the questions want the answer at once (*direct*: its first token
-comes out of the prefill), half after a sentence that repeats what was asked for (*spoken*: it comes out of decode).
-[eval.md](eval.md) says what the tasks are. Rows with LoRA are those above them with weights that were fine-tuned under
-the row's own mask, as told below.
+{context:,} tokens) answers the same {samples_per_task} questions per task under every configuration, quantized, through
+the engine. Prompts have {prompt_tokens:,} tokens, the window is {window}, and the answer is always further from the
+end of the prompt than the window reaches. Half of the questions ask for the answer alone (*direct*: its first token is
+predicted by the prefill), half for a sentence that repeats the question first (*spoken*: it is predicted by decode).
+[eval.md](eval.md) describes the tasks. Rows with LoRA are rows above with weights that were fine-tuned under the row's
+own mask (below).
 
 {table}
 
-Accuracy in percent; ± is half of Wilson's 95 % interval of the mean. Prefill: times as fast as full attention, median
-over the same prompts, measured in turns on {cpu} ({threads} threads). The demo model is so small, and its prompts so
-short, that attention is only part of their time.
+Accuracy in percent; ± is half of Wilson's 95 % interval of the mean. Prefill: speed-up over full attention, median over
+the same prompts, the configurations taking turns, on {cpu} ({threads} threads). The model and its prompts are so small
+that attention is only part of the prefill time.
 
 {sentences}
 
@@ -56,18 +56,18 @@ short, that attention is only part of their time.
 
 {calibrated}
 
-## Again
+## Reproduce it
 
 ```
 python scripts/demo/results.py measure && python scripts/demo/results.py write
 ```
 
-Seeds: {seed} for the questions, {calibration_seed} for those that calibrate reads, {learned_seed} for what is learned
-from. Model: sha256 `{sha256}...`.
+Seeds: {seed} for the questions, {calibration_seed} for the samples of `calibrate`, {learned_seed} for the training
+examples. Model: sha256 `{sha256}...`.
 """
 
 
-#: Rows that are a preset, with this model's window and sinks.
+#: Rows that correspond to a preset, with this model's window and sinks.
 _RECIPES = {"sinks + FA decode": "fast", "quarter 1::4": "balanced", "all three": "quality"}
 _TASKS = ("needle", "multi-needle", "kv", "chain")
 
@@ -132,28 +132,27 @@ def _sentences(rows: dict[str, Any]) -> list[str]:
     return [
         f"- A bare window keeps {kept('naive')} of full attention's accuracy: the collapse is real.",
         f"- The best strategy alone is {singles}, which keeps {kept(singles)}.",
-        f"- The best combination here, {together}, keeps {kept(together)} and reads prompts "
-        f"{rows[together]['prefill_ratio']:.2f} times as fast.",
+        f"- The best combination here, {together}, keeps {kept(together)} with a prefill "
+        f"speed-up of {rows[together]['prefill_ratio']:.2f}.",
     ]
 
 
 def _tuned(tuning: dict[str, Any], rows: dict[str, Any]) -> list[str]:
-    """What was learned from, and each recipe before and after, with its interval."""
+    """The training examples, and each recipe before and after fine-tuning, with its interval."""
     settings, data = tuning["settings"], tuning["data"]
-    told = (
-        f"`distill` asked the model under full attention about {data['records']} documents of another seed, in a "
-        f"sentence, and kept the {data['kept']} right replies. Each is the answer to both questions about its "
-        "document: "
-        "also where the question wants the answer at once, an adapter may learn to say a sentence first, and under FA "
-        "decode only a reply that is on its way sees the whole prompt. `finetune` learned from these under each row's "
-        f"mask (rank {settings['rank']}, alpha {settings['alpha']:g}, rsLoRA, {', '.join(settings['targets'])}; "
-        f"{settings['steps']} steps of {settings['batch'] * settings['accumulate']} prompts), `convert --lora` merged "
-        "and quantized the result."
+    text = (
+        f"`distill` asked the model, under full attention, a spoken question about each of {data['records']} documents "
+        f"of another seed and kept the {data['kept']} correct responses. Each is the training example for both "
+        "questions about its document: an adapter may learn to begin with a sentence even if the question asks for the "
+        "answer alone, because under FA decode only tokens after the prompt see the whole prompt. `finetune` trained "
+        f"on them under each row's mask (rank {settings['rank']}, alpha {settings['alpha']:g}, rsLoRA, "
+        f"{', '.join(settings['targets'])}; {settings['steps']} steps of "
+        f"{settings['batch'] * settings['accumulate']} prompts), and `convert --lora` merged and quantized the result."
     )
     lines = [
-        textwrap.fill(told, 120),
+        textwrap.fill(text, 120),
         "",
-        "| recipe | without | with LoRA | outside the interval | direct questions answered at once | trained in |",
+        "| recipe | without | with LoRA | beyond the interval | direct questions answered directly | training time |",
         "|---|---|---|---|---|---|",
     ]
     for name, outcome in tuning["outcomes"].items():
@@ -188,34 +187,34 @@ def _calibrated(document: dict[str, Any], rows: dict[str, Any]) -> list[str]:
     else:
         verdict = f"does not beat the best periodic quarter ({best.split()[1]}), which is {-apart:.1f} points ahead"
     chosen = {name: ", ".join(map(str, row["chosen"])) for name, row in found.items()}
-    told = (
-        f"`calibrate` read {found['greedy']['samples']} samples of another seed. Greedily it keeps the layers "
-        f"{chosen['greedy']}; by the loss that one layer adds when it slides (nll) {chosen['nll']}; by the loss that "
-        f"one layer saves when it alone doesn't (keep) {chosen['keep']}. On the questions above, which it never saw, "
-        f"the greedy choice {verdict}."
+    text = (
+        f"`calibrate` evaluated {found['greedy']['samples']} samples of another seed. The greedy method keeps full "
+        f"attention in layers {chosen['greedy']}; the loss that one sliding layer adds (nll) selects {chosen['nll']}; "
+        f"the loss that one full-attention layer saves (keep) selects {chosen['keep']}. On the questions above, which "
+        f"`calibrate` did not see, the greedy choice {verdict}."
     )
-    lines = [textwrap.fill(told, 120)]
+    lines = [textwrap.fill(text, 120)]
     table = [
         "",
-        "| layer | loss added when it alone slides | loss saved when it alone keeps full attention |",
+        "| layer | loss added if only it slides | loss saved if only it keeps full attention |",
         "|---|---|---|",
     ]
     lines += ["", _concentration(found["keep"])]
     gains = {method: {row["layer"]: row["gain"] for row in found[method]["ranking"]} for method in ("nll", "keep")}
     for layer in sorted(gains["nll"]):
         table.append(f"| {layer} | {gains['nll'][layer]:+.4f} | {gains['keep'][layer]:+.4f} |")
-    return [*lines, *table, "", "Losses in nats per token of the right answer."]
+    return [*lines, *table, "", "Losses in nats per token of the correct answer."]
 
 
 def _concentration(found: dict[str, Any]) -> str:
-    """Whether one layer does it all, which decides what patterns and strategies can show on this model."""
+    """How much one layer achieves alone, which limits what patterns and strategies can show on this model."""
     best = found["ranking"][0]
-    share = best["gain"] / (found["sliding_loss"] - found["full_loss"])
-    told = f"Layer {best['layer']} alone, kept, brings back {share:.0%} of the loss that sliding adds."
-    if share > 0.9:
+    fraction = best["gain"] / (found["sliding_loss"] - found["full_loss"])
+    text = f"Full attention in layer {best['layer']} alone recovers {fraction:.0%} of the loss that sliding adds."
+    if fraction > 0.9:
         return (
-            f"{told} This model looks up there whatever it looks up: every pattern that keeps the layer recovers "
-            "everything, with or without the other strategies, and no choice of layers can beat one that has it. A "
-            "large model retrieves in many layers."
+            f"{text} This model does all of its retrieval there: every pattern with that layer recovers everything, "
+            "with or without the other strategies, and no choice of layers can beat one that has it. A large model "
+            "retrieves in many layers."
         )
-    return f"{told} The rest takes other layers."
+    return f"{text} The rest takes other layers."

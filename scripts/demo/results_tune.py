@@ -1,9 +1,9 @@
-"""The LoRA column of docs/results.md: the demo model's own answers as data, and an adapter for a recipe.
+"""The LoRA rows of docs/results.md: training examples from the demo model's own answers, and an adapter per recipe.
 
     tuning = Tuning(folder, documents, threads); path = tuning.model("fast", SwaaConfig(128, 8, "none", True))
 
-Every step is what a user would do: `distill` asks the model under full attention, `finetune` trains, `convert --lora`
-merges and quantizes. What is in the folder already is not made again.
+The steps are those of a user: `distill` asks the model under full attention, `finetune` trains, `convert --lora` merges
+and quantizes. Results that are already in the folder are reused.
 """
 
 from __future__ import annotations
@@ -29,23 +29,26 @@ from swaa_edge.finetune.distill import distill, write_lines
 from swaa_edge.finetune.settings import Settings
 from swaa_edge.support.journal import Journal, digest
 
-#: The answer is a reply in a sentence, whatever the question wants: under FA decode only a reply that is on its way
-#: sees the whole prompt. The model knows such replies; that it may always give one is what it has to learn.
+#: The style of all responses: under FA decode only tokens after the prompt see the whole prompt, so the adapter learns
+#: to answer in a sentence even if the question asks for the answer alone.
 SPOKEN = "spoken"
 SETTINGS = Settings(batch=4, accumulate=2, rate=1e-3, steps=40, holdout=0.04, every=20, patience=0, half=True)
 QUANTIZED = "Q8_0"
 
 
 class Tuning:
-    """samples: of the retrieval tasks, in both styles; each document's spoken question is asked, and its reply, if
-    right, is learned as the answer to both. Documents are those of no other seed."""
+    """Fine-tunes the demo model for one configuration after another.
+
+    samples: of the retrieval tasks, in both styles. The model answers each document's spoken question; a correct
+    response becomes the training example for both questions.
+    """
 
     def __init__(self, folder: Path, samples: Sequence[Sample], threads: int) -> None:
         self._folder, self._threads = folder, threads
         folder.mkdir(parents=True, exist_ok=True)
         self.base = self._base()
         self.data, self.counts = self._data(samples)
-        #: By configuration, how its training went.
+        #: The outcome of the training, by configuration.
         self.outcomes: dict[str, dict[str, Any]] = {}
 
     def model(self, name: str, swaa: SwaaConfig) -> Path:
@@ -55,19 +58,19 @@ class Tuning:
 
         key = {"swaa": swaa.to_dict(), "data": self.data.name, "settings": dataclasses.asdict(SETTINGS)}
         folder = self._folder / f"adapter-{digest(key)}"
-        target, told = folder.with_suffix(".gguf"), folder.with_suffix(".json")
-        if not (target.is_file() and told.is_file()):
+        target, summary = folder.with_suffix(".gguf"), folder.with_suffix(".json")
+        if not (target.is_file() and summary.is_file()):
             run = Run(self.base, self.data, folder, swaa, SETTINGS, force=True)
             outcome = run.train(on_step=lambda at: _show(f"{name}: step {at.step} of {at.total}, loss {at.loss}"))
             print(file=sys.stderr)
             target.unlink(missing_ok=True)
             hf.convert(self.base, target, outtype="f16", quantize=QUANTIZED, lora=folder, pre=PRE_TOKENIZER)
-            told.write_text(json.dumps(outcome.to_dict(), indent=1) + "\n", encoding="utf-8")
-        self.outcomes[name] = json.loads(told.read_text(encoding="utf-8"))
+            summary.write_text(json.dumps(outcome.to_dict(), indent=1) + "\n", encoding="utf-8")
+        self.outcomes[name] = json.loads(summary.read_text(encoding="utf-8"))
         return target
 
     def _base(self) -> Path:
-        """The shipped file as a Hugging Face checkpoint, so that nothing but it is needed."""
+        """The shipped GGUF file as a Hugging Face model directory, so that no other file is needed."""
         from transformers import Qwen3Config, Qwen3ForCausalLM
 
         folder = self._folder / MODEL.stem
@@ -76,7 +79,7 @@ class Tuning:
             recipe = json.loads((MODEL.parent / "train-recipe.json").read_text(encoding="utf-8"))
             special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
             shape = {"vocab_size": len(tokenizer), **special, **recipe["model"]}
-            # transformers reads no head size from a GGUF file, and does not save what it read from one.
+            # transformers neither reads the head size from a GGUF file nor saves a model read from one.
             read = Qwen3ForCausalLM.from_pretrained(MODEL.parent, gguf_file=MODEL.name, config=Qwen3Config(**shape))
             model = Qwen3ForCausalLM(Qwen3Config(**shape))
             model.load_state_dict(read.state_dict())
@@ -87,8 +90,8 @@ class Tuning:
     def _data(self, samples: Sequence[Sample]) -> tuple[Path, dict[str, Any]]:
         questions, asked = self._questions(samples)
         key = {"questions": digest({"lines": questions}), "max_tokens": ANSWER}
-        file, told = (self._folder / f"data-{digest(key)}{end}" for end in (".jsonl", ".json"))
-        if not (file.is_file() and told.is_file()):
+        file, summary = (self._folder / f"data-{digest(key)}{end}" for end in (".jsonl", ".json"))
+        if not (file.is_file() and summary.is_file()):
             source = self._folder / "questions.jsonl"
             source.write_text(write_lines(questions), encoding="utf-8")
             with Prompts(MODEL) as prompts:
@@ -106,14 +109,14 @@ class Tuning:
                 )
             print(file=sys.stderr)
             if found.stopped:
-                sys.exit("stopped early; the same command goes on from here")
+                sys.exit("stopped early; run the same command to resume")
             lines = [line | {"question": question} for line in found.lines for question in asked[line["id"]]]
             file.write_text(write_lines(lines), encoding="utf-8")
-            told.write_text(json.dumps(found.to_dict() | {"lines": len(lines)}) + "\n", encoding="utf-8")
-        return file, json.loads(told.read_text(encoding="utf-8"))
+            summary.write_text(json.dumps(found.to_dict() | {"lines": len(lines)}) + "\n", encoding="utf-8")
+        return file, json.loads(summary.read_text(encoding="utf-8"))
 
     def _questions(self, samples: Sequence[Sample]) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
-        """A record per document, with its spoken question; and by the record's id the questions of both styles."""
+        """A record per document with its spoken question, and the questions of both styles by record id."""
         records: list[dict[str, Any]] = []
         asked: dict[str, list[str]] = {}
         with Prompts(MODEL) as prompts, open_vocabulary(MODEL) as vocabulary:

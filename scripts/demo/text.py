@@ -22,14 +22,14 @@ def training_text() -> str:
 
 
 def sources() -> list[dict[str, str]]:
-    """Which text that was, for the record."""
-    told = {
+    """Name, hash and length of each source."""
+    texts = {
         "The Jargon File, public domain, Debian's package jargon-text": jargon(),
         f"Docstrings of Python {platform.python_version()}'s standard library": docstrings(),
     }
     return [
         {"source": name, "sha256": hashlib.sha256(text.encode()).hexdigest(), "characters": str(len(text))}
-        for name, text in told.items()
+        for name, text in texts.items()
     ]
 
 

@@ -1,4 +1,4 @@
-"""The demo model's vocabulary: byte-level BPE in which every name and every two-digit number is one token."""
+"""The demo model's tokenizer: byte-level BPE in which every name and every two-digit number is one token."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from swaa_edge.evaluate.facts import WORDS
 
 BOS, END, USER, ASSISTANT = "<|begin|>", "<|end|>", "<|user|>", "<|assistant|>"
 SIZE = 3072
-#: llama.cpp's name for how text is split before BPE.
+#: llama.cpp's name for the split of text before BPE.
 PRE_TOKENIZER = "gpt-2"
 
 CHAT_TEMPLATE = (
@@ -28,20 +28,20 @@ def make_tokenizer(text: str):
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    wanted = [f" {word}" for word in WORDS] + [f'"{word}"' for word in WORDS]
-    wanted += [f" {number}" for number in range(10, 100)]
+    pieces = [f" {word}" for word in WORDS] + [f'"{word}"' for word in WORDS]
+    pieces += [f" {number}" for number in range(10, 100)]
     question = "what is the number behind the code of fox? Answer in a sentence:"
-    wanted += [f' The code of fox is 47. {question} {{"fox": 47, "'] * 10
-    tokenizer.train_from_iterator(text.splitlines(keepends=True) + wanted * 3000, trainer)
+    pieces += [f' The code of fox is 47. {question} {{"fox": 47, "'] * 10
+    tokenizer.train_from_iterator(text.splitlines(keepends=True) + pieces * 3000, trainer)
     made = _wrapped(tokenizer)
-    for piece in wanted[:-10]:
+    for piece in pieces[:-10]:
         count = len(made.encode(piece, add_special_tokens=False))
         assert count == (3 if piece.startswith('"') else 1), (piece, made.tokenize(piece))
     return made
 
 
 def tokenizer_of(path):
-    """The same tokenizer, from the GGUF file at `path` that has it."""
+    """The same tokenizer, read from the GGUF file at `path`."""
     from gguf import GGUFReader
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Train the demo model from scratch: a small Qwen3 that really retrieves over its whole context of 2,048 tokens.
+"""Train the demo model from scratch: a small Qwen3 that retrieves over its whole context of 2,048 tokens.
 
-    python scripts/demo/train.py            # build/demo-model; goes on where an interrupted run stopped
+    python scripts/demo/train.py            # build/demo-model; resumes an interrupted run
     python scripts/demo/train.py --install  # then: quantize it into swaa_edge/models
 
-It takes torch, transformers and the text in _demo_text.py, and about half an hour on two cores.
+It needs torch, transformers and the text of demo/text.py, and takes about half an hour on two cores.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from demo.data import TAGS, Data, Mix
 from demo.text import sources, training_text
 from demo.tokenizer import PRE_TOKENIZER, make_tokenizer
 
-#: The folder of the trained checkpoint; the converter names the model after it.
+#: The trained model's directory; the converter names the model after it.
 NAME = "swaa-edge-demo"
 CONTEXT = 2048
 MODEL = {
@@ -44,7 +44,7 @@ MODEL = {
 }
 QUANTIZED = "Q8_0"
 SEED = 1
-#: (steps, tokens of a sequence, of a batch): short sequences first, where a step is cheap and an answer is near.
+#: (steps, tokens of a sequence, of a batch): short sequences first: their steps are cheap and their answers near.
 CURRICULUM = (
     (300, 64, 4096),
     (150, 128, 4096),
@@ -55,20 +55,20 @@ CURRICULUM = (
 )
 PEAK_RATE, WARMUP, HORIZON, DECAY = 2e-3, 100, 1700, 800
 SAVED_EVERY = 100
-#: Dimensions of a head that turn fastest with the position; they tell neighbours apart.
+#: Dimensions of a head that rotate fastest with the position; they distinguish neighbours.
 FAST = 4
-#: How far each head of the first layer looks back at first: to a value's name in a fact or in JSON (1, 2), and from
-#: the start of an answer to what the question is about (3; 5 if two things are).
+#: How far each head of the first layer initially looks back: to a value's name in a fact or in JSON (1, 2), and from
+#: the start of an answer to the subject of the question (3; 5 with two subjects).
 LOOK_BACK = (1, 2, 3, 5)
 
 
 def look_back(model: Qwen3ForCausalLM) -> None:
-    """Let each head of the first layer look a fixed number of tokens back, from the start.
+    """Initialize each head of the first layer to look a fixed number of tokens back.
 
-    What retrieves is a pair of heads: one copies a token from a little before into each position, a later one looks
-    for it ("induction heads", arXiv 2209.11895). Neither pays without the other, so from random weights both appear
-    late and at once. Here the first is given: a constant component in every embedding, which query and key read, and
-    a query turned back by RoPE's own angles. All of it stays trainable.
+    Retrieval takes a pair of heads: one copies a nearby earlier token into each position, a later one searches for it
+    ("induction heads", arXiv 2209.11895). Neither is useful without the other, so from random weights both appear late
+    and together. Here the first is given: a constant component in every embedding, which query and key read, and a
+    query rotated back by RoPE's own angles. All of it remains trainable.
     """
     attention, size = model.model.layers[0].self_attn, MODEL["head_dim"]
     with torch.no_grad():
@@ -90,7 +90,7 @@ def look_back(model: Qwen3ForCausalLM) -> None:
 
 
 def lessons(step: int) -> Mix:
-    """What is learned when: copying, which takes one look-up, then facts that take two, then documents."""
+    """The mix of training sequences: copying, which takes one look-up, then facts that take two, then documents."""
     if step < 150:
         return Mix(1.0, 0.0, 0.0)
     if step < 300:
@@ -101,7 +101,7 @@ def lessons(step: int) -> Mix:
 
 
 def rate(step: int) -> float:
-    """Learning rate: a linear warm-up, a cosine over `HORIZON` steps, and from `DECAY` on a linear end within it."""
+    """Learning rate: linear warm-up, cosine over `HORIZON` steps, with a linear decay from step `DECAY` on."""
     if step < WARMUP:
         return PEAK_RATE * (step + 1) / WARMUP
     done = (step - WARMUP) / (HORIZON - WARMUP)
@@ -111,7 +111,7 @@ def rate(step: int) -> float:
 
 
 def loss_of(model, tokens, weights, tags, values):
-    """The weighted loss, prose's own (nats per token, for the log), and by tag: numbers asked for, numbers right."""
+    """The weighted loss, the loss of prose (nats per token, for the log), and by tag: answers, correct answers."""
     hidden = model.model(tokens[:, :-1], use_cache=False).last_hidden_state
     targets, weights, tags = tokens[:, 1:], weights[:, 1:], tags[:, 1:]
     counted = weights > 0
@@ -119,15 +119,15 @@ def loss_of(model, tokens, weights, tags, values):
     logits = model.lm_head(hidden[counted])
     losses = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
     with torch.no_grad():
-        told = (weights >= 1) & values[targets]
-        right = told & (logits.argmax(-1) == targets)
-        counts = torch.stack([torch.bincount(tags[chosen], minlength=len(TAGS)) for chosen in (told, right)])
+        answers = (weights >= 1) & values[targets]
+        correct = answers & (logits.argmax(-1) == targets)
+        counts = torch.stack([torch.bincount(tags[chosen], minlength=len(TAGS)) for chosen in (answers, correct)])
         prose = losses[weights < 1]
     return (losses * weights).sum() / weights.sum(), prose.mean().item() if len(prose) else None, counts
 
 
 class Training:
-    """The model, its optimizers and data at a step, kept in a folder."""
+    """The model, its optimizers and its data, saved in a folder."""
 
     def __init__(self, folder: Path, seed: int) -> None:
         self.folder, self.log, self.state = folder, folder / "log.jsonl", folder / "state.pt"
@@ -160,8 +160,8 @@ class Training:
             optimizer.load_state_dict(kept)
         self.data.rng.setstate(saved["random"])
         self.step = saved["step"]
-        told = self.log.read_text().splitlines() if self.log.exists() else []
-        lines = [line for line in told if json.loads(line)["step"] < self.step]
+        logged = self.log.read_text().splitlines() if self.log.exists() else []
+        lines = [line for line in logged if json.loads(line)["step"] < self.step]
         self.log.write_text("".join(f"{line}\n" for line in lines))
         return saved["seconds"]
 
@@ -178,11 +178,11 @@ class Training:
         part.replace(self.state)
 
     def run(self) -> None:
-        """Every step that is left; a line of the log each 25, the state each 100."""
-        plan = [(length, batch) for steps, length, batch in CURRICULUM for _ in range(steps)]
+        """Run the remaining steps; logs every 25 steps, saves the state every 100."""
+        steps = [(length, batch) for count, length, batch in CURRICULUM for _ in range(count)]
         total = torch.zeros(2, len(TAGS))
-        while self.step < len(plan):
-            length, batch = plan[self.step]
+        while self.step < len(steps):
+            length, batch = steps[self.step]
             for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
                 group["lr"] = rate(self.step)
             tokens, weights, tags = self.data.batch(length, batch // length, lessons(self.step))
@@ -195,10 +195,10 @@ class Training:
                 optimizer.step()
             total += counts
             self.step += 1
-            if self.step % 25 == 0 or self.step == len(plan):
+            if self.step % 25 == 0 or self.step == len(steps):
                 self._note(length, loss.item(), prose, norm.item(), total)
                 total.zero_()
-            if self.step % SAVED_EVERY == 0 or self.step == len(plan):
+            if self.step % SAVED_EVERY == 0 or self.step == len(steps):
                 self.save()
         self.model.save_pretrained(self.folder / NAME)
         self.tokenizer.save_pretrained(self.folder / NAME)
@@ -211,9 +211,7 @@ class Training:
             "prose": None if prose is None else round(prose, 3),
             "norm": round(norm, 3),
             "seconds": round(time.time() - self._started, 1),
-            "right": {
-                tag: round((right / told).item(), 3) for tag, told, right in zip(TAGS, *total, strict=True) if told
-            },
+            "right": {tag: round((correct / n).item(), 3) for tag, n, correct in zip(TAGS, *total, strict=True) if n},
         }
         with self.log.open("a") as file:
             print(json.dumps(line), file=file)
@@ -221,7 +219,7 @@ class Training:
 
 
 def install(folder: Path) -> None:
-    """Convert and quantize the trained checkpoint into the package, and put log and recipe beside it."""
+    """Convert and quantize the trained model into the package, with its log and recipe."""
     from swaa_edge.convert import hf
     from swaa_edge.demo import MODEL as TARGET
 
@@ -243,8 +241,10 @@ def install(folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=ROOT / "build" / "demo-model", metavar="DIR", help="its folder")
-    parser.add_argument("--install", action="store_true", help="only quantize what was trained into swaa_edge/models")
+    parser.add_argument(
+        "--output", type=Path, default=ROOT / "build" / "demo-model", metavar="DIR", help="output folder"
+    )
+    parser.add_argument("--install", action="store_true", help="only quantize the trained model into swaa_edge/models")
     args = parser.parse_args()
     if args.install:
         install(args.output)

@@ -7,11 +7,11 @@ broken ones, each of which must be noticed.
 """
 
 import functools
-import importlib.util
 import re
 import sys
 from pathlib import Path
 
+import mutate
 import pytest
 
 from support.metal import attention, build, cases, mutants
@@ -26,15 +26,6 @@ pytestmark = [
 ]
 
 
-def spec_of_mutations():
-    spec = importlib.util.spec_from_file_location("mutate_metal", ROOT / "scripts" / "mutate.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["mutate_metal"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-mutate = spec_of_mutations()
 MUTATIONS = mutate.read_mutations(mutants.MUTATIONS)
 
 

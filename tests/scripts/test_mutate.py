@@ -1,31 +1,17 @@
-"""The mutations of scripts/mutate.py fit the sources; what they show is found out by running it, which takes an hour.
+"""The mutations of scripts/mutate.py fit the sources. Whether tests notice them takes an hour of scripts/mutate.py.
 
 pytest tests/scripts/test_mutate.py
 """
 
-import importlib.util
 import os
-import sys
-from pathlib import Path
 
+import mutate
 import pytest
 
-ROOT = Path(__file__).parents[2]
 
-
-@pytest.fixture(scope="module")
-def mutate():
-    spec = importlib.util.spec_from_file_location("mutate", ROOT / "scripts" / "mutate.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["mutate"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["mutate"]
-
-
-def test_every_mutation_fits_the_patched_tree(mutate):
+def test_every_mutation_fits_the_patched_tree():
     if not mutate.TREE.is_dir():
-        pytest.skip("vendor/llama.cpp-patched is not there; `make setup` makes it")
+        pytest.skip("no vendor/llama.cpp-patched; run `make setup`")
     mutations = mutate.read_mutations()
     assert len(mutations) >= 20
     assert len({mutation.name for mutation in mutations}) == len(mutations)
@@ -33,7 +19,7 @@ def test_every_mutation_fits_the_patched_tree(mutate):
     assert mutate.stale(mutate.TREE, mutations) == []
 
 
-def test_a_mutation_that_fits_no_more_is_named(mutate, tmp_path):
+def test_a_mutation_that_no_longer_fits_is_named(tmp_path):
     (tmp_path / "a.cpp").write_text("x < y; x < y;")
     problems = mutate.stale(
         tmp_path,
@@ -52,20 +38,20 @@ def test_a_mutation_that_fits_no_more_is_named(mutate, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["a name\n", "a name\n  in f\n  -  x\n", "a name\n  in f\n  +  y\n  -  x\n"])
-def test_a_list_that_is_not_whole(mutate, tmp_path, text):
+def test_an_incomplete_list(tmp_path, text):
     (tmp_path / "mutations.txt").write_text(text)
     with pytest.raises(ValueError, match=r"mutations\.txt:\d+: expected a name"):
         mutate.read_mutations(tmp_path / "mutations.txt")
 
 
-def test_a_wrong_call_runs_nothing(mutate, capsys):
+def test_a_wrong_call_runs_nothing(capsys):
     with pytest.raises(SystemExit) as ended:
         mutate.main(["--only", "no such mutation"])
     assert ended.value.code == 2
     assert "no mutation has" in capsys.readouterr().err
 
 
-def test_the_copy_is_brought_in_step_by_content(mutate, tmp_path):
+def test_the_copy_is_brought_in_step_by_content(tmp_path):
     tree, copy = tmp_path / "tree", tmp_path / "copy"
     for name, text in {"a.cpp": "new", "src/b.cpp": "same", "src/c.cpp": "added"}.items():
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
@@ -75,7 +61,7 @@ def test_the_copy_is_brought_in_step_by_content(mutate, tmp_path):
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         (copy / name).write_text(text)
         os.utime(copy / name, (1000, 1000))
-    mutate.bring_in_step(tree, copy)
+    mutate.update_copy(tree, copy)
     found = {str(path.relative_to(copy)): path.read_text() for path in copy.rglob("*") if path.is_file()}
     assert found == {"a.cpp": "new", "src/b.cpp": "same", "src/c.cpp": "added"}
     assert (copy / "src/b.cpp").stat().st_mtime == 1000

@@ -1,4 +1,4 @@
-"""Training the demo model: its data can be answered, its first layer looks back, an interrupted run goes on equally."""
+"""Training the demo model: answers are in its data, the first layer looks back, an interrupted run ends the same."""
 
 import itertools
 import json
@@ -30,15 +30,15 @@ def test_names_and_numbers_are_one_token_and_the_template_is_that_of_training(sc
     for piece in [f" {word}" for word in WORDS] + [f" {number}" for number in range(10, 100)]:
         assert len(tokenizer.encode(piece, add_special_tokens=False)) == 1, piece
     asked = [{"role": "user", "content": "Hm?"}]
-    told = tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
-    assert told == "<|begin|><|user|>Hm?<|end|><|assistant|>"
+    text = tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
+    assert text == "<|begin|><|user|>Hm?<|end|><|assistant|>"
 
 
 @pytest.mark.parametrize(
     ("length", "mix"),
     [(64, (1, 0, 0)), (64, (0, 1, 0)), (384, (0.3, 0.2, 0.6)), (384, (0, 0, 0)), (1024, (0, 0, 0.1))],
 )
-def test_sequences_have_their_length_and_every_answer_stands_before(scripts, tokenizer, length, mix):
+def test_sequences_have_their_length_and_every_answer_occurs_before(scripts, tokenizer, length, mix):
     _, data, _ = scripts
     made = data.Data(tokenizer, TEXT, seed=5)
     answers = 0
