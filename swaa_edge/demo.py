@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from swaa_edge.config import RECIPES, SwaaConfig
+from swaa_edge.config import RECIPES, Configuration, SwaaConfig
+from swaa_edge.engine.configurations import FULL
 from swaa_edge.errors import ModelFileError
-from swaa_edge.evaluate.report import FULL
-from swaa_edge.evaluate.run import Compared, Progress, evaluate
+from swaa_edge.evaluate.run import evaluate
 from swaa_edge.evaluate.tasks import TASKS, TaskSettings, build
+from swaa_edge.support.figure import check_plot
+from swaa_edge.support.progress import OnProgress
 
 MODEL = Path(__file__).parent / "models" / "demo-Q8_0.gguf"
 #: The context that the model was trained for, and what an answer may take of it; tokens.
@@ -36,7 +37,7 @@ SAMPLES = 8
 SEED = 2026
 
 
-def configurations() -> dict[str, Compared]:
+def configurations() -> dict[str, Configuration]:
     """Full attention, the bare window, the recipes and the calibrated layers, with this model's window and sinks."""
     sized = {"window_size": WINDOW, "sink_count": SINKS}
     recipes = {name: dataclasses.replace(recipe.config, **sized) for name, recipe in RECIPES.items()}
@@ -54,7 +55,7 @@ def demo(
     samples: int = SAMPLES,
     plot: str | os.PathLike[str] | None = None,
     threads: int | None = None,
-    on_progress: Callable[[Progress], object] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
     """Ask the demo model `samples` questions of each task under each of `configurations`, and count.
 
@@ -64,7 +65,7 @@ def demo(
     prefill_ratio (full attention's time over this one's) and more (`evaluate.report`); "conclusion" is a sentence.
     Raises `ModelFileError` if the model is missing, `ConfigError` for a plot without matplotlib.
     """
-    from swaa_edge.evaluate.plot import check_plot, plot_accuracy
+    from swaa_edge.evaluate.plot import plot_accuracy
     from swaa_edge.evaluate.prompts import Prompts
     from swaa_edge.llama import SwaaLlama
 
@@ -74,7 +75,7 @@ def demo(
         raise ModelFileError(f"{MODEL} is missing; reinstall swaa-edge, or train it with scripts/demo/train.py")
     threads = threads or os.cpu_count() or 1
 
-    def load(swaa: Compared, n_ctx: int) -> SwaaLlama:
+    def load(swaa: Configuration, n_ctx: int) -> SwaaLlama:
         return SwaaLlama(
             str(MODEL),
             swaa=swaa,

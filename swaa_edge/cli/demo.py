@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from swaa_edge.cli.evaltable import front
 from swaa_edge.cli.options.engine import status_line
+from swaa_edge.evaluate.table import front
 from swaa_edge.support.progress import duration
 
 if TYPE_CHECKING:

@@ -16,8 +16,7 @@ from typing import Any
 
 from swaa_edge.config import CUSTOM, FULL_ATTENTION, RECIPES, Configuration, SwaaConfig
 from swaa_edge.errors import ConfigError
-from swaa_edge.files.model import ModelFile
-from swaa_edge.metadata import read_swaa
+from swaa_edge.files.model import read_model
 
 #: Full attention; a sliding window and nothing else; the settings in the model file.
 FULL, NAIVE, FILE = "full", "naive", "file"
@@ -28,7 +27,7 @@ WINDOW = 2048
 
 
 def configurations(
-    model: str | os.PathLike[str] | ModelFile,
+    model: str | os.PathLike[str],
     names: str | Iterable[str] | Mapping[str, Configuration] | None = None,
     *,
     base: SwaaConfig | None = None,
@@ -36,6 +35,7 @@ def configurations(
 ) -> dict[str, Configuration]:
     """The configurations to compare, by name, full attention first.
 
+    model: a path or a `ModelFile`.
     names: `FULL`, `NAIVE`, `FILE`, recipes and paths of JSON files, separated by commas or in a list; a mapping holds
         configurations already. A JSON file goes by its name without extension.
     base: one whole configuration to compare with full attention, instead of `names`.
@@ -67,13 +67,11 @@ def configurations(
         base = _changed(base, changes)
     if base is not None:
         return configs | {base.recipe: base}
-    own = _own(model)
+    own = read_model(model).swaa()
     return configs | ({FILE: own} if own else {name: named(model, name) for name in DEFAULT})
 
 
-def named(
-    model: str | os.PathLike[str] | ModelFile, name: str, changes: Mapping[str, Any] | None = None
-) -> Configuration:
+def named(model: str | os.PathLike[str], name: str, changes: Mapping[str, Any] | None = None) -> Configuration:
     """The configuration called `name` for `model`, with `changes` as in `configurations`. Raises `ConfigError`."""
     changes = changes or {}
     if name == FULL:
@@ -81,10 +79,9 @@ def named(
     if name == NAIVE:
         return SwaaConfig(changes.get("window_size", WINDOW))
     if name == FILE:
-        own = _own(model)
+        own = read_model(model).swaa()
         if own is None:
-            where = model.header.path if isinstance(model, ModelFile) else os.fspath(model)
-            raise ConfigError(f"--configs {FILE}: {where} has no SWAA keys; name a recipe or a FILE.json")
+            raise ConfigError(f"--configs {FILE}: {model} has no SWAA keys; name a recipe or a FILE.json")
         return _changed(own, changes)
     if name.endswith(".json"):
         return _changed(SwaaConfig.from_json(name), changes)
@@ -99,10 +96,6 @@ def like(name: str, known: Iterable[str]) -> str:
     """ " (is it X?)" if a known name resembles `name`, else ""."""
     near = difflib.get_close_matches(name, list(known), 1)
     return f" (is it {near[0]}?)" if near else ""
-
-
-def _own(model: str | os.PathLike[str] | ModelFile) -> SwaaConfig | None:
-    return read_swaa(model.header.path if isinstance(model, ModelFile) else model)
 
 
 def _changed(config: SwaaConfig, changes: Mapping[str, Any]) -> SwaaConfig:

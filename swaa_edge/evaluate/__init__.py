@@ -1,9 +1,13 @@
-"""Long-context accuracy of a model under full attention and SWAA configurations: the same questions, side by side.
+"""Long-context accuracy and speed of a model under full attention and SWAA configurations, on the same questions.
 
-tasks (with facts, haystack and prompts) and data files make `Sample`s, `run` asks them, scoring judges the answers, a
-journal keeps them, report counts, plot draws. `swaa-edge eval` is all of it; perplexity is the task that has no
-questions.
+`compare` is all of `swaa-edge eval`. Its parts: tasks (with facts, haystack and prompts) and datafile make `Sample`s,
+run asks them, scoring or judge scores the responses, report counts, perplexity measures text without questions, plot
+and table present the document.
 
-    from swaa_edge.evaluate.tasks import TaskSettings, build
-    from swaa_edge.evaluate.run import evaluate
+    from swaa_edge import evaluate
+    print(evaluate.compare("model.gguf", "full,naive,quality", tasks="needle,kv", prompt_tokens=4096))
 """
+
+from swaa_edge.evaluate.comparison import Comparison, compare
+
+__all__ = ["Comparison", "compare"]

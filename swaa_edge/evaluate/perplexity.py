@@ -1,12 +1,12 @@
-"""Task `ppl`: how well a model predicts the user's own text under each configuration, and how far that is from full.
+"""Task `ppl`: perplexity of the user's own text under each configuration, and its divergence from full attention.
 
-Retrieval tells whether a model still finds things; this tells, on any text and without questions, how much its
+Retrieval tasks show whether a model still finds facts; this shows, on any text and without questions, how much its
 predictions change: perplexity, and per token the Kullback-Leibler divergence KL(full || configuration).
 
     report = measure(load, {"full": False, "fast": SwaaConfig.from_recipe("fast")}, tokens, 4096); report.rows()
 
-Full attention and one configuration are loaded side by side and walk the text ubatch by ubatch, so what is held is
-the logits of one ubatch of each. All tokens are prefill: nothing is generated.
+Full attention and one configuration are loaded together and evaluate the text ubatch by ubatch, so memory holds only
+the logits of one ubatch of each. All tokens are prefill; nothing is generated.
 """
 
 from __future__ import annotations
@@ -15,31 +15,34 @@ import contextlib
 import dataclasses
 import math
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from swaa_edge.config import SwaaConfig
+from swaa_edge.config import FULL_ATTENTION, Configuration, SwaaConfig
 from swaa_edge.errors import ConfigError, GenerationError, SwaaError
-from swaa_edge.evaluate.run import Compared, Load, Progress
+from swaa_edge.evaluate.nll import log_softmax
+from swaa_edge.evaluate.run import Load, Using
 from swaa_edge.support.journal import Journal, Record
+from swaa_edge.support.progress import OnProgress, Progress
 
 if TYPE_CHECKING:
     from swaa_edge.llama import SwaaLlama
 
-Using = Callable[["SwaaLlama"], contextlib.AbstractContextManager[Any]]
-# Logits turned into float64 at once, 32 MB of them.
-_AT_ONCE = 1 << 22
+# Number of logits converted to float64 together: 32 MB.
+_CHUNK = 1 << 22
 
 
 @dataclasses.dataclass
 class PerplexityReport:
-    """What was measured so far. windows: how many the text has. stopped: None if the run is complete, "interrupted",
-    or the error that ended it."""
+    """The measurements so far.
 
-    configs: dict[str, Compared]
+    length: tokens per window. windows: number of windows per configuration in a complete run.
+    stopped: None if the run is complete, "interrupted", or the error that ended it.
+    """
+
+    configs: dict[str, Configuration]
     length: int
     windows: int
     records: list[Record]
@@ -51,13 +54,14 @@ class PerplexityReport:
         return [found[window] for window in sorted(found) if window < self.windows]
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row per configuration of which a window is done: plain JSON values.
+        """One row of plain JSON values per configuration with at least one complete window.
 
-        tokens: predicted ones. nll: mean of -log p, natural logarithm; ppl: its exponential. kl: mean of
-        KL(full || configuration). same_top: share of tokens whose most likely next token is that of full attention.
-        nll_increase: over full attention, on the same tokens. ..._error: standard error of a mean, over windows; None
-        for a single one. past_window: the same of the positions that don't see all before them (only there can
-        anything differ); None for full attention, and if there are none.
+        tokens: number of predicted tokens. nll: mean of -log p in nats; ppl: its exponential.
+        kl: mean of KL(full || configuration). same_top: fraction of tokens whose most likely next token is the same as
+            under full attention. nll_increase: over full attention, on the same tokens.
+        ..._error: standard error of a mean, over windows; None for a single window.
+        past_window: the same figures for positions that some earlier position is hidden from, the only ones that can
+            differ; None for full attention, and if there are none.
         """
         return [self._row(name, records) for name in self.configs if (records := self.of(name))]
 
@@ -73,7 +77,7 @@ class PerplexityReport:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain JSON values."""
+        """The rows and the state of the run as plain JSON values."""
         return {
             "perplexity": self.rows(),
             "length": self.length,
@@ -84,40 +88,42 @@ class PerplexityReport:
 
 def measure(
     load: Load,
-    configs: Mapping[str, Compared],
+    configs: Mapping[str, Configuration],
     tokens: Sequence[int],
     length: int,
     *,
     windows: int | None = None,
     journal: Journal | None = None,
     using: Using = contextlib.nullcontext,
-    on_progress: Callable[[Progress], object] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> PerplexityReport:
-    """Measure each of `configs` (by name) on the text `tokens`, cut into windows of `length` tokens.
+    """Measure each of `configs` (by name) on the text `tokens`, split into windows of `length` tokens.
 
-    tokens: of the text alone. The first token of a window is never predicted; if the model wants a start token, that
-    takes its place. What doesn't fill a window at the end is left out. windows: how many at most, from the first.
-    load, using: as in `evaluate`; contexts get `length` tokens. journal: where each window's figures are kept, and
-    those of an earlier run found. on_progress: after each ubatch; `Progress.answers` counts windows.
+    tokens: without a start token. The first token of a window is never predicted; if the model uses a start token, that
+        replaces it. A rest shorter than a window is dropped.
+    windows: maximum number of windows, from the first. load, using: as in `evaluate`; contexts have `length` tokens.
+    journal: keeps the figures of each window, and holds those of an earlier run.
+    on_progress: called before each ubatch and after each window; the unit of work is a token evaluated by one model.
 
-    KeyboardInterrupt, or an error once a window is done, ends the run early: `PerplexityReport.stopped` says so.
-    Raises `ConfigError` if the text is shorter than a window, and what loading and running a model raises.
+    KeyboardInterrupt, or an error after the first window, ends the run early and is reported as
+    `PerplexityReport.stopped`. Raises `ConfigError` if the text is shorter than a window, and whatever loading and
+    running a model raises.
     """
     if not configs:
         raise ConfigError("there is nothing to measure; give at least one configuration")
     if length < 2:
-        raise ConfigError(f"length = {length} must be at least 2, one token to read and one to predict")
+        raise ConfigError(f"length = {length} must be at least 2, one token to evaluate and one to predict")
     if windows is not None and windows < 1:
         raise ConfigError(f"windows = {windows} must be at least 1")
     count = min(len(tokens) // length, windows or len(tokens))
     if count == 0:
-        raise ConfigError(f"the text has {len(tokens)} tokens, fewer than a window of {length}; take a longer text")
+        raise ConfigError(f"the text has {len(tokens)} tokens, fewer than a window of {length}; use a longer text")
     parts = [list(tokens[at * length : (at + 1) * length]) for at in range(count)]
     journal = journal or Journal(None, {})
-    walk = _Walk(load, dict(configs), parts, journal, using, on_progress)
+    run = _Run(load, dict(configs), parts, journal, using, on_progress)
     stopped: SwaaError | Literal["interrupted"] | None = None
     try:
-        walk.run()
+        run.measure_all()
     except KeyboardInterrupt:
         stopped = "interrupted"
     except SwaaError as error:
@@ -127,37 +133,39 @@ def measure(
     return PerplexityReport(dict(configs), length, count, journal.records, stopped)
 
 
-class _Walk:
-    """One run over all configurations and windows."""
+class _Run:
+    """One pass over all configurations and windows."""
 
     def __init__(
         self,
         load: Load,
-        configs: dict[str, Compared],
+        configs: dict[str, Configuration],
         parts: list[list[int]],
         journal: Journal,
         using: Using,
-        on_progress: Callable[[Progress], object] | None,
+        on_progress: OnProgress | None,
     ) -> None:
         self._load, self._configs, self._parts = load, configs, parts
-        self._journal, self._using, self._report = journal, using, on_progress
+        self._journal, self._using, self._on_progress = journal, using, on_progress
         self._length = len(parts[0])
         done = {(record["config"], record["window"]) for record in journal.records}
         self._left = {name: [at for at in range(len(parts)) if (name, at) not in done] for name in configs}
-        self._seconds = 0.0
-        self._tokens = 0  # that these seconds went into, of both models
+        sliding = [left for name, left in self._left.items() if configs[name]]
+        alone = {at for name, left in self._left.items() if not configs[name] for at in left}.difference(*sliding)
+        # Tokens that both models have evaluated, and will have at the end.
+        self._tokens, self._total = 0, (2 * sum(map(len, sliding)) + len(alone)) * (self._length - 1)
 
-    def run(self) -> None:
+    def measure_all(self) -> None:
         full = [name for name, config in self._configs.items() if not config]
         sliding = [name for name, config in self._configs.items() if config]
         if not any(self._left.values()):
             return
-        with contextlib.closing(self._load(False, self._length)) as base:
+        with contextlib.closing(self._load(FULL_ATTENTION, self._length)) as base:
             for name in sliding:
                 if self._left[name]:
                     with contextlib.closing(self._load(self._configs[name], self._length)) as other:
                         self._compare(name, base, other, full)
-            # Each comparison measured full attention too; what it did not get to is measured alone.
+            # Each comparison measured full attention too; the remaining windows are measured alone.
             for name in full:
                 for window in list(self._left[name]):
                     self._window(window, base, None, {name: None})
@@ -172,41 +180,41 @@ class _Walk:
     def _window(
         self, window: int, base: SwaaLlama, other: SwaaLlama | None, configs: Mapping[str, SwaaConfig | None]
     ) -> None:
-        """Measure a window and keep the record of each of `configs`; None is full attention."""
+        """Measure one window and keep a record for each of `configs`; None is full attention."""
         name = list(configs)[-1]
         part = list(self._parts[window])
         if base._model.add_bos_token():
             part[0] = base.token_bos()
         llms = [base] if other is None else [base, other]
-        # What both compute at once, so that each has the rows of the same tokens, all of them.
+        # The smaller ubatch of both models, so that each call yields the logits of the same tokens.
         step = min(min(llm.context_params.n_ubatch, llm.n_batch) for llm in llms)
         for llm in llms:
             llm.reset()
         figures: dict[str, list[np.ndarray]] = {}
         for start in range(0, self._length - 1, step):
-            self._tell(name)
-            began = time.perf_counter()
+            self._report(name)
             chunk = part[start : min(start + step, self._length - 1)]
             for key, values in self._chunk(llms, chunk, part[start + 1 : start + 1 + len(chunk)]).items():
                 figures.setdefault(key, []).append(values)
-            self._seconds += time.perf_counter() - began
             self._tokens += len(chunk) * len(llms)
         whole = {key: np.concatenate(values) for key, values in figures.items()}
         if not all(np.isfinite(values).all() for values in whole.values()):
-            raise GenerationError(f"the logits of {name} are not numbers in window {window}; is the model file sound?")
+            raise GenerationError(
+                f"the logits of {name} are NaN or infinite in window {window}; the model file may be damaged"
+            )
         for measured, config in configs.items():
             self._journal.add(_record(measured, window, whole, config))
             self._left[measured].remove(window)
-        self._tell(name)
+        self._report(name)
 
     def _chunk(self, llms: Sequence[SwaaLlama], chunk: Sequence[int], targets: Sequence[int]) -> dict[str, np.ndarray]:
-        """Evaluate one ubatch after those before on each, full attention first, and compare."""
+        """Evaluate the next ubatch with each model, full attention first, and compare the logits."""
         kept: list[np.ndarray] = []
         found: list[dict[str, np.ndarray]] = []
         self._eval(llms[0], chunk, lambda rows: kept.append(rows.copy()))
         if len(llms) == 1:
-            return compare(kept[0], kept[0], targets)
-        self._eval(llms[1], chunk, lambda rows: found.append(compare(kept[0], rows, targets)))
+            return divergence(kept[0], kept[0], targets)
+        self._eval(llms[1], chunk, lambda rows: found.append(divergence(kept[0], rows, targets)))
         return found[0]
 
     def _eval(self, llm: SwaaLlama, chunk: Sequence[int], on_logits: Callable[[np.ndarray], object]) -> None:
@@ -215,49 +223,35 @@ class _Walk:
         with self._using(llm):
             llm.eval(chunk, phase=Phase.PREFILL, on_logits=on_logits)
 
-    def _tell(self, name: str) -> None:
-        if self._report:
+    def _report(self, name: str) -> None:
+        if self._on_progress:
+            windows = len(self._configs) * len(self._parts)
             left = sum(map(len, self._left.values()))
-            total = len(self._configs) * len(self._parts)
-            self._report(Progress(name, total - left, total, self._seconds_left()))
-
-    def _seconds_left(self) -> float | None:
-        if not self._tokens:
-            return None
-        sliding = [left for name, left in self._left.items() if self._configs[name]]
-        alone = {at for name, left in self._left.items() if not self._configs[name] for at in left}.difference(*sliding)
-        passes = 2 * sum(map(len, sliding)) + len(alone)
-        return passes * self._length * self._seconds / self._tokens
+            self._on_progress(Progress(self._tokens, self._total, f"{windows - left:,}/{windows:,} windows, {name}"))
 
 
-def compare(full: np.ndarray, other: np.ndarray, targets: Sequence[int]) -> dict[str, np.ndarray]:
-    """Per position, from logits [positions, n_vocab] and the tokens that came next; float64 [positions] each.
+def divergence(full: np.ndarray, other: np.ndarray, targets: Sequence[int]) -> dict[str, np.ndarray]:
+    """Compare two models position by position: logits [positions, n_vocab], targets [positions]; float64 [positions].
 
-    nll, full_nll: -log p of the next token. kl: KL(full || other), in nats. same: 1 where both have the same most
-    likely token, else 0.
+    targets: the actual next tokens. nll, full_nll: -log p of the target. kl: KL(full || other), in nats.
+    same: 1 where both have the same most likely token, else 0.
     """
     found: list[tuple[np.ndarray, ...]] = []
-    size = max(1, _AT_ONCE // full.shape[1])
+    size = max(1, _CHUNK // full.shape[1])
     for at in range(0, len(full), size):
         p, q = full[at : at + size], other[at : at + size]
-        log_p = _log_softmax(p)
-        log_q = log_p if other is full else _log_softmax(q)
+        log_p = log_softmax(p)
+        log_q = log_p if other is full else log_softmax(q)
         row = np.arange(len(p))
         target = np.asarray(targets[at : at + size])
-        share = np.exp(log_p)
-        # A token of no probability counts nothing, and its logarithm is no number.
+        probability = np.exp(log_p)
+        # A token of probability 0 contributes 0, although its logarithm is infinite.
         with np.errstate(invalid="ignore"):
-            kl = np.multiply(share, log_p - log_q, out=np.zeros_like(share), where=share > 0).sum(axis=1)
+            terms = np.multiply(probability, log_p - log_q, out=np.zeros_like(probability), where=probability > 0)
+        kl = np.maximum(terms.sum(axis=1), 0.0)
         same = (p.argmax(axis=1) == q.argmax(axis=1)).astype(np.float64)
-        found.append((-log_q[row, target], -log_p[row, target], np.maximum(kl, 0.0), same))
+        found.append((-log_q[row, target], -log_p[row, target], kl, same))
     return dict(zip(("nll", "full_nll", "kl", "same"), map(np.concatenate, zip(*found, strict=True)), strict=True))
-
-
-def _log_softmax(rows: np.ndarray) -> np.ndarray:
-    wide = rows.astype(np.float64)
-    wide -= wide.max(axis=1, keepdims=True)
-    wide -= np.log(np.exp(wide).sum(axis=1, keepdims=True))
-    return wide
 
 
 def _record(name: str, window: int, figures: Mapping[str, np.ndarray], config: SwaaConfig | None) -> Record:
@@ -265,9 +259,7 @@ def _record(name: str, window: int, figures: Mapping[str, np.ndarray], config: S
         full, count = figures["full_nll"], len(figures["full_nll"])
         own = {"nll": full, "full_nll": full, "kl": np.zeros(count), "same": np.ones(count)}
         return {"config": name, "window": window, "all": _sums(own), "past_window": None}
-    # The first position from which a key is hidden: it lies behind the sinks, and the window doesn't reach it.
-    first = config.window_size + config.sink_count
-    past = {key: values[first:] for key, values in figures.items()}
+    past = {key: values[config.reach :] for key, values in figures.items()}
     return {
         "config": name,
         "window": window,
@@ -282,7 +274,7 @@ def _sums(figures: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def _means(sums: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Of one entry per window: means over all tokens, and their standard errors over windows of equal size."""
+    """Means over all tokens from the sums of each window, and standard errors over windows, which are of equal size."""
     tokens = sum(entry["tokens"] for entry in sums)
 
     def of(value: Callable[[Mapping[str, Any]], float]) -> tuple[float, float | None]:

@@ -1,122 +1,83 @@
-"""Pictures of an evaluation: accuracy over time per configuration, and where in a prompt a needle is found.
+"""Plots of a comparison: accuracy over prefill speed per configuration, and the needle by depth and prompt length.
 
     document = report.to_dict(); plot_accuracy(document, "eval.png"); plot_heatmap(document, "needle.png")
 
-Both take the document of `swaa-edge eval --json`, so a picture can be drawn again without the model. They raise
-`ConfigError` without matplotlib, or if the document holds nothing to draw.
+Both take the document of `swaa-edge eval --json`, so they need no model. They raise `ConfigError` without matplotlib,
+or if the document has no data to plot.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
-from swaa_edge.bench.report import check_plot
+from swaa_edge.engine.configurations import FULL
 from swaa_edge.errors import ConfigError
-from swaa_edge.evaluate.report import FULL, pareto
-
-__all__ = ["check_plot", "plot_accuracy", "plot_both", "plot_heatmap"]
+from swaa_edge.evaluate.report import pareto
+from swaa_edge.support.figure import figure
 
 Axis = Literal["ratio", "time"]
 Path_ = str | os.PathLike[str]
 Points = list[tuple[float, dict[str, Any]]]
-# Panels of heat maps in a row.
+# Heat maps per row.
 _ACROSS = 3
 
 
 def plot_accuracy(document: dict[str, Any], path: Path_, kind: str | None = None, *, axis: Axis = "ratio") -> None:
-    """Accuracy with its interval over prefill ratio or time, a point per configuration, the Pareto front as a line.
+    """Plot accuracy with its interval over prefill speed-up or time, with the Pareto front as a line.
 
-    kind: "png", "svg" or "pdf"; None goes by the name.
+    kind: "png", "svg" or "pdf"; None takes the type from the name.
     """
-    check_plot()
-    points = _points(document, axis)
-    figure = _figure(8.5, 4.8)
-    _accuracy(figure, document, points, axis)
-    _save(figure, path, kind)
+    with figure(path, size=(8.5, 4.8), kind=kind) as canvas:
+        _accuracy(canvas, document, _points(document, axis), axis)
 
 
 def plot_heatmap(document: dict[str, Any], path: Path_, kind: str | None = None) -> None:
-    """Accuracy of the needle by its depth and the prompt's length, a panel per configuration."""
-    check_plot()
+    """Plot the accuracy of the needle by depth and prompt length, one heat map per configuration."""
     names = _mapped(document)
-    figure = _figure(*_map_size(document, names))
-    _heatmap(figure, document, names)
-    _save(figure, path, kind)
+    with figure(path, size=_map_size(document, names), kind=kind) as canvas:
+        _heatmap(canvas, document, names)
 
 
 def plot_both(document: dict[str, Any], path: Path_, kind: str | None = None, *, axis: Axis = "ratio") -> None:
-    """Both in one picture, one above the other."""
-    check_plot()
+    """Plot both in one picture, one above the other."""
     points, names = _points(document, axis), _mapped(document)
     width, height = _map_size(document, names)
-    figure = _figure(max(8.5, width), 4.8 + height)
-    top, bottom = figure.subfigures(2, 1, height_ratios=[4.8, height])
-    _accuracy(top, document, points, axis)
-    _heatmap(bottom, document, names)
-    _save(figure, path, kind)
-
-
-def _figure(width: float, height: float) -> Any:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _save(figure: Any, path: Path_, kind: str | None) -> None:
-    figure.savefig(path, format=kind or Path(path).suffix.lstrip(".").lower() or "png", dpi=150)
+    with figure(path, size=(max(8.5, width), 4.8 + height), kind=kind) as canvas:
+        top, bottom = canvas.subfigures(2, 1, height_ratios=[4.8, height])
+        _accuracy(top, document, points, axis)
+        _heatmap(bottom, document, names)
 
 
 def _points(document: dict[str, Any], axis: Axis) -> Points:
-    """(place on the axis, row), from left to right."""
+    """(position on the x axis, row), from left to right."""
     field = {"ratio": "prefill_ratio", "time": "prefill_seconds"}[axis]
     points = [(float(row[field]), row) for row in document["table"] if row[field] is not None]
     if not points:
-        raise ConfigError("there is nothing to plot: no configuration has both accuracy and a prefill time")
+        raise ConfigError("there is nothing to plot: no configuration has both an accuracy and a prefill time")
     return sorted(points, key=lambda point: (point[0], point[1]["accuracy"]))
 
 
-def _accuracy(figure: Any, document: dict[str, Any], points: Points, axis: Axis) -> None:
-    axes = figure.subplots()
+def _accuracy(canvas: Any, document: dict[str, Any], points: Points, axis: Axis) -> None:
+    axes = canvas.subplots()
     cost = -1.0 if axis == "ratio" else 1.0
     front = set(pareto({row["config"]: (cost * x, row["accuracy"]) for x, row in points}))
     for number, (x, row) in enumerate(points, 1):
         low, high = row["interval"]
-        accuracy, on = row["accuracy"], row["config"] in front
-        # Numbers in the picture and names beside it: names at the points would lie upon each other.
-        axes.errorbar(
-            [x],
-            [accuracy],
-            yerr=[[max(0.0, accuracy - low)], [max(0.0, high - accuracy)]],
-            fmt="none",
-            ecolor="0.6",
-            elinewidth=1,
-            capsize=3,
-            zorder=1,
-        )
+        accuracy = row["accuracy"]
+        reach = [[max(0.0, accuracy - low)], [max(0.0, high - accuracy)]]
+        axes.errorbar([x], [accuracy], reach, fmt="none", ecolor="0.6", elinewidth=1, capsize=3, zorder=1)
         color = "black" if row["config"] == FULL else f"C{(number - 1) % 10}"
+        # Points are numbered, and named in the legend, because names would overlap.
         label = f"{number}  {row['config']}: {accuracy:.0%}, " + (f"{x:.2f}x" if axis == "ratio" else f"{x:.2f} s")
-        axes.plot(
-            [x],
-            [accuracy],
-            linestyle="none",
-            marker="o",
-            markersize=7,
-            color=color,
-            zorder=3,
-            label=label,
-            markerfacecolor=color if on else "white",
-        )
+        fill = color if row["config"] in front else "white"
+        axes.plot([x], [accuracy], "o", markersize=7, color=color, markerfacecolor=fill, zorder=3, label=label)
     line = [(x, row["accuracy"]) for x, row in points if row["config"] in front]
     axes.plot(*zip(*line, strict=True), color="0.3", linestyle="--", linewidth=1, zorder=2, label="Pareto front")
     _number(axes, points)
-    xlabel = {"ratio": "prefill, times as fast as full attention", "time": "prefill, seconds (median)"}[axis]
-    axes.set(xlabel=xlabel, ylabel="right answers (bars: 95% interval)", ylim=(-0.03, 1.06))
+    xlabel = {"ratio": "prefill speed-up over full attention", "time": "prefill, seconds (median)"}[axis]
+    axes.set(xlabel=xlabel, ylabel="correct answers (bars: 95% interval)", ylim=(-0.03, 1.06))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes.margins(x=0.08)
     axes.grid(alpha=0.3)
@@ -125,13 +86,13 @@ def _accuracy(figure: Any, document: dict[str, Any], points: Points, axis: Axis)
 
 
 def _number(axes: Any, points: Points) -> None:
-    """A number at each point, put where none of those before it stands."""
+    """Number the points, each number at a spot that no earlier one occupies."""
     xs = [x for x, _ in points]
     wide = (max(xs) - min(xs)) or 1.0
     spots = [(8, 6), (-14, 6), (8, -14), (-14, -14), (20, 6)]
     taken: list[tuple[float, float]] = []
     for number, (x, row) in enumerate(points, 1):
-        # In points of a picture of about 400 by 280.
+        # In points, for a picture of about 400 by 280.
         at = ((x - min(xs)) / wide * 360, row["accuracy"] * 260)
         for offset in spots:
             place = (at[0] + offset[0], at[1] + offset[1])
@@ -150,10 +111,10 @@ def _title(document: dict[str, Any]) -> str:
 
 
 def _mapped(document: dict[str, Any]) -> list[str]:
-    """The configurations of which there are needles at known depths."""
+    """The configurations with needles at known depths."""
     names = dict.fromkeys(cell["config"] for cell in document["cells"] if _is_mapped(cell))
     if not names:
-        raise ConfigError("there is no heat map without the task needle; evaluate it, too")
+        raise ConfigError("a heat map needs the task needle; evaluate it, too")
     return [row["config"] for row in document["table"] if row["config"] in names]
 
 
@@ -167,33 +128,33 @@ def _map_size(document: dict[str, Any], names: Sequence[str]) -> tuple[float, fl
     return max(4.5, across * max(2.4, 0.75 * len(lengths) + 1.2) + 1.2), 2.5 * -(-len(names) // _ACROSS) + 0.5
 
 
-def _heatmap(figure: Any, document: dict[str, Any], names: Sequence[str]) -> None:
+def _heatmap(canvas: Any, document: dict[str, Any], names: Sequence[str]) -> None:
     found: dict[tuple[str, float, int], list[int]] = {}
     for cell in document["cells"]:
-        if _is_mapped(cell):  # both styles of a question count
+        if _is_mapped(cell):  # counts of both styles add up
             counts = found.setdefault((cell["config"], cell["depth"], cell["length"]), [0, 0])
             counts[0] += cell["correct"]
             counts[1] += cell["samples"]
     depths, lengths = (sorted({key[at] for key in found}) for at in (1, 2))
     across = min(len(names), _ACROSS)
-    grid = figure.subplots(-(-len(names) // across), across, squeeze=False)
+    grid = canvas.subplots(-(-len(names) // across), across, squeeze=False)
     image = None
     for axes, name in zip(grid.flat, names, strict=False):
-        shares = [[_share(found.get((name, depth, length))) for length in lengths] for depth in depths]
-        image = axes.imshow(shares, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
-        for y, row in enumerate(shares):
-            for x, share in enumerate(row):
-                if share == share:
-                    axes.text(x, y, f"{share:.0%}", ha="center", va="center", fontsize=7)
+        fractions = [[_fraction(found.get((name, depth, length))) for length in lengths] for depth in depths]
+        image = axes.imshow(fractions, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
+        for y, row in enumerate(fractions):
+            for x, fraction in enumerate(row):
+                if fraction == fraction:  # not NaN
+                    axes.text(x, y, f"{fraction:.0%}", ha="center", va="center", fontsize=7)
         axes.set_xticks(range(len(lengths)), [f"{length:,}" for length in lengths], fontsize=7)
         axes.set_yticks(range(len(depths)), [f"{depth:.0%}" for depth in depths], fontsize=7)
         axes.set_title(name, fontsize="small")
     for axes in list(grid.flat)[len(names) :]:
         axes.set_visible(False)
-    figure.supxlabel("prompt, tokens", fontsize="small")
-    figure.supylabel("where the needle stands, from the start", fontsize="small")
-    figure.colorbar(image, ax=list(grid.flat), label="found", shrink=0.8)
+    canvas.supxlabel("prompt, tokens", fontsize="small")
+    canvas.supylabel("depth of the needle, from the start", fontsize="small")
+    canvas.colorbar(image, ax=list(grid.flat), label="found", shrink=0.8)
 
 
-def _share(counts: list[int] | None) -> float:
+def _fraction(counts: list[int] | None) -> float:
     return counts[0] / counts[1] if counts else float("nan")

@@ -1,4 +1,4 @@
-"""What an evaluation found, as rows: accuracy with its interval, time, and the ratio to full attention.
+"""Results of an evaluation as rows: accuracy with its interval, times, and the ratio to full attention.
 
 report.rows(); report.cells(); report.to_dict()
 """
@@ -11,16 +11,15 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from swaa_edge.config import SwaaConfig
+from swaa_edge.config import Configuration
+from swaa_edge.engine.configurations import FULL
 from swaa_edge.errors import SwaaError
 from swaa_edge.evaluate.samples import Sample
 from swaa_edge.support.journal import Record
 
-#: The name of full attention, which the others are compared with.
-FULL = "full"
-# The standard normal distribution's quantile of a two-sided 95 % interval.
+# Quantile of the standard normal distribution for a two-sided 95% interval.
 _Z = 1.959964
-# A prompt of which more was in the cache already tells nothing about the time of a prefill.
+# Prefill times of prompts with a larger reused fraction are not counted.
 _REUSED = 0.1
 
 
@@ -28,7 +27,7 @@ _REUSED = 0.1
 class Report:
     """stopped: None if the run is complete, "interrupted", or the error that ended it."""
 
-    configs: dict[str, SwaaConfig | Literal[False]]
+    configs: dict[str, Configuration]
     samples: Sequence[Sample]
     records: list[Record]
     stopped: SwaaError | Literal["interrupted"] | None = None
@@ -47,11 +46,11 @@ class Report:
         return [record for record in found if record is not None]
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row per configuration that answered anything: plain JSON values.
+        """One row of plain JSON values per configuration with at least one answer.
 
-        accuracy: right answers over all, of samples that every task has equally many of an average over tasks too.
-        interval: Wilson's, 95 %. prefill_seconds: median of prompts that were read whole. prefill_ratio: median over
-        the same prompts of full attention's time over this one's; None without full attention.
+        accuracy: fraction of correct answers over all tasks. interval: Wilson's, 95%.
+        prefill_seconds: median over the prompts that were evaluated whole, without a reused prefix.
+        prefill_ratio: median speed-up over full attention on the same prompts; None without full attention.
         """
         return [self._row(name, records) for name in self.configs if (records := self.of(name))]
 
@@ -83,7 +82,7 @@ class Report:
         return statistics.median(ratios) if ratios else None
 
     def cells(self) -> list[dict[str, Any]]:
-        """Accuracy by configuration, task, length, depth and style, as far as samples have them."""
+        """Accuracy by configuration, task, length, depth and style; None where a sample has none of these."""
         found: dict[tuple[Any, ...], list[Record]] = {}
         for (name, sample_id), record in self._records.items():
             sample = self._samples[sample_id]
@@ -93,7 +92,7 @@ class Report:
         return [dict(zip(names, key, strict=True)) | counted(records) for key, records in found.items()]
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain JSON values; answers included."""
+        """Rows, cells and all answers as plain JSON values."""
         return {
             "table": self.rows(),
             "cells": self.cells(),
@@ -107,32 +106,32 @@ def _reused(record: Mapping[str, Any]) -> bool:
 
 
 def counted(records: Iterable[Record]) -> dict[str, Any]:
-    """samples, correct, accuracy and interval of these records."""
-    right = [bool(record["correct"]) for record in records]
-    low, high = wilson(sum(right), len(right))
+    """The counts `samples` and `correct`, and `accuracy` with its `interval`."""
+    correct = [bool(record["correct"]) for record in records]
+    low, high = wilson(sum(correct), len(correct))
     return {
-        "samples": len(right),
-        "correct": sum(right),
-        "accuracy": sum(right) / len(right),
+        "samples": len(correct),
+        "correct": sum(correct),
+        "accuracy": sum(correct) / len(correct),
         "interval": [low, high],
     }
 
 
 def wilson(correct: int, total: int) -> tuple[float, float]:
-    """Wilson's 95 % score interval of a proportion, which stays within 0 and 1 also for few samples.
+    """Wilson's 95% score interval of a proportion, which stays within 0 and 1 also for few samples.
 
     Source: E. B. Wilson, Probable inference, the law of succession, and statistical inference, JASA 22 (1927).
     """
     if total == 0:
         return 0.0, 1.0
-    share = correct / total
-    spread = _Z * math.sqrt(share * (1 - share) / total + _Z**2 / (4 * total**2))
-    centre, scale = share + _Z**2 / (2 * total), 1 + _Z**2 / total
+    fraction = correct / total
+    spread = _Z * math.sqrt(fraction * (1 - fraction) / total + _Z**2 / (4 * total**2))
+    centre, scale = fraction + _Z**2 / (2 * total), 1 + _Z**2 / total
     return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
 
 
 def pareto(points: Mapping[str, tuple[float, float]]) -> list[str]:
-    """The names on the front of (cost, gain): no other costs as little and gains as much, and more of either."""
+    """The names on the Pareto front of (cost, gain): no other point is at least as good in both and better in one."""
     return [
         name
         for name, (cost, gain) in points.items()

@@ -1,4 +1,4 @@
-"""Asks a model every sample under every configuration, with the same tokens, and keeps what it answered.
+"""Asks a model every sample under every configuration, with the same tokens, and keeps its responses.
 
 load = lambda swaa, n_ctx: SwaaLlama("model.gguf", swaa=swaa, n_ctx=n_ctx)
 report = evaluate(load, {"full": False, "fast": SwaaConfig.from_recipe("fast")}, samples)
@@ -8,162 +8,120 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from swaa_edge.config import SwaaConfig
+from swaa_edge.config import Configuration
 from swaa_edge.errors import ConfigError, SwaaError
 from swaa_edge.evaluate.report import Report
 from swaa_edge.evaluate.samples import Sample
 from swaa_edge.evaluate.scoring import Scorer, in_order
 from swaa_edge.support.journal import Journal, Record
+from swaa_edge.support.progress import OnProgress, Progress
 
 if TYPE_CHECKING:
     from swaa_edge.llama import SwaaLlama
 
-#: What a configuration can be: settings, or False for full attention.
-Compared = SwaaConfig | Literal[False]
-#: load(swaa, n_ctx): the model under these settings. It is closed by who asked for it.
-Load = Callable[[Compared, int], "SwaaLlama"]
+#: load(swaa, n_ctx): the model under this configuration; the caller of `Load` closes it.
+Load = Callable[[Configuration, int], "SwaaLlama"]
+#: using(llm): a context manager to hold while `llm` works, such as `support.interrupt.interruptible`.
+Using = Callable[["SwaaLlama"], contextlib.AbstractContextManager[Any]]
 
-#: Tokens of an answer at most.
+#: Default limit of an answer in tokens.
 MAX_TOKENS = 64
-# A fresh context's pages and caches cost time that is none of the first prompt's.
+# Tokens evaluated before the first prompt, so that its time does not include first-touch costs of a new context.
 _WARM_UP = 512
-
-
-@dataclasses.dataclass(frozen=True)
-class Progress:
-    """answers: how many of `total` are in, earlier runs included. seconds_left: None while nothing is known."""
-
-    config: str
-    answers: int
-    total: int
-    seconds_left: float | None
 
 
 def evaluate(
     load: Load,
-    configs: Mapping[str, Compared],
+    configs: Mapping[str, Configuration],
     samples: Sequence[Sample],
     *,
     scorer: Scorer = in_order,
     max_tokens: int = MAX_TOKENS,
     journal: Journal | None = None,
     together: bool = False,
-    using: Callable[[SwaaLlama], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
-    on_progress: Callable[[Progress], object] | None = None,
+    using: Using = contextlib.nullcontext,
+    on_progress: OnProgress | None = None,
 ) -> Report:
-    """Ask every sample under each of `configs` (by name), greedily, and score what comes back.
+    """Ask every sample under each of `configs` (by name), decode greedily, and score the responses.
 
-    together: hold the model once per configuration and ask them in turns, sample by sample, which is what makes their
-    times comparable on a machine whose speed drifts; else one configuration after the other, the model once.
-    journal: where answers are kept, and those of an earlier run found; they aren't asked again.
-    using(llm): what is held while `llm` works, such as a handler of Ctrl-C.
+    together: load the model once per configuration and ask them in turns, sample by sample, which keeps their times
+        comparable on a machine whose speed drifts; otherwise one configuration after the other.
+    journal: keeps each answer, and holds those of an earlier run, which are not asked again.
+    on_progress: called before and after each answer; the unit of work is a prompt token.
 
-    KeyboardInterrupt, or an error once something is answered, ends the run early: `Report.stopped` says so.
-    Raises `ConfigError` if there is nothing to ask, and what loading and running a model raises.
+    KeyboardInterrupt, or an error after the first answer, ends the run early and is reported as `Report.stopped`.
+    Raises `ConfigError` if there is nothing to ask, and whatever loading and running a model raises.
     """
     if not configs or not samples:
         raise ConfigError("there is nothing to evaluate; give at least one configuration and one sample")
-    journal = journal or Journal(None, {})
-    done = {(record["config"], record["sample"]) for record in journal.records}
-    n_ctx = max(len(sample.prompt) for sample in samples) + max_tokens
+    run = _Run(load, configs, samples, scorer, max_tokens, journal or Journal(None, {}), using, on_progress)
     stopped: SwaaError | Literal["interrupted"] | None = None
-    clock = _Clock(configs, samples, done, on_progress)
     try:
         for group in [list(configs)] if together else [[name] for name in configs]:
-            left = [(s, name) for s in samples for name in group if (name, s.id) not in done]
-            if left:
-                _ask_all(load, {n: configs[n] for n in group}, left, n_ctx, scorer, max_tokens, journal, using, clock)
+            run.ask_all(group)
     except KeyboardInterrupt:
         stopped = "interrupted"
     except SwaaError as error:
-        if not journal.records:
+        if not run.journal.records:
             raise
         stopped = error
-    return Report(dict(configs), list(samples), journal.records, stopped)
+    return Report(dict(configs), list(samples), run.journal.records, stopped)
 
 
-def _ask_all(
-    load: Load,
-    configs: Mapping[str, Compared],
-    left: Sequence[tuple[Sample, str]],
-    n_ctx: int,
-    scorer: Scorer,
-    max_tokens: int,
-    journal: Journal,
-    using: Callable[[SwaaLlama], contextlib.AbstractContextManager[Any]],
-    clock: _Clock,
-) -> None:
-    with contextlib.ExitStack() as stack:
-        llms: dict[str, SwaaLlama] = {}
-        for name, config in configs.items():
-            if any(name == other for _, other in left):
-                llms[name] = stack.enter_context(contextlib.closing(load(config, n_ctx)))
-                with using(llms[name]):
-                    llms[name].eval(left[0][0].prompt[:_WARM_UP])
-                llms[name].reset()
-        for sample, name in left:
-            clock.start(name)
-            with using(llms[name]):
-                record = _ask(llms[name], sample, max_tokens)
-            record |= {"config": name, "sample": sample.id, "correct": scorer(sample, record["reply"])}
-            journal.add(record)
-            clock.finish(name)
+@dataclasses.dataclass
+class _Run:
+    load: Load
+    configs: Mapping[str, Configuration]
+    samples: Sequence[Sample]
+    scorer: Scorer
+    max_tokens: int
+    journal: Journal
+    using: Using
+    on_progress: OnProgress | None
 
+    def __post_init__(self) -> None:
+        self._done = {(record["config"], record["sample"]) for record in self.journal.records}
+        self._work = sum(len(s.prompt) for name in self.configs for s in self.samples if (name, s.id) in self._done)
 
-def _ask(llm: SwaaLlama, sample: Sample, max_tokens: int) -> Record:
-    answer = llm.create_completion(list(sample.prompt), max_tokens=max_tokens, temperature=0.0)
-    timings = llm.last_timings
-    return {
-        "reply": answer["choices"][0]["text"],
-        "prompt_tokens": len(sample.prompt),
-        "reused_tokens": timings.reused_tokens,
-        "prefill_seconds": timings.prefill_seconds,
-        "generated_tokens": timings.generated_tokens,
-        "decode_seconds": timings.decode_seconds,
-    }
+    def ask_all(self, names: Sequence[str]) -> None:
+        """Ask what the journal lacks under these configurations, all of them loaded for as long as this takes."""
+        left = [(sample, name) for sample in self.samples for name in names if (name, sample.id) not in self._done]
+        n_ctx = max(len(sample.prompt) for sample in self.samples) + self.max_tokens
+        with contextlib.ExitStack() as stack:
+            llms: dict[str, SwaaLlama] = {}
+            for name in names:
+                if any(name == other for _, other in left):
+                    llms[name] = stack.enter_context(contextlib.closing(self.load(self.configs[name], n_ctx)))
+                    with self.using(llms[name]):
+                        llms[name].eval(left[0][0].prompt[:_WARM_UP])
+                    llms[name].reset()
+            for sample, name in left:
+                self._report(name)
+                with self.using(llms[name]):
+                    record = self._ask(llms[name], sample)
+                correct = self.scorer(sample, record["reply"])
+                self.journal.add(record | {"config": name, "sample": sample.id, "correct": correct})
+                self._done.add((name, sample.id))
+                self._work += len(sample.prompt)
+                self._report(name)
 
+    def _ask(self, llm: SwaaLlama, sample: Sample) -> Record:
+        answer = llm.create_completion(list(sample.prompt), max_tokens=self.max_tokens, temperature=0.0)
+        timings = llm.last_timings
+        return {
+            "reply": answer["choices"][0]["text"],
+            "prompt_tokens": len(sample.prompt),
+            "reused_tokens": timings.reused_tokens,
+            "prefill_seconds": timings.prefill_seconds,
+            "generated_tokens": timings.generated_tokens,
+            "decode_seconds": timings.decode_seconds,
+        }
 
-class _Clock:
-    """Tells `on_progress` where the run stands, and guesses the time left from each configuration's pace."""
-
-    def __init__(
-        self,
-        configs: Mapping[str, Compared],
-        samples: Sequence[Sample],
-        done: set[tuple[str, str]],
-        on_progress: Callable[[Progress], object] | None,
-    ) -> None:
-        self._report = on_progress
-        self._left = {name: sum((name, sample.id) not in done for sample in samples) for name in configs}
-        self._took: dict[str, list[float]] = {name: [] for name in configs}
-        self._total = len(configs) * len(samples)
-        self._started = 0.0
-
-    def start(self, name: str) -> None:
-        self._started = time.perf_counter()
-        self._tell(name)
-
-    def finish(self, name: str) -> None:
-        self._took[name].append(time.perf_counter() - self._started)
-        self._left[name] -= 1
-        self._tell(name)
-
-    def _tell(self, name: str) -> None:
-        if self._report:
-            left = sum(self._left.values())
-            self._report(Progress(name, self._total - left, self._total, self._seconds_left()))
-
-    def _seconds_left(self) -> float | None:
-        known = [seconds for took in self._took.values() for seconds in took]
-        if not known:
-            return None
-
-        def pace(name: str) -> float:
-            took = self._took[name] or known
-            return sum(took) / len(took)
-
-        return sum(count * pace(name) for name, count in self._left.items())
+    def _report(self, name: str) -> None:
+        if self.on_progress:
+            total = sum(len(sample.prompt) for sample in self.samples) * len(self.configs)
+            text = f"{len(self._done):,}/{len(self.samples) * len(self.configs):,} {name}"
+            self.on_progress(Progress(self._work, total, text))

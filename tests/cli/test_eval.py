@@ -1,4 +1,4 @@
-"""The eval command: exact output, files, a run that goes on, mistakes in one line; and once on the real engine."""
+"""The eval command: exact output, files, resumed runs, errors in one line; and once on the real engine."""
 
 import json
 import re
@@ -10,8 +10,8 @@ from click.testing import CliRunner
 from support.fakes.evaluate import WORDS, Reader, fake_prompts, forget_runs
 from support.fakes.gguf_bytes import kv, model, swaa_keys
 from swaa_edge import SwaaConfig
-from swaa_edge.cli import cli, evaltable
-from swaa_edge.cli.options.engine import Engine
+from swaa_edge.cli import cli
+from swaa_edge.engine.settings import EngineSettings
 from swaa_edge.errors import GenerationError
 from swaa_edge.support.journal import Journal
 
@@ -21,7 +21,7 @@ def run(*args):
 
 
 def write_model(path, *keys):
-    """A model file of four layers, trained for 4096 tokens; no engine could run it."""
+    """A model file of four layers and a context of 4096 tokens, which no engine could run."""
     path.write_bytes(model(extra=[kv("tokenizer.ggml.model", "str", "none"), *keys]))
     return path
 
@@ -33,20 +33,20 @@ def file(tmp_path):
 
 @pytest.fixture
 def fake(monkeypatch, tmp_path):
-    """An engine and a vocabulary that are made up. replies: by a part of the question; cache: where journals are."""
+    """A fake engine and vocabulary. responses: by a part of the question; cache: the folder of journals."""
     forget_runs(monkeypatch)
-    state = types.SimpleNamespace(prompts=None, replies={}, cache=tmp_path / "cache" / "swaa-edge", engines=[])
+    state = types.SimpleNamespace(prompts=None, responses={}, cache=tmp_path / "cache" / "swaa-edge", engines=[])
 
     def prompts(path, *, chat=True):
         state.prompts = fake_prompts(WORDS, "chat" if chat else "plain")
         return state.prompts
 
     def load(engine, path, *, swaa, n_ctx):
-        state.engines.append((engine, path))
-        return Reader(state.prompts, swaa, n_ctx, state.replies)
+        state.engines.append((engine, str(path)))
+        return Reader(state.prompts, swaa, n_ctx, state.responses)
 
     monkeypatch.setattr("swaa_edge.evaluate.prompts.Prompts", prompts)
-    monkeypatch.setattr(Engine, "load", load)
+    monkeypatch.setattr(EngineSettings, "load", load)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return state
 
@@ -60,7 +60,7 @@ def small(file, tmp_path):
         file,
         "--task",
         "needle,kv",
-        "--length",
+        "--prompt-tokens",
         "200",
         "--samples",
         "4",
@@ -92,8 +92,8 @@ tasks: needle, kv; prompts of 200 tokens, the model's chat template; seed 0
 """
 NOTES = """\
 
-accuracy: right answers of 8 per configuration, with Wilson's 95% interval.
-prefill: median; ratio: full attention's time over this one's. *: no other is both better and faster.
+accuracy: correct answers of 8 per configuration, with Wilson's 95% interval.
+prefill: median time; ratio: speed-up over full attention. *: Pareto front of accuracy and ratio.
 
 """
 # 198 tokens at 1 and at 1/2 ms each: two of a prompt, the template's and a word, are those of the prompt before.
@@ -103,7 +103,7 @@ full *    100.0%  67.6%-100.0%  100.0%  100.0%   198 ms  1.00x           5.0
 naive       0.0%    0.0%-32.4%    0.0%    0.0%    99 ms  2.00x          10.0
 fast *     50.0%   21.5%-78.5%   50.0%   50.0%    99 ms  2.00x          10.0
 """
-SAYS = "fast keeps 50% of full attention's accuracy (50.0% of 100.0%) and reads prompts 2.00 times as fast.\n"
+SAYS = "fast keeps 50% of full attention's accuracy (50.0% of 100.0%) at a prefill speed-up of 2.00x.\n"
 
 
 def test_the_output(fake, small, file):
@@ -115,11 +115,11 @@ def test_the_output(fake, small, file):
     configs = [False, SwaaConfig(60), SwaaConfig(60, 4, fa_decode=True, recipe="custom")]
     assert [config for config, _ in Reader.loaded] == configs
     assert [config for config, _ in Reader.asked] == configs * 8
-    assert fake.engines[0] == (Engine(), str(file)) and Reader.loaded[0][1] == 200 + 64
+    assert fake.engines[0] == (EngineSettings(), str(file)) and Reader.loaded[0][1] == 200 + 64
 
 
 def test_a_large_model_is_held_once_at_a_time(fake, small, monkeypatch):
-    monkeypatch.setattr("swaa_edge.cli.eval.TOGETHER", 10)
+    monkeypatch.setattr("swaa_edge.evaluate.comparison.TOGETHER", 10)
     assert run(*small).stdout == HEAD + TABLE + NOTES + SAYS
     assert [bool(config) for config, _ in Reader.asked] == [False] * 8 + [True] * 16
 
@@ -127,7 +127,9 @@ def test_a_large_model_is_held_once_at_a_time(fake, small, monkeypatch):
 def test_the_help():
     result = run("--help")
     assert result.exit_code == 0
-    example = "  swaa-edge eval model.gguf --task needle,kv --length 4096,8192 --json eval.json --plot eval.png\n"
+    example = (
+        "  swaa-edge eval model.gguf --task needle,kv --prompt-tokens 4096,8192 --json eval.json --plot eval.png\n"
+    )
     assert example in result.stdout
     sections = re.findall(r"^(\w[\w ]*):$", result.stdout, re.MULTILINE)
     assert sections == ["Questions", "Own files and text", "Configurations", "Results", "Engine"]
@@ -160,9 +162,9 @@ def test_json_on_stdout_is_all_there_is(fake, small):
     assert document["model"]["name"] == "tiny" and document["model"]["layers"] == 4
     assert document["settings"]["lengths"] == [200] and document["settings"]["beyond"] == 80
     assert document["samples"]["seed"] == 3
-    # Needles were wanted as deep as 1.0, which --beyond doesn't let them be.
+    # Needles at depths up to 1.0 were requested, which --beyond does not allow.
     depths = {cell["depth"] for cell in document["cells"] if cell["task"] == "needle"}
-    assert depths == {0.0, 0.25} and evaltable.table(document).startswith("tiny (llama")
+    assert depths == {0.0, 0.25}
 
 
 def test_files(fake, small, tmp_path):
@@ -189,7 +191,7 @@ def test_a_file_that_exists_is_refused_before_the_run(fake, small, tmp_path):
 
 # A run that goes on
 
-STOPPED = "Stopped early (interrupted): 10 of 24 answers are in"
+STOPPED = "Stopped early (interrupted) after 10 of 24 answers"
 
 
 def test_ctrl_c_shows_what_is_in_and_the_same_command_goes_on(fake, small, tmp_path):
@@ -200,18 +202,18 @@ def test_ctrl_c_shows_what_is_in_and_the_same_command_goes_on(fake, small, tmp_p
     result = run(*small, "--json", target)
     assert (result.exit_code, result.stderr) == (130, "Interrupted\n")
     assert result.stdout.startswith(HEAD + "config  accuracy") and result.stdout.endswith(
-        f"\n\n{STOPPED}; the same command goes on from there, and writes files when it is complete.\n"
+        f"\n\n{STOPPED}; the same command resumes there, and writes its files when it is complete.\n"
     )
-    assert "right answers of 3 to 4 per configuration" in result.stdout
+    assert "correct answers of 3 to 4 per configuration" in result.stdout
     assert not target.exists() and len(list(fake.cache.iterdir())) == 1 and Reader.open == 0
     Reader.fail_at = (forget + 13, KeyboardInterrupt())
     again = run(*small, "--json", "-")
-    assert (again.exit_code, again.stderr) == (130, "resuming: 10 of 24 answers are in\nInterrupted\n")
+    assert (again.exit_code, again.stderr) == (130, "resuming after 10 of 24 answers\nInterrupted\n")
     assert json.loads(again.stdout)["stopped"] == "interrupted"
     assert json.loads(again.stdout)["progress"]["answers"] == 13
     Reader.fail_at = None
     last = run(*small, "--json", target)
-    assert (last.exit_code, last.stderr) == (0, "resuming: 13 of 24 answers are in\n")
+    assert (last.exit_code, last.stderr) == (0, "resuming after 13 of 24 answers\n")
     assert len(Reader.asked) - forget == 24 and list(fake.cache.iterdir()) == []
     found = json.loads(target.read_text())
     told = [(r["config"], r["sample"], r["reply"], r["correct"]) for r in found["answers"]]
@@ -228,11 +230,11 @@ def test_an_error_in_the_middle_shows_what_is_in(fake, small):
     Reader.fail_at = (10, GenerationError("out of memory"))
     result = run(*small)
     assert (result.exit_code, result.stderr) == (1, "Error: out of memory\n")
-    assert "\nStopped early (out of memory): 10 of 24 answers are in; the same command goes on" in result.stdout
+    assert "\nStopped early (out of memory) after 10 of 24 answers; the same command resumes" in result.stdout
     Reader.fail_at = None
     other = run(*small, "--seed", 1)
     assert (other.exit_code, other.stderr) == (0, ""), "other questions, another journal"
-    assert run(*small).stderr == "resuming: 10 of 24 answers are in\n"
+    assert run(*small).stderr == "resuming after 10 of 24 answers\n"
 
 
 def test_an_error_of_the_perplexity_leaves_the_answers_to_be_seen(fake, small, monkeypatch):
@@ -243,7 +245,7 @@ def test_an_error_of_the_perplexity_leaves_the_answers_to_be_seen(fake, small, m
     result = run(*small, "--task", "ppl")
     assert (result.exit_code, result.stderr) == (1, "Error: no memory for 4 windows\n")
     assert TABLE in result.stdout
-    assert "(no memory for 4 windows): 24 of 24 answers and 0 of 12 windows are in;" in result.stdout
+    assert "(no memory for 4 windows) after 24 of 24 answers and 0 of 12 windows;" in result.stdout
     result = run(*small[:2], "ppl", *small[3:])
     assert (result.exit_code, result.stdout, result.stderr) == (1, "", "Error: no memory for 4 windows\n")
 
@@ -255,14 +257,14 @@ def test_without_a_cache_folder_nothing_is_promised(fake, small, tmp_path, monke
     result = run(*small)
     assert (result.exit_code, result.stderr) == (130, "Interrupted\n")
     assert result.stdout.endswith(
-        f"\n{STOPPED}; they aren't kept, since the cache folder can't be written to; give --journal FILE.\n"
+        f"\n{STOPPED}, which are lost, since the cache folder is not writable; give --journal FILE.\n"
     )
 
 
 def test_a_journal_of_one_s_own_stays_and_fresh_forgets_it(fake, small, tmp_path):
     file = tmp_path / "answers"
     assert run(*small, "--journal", file).exit_code == 0 and len(file.read_text().splitlines()) == 25
-    assert run(*small, "--journal", file).stderr == "resuming: 24 of 24 answers are in\n"
+    assert run(*small, "--journal", file).stderr == "resuming after 24 of 24 answers\n"
     assert len(Reader.asked) == 24 and not fake.cache.exists()
     other = run(*small, "--journal", file, "--seed", 5)
     told = "is the journal of another run (model, samples or settings differ); choose another file"
@@ -303,7 +305,10 @@ def test_the_configurations(fake, small, tmp_path):
 def test_a_window_that_shows_everything_is_pointed_out(fake, small):
     small = small[: small.index("--configs")]
     result = run(*small, "--configs", "naive,fast", "--window", 200)
-    assert "\nNothing slides in naive, fast: the window shows all of 200 tokens; give --window N.\n" in result.stdout
+    assert (
+        "\nnaive, fast: the window covers the whole prompt of 200 tokens, so nothing slides; give a smaller --window.\n"
+        in (result.stdout)
+    )
 
 
 def test_the_default_length_is_what_the_model_takes(fake, file, tmp_path):
@@ -320,7 +325,7 @@ def test_plain_text_one_style_and_the_engine_s_options(fake, small):
     assert result.exit_code == 0 and "prompts of 200 tokens, plain text; seed 0" in result.stdout
     # Of what is hidden all is found in a decode that sees everything.
     assert re.search(r"^fast \* +100\.0%", result.stdout, re.MULTILINE)
-    assert fake.engines[0][0] == Engine(ctx=512, threads=3) and {n for _, n in Reader.loaded} == {512}
+    assert fake.engines[0][0] == EngineSettings(n_ctx=512, n_threads=3) and {n for _, n in Reader.loaded} == {512}
     assert not any(" only" in question for _, question in Reader.asked)
 
 
@@ -328,7 +333,7 @@ def test_plain_text_one_style_and_the_engine_s_options(fake, small):
 
 
 def test_own_questions_and_how_they_are_scored(fake, file, tmp_path):
-    fake.replies = {"Which?": " 31 and 47", "Who?": " Ann Lee."}
+    fake.responses = {"Which?": " 31 and 47", "Who?": " Ann Lee."}
     own = lines(
         tmp_path,
         {"prompt": "a b", "question": "Which?", "answer": ["47", 31]},
@@ -348,10 +353,10 @@ def test_own_questions_and_how_they_are_scored(fake, file, tmp_path):
 
 
 def test_codes_in_another_order_are_wrong_in_built_in_questions_only(fake, small):
-    fake.replies = {"codes of": " 10 11 12 " + " ".join(map(str, range(99, 9, -1)))}
+    fake.responses = {"codes of": " 10 11 12 " + " ".join(map(str, range(99, 9, -1)))}
     arguments = [*small[:2], "multi-needle", *small[3:], "--style", "direct", "--samples", 20]
     answers = json.loads(run(*arguments, "--json", "-", "--configs", "full", "--scorer", "contains").stdout or "{}")
-    assert answers == {}, "--scorer is for questions of a file"
+    assert answers == {}, "--scorer applies to questions from a file"
     answers = json.loads(run(*arguments, "--json", "-").stdout)["answers"]
     assert 0 < sum(r["correct"] for r in answers) < len(answers)
 
@@ -366,7 +371,7 @@ def test_questions_that_are_too_long(fake, file, tmp_path):
     assert result.stderr.startswith(f"Error: {own}:2: a prompt of {tokens} tokens and 20 for the answer don't fit")
     assert result.stderr.count("\n") == 1
     result = run(*arguments, "--skip-long")
-    assert "\n1 questions exceed the context and were left out.\n" in result.stdout and len(Reader.asked) == 1
+    assert "\n1 questions exceed the context and were skipped.\n" in result.stdout and len(Reader.asked) == 1
 
 
 @pytest.mark.parametrize(
@@ -379,7 +384,7 @@ def test_questions_that_are_too_long(fake, file, tmp_path):
 )
 def test_wrong_lines(fake, file, tmp_path, records, told):
     own = lines(tmp_path, *records)
-    result = run(file, "--task", f"needle,{own}", "--length", "100", "--configs", "full")
+    result = run(file, "--task", f"needle,{own}", "--prompt-tokens", "100", "--configs", "full")
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.startswith(f"Error: {own}{told}") and result.stderr.count("\n") == 1
     assert Reader.loaded == ()
@@ -388,7 +393,7 @@ def test_wrong_lines(fake, file, tmp_path, records, told):
 def test_a_wrong_pattern_names_its_line(fake, file, tmp_path):
     own = lines(tmp_path, {"prompt": "a", "answer": "ok"}, {"prompt": "a", "answer": "(47"})
     result = run(file, "--task", own, "--scorer", "regex")
-    assert result.stderr.startswith(f"Error: {own}:2: answer '(47' is no regular expression: ")
+    assert result.stderr.startswith(f"Error: {own}:2: answer '(47' is not a regular expression: ")
     assert (result.exit_code, result.stderr.count("\n"), Reader.loaded) == (1, 1, ())
 
 
@@ -397,28 +402,40 @@ def test_a_wrong_pattern_names_its_line(fake, file, tmp_path):
     [
         (["--task", "needel"], 1, "there is no task needel (is it needle?); there are needle, multi-needle, kv, "),
         (["--task", "none.jsonl"], 1, "cannot read none.jsonl: No such file or directory"),
-        (["--task", "a.jsonl,b/a.jsonl"], 1, "two tasks would be shown as a; rename one of the files"),
+        (["--task", "a.jsonl,b/a.jsonl"], 1, "two tasks have the name a; rename one of the files"),
         (["--configs", "fsat"], 1, "there is no configuration fsat (is it fast?); there are full, naive, quality, "),
         (["--configs", "fast,fast"], 1, "--configs has fast twice; name each configuration once"),
         (["--configs", "file"], 1, "--configs file: "),
         (["--configs", "fast", "--recipe", "fast"], 1, "--configs names whole configurations"),
-        (["--length", "4090"], 1, "--length 4090 and 64 tokens for the answer exceed the context of 4096 tokens"),
-        (["--length", "20", "--task", "kv"], 1, "kv doesn't fit into a prompt of 20 tokens; it takes at least "),
-        (["--length", "100", "--task", "needle", "--beyond", "100"], 1, "beyond = 100: in needle prompts of 100 tok"),
-        (["--length", "12"], 2, "Invalid value for '--length': '12' must be numbers from 16 to 2147483647, as in 40"),
+        (
+            ["--prompt-tokens", "4090"],
+            1,
+            "a prompt of 4090 tokens and 64 for the answer exceed the context of 4096 tok",
+        ),
+        (["--prompt-tokens", "20", "--task", "kv"], 1, "kv doesn't fit into a prompt of 20 tokens; it takes at least "),
+        (
+            ["--prompt-tokens", "100", "--task", "needle", "--beyond", "100"],
+            1,
+            "beyond = 100: in needle prompts of 100 tok",
+        ),
+        (
+            ["--prompt-tokens", "12"],
+            2,
+            "Invalid value for '--prompt-tokens': '12' must be numbers from 16 to 2147483647, as in 40",
+        ),
         (["--depths", "0,2"], 2, "Invalid value for '--depths': '0,2' must be numbers from 0 to 1, as in 0,0.5,1"),
         (["--depths", "nan"], 2, "Invalid value for '--depths': 'nan' must be"),
         (["--needles", "1"], 1, "needles = 1 must be from 2 to "),
-        (["--scorer", "exact"], 2, "--scorer is for questions of a file; add --task FILE.jsonl"),
-        (["--judge", "http://x/v1", "--task", "a.jsonl"], 2, "a judge needs both --judge URL and --judge-model NAME"),
-        (["--scorer", "judge", "--task", "a.jsonl"], 2, "--scorer judge and --judge URL --judge-model NAME belong"),
-        (["--text", "a.txt"], 2, "--text is for the task ppl; add --task ppl"),
-        (["--task", "ppl", "--plot", "a.png"], 2, "--plot shows the share of right answers, and ppl has none"),
+        (["--scorer", "exact"], 2, "--scorer applies to questions from a file; add --task FILE.jsonl"),
+        (["--judge", "http://x/v1", "--task", "a.jsonl"], 1, "a judge needs both --judge URL and --judge-model NAME"),
+        (["--scorer", "judge", "--task", "a.jsonl"], 1, "--scorer judge requires --judge URL and --judge-m"),
+        (["--text", "a.txt"], 2, "--text applies to the task ppl; add --task ppl"),
+        (["--task", "ppl", "--plot", "a.png"], 2, "--plot shows accuracy, which ppl does not measure"),
         (["--task", "kv", "--heatmap", "a.png"], 2, "--heatmap shows the task needle; add it to --task"),
         (["--task", "ppl", "--text", "none"], 1, "cannot read none: No such file or directory"),
         (["--task", "needle,ppl", "--text", "model.gguf"], 1, "model.gguf: byte "),
         (["--task", "needle,ppl", "--text", "short.txt"], 1, "the text has 3 tokens, fewer than a window of 200"),
-        (["--haystack", "blank.txt"], 1, "blank.txt is empty; give a text"),
+        (["--haystack", "blank.txt"], 1, "blank.txt is empty; give a file with text"),
         (["--plot", "a.bmp"], 1, "a.bmp must be a picture: .png, .svg, .pdf"),
         (["--plot", "a.png", "--json", "a.png"], 1, "a.png can't be both JSON and a picture; give two names"),
         (["--json", "none/a.json"], 1, "the folder none does not exist; create it or choose another output"),
@@ -431,80 +448,11 @@ def test_mistakes_are_one_line_and_nothing_is_loaded(fake, file, tmp_path, monke
     (tmp_path / "short.txt").write_text("only three words")
     (tmp_path / "blank.txt").write_text(" \n")
     before = sorted(tmp_path.iterdir())
-    more = [] if "--length" in args else ["--length", "200"]
+    more = [] if "--prompt-tokens" in args else ["--prompt-tokens", "200"]
     result = run("model.gguf", *more, *args)
     assert (result.exit_code, result.stdout) == (code, "")
     assert result.stderr.startswith(f"Error: {told}") and result.stderr.count("\n") == 1, result.stderr
     assert Reader.loaded == () and sorted(tmp_path.iterdir()) == before
-
-
-# The table, for what a small run doesn't show
-
-
-def test_perplexity_as_a_table():
-    def row(name, ppl, added, error, kl, same, past):
-        return {
-            "config": name,
-            "ppl": ppl,
-            "nll_increase": added,
-            "nll_increase_error": error,
-            "kl": kl,
-            "same_top": same,
-            "past_window": past and {"kl": past},
-            "windows": 3,
-        }
-
-    document = {
-        "model": {"name": "tiny", "architecture": "llama", "layers": 4, "type": "Q8_0", "bytes": 2_345_000_000},
-        "settings": {"tasks": ["ppl"], "lengths": [512, 4096], "chat": True, "skipped": 0},
-        "samples": {"seed": 7},
-        "table": [],
-        "front": [],
-        "conclusion": None,
-        "stopped": "interrupted",
-        "progress": {"answers": 0, "of": 0, "windows": 5, "of_windows": 6, "kept": True},
-        "perplexity": {
-            "windows": 3,
-            "length": 4096,
-            "perplexity": [
-                row("full", 12.0, 0.0, 0.0, 0.0, 1.0, None),
-                row("naive", 1234.5678, 0.25, None, 0.125, 0.875, 0.5),
-            ],
-        },
-    }
-    assert (
-        evaltable.table(document)
-        == """\
-tiny (llama, 4 layers, Q8_0, 2.35 GB)
-tasks: ppl; prompts of 512, 4,096 tokens, the model's chat template; seed 7
-
-config  perplexity        loss added      KL  same token  KL past window
-full        12.000  +0.0000 ± 0.0000  0.0000      100.0%               -
-naive    1,234.568           +0.2500  0.1250       87.5%          0.5000
-
-3 windows of 4,096 tokens of text; nats per token, ± one standard error.
-same token: how often the likeliest next token is that of full attention.
-
-Stopped early (interrupted): 5 of 6 windows are in; the same command goes on from there, and writes files when it is \
-complete."""
-    )
-
-
-def test_conclusions():
-    def row(name, accuracy, ratio):
-        return {"config": name, "accuracy": accuracy, "correct": int(100 * accuracy), "prefill_ratio": ratio}
-
-    full = row("full", 0.8, 1.0)
-    assert evaltable.conclusion([full]) is None
-    assert evaltable.conclusion([row("a", 0.5, 2.0)]) is None
-    assert evaltable.conclusion([full, row("a", 0.5, None)]) is None
-    nothing = evaltable.conclusion([row("full", 0.0, 1.0), row("a", 0.5, 2.0)])
-    assert nothing.startswith("Full attention answers nothing right")
-    assert evaltable.conclusion([full, row("a", 0.6, 1.5), row("b", 0.2, 4.0), row("c", 0.1, 4.0)]) == (
-        "a keeps 75% of full attention's accuracy (60.0% of 80.0%) and reads prompts 1.50 times as fast; "
-        "the fastest, b, keeps 25% of full attention's accuracy (20.0% of 80.0%), 4.00 times as fast."
-    )
-    assert evaltable.conclusion([full, row("a", 0.6, 0.5)]).endswith("and reads prompts in 2.00 times the time.")
 
 
 # The real engine
@@ -518,7 +466,7 @@ def test_tasks_a_file_and_perplexity_on_the_engine(gguf_model, tmp_path, monkeyp
         gguf_model("qwen3", layers=4),
         "--task",
         f"needle,{own},ppl",
-        "--length",
+        "--prompt-tokens",
         320,
         "--samples",
         2,
@@ -554,14 +502,14 @@ def test_tasks_a_file_and_perplexity_on_the_engine(gguf_model, tmp_path, monkeyp
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Journal, "add", adds)
-    for told, answers in (("Interrupted\n", 3), ("resuming: 3 of 6 answers are in\nInterrupted\n", 6)):
+    for told, answers in (("Interrupted\n", 3), ("resuming after 3 of 6 answers\nInterrupted\n", 6)):
         result = run(*arguments)
         assert (result.exit_code, result.stderr) == (130, told)
         assert json.loads(result.stdout)["progress"]["answers"] == answers
     result = run(*arguments)
     assert (result.exit_code, result.stderr) == (
         0,
-        "resuming: 6 of 6 answers are in\nresuming: 1 of 4 windows are in\n",
+        "resuming after 6 of 6 answers\nresuming after 1 of 4 windows\n",
     )
     again = json.loads(result.stdout)
     assert {(r["config"], r["sample"]): r["reply"] for r in again["answers"]} == replies

@@ -12,7 +12,7 @@ import torch
 from swaa_edge.config import SwaaConfig
 from swaa_edge.errors import ConfigError, GenerationError
 from swaa_edge.evaluate import perplexity
-from swaa_edge.evaluate.perplexity import compare, measure
+from swaa_edge.evaluate.perplexity import divergence, measure
 from swaa_edge.support.journal import Journal
 
 VOCAB = 768
@@ -35,13 +35,13 @@ def independent(full, other, targets):
 
 def test_figures_per_position(monkeypatch):
     # Positions are compared in several lots, the last one smaller.
-    monkeypatch.setattr(perplexity, "_AT_ONCE", 3000)
+    monkeypatch.setattr(perplexity, "_CHUNK", 3000)
     generator = np.random.default_rng(0)
     full = generator.normal(0, 4, (7, 1000)).astype(np.float32)
     other = full + generator.normal(0, 1, full.shape).astype(np.float32)
     other[3] = full[3]
     targets = generator.integers(0, full.shape[1], 7).tolist()
-    found, expected = compare(full, other, targets), independent(full, other, targets)
+    found, expected = divergence(full, other, targets), independent(full, other, targets)
     for key, values in expected.items():
         np.testing.assert_allclose(found[key], values, rtol=1e-9, atol=1e-12, err_msg=key)
     assert found["kl"][3] == 0.0 and found["kl"].min() >= 0.0 and 0 < found["same"].sum() < 7
@@ -50,7 +50,7 @@ def test_figures_per_position(monkeypatch):
 def test_a_token_without_probability_and_one_far_ahead():
     full = np.float32([[0, math.log(3), -np.inf], [5000, 0, 0]])
     other = np.float32([[0, 0, -np.inf], [0, 0, 0]])
-    found = compare(full, other, [1, 0])
+    found = divergence(full, other, [1, 0])
     # By hand: p = (1/4, 3/4, 0), q = (1/2, 1/2, 0); then p = (1, 0, 0), q = a third each.
     assert found["kl"] == pytest.approx([math.log(2) - (math.log(4) - 0.75 * math.log(3)), math.log(3)], rel=1e-6)
     assert found["full_nll"] == pytest.approx([math.log(4 / 3), 0], abs=1e-6)
@@ -207,13 +207,25 @@ def test_what_is_done_is_kept_and_not_done_again(tmp_path, stop):
 def test_full_attention_that_no_comparison_is_left_for_is_measured_alone():
     journal = Journal(None, {})
     measure(Loader(), {"a": CONFIGS["a"]}, TEXT, 10, journal=journal)
-    loader, told = Loader(), []
-    report = measure(loader, {"full": False, "a": CONFIGS["a"]}, TEXT, 10, journal=journal, on_progress=told.append)
+    loader, seen = Loader(), []
+    report = measure(loader, {"full": False, "a": CONFIGS["a"]}, TEXT, 10, journal=journal, on_progress=seen.append)
     assert report.rows() == measure(Loader(), {"full": False, "a": CONFIGS["a"]}, TEXT, 10).rows()
     assert [len(llm.read) for llm in loader.made] == [3]
-    assert (told[0].config, told[0].answers, told[0].total) == ("full", 3, 6)
-    assert told[0].seconds_left is None and told[1].seconds_left > 0
-    assert (told[-1].answers, told[-1].seconds_left) == (6, 0)
+    assert [(at.done, at.text) for at in seen] == [
+        (9 * window + tokens, f"{3 + window + (tokens == 9)}/6 windows, full")
+        for window in range(3)
+        for tokens in (0, 4, 8, 9)
+    ]
+    assert {at.total for at in seen} == {3 * 9}
+
+
+def test_the_work_of_a_run_adds_up():
+    journal, seen = Journal(None, {}), []
+    measure(Loader(), {"full": False, "a": CONFIGS["a"]}, TEXT, 10, windows=1, journal=journal)
+    measure(Loader(), CONFIGS, TEXT, 10, journal=journal, on_progress=seen.append)
+    # Two windows of a and three of b, each beside full attention.
+    assert {at.total for at in seen} == {(2 + 3) * 2 * 9} and seen[-1].done == seen[-1].total
+    assert seen[-1].text == "9/9 windows, b"
 
 
 def test_an_error_before_anything_is_done_is_raised():
@@ -234,20 +246,20 @@ def test_each_model_works_under_what_is_held_for_it():
     assert held == [(c, n) for n in (4, 4, 1) for c in (False, CONFIGS["a"])]
 
 
-def test_logits_that_are_no_numbers(monkeypatch):
+def test_logits_that_are_nan(monkeypatch):
     monkeypatch.setattr(FakeLlama, "logits", lambda *_: np.full(16, np.nan, np.float32))
     with pytest.raises(GenerationError) as caught:
         measure(Loader(), CONFIGS, TEXT, 10)
-    assert str(caught.value) == "the logits of a are not numbers in window 0; is the model file sound?"
+    assert str(caught.value) == "the logits of a are NaN or infinite in window 0; the model file may be damaged"
 
 
 @pytest.mark.parametrize(
     "arguments, told",
     [
         (({}, TEXT, 10), "there is nothing to measure; give at least one configuration"),
-        ((CONFIGS, TEXT, 36), "the text has 35 tokens, fewer than a window of 36; take a longer text"),
-        ((CONFIGS, [], 10), "the text has 0 tokens, fewer than a window of 10; take a longer text"),
-        ((CONFIGS, TEXT, 1), "length = 1 must be at least 2, one token to read and one to predict"),
+        ((CONFIGS, TEXT, 36), "the text has 35 tokens, fewer than a window of 36; use a longer text"),
+        ((CONFIGS, [], 10), "the text has 0 tokens, fewer than a window of 10; use a longer text"),
+        ((CONFIGS, TEXT, 1), "length = 1 must be at least 2, one token to evaluate and one to predict"),
     ],
 )
 def test_what_can_not_be_measured(arguments, told):
@@ -272,7 +284,7 @@ def words():
 
 @pytest.fixture
 def loading(load):
-    return lambda config, n_ctx: load(swaa=config, n_ctx=n_ctx, checkpoints=0)
+    return lambda config, n_ctx: load(swaa=config, n_ctx=n_ctx, ring_snapshots=0)
 
 
 @pytest.mark.native

@@ -1,11 +1,11 @@
-"""Pictures of an evaluation: what is drawn where, the files, and what can't be drawn."""
+"""Plots of a comparison: what is drawn where, the files, and documents without data."""
 
 import pytest
 
 from swaa_edge.errors import ConfigError
 from swaa_edge.evaluate import plot
 
-pytest.importorskip("matplotlib")
+Figure = pytest.importorskip("matplotlib.figure").Figure
 
 
 def row(name, accuracy, ratio, seconds):
@@ -47,7 +47,7 @@ DOCUMENT = {
 
 @pytest.mark.parametrize("axis, field", [("ratio", 2), ("time", 3)])
 def test_accuracy_over_speed(axis, field):
-    figure = plot._figure(8, 4)
+    figure = Figure(figsize=(8, 4))
     plot._accuracy(figure, DOCUMENT, plot._points(DOCUMENT, axis), axis)
     (axes,) = figure.axes
     places = {"full": (1.0, 4.0, 0.9), "bad": (1.5, 2.7, 0.2), "best": (2.0, 2.0, 0.95), "fast": (4.0, 1.0, 0.5)}
@@ -68,7 +68,7 @@ def test_accuracy_over_speed(axis, field):
 
 
 def test_the_heat_map_adds_up_both_styles():
-    figure = plot._figure(8, 4)
+    figure = Figure(figsize=(8, 4))
     plot._heatmap(figure, DOCUMENT, plot._mapped(DOCUMENT))
     full, fast, *_ = figure.axes
     assert [axes.get_title() for axes in (full, fast)] == ["full", "fast"]
@@ -92,6 +92,6 @@ def test_nothing_to_draw(tmp_path):
     untimed = {**DOCUMENT, "table": [row("full", 0.9, None, None)], "cells": [cell("full", None, 100, 0, 9, "kv")]}
     with pytest.raises(ConfigError, match="nothing to plot"):
         plot.plot_accuracy(untimed, tmp_path / "a.png")
-    with pytest.raises(ConfigError, match="no heat map without the task needle"):
+    with pytest.raises(ConfigError, match="a heat map needs the task needle"):
         plot.plot_heatmap(untimed, tmp_path / "a.png")
     assert list(tmp_path.iterdir()) == []

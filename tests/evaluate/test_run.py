@@ -1,4 +1,4 @@
-"""Asking and keeping: the same questions to all, journals that go on, interrupts and errors. The engine is made up."""
+"""Asking and keeping: equal questions for all configurations, resumed journals, interrupts, errors; a fake engine."""
 
 import contextlib
 import json
@@ -43,8 +43,8 @@ def run(prompts, samples):
     return go
 
 
-def told(report):
-    """What was answered, without times that depend on what was in the cache."""
+def answered(report):
+    """The answers without times, which depend on the cache."""
     return {(r["config"], r["sample"]): (r["reply"], r["correct"], r["prompt_tokens"]) for r in report.records}
 
 
@@ -82,13 +82,13 @@ def test_together_and_apart_give_the_same_answers(run, samples):
     together = run(together=True)
     assert [c for c, _ in Reader.asked] == list(CONFIGS.values()) * len(samples)
     assert len(Reader.loaded) == 3 and Reader.open == 0
-    assert told(together) == told(apart) and together.rows() == apart.rows()
+    assert answered(together) == answered(apart) and together.rows() == apart.rows()
 
 
 @pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("stop", [KeyboardInterrupt(), GenerationError("out of memory")])
-def test_an_interrupted_run_goes_on_where_it_was(run, samples, tmp_path, together, stop):
-    whole = told(run())
+def test_an_interrupted_run_resumes(run, samples, tmp_path, together, stop):
+    whole = answered(run())
     forget = len(Reader.asked)
     file = tmp_path / "journal"
     Reader.fail_at = (forget + 10, stop)
@@ -97,18 +97,18 @@ def test_an_interrupted_run_goes_on_where_it_was(run, samples, tmp_path, togethe
         assert report.stopped == ("interrupted" if isinstance(stop, KeyboardInterrupt) else stop)
         assert len(report.records) == 10 and Reader.open == 0
         assert report.to_dict()["stopped"] == ("interrupted" if report.stopped == "interrupted" else "out of memory")
-        # All of it is in the file at once, not only when that is closed.
+        # Every answer is in the file before that is closed.
         assert len(file.read_text().splitlines()) == 11
     Reader.fail_at = None
     before = len(Reader.asked)
     with Journal(file, {"a": 1}) as journal:
         report = run(journal=journal, together=together)
     assert len(Reader.asked) - before == 24 - 10 and report.stopped is None
-    assert told(report) == whole and len(report.records) == 24
+    assert answered(report) == whole and len(report.records) == 24
     # A complete run loads no model.
     loaded = len(Reader.loaded)
     with Journal(file, {"a": 1}) as journal:
-        assert told(run(journal=journal)) == whole and len(Reader.loaded) == loaded
+        assert answered(run(journal=journal)) == whole and len(Reader.loaded) == loaded
 
 
 def test_an_interrupt_while_a_sample_is_scored_or_kept_loses_that_one_at_most(run, tmp_path):
@@ -133,7 +133,7 @@ def test_an_error_before_the_first_answer_is_raised(run, samples):
             evaluate(None, configs, asked)
 
 
-def test_the_engine_is_held_and_progress_told(run, samples):
+def test_the_engine_is_held_and_progress_reported(run, samples):
     held, seen = [], []
 
     @contextlib.contextmanager
@@ -144,10 +144,19 @@ def test_the_engine_is_held_and_progress_told(run, samples):
     run(using=using, on_progress=seen.append, configs={"full": False, "a": CONFIGS["naive"]})
     # Once to warm up, and once per question.
     assert held == [False] * 9 + [CONFIGS["naive"]] * 9
-    assert [(at.config, at.answers, at.total) for at in seen] == [
-        (name, n + first + more, 16) for name, first in (("full", 0), ("a", 8)) for n in range(8) for more in (0, 1)
+    assert [(at.done, at.total, at.text) for at in seen] == [
+        ((n + first + more) * LENGTH, 16 * LENGTH, f"{n + first + more}/16 {name}")
+        for name, first in (("full", 0), ("a", 8))
+        for n in range(8)
+        for more in (0, 1)
     ]
-    assert seen[0].seconds_left is None and seen[1].seconds_left >= 0 and seen[-1].seconds_left == 0
+    # A resumed run starts from the work that is done.
+    journal, seen[:] = Journal(None, {}), []
+    Reader.fail_at = (len(Reader.asked) + 3, KeyboardInterrupt())
+    run(journal=journal)
+    Reader.fail_at = None
+    run(journal=journal, on_progress=seen.append)
+    assert (seen[0].done, seen[0].text) == (3 * LENGTH, "3/24 full") and seen[-1].done == seen[-1].total
 
 
 def test_records_are_plain_json(run, tmp_path):

@@ -1,138 +1,52 @@
-"""The options of `swaa-edge eval`, under headings, and what of them doesn't go together.
+"""The options of `swaa-edge eval`, in groups, and which of them exclude each other.
 
 @click.command(cls=Grouped)
 @eval_options
-def evaluate(asked: Asked): names, files = tasks_of(asked)
+def evaluate(tasks: tuple[str, ...], configs: str | None, **options: Any): check_options(tasks, **options)
 """
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import click
 
-from swaa_edge.cli.configs import DEFAULT, FILE, FULL, NAIVE, like
+from swaa_edge.cli.options.output import force_option, json_option, progress_option
 from swaa_edge.config import RECIPES
-from swaa_edge.errors import ConfigError
-
-BUILT_IN = ("needle", "multi-needle", "kv", "chain")
-PERPLEXITY = "ppl"
-#: Without --length: tokens of a prompt at most.
-LENGTH = 4096
-_DATA = (".jsonl", ".json", ".parquet")
-_SCORERS = ("contains", "in-order", "exact", "regex", "judge")
-
-
-@dataclasses.dataclass(frozen=True)
-class Asked:
-    """The options, as click gives them."""
-
-    tasks: tuple[str, ...]
-    configs: str | None
-    lengths: tuple[int, ...] | None
-    samples: int
-    depths: tuple[float, ...]
-    style: str
-    beyond: int
-    needles: int
-    pairs: int
-    hops: int
-    seed: int
-    haystack: str | None
-    max_tokens: int
-    no_chat: bool
-    scorer: str | None
-    judge: str | None
-    judge_model: str | None
-    limit: int | None
-    skip_long: bool
-    text: str | None
-    json_file: str | None
-    plot_file: str | None
-    heatmap_file: str | None
-    force: bool
-    journal_file: str | None
-    fresh: bool
-    progress: bool | None
+from swaa_edge.engine.configurations import DEFAULT, FILE, FULL, NAIVE
+from swaa_edge.evaluate.questions import BUILT_IN, JUDGE, PERPLEXITY, PROMPT_TOKENS, Questions, split_tasks
+from swaa_edge.evaluate.scoring import SCORERS
 
 
 def eval_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options of `Asked`, and pass it one as `asked`."""
-
-    @functools.wraps(command)
-    def with_asked(*args: Any, **kwargs: Any) -> Any:
-        chosen = {field.name: kwargs.pop(field.name) for field in dataclasses.fields(Asked)}
-        return command(*args, asked=Asked(**chosen), **kwargs)
-
+    """Add the options to a command, which gets them as arguments of `evaluate.compare`; --no-chat as `no_chat`."""
     for option in reversed(_OPTIONS):
-        with_asked = option(with_asked)
-    return with_asked
+        command = option(command)
+    return command
 
 
 def file_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command those of `eval`'s options that are about questions of a file and about a run that goes on."""
+    """Add those options of `eval` that are about questions from files and about resuming."""
     for option in reversed(_FILE_OPTIONS):
         command = option(command)
     return command
 
 
-def tasks_of(asked: Asked) -> tuple[list[str], list[str]]:
-    """The tasks by name, and the data files; what doesn't go together is refused."""
-    given = [part.strip() for value in asked.tasks for part in ([value] if os.path.exists(value) else value.split(","))]
-    chosen = list(dict.fromkeys(filter(None, given))) or list(BUILT_IN)
-    known = [*BUILT_IN, PERPLEXITY]
-    names = [name for name in chosen if name in known]
-    files = [name for name in chosen if name not in known]
-    for name in files:
-        if not (name.endswith(_DATA) or os.path.exists(name) or os.sep in name):
-            near = like(name, known)
-            raise ConfigError(f"there is no task {name}{near}; there are {', '.join(known)}, or give a FILE.jsonl")
-    shown = [*names, *(Path(name).stem for name in files)]
-    if twice := next((name for name in shown if shown.count(name) > 1), None):
-        raise ConfigError(f"two tasks would be shown as {twice}; rename one of the files")
-    for option, value in (
-        ("--scorer", asked.scorer),
-        ("--judge", asked.judge),
-        ("--judge-model", asked.judge_model),
-        ("--limit", asked.limit),
-        ("--skip-long", asked.skip_long),
-    ):
-        if value and not files:
-            raise click.UsageError(f"{option} is for questions of a file; add --task FILE.jsonl")
-    check_judge(asked.scorer, asked.judge, asked.judge_model)
-    if asked.text is not None and PERPLEXITY not in names:
-        raise click.UsageError(f"--text is for the task {PERPLEXITY}; add --task {PERPLEXITY}")
-    if asked.heatmap_file is not None and "needle" not in names:
-        raise click.UsageError("--heatmap shows the task needle; add it to --task")
-    if asked.plot_file is not None and chosen == [PERPLEXITY]:
-        raise click.UsageError(f"--plot shows the share of right answers, and {PERPLEXITY} has none; add a task")
-    return names, files
-
-
-def check_judge(scorer: str | None, judge: str | None, judge_model: str | None) -> None:
-    """Raise `click.UsageError` unless these options go together."""
-    if (judge is None) != (judge_model is None):
-        raise click.UsageError("a judge needs both --judge URL and --judge-model NAME")
-    if (scorer == "judge") > (judge is not None) or (judge and scorer not in (None, "judge")):
-        raise click.UsageError("--scorer judge and --judge URL --judge-model NAME belong together")
-
-
-def lengths_of(asked: Asked, context: int) -> tuple[int, ...]:
-    """The lengths of the prompts, in tokens; one that doesn't fit a context of `context` (0: any) is refused."""
-    if asked.lengths is None:
-        return (min(LENGTH, context - asked.max_tokens if context else LENGTH),)
-    for length in asked.lengths:
-        if context and length + asked.max_tokens > context:
-            raise ConfigError(
-                f"--length {length} and {asked.max_tokens} tokens for the answer exceed the context of {context} "
-                f"tokens; lower --length to {context - asked.max_tokens}, or give --ctx if the model can do more"
+def check_options(tasks: tuple[str, ...], plot_file: str | None, heatmap_file: str | None, **options: Any) -> None:
+    """Raise `click.UsageError` for options that need a task which is not given, `ConfigError` for an unknown task."""
+    names, files = split_tasks(tasks)
+    for name in ("scorer", "judge", "judge_model", "limit", "skip_long"):
+        if options[name] and not files:
+            raise click.UsageError(
+                f"--{name.replace('_', '-')} applies to questions from a file; add --task FILE.jsonl"
             )
-    return asked.lengths
+    if options["text"] is not None and PERPLEXITY not in names:
+        raise click.UsageError(f"--text applies to the task {PERPLEXITY}; add --task {PERPLEXITY}")
+    if heatmap_file is not None and "needle" not in names:
+        raise click.UsageError("--heatmap shows the task needle; add it to --task")
+    if plot_file is not None and not files and names == [PERPLEXITY]:
+        raise click.UsageError(f"--plot shows accuracy, which {PERPLEXITY} does not measure; add another task")
 
 
 class _Numbers(click.ParamType):
@@ -152,12 +66,12 @@ class _Numbers(click.ParamType):
 
 
 class Grouped(click.Command):
-    """A command whose help has its options under headings; those named in no group come last."""
+    """A command whose help lists its options in groups; options of no group are in the last one."""
 
     groups: Mapping[str, tuple[str, ...]] = {
         "Questions": (
             "tasks",
-            "lengths",
+            "prompt_tokens",
             "samples",
             "depths",
             "style",
@@ -176,29 +90,46 @@ class Grouped(click.Command):
     }
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        told = {param.name: param.get_help_record(ctx) for param in self.get_params(ctx)}
+        options = (param for param in self.get_params(ctx) if isinstance(param, click.Option))
+        records = {option.name: option.get_help_record(ctx) for option in options}
         grouped = {name for names in self.groups.values() for name in names}
-        rest = tuple(str(name) for name in told if name not in grouped)
+        rest = tuple(str(name) for name in records if name not in grouped)
         for title, names in {**self.groups, "Engine": rest}.items():
             with formatter.section(title):
-                formatter.write_dl([record for name in names if (record := told.get(name))])
+                formatter.write_dl([record for name in names if (record := records.get(name))])
+
+
+def _count(name: str, text: str, **limits: Any) -> Callable[..., Any]:
+    kind = click.IntRange(**limits) if limits else int
+    default = getattr(Questions, name)
+    option = f"--{name.replace('_', '-')}"
+    return click.option(option, type=kind, metavar="N", default=default, show_default=True, help=text)
 
 
 _FILE_OPTIONS = [
     click.option("--no-chat", is_flag=True, help="Ask in plain text, without the model's chat template."),
     click.option(
-        "--scorer", type=click.Choice(_SCORERS), help="How replies to a file's questions are judged.  [contains]"
+        "--scorer",
+        type=click.Choice([*SCORERS, JUDGE]),
+        help="How to score responses to questions from a file.  [contains]",
     ),
-    click.option("--judge", metavar="URL", help="OpenAI-compatible address of a judge, as http://localhost:8000/v1."),
-    click.option("--judge-model", metavar="NAME", help="The judge's model."),
-    click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first N questions of a file."),
-    click.option("--skip-long", is_flag=True, help="Leave out a file's questions that exceed the context."),
-    click.option("--force", is_flag=True, help="Replace these files if they exist."),
     click.option(
-        "--journal", "journal_file", metavar="FILE", help="Keep the answers here.  [in the cache, until done]"
+        "--judge",
+        metavar="URL",
+        help="OpenAI-compatible address of a model that scores responses, such as http://localhost:8000/v1.",
     ),
-    click.option("--fresh", is_flag=True, help="Forget the answers of an interrupted run."),
-    click.option("--progress/--no-progress", default=None, help="Show how far it is.  [if stderr is a terminal]"),
+    click.option("--judge-model", metavar="NAME", help="Model name to request from the judge."),
+    click.option("--limit", type=click.IntRange(1), metavar="N", help="Use only the first N questions of each file."),
+    click.option("--skip-long", is_flag=True, help="Skip questions from a file that exceed the context."),
+    force_option,
+    click.option(
+        "--journal",
+        "journal_file",
+        metavar="FILE",
+        help="Keep the answers in this file for resuming.  [in the user's cache until the run is complete]",
+    ),
+    click.option("--fresh", is_flag=True, help="Discard the answers of an interrupted run."),
+    progress_option,
 ]
 
 _OPTIONS = [
@@ -207,69 +138,51 @@ _OPTIONS = [
         "tasks",
         multiple=True,
         metavar="NAME|FILE,...",
-        help=f"{', '.join(BUILT_IN)}, {PERPLEXITY}, or FILE.jsonl or FILE.parquet with prompt, question, answer; can "
-        f"be repeated.  [{','.join(BUILT_IN)}]",
+        help=f"Tasks: {', '.join(BUILT_IN)}, {PERPLEXITY} (perplexity), or a FILE.jsonl or FILE.parquet with the "
+        f"fields prompt, question and answer; repeatable.  [{','.join(BUILT_IN)}]",
     ),
     click.option(
-        "--length",
-        "lengths",
+        "--prompt-tokens",
         type=_Numbers(int, 16, 2**31 - 1, "4096,8192"),
         metavar="N,...",
-        help=f"Tokens of whole prompts.  [what the model takes, up to {LENGTH}]",
+        help=f"Prompt lengths in tokens, chat template included.  [what the context holds, up to {PROMPT_TOKENS}]",
     ),
-    click.option(
-        "--samples",
-        type=click.IntRange(1, 10**6),
-        metavar="N",
-        default=50,
-        show_default=True,
-        help="Questions per task and length.",
-    ),
+    _count("samples", "Questions per task and length.", min=1, max=10**6),
     click.option(
         "--depths",
         type=_Numbers(float, 0, 1, "0,0.5,1"),
         metavar="X,...",
-        default="0,0.25,0.5,0.75,1",
+        default=",".join(f"{depth:g}" for depth in Questions.depths),
         show_default=True,
-        help="Where needles stand, 0 is the start.",
+        help="Positions of the needle in the prompt; 0 is the start, 1 the end.",
     ),
     click.option(
         "--style",
         type=click.Choice(["direct", "spoken", "both"]),
-        default="both",
+        default=Questions.style,
         show_default=True,
-        help="Whether the answer is wanted as the first token (which prefill decides) or after some words.",
+        help="Ask for the answer as the first token (direct: decided by prefill) or in a sentence (spoken: decided by "
+        "decode).",
     ),
+    _count("beyond", "Hide facts at least N tokens before the end of the prompt.", min=0),
+    _count("needles", "Needles per multi-needle prompt."),
+    _count("pairs", "Key-value pairs per kv prompt."),
+    _count("hops", "Links per chain."),
+    _count("seed", "Random seed of the questions."),
     click.option(
-        "--beyond",
-        type=click.IntRange(0),
-        metavar="N",
-        default=0,
-        show_default=True,
-        help="Hide answers at least N tokens before the end.",
+        "--haystack", metavar="FILE", help="UTF-8 text to hide facts in.  [Python's language reference, built in]"
     ),
-    click.option("--needles", type=int, metavar="N", default=4, show_default=True, help="Of a multi-needle prompt."),
-    click.option("--pairs", type=int, metavar="N", default=64, show_default=True, help="Of a kv prompt."),
-    click.option("--hops", type=int, metavar="N", default=2, show_default=True, help="Of a chain."),
-    click.option("--seed", type=int, metavar="N", default=0, show_default=True, help="Other seeds, other questions."),
-    click.option("--haystack", metavar="FILE", help="Hide things in this text.  [Python's language reference]"),
-    click.option(
-        "--max-tokens",
-        type=click.IntRange(1),
-        metavar="N",
-        default=64,
-        show_default=True,
-        help="Of an answer, at most.",
-    ),
+    _count("max_tokens", "Maximum tokens per answer.", min=1),
     click.option("--text", metavar="FILE", help=f"UTF-8 text for {PERPLEXITY}.  [the haystack]"),
     click.option(
         "--configs",
         metavar="NAME,...",
-        help=f"{FULL} (always there), {NAIVE} (a window and nothing else), {', '.join(RECIPES)}, {FILE} (the file's "
-        f"own), FILE.json. Single settings below change each.  [{FILE} if it has settings, else {','.join(DEFAULT)}]",
+        help=f"Configurations: {FULL} (always included), {NAIVE} (a window and nothing else), {', '.join(RECIPES)}, "
+        f"{FILE} (the settings in the model file), or a FILE.json. The options below change each of them.  "
+        f"[{FILE} if it has settings, else {','.join(DEFAULT)}]",
     ),
-    click.option("--json", "json_file", metavar="FILE", help="Write one JSON document, answers included; - is stdout."),
-    click.option("--plot", "plot_file", metavar="FILE.png", help="Draw accuracy over speed."),
-    click.option("--heatmap", "heatmap_file", metavar="FILE.png", help="Draw needles by depth and length."),
+    json_option,
+    click.option("--plot", "plot_file", metavar="FILE.png", help="Plot accuracy over prefill speed-up."),
+    click.option("--heatmap", "heatmap_file", metavar="FILE.png", help="Plot the needle by depth and prompt length."),
     *_FILE_OPTIONS,
 ]

@@ -1,4 +1,4 @@
-"""What `swaa-edge eval` prints: the document of an evaluation as a table for people, with a conclusion.
+"""The document of a comparison for people: a table, how to read it, and a conclusion.
 
 print(table(document))
 """
@@ -8,59 +8,58 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from swaa_edge.evaluate.report import FULL, pareto
+from swaa_edge.config import SwaaConfig
+from swaa_edge.engine.configurations import FULL
+from swaa_edge.evaluate.report import pareto
+from swaa_edge.support.table import table as aligned
 
 Row = dict[str, Any]
 
 
 def front(rows: Sequence[Row]) -> list[str]:
-    """The configurations that no other beats in accuracy and prefill time; of those of which both are known."""
+    """The Pareto front in accuracy and prefill speed-up, of the configurations for which both are known."""
     known = [row for row in rows if row["prefill_ratio"] is not None]
     return pareto({row["config"]: (-row["prefill_ratio"], row["accuracy"]) for row in known})
 
 
 def conclusion(rows: Sequence[Row]) -> str | None:
-    """One sentence on what the figures say; None if there is nothing beside full attention to say it of."""
+    """The result in one sentence; None unless full attention and another configuration can be compared."""
     full = next((row for row in rows if row["config"] == FULL), None)
     others = [row for row in rows if row["config"] != FULL and row["prefill_ratio"] is not None]
     if full is None or not others:
         return None
     if not full["correct"]:
-        return "Full attention answers nothing right, so these questions can't tell what a configuration costs."
+        return "Full attention answers no question correctly, so these questions can't compare configurations."
     best = max(others, key=lambda row: (row["accuracy"], row["prefill_ratio"]))
-    text = f"{best['config']} {_keeps(best, full)} and reads prompts {_speed(best['prefill_ratio'])}"
+    text = f"{best['config']} {_keeps(best, full)} at a prefill {speed_up(best['prefill_ratio'])}"
     fastest = max(others, key=lambda row: (row["prefill_ratio"], row["accuracy"]))
     if fastest is not best:
-        text += f"; the fastest, {fastest['config']}, {_keeps(fastest, full)}, {_speed(fastest['prefill_ratio'])}"
+        text += f"; the fastest, {fastest['config']}, {_keeps(fastest, full)} at a {speed_up(fastest['prefill_ratio'])}"
     return text + "."
 
 
 def _keeps(row: Row, full: Row) -> str:
-    share = row["accuracy"] / full["accuracy"]
-    return f"keeps {share:.0%} of full attention's accuracy ({row['accuracy']:.1%} of {full['accuracy']:.1%})"
+    fraction = row["accuracy"] / full["accuracy"]
+    return f"keeps {fraction:.0%} of full attention's accuracy ({row['accuracy']:.1%} of {full['accuracy']:.1%})"
 
 
-def _speed(ratio: float) -> str:
-    return f"{ratio:.2f} times as fast" if ratio >= 1 else f"in {1 / ratio:.2f} times the time"
+def speed_up(ratio: float) -> str:
+    """A ratio of times in words: "speed-up of 2.00x", or "slow-down of 2.00x" for 0.5."""
+    return f"speed-up of {ratio:.2f}x" if ratio >= 1 else f"slow-down of {1 / ratio:.2f}x"
 
 
 def table(document: dict[str, Any]) -> str:
-    """The report: what was asked where, a row per configuration, how to read it, and what it says."""
+    """The report as text: model and tasks, a row per configuration, how to read it, and the conclusion."""
     parts = [list(_facts(document))]
     if document["table"]:
-        parts += [_aligned(_answers(document)), list(_notes(document))]
+        parts += [[aligned(_answers(document))], list(_notes(document))]
     if document["perplexity"] and document["perplexity"]["perplexity"]:
-        parts += [_aligned(_predictions(document["perplexity"])), list(_ppl_notes(document["perplexity"]))]
+        parts += [[aligned(_predictions(document["perplexity"]))], list(_ppl_notes(document["perplexity"]))]
     if document["stopped"]:
         parts.append([_stopped(document)])
     elif document["conclusion"]:
         parts.append([document["conclusion"]])
     return "\n\n".join("\n".join(lines) for lines in parts if lines)
-
-
-def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines]
 
 
 def _answers(document: dict[str, Any]) -> list[list[str]]:
@@ -72,7 +71,7 @@ def _answers(document: dict[str, Any]) -> list[list[str]]:
         "95% interval": lambda row: "{:.1%}-{:.1%}".format(*row["interval"]),
     }
     if len(tasks) > 1:
-        columns |= {task: lambda row, task=task: _share(row["tasks"].get(task)) for task in tasks}
+        columns |= {task: lambda row, task=task: _accuracy(row["tasks"].get(task)) for task in tasks}
     columns |= {
         "prefill": lambda row: _seconds(row["prefill_seconds"]),
         "ratio": lambda row: "-" if row["prefill_ratio"] is None else f"{row['prefill_ratio']:.2f}x",
@@ -81,7 +80,7 @@ def _answers(document: dict[str, Any]) -> list[list[str]]:
     return [list(columns), *([cell(row) for cell in columns.values()] for row in rows)]
 
 
-def _share(counts: Row | None) -> str:
+def _accuracy(counts: Row | None) -> str:
     return "-" if counts is None else f"{counts['accuracy']:.1%}"
 
 
@@ -97,29 +96,26 @@ def _facts(document: dict[str, Any]) -> Iterator[str]:
     yield f"{model['name']} ({model['architecture']}, {model['layers']} layers, {model['type']}, {size})"
     lengths = ", ".join(f"{length:,}" for length in settings["lengths"])
     template = "the model's chat template" if settings["chat"] else "plain text"
-    yield f"tasks: {', '.join(settings['tasks'])}; prompts of {lengths} tokens, {template}; seed " + str(
-        document["samples"]["seed"]
-    )
+    seed = document["samples"]["seed"]
+    yield f"tasks: {', '.join(settings['tasks'])}; prompts of {lengths} tokens, {template}; seed {seed}"
 
 
 def _notes(document: dict[str, Any]) -> Iterator[str]:
     rows = document["table"]
     counts = {row["samples"] for row in rows}
     many = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else str(*counts)
-    yield f"accuracy: right answers of {many} per configuration, with Wilson's 95% interval."
+    yield f"accuracy: correct answers of {many} per configuration, with Wilson's 95% interval."
     if any(row["prefill_ratio"] is not None for row in rows):
-        yield "prefill: median; ratio: full attention's time over this one's. *: no other is both better and faster."
+        yield "prefill: median time; ratio: speed-up over full attention. *: Pareto front of accuracy and ratio."
     if document["settings"]["skipped"]:
-        yield f"{document['settings']['skipped']} questions exceed the context and were left out."
-    longest = max(row["prompt_tokens"] for row in rows)
-    longest = max([longest, *document["settings"]["lengths"]])
-    idle = [row["config"] for row in rows if row["swaa"] and _reach(row["swaa"]) >= longest]
+        yield f"{document['settings']['skipped']} questions exceed the context and were skipped."
+    longest = max([*document["settings"]["lengths"], *(row["prompt_tokens"] for row in rows)])
+    idle = [row["config"] for row in rows if row["swaa"] and SwaaConfig.from_dict(row["swaa"]).reach >= longest]
     if idle:
-        yield f"Nothing slides in {', '.join(idle)}: the window shows all of {longest:,.0f} tokens; give --window N."
-
-
-def _reach(swaa: Row) -> int:
-    return int(swaa["window_size"]) + int(swaa.get("sink_count", 0))
+        yield (
+            f"{', '.join(idle)}: the window covers the whole prompt of {longest:,.0f} tokens, so nothing slides; give "
+            "a smaller --window."
+        )
 
 
 def _predictions(found: dict[str, Any]) -> list[list[str]]:
@@ -140,14 +136,14 @@ def _added(value: float, error: float | None) -> str:
 
 def _ppl_notes(found: dict[str, Any]) -> Iterator[str]:
     yield f"{found['windows']} windows of {found['length']:,} tokens of text; nats per token, ± one standard error."
-    yield "same token: how often the likeliest next token is that of full attention."
+    yield "same token: how often the most likely next token is the same as under full attention."
 
 
 def _stopped(document: dict[str, Any]) -> str:
     at = document["progress"]
     parts = [f"{at['answers']:,} of {at['of']:,} answers"] if at["of"] else []
     parts += [f"{at['windows']:,} of {at['of_windows']:,} windows"] if at["of_windows"] else []
-    text = f"Stopped early ({document['stopped']}): {' and '.join(parts)} are in"
+    text = f"Stopped early ({document['stopped']}) after {' and '.join(parts)}"
     if not at["kept"]:
-        return text + "; they aren't kept, since the cache folder can't be written to; give --journal FILE."
-    return text + "; the same command goes on from there, and writes files when it is complete."
+        return text + ", which are lost, since the cache folder is not writable; give --journal FILE."
+    return text + "; the same command resumes there, and writes its files when it is complete."

@@ -1,0 +1,273 @@
+"""The whole of `swaa-edge eval`: the same questions under full attention and SWAA configurations, as one document.
+
+comparison = compare("model.gguf", "full,naive,quality", tasks="needle,kv", prompt_tokens=4096)
+print(comparison); comparison.to_dict()["table"]
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Literal
+
+from swaa_edge.config import Configuration, SwaaConfig
+from swaa_edge.engine.configurations import configurations
+from swaa_edge.engine.preflight import resolve_swaa
+from swaa_edge.engine.settings import EngineSettings
+from swaa_edge.errors import ConfigError, SwaaError
+from swaa_edge.evaluate import perplexity, plot, run
+from swaa_edge.evaluate.perplexity import PerplexityReport
+from swaa_edge.evaluate.questions import Prepared, Questions, settings_of
+from swaa_edge.evaluate.report import Report
+from swaa_edge.evaluate.run import Using
+from swaa_edge.evaluate.scoring import Scorer
+from swaa_edge.evaluate.table import conclusion, front, table
+from swaa_edge.files.lora_gguf import read_lora
+from swaa_edge.files.model import ModelFile, read_model
+from swaa_edge.support.atomic import atomic_outputs
+from swaa_edge.support.figure import check_plot, picture_type
+from swaa_edge.support.interrupt import interruptible
+from swaa_edge.support.journal import Journal, open_journal
+from swaa_edge.support.machine import machine
+from swaa_edge.support.progress import OnProgress
+
+#: Bytes of weights, over all configurations, up to which each configuration has its own copy of the model loaded, so
+#: that they can take turns.
+TOGETHER = 1 << 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """A document of plain JSON values, that of `swaa-edge eval --json`; `str` is its table.
+
+    stopped: None if the run is complete, "interrupted", or the error that ended it; the document then has the results
+    so far.
+    """
+
+    document: dict[str, Any]
+    stopped: SwaaError | Literal["interrupted"] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return self.document
+
+    def __str__(self) -> str:
+        return table(self.document)
+
+
+def compare(
+    model: str | os.PathLike[str],
+    configs: str | Iterable[str] | Mapping[str, Configuration] | None = None,
+    *,
+    base: SwaaConfig | None = None,
+    changes: Mapping[str, Any] | None = None,
+    engine: EngineSettings | None = None,
+    json_file: str | None = None,
+    plot_file: str | None = None,
+    heatmap_file: str | None = None,
+    force: bool = False,
+    journal_file: str | None = None,
+    fresh: bool = False,
+    using: Using = interruptible,
+    on_note: Callable[[str], object] = lambda line: None,
+    on_progress: OnProgress | None = None,
+    **questions: Any,
+) -> Comparison:
+    """Ask `model` the same questions under each configuration, and count correct answers and time.
+
+    model: a path or a `ModelFile`. configs, base, changes: as in `engine.configurations`.
+    engine: how to load the model; an adapter with a recipe is applied under SWAA only, and its recipe is the default
+        configuration.
+    json_file, plot_file, heatmap_file: files to write once the run is complete; force: replace existing ones.
+    journal_file: keeps answers for resuming; None for the user's cache, until the run is complete. fresh: discard the
+        answers of an earlier run.
+    on_note: called with a line about the answers of an earlier run. on_progress: see `run.evaluate`.
+    questions: the fields of `Questions`.
+
+    Ctrl-C, or an error after the first answer, ends the run early; `Comparison.stopped` reports it, and an equal call
+    resumes the run. Raises `ConfigError`, `DataFileError`, `OutputError`, and whatever loading a model raises.
+    """
+    asked, model = Questions(**questions), read_model(model)
+    loader = _Loader(model, engine or EngineSettings())
+    if loader.recipe and configs is None and base is None and not changes:
+        base = loader.recipe
+    sides = configurations(model, configs, base=base, changes=changes)
+    loader.check(sides.values())
+    scorer = asked.score()
+    with _outputs(json_file, plot_file, heatmap_file, force) as write, contextlib.ExitStack() as stack:
+        prepared = asked.prepare(model, loader.context)
+        settings = settings_of(asked, prepared) | {"engine": dataclasses.asdict(loader.engine)}
+        key = loader.key(sides, prepared, settings | {"judge": asked.judge})
+        journals = {
+            what: stack.enter_context(_journal(key, what, len(work) * len(sides), journal_file, fresh, on_note))
+            for what, work in (("answers", prepared.samples), ("windows", range(prepared.windows)))
+            if work
+        }
+        report, found = _measure(loader, sides, prepared, scorer, asked.max_tokens, journals, using, on_progress)
+        kept = all(journal.path is not None for journal in journals.values())
+        document = _document(report, found, model, settings, prepared, asked.seed, kept)
+        if report.stopped is None:
+            write(document)
+    if report.stopped is None:
+        for journal in journals.values():
+            journal.discard()
+    return Comparison(document, report.stopped)
+
+
+class _Loader:
+    """Loads `model` under a configuration. An adapter with a recipe is left out of full attention."""
+
+    def __init__(self, model: ModelFile, engine: EngineSettings) -> None:
+        self.model, self.engine = model, engine
+        self._lora = read_lora(engine.lora_path, model) if engine.lora_path else None
+        #: Of the adapter, if it has one.
+        self.recipe = self._lora.swaa if self._lora else None
+        #: Tokens, 0 if unknown.
+        self.context = engine.n_ctx or model.context_length or 0
+
+    def __call__(self, config: Configuration, n_ctx: int) -> Any:
+        return self._settings(config).load(self.model, swaa=config, n_ctx=max(n_ctx, self.engine.n_ctx or 0))
+
+    def check(self, configs: Iterable[Configuration]) -> None:
+        """Raise what loading the model under one of `configs` would raise."""
+        for config in configs:
+            resolve_swaa(self.model, config, lora=self._settings(config).lora_path)
+
+    def key(self, sides: Mapping[str, Configuration], prepared: Prepared, settings: dict[str, Any]) -> dict[str, Any]:
+        """All that the results depend on."""
+        return {
+            "model": [self.model.fingerprint, self._lora and self._lora.fingerprint],
+            "samples": prepared.digest(),
+            "configs": {name: config.to_dict() if config else None for name, config in sides.items()},
+            "settings": settings,
+        }
+
+    def _settings(self, config: Configuration) -> EngineSettings:
+        return self.engine if config or not self.recipe else dataclasses.replace(self.engine, lora_path=None)
+
+
+def _measure(
+    loader: _Loader,
+    sides: Mapping[str, Configuration],
+    prepared: Prepared,
+    scorer: Scorer,
+    max_tokens: int,
+    journals: Mapping[str, Journal],
+    using: Using,
+    on_progress: OnProgress | None,
+) -> tuple[Report, PerplexityReport | None]:
+    """Answers, then perplexity; what ended either early is in `Report.stopped`."""
+    report, found = Report(dict(sides), prepared.samples, []), None
+    if "answers" in journals:
+        report = run.evaluate(
+            loader,
+            sides,
+            prepared.samples,
+            scorer=scorer,
+            max_tokens=max_tokens,
+            journal=journals["answers"],
+            using=using,
+            together=loader.model.size * len(sides) <= TOGETHER,
+            on_progress=on_progress,
+        )
+    if "windows" in journals and not report.stopped:
+        try:
+            found = perplexity.measure(
+                loader,
+                sides,
+                prepared.text,
+                max(prepared.lengths),
+                windows=prepared.windows,
+                journal=journals["windows"],
+                using=using,
+                on_progress=on_progress,
+            )
+            report.stopped = found.stopped
+        except SwaaError as error:
+            report.stopped = error  # the answers are reported all the same
+    return report, found
+
+
+def _journal(
+    key: dict[str, Any], what: str, total: int, file: str | None, fresh: bool, on_note: Callable[[str], object]
+) -> Journal:
+    path = file and file + ("" if what == "answers" else f".{what}")
+    journal = open_journal("eval", key | {"what": what}, path, fresh)
+    if journal.records:
+        on_note(f"resuming after {len(journal.records)} of {total} {what}")
+    return journal
+
+
+def _document(
+    report: Report,
+    found: PerplexityReport | None,
+    model: ModelFile,
+    settings: dict[str, Any],
+    prepared: Prepared,
+    seed: int,
+    kept: bool,
+) -> dict[str, Any]:
+    """The document: what was measured, on what, and how far the run is."""
+    document = report.to_dict()
+    document |= {
+        "perplexity": found.to_dict() if found else None,
+        "front": front(document["table"]),
+        "conclusion": conclusion(document["table"]),
+        "model": {
+            "path": str(model.path),
+            "name": model.name,
+            "architecture": model.architecture,
+            "layers": model.n_layers,
+            "type": model.file_type,
+            "bytes": model.size,
+        },
+        "machine": machine(),
+        "settings": settings,
+        "samples": {"seed": seed, "haystack_sha256": prepared.haystack_sha256},
+        "progress": {
+            "answers": sum(row["samples"] for row in document["table"]),
+            "of": len(prepared.samples) * len(report.configs),
+            "windows": sum(row["windows"] for row in found.rows()) if found else 0,
+            "of_windows": prepared.windows * len(report.configs),
+            "kept": kept,
+        },
+    }
+    return document
+
+
+class _Unwritten(Exception):
+    """Leaves the files as they were."""
+
+
+@contextlib.contextmanager
+def _outputs(
+    json_file: str | None, plot_file: str | None, heatmap_file: str | None, force: bool
+) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Claim the files and yield the function that writes a document to them; without a call they stay as they were."""
+    pictures = [file for file in (plot_file, heatmap_file) if file is not None]
+    if pictures:
+        check_plot()
+    for file in pictures:
+        picture_type(file)
+        if file == json_file:
+            raise ConfigError(f"{file} can't be both JSON and a picture; give two names")
+    with contextlib.suppress(_Unwritten), atomic_outputs([json_file, *pictures], force=force) as paths:
+        written = False
+
+        def write(document: dict[str, Any]) -> None:
+            nonlocal written
+            if json_file in paths:
+                paths[json_file].write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+            if plot_file is not None and plot_file == heatmap_file:
+                plot.plot_both(document, paths[plot_file], picture_type(plot_file))
+            elif plot_file is not None:
+                plot.plot_accuracy(document, paths[plot_file], picture_type(plot_file))
+            if heatmap_file not in (None, plot_file):
+                plot.plot_heatmap(document, paths[heatmap_file], picture_type(heatmap_file))
+            written = True
+
+        yield write
+        if not written:
+            raise _Unwritten

@@ -1,0 +1,259 @@
+"""What a comparison asks: built-in tasks, data files and text for perplexity, with the scorer of their responses.
+
+questions = Questions(tasks="needle,own.jsonl", prompt_tokens=4096)
+prepared = questions.prepare("model.gguf", context=32768); prepared.samples
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from swaa_edge.engine.configurations import like
+from swaa_edge.errors import ConfigError, DataFileError
+from swaa_edge.evaluate.datafile import check_lengths, read_samples
+from swaa_edge.evaluate.facts import STYLES
+from swaa_edge.evaluate.run import MAX_TOKENS
+from swaa_edge.evaluate.scoring import SCORERS, Scorer, in_order
+from swaa_edge.evaluate.tasks import TASKS, TaskSettings, build
+from swaa_edge.support.sample_text import real_text
+
+if TYPE_CHECKING:
+    from swaa_edge.evaluate.samples import Sample
+
+BUILT_IN = tuple(TASKS)
+PERPLEXITY = "ppl"
+JUDGE = "judge"
+#: Default length of prompts in tokens, if the context allows it.
+PROMPT_TOKENS = 4096
+_DATA = (".jsonl", ".json", ".parquet")
+
+
+@dataclasses.dataclass(frozen=True)
+class Questions:
+    """The questions and their scorer. Sizes are in tokens.
+
+    tasks: names of `BUILT_IN`, `PERPLEXITY` and paths of data files (`datafile`), separated by commas or in a list.
+    prompt_tokens: lengths of the prompts of built-in tasks; None for what the context holds, up to `PROMPT_TOKENS`.
+    samples: questions per built-in task and length, and maximum number of windows for perplexity.
+    depths, beyond, needles, pairs, hops, seed: as in `TaskSettings`. style: "direct", "spoken" or "both".
+    haystack: file of the prose of built-in tasks; None for a text that ships with Python.
+    max_tokens: maximum length of an answer. chat: whether prompts use the model's chat template.
+    scorer: scorer of questions from files, a key of `SCORERS` or `JUDGE`; built-in tasks need the answers in order.
+    judge, judge_model: address and model of a judge. limit: maximum number of questions per file.
+    skip_long: skip questions of files that exceed the context instead of raising.
+    text: file of the text for perplexity; None for the haystack.
+
+    Raises `ConfigError` for an unknown task or an incomplete judge.
+    """
+
+    tasks: str | Sequence[str] = BUILT_IN
+    prompt_tokens: int | Sequence[int] | None = None
+    samples: int = 50
+    depths: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    style: str = "both"
+    beyond: int = 0
+    needles: int = 4
+    pairs: int = 64
+    hops: int = 2
+    seed: int = 0
+    haystack: str | os.PathLike[str] | None = None
+    max_tokens: int = MAX_TOKENS
+    chat: bool = True
+    scorer: str | None = None
+    judge: str | None = None
+    judge_model: str | None = None
+    limit: int | None = None
+    skip_long: bool = False
+    text: str | os.PathLike[str] | None = None
+
+    def __post_init__(self) -> None:
+        _ = self.names, self.files
+        check_judge(self.scorer, self.judge, self.judge_model)
+
+    @functools.cached_property
+    def names(self) -> list[str]:
+        """The built-in tasks among `tasks`, perplexity included."""
+        return split_tasks(self.tasks)[0]
+
+    @functools.cached_property
+    def files(self) -> list[str]:
+        """The data files among `tasks`."""
+        return split_tasks(self.tasks)[1]
+
+    def lengths(self, context: int) -> tuple[int, ...]:
+        """The lengths of prompts. context: 0 if unknown. Raises `ConfigError` for a length that exceeds it."""
+        if self.prompt_tokens is None:
+            return (min(PROMPT_TOKENS, context - self.max_tokens if context else PROMPT_TOKENS),)
+        lengths = (self.prompt_tokens,) if isinstance(self.prompt_tokens, int) else tuple(self.prompt_tokens)
+        for length in lengths:
+            if context and length + self.max_tokens > context:
+                raise ConfigError(
+                    f"a prompt of {length} tokens and {self.max_tokens} for the answer exceed the context of {context} "
+                    f"tokens; lower --prompt-tokens to {context - self.max_tokens}, or raise --ctx if the model allows"
+                )
+        return lengths
+
+    def score(self) -> Scorer:
+        """The scorer of all questions."""
+        own = scorer(self.scorer, self.judge, self.judge_model)
+        return lambda sample, response: (in_order if sample.task in BUILT_IN else own)(sample, response)
+
+    def prepare(self, model: str | os.PathLike[str], context: int) -> Prepared:
+        """Write the prompts for `model`. context: tokens of the context, 0 if unknown. Loads the vocabulary only.
+
+        Raises `ConfigError` and `DataFileError`, naming the file and line.
+        """
+        from swaa_edge.evaluate.prompts import Prompts  # opens the library
+
+        lengths = self.lengths(context)
+        haystack = read_text(self.haystack)
+        samples: list[Sample] = []
+        tokens: list[int] = []
+        skipped = 0
+        with Prompts(model, chat=self.chat) as prompts:
+            if built_in := tuple(name for name in self.names if name != PERPLEXITY):
+                samples += build(self._task_settings(built_in, lengths, haystack), prompts)
+            for file in self.files:
+                found = read_samples(file, prompts, limit=self.limit)
+                fit = check_lengths(found, context or 2**31, self.max_tokens, skip_long=self.skip_long)
+                skipped += len(found) - len(fit)
+                samples += fit
+            if PERPLEXITY in self.names:
+                tokens = prompts.tokenize(haystack if self.text is None else read_text(self.text))
+        if self.scorer == "regex":
+            check_patterns(sample for sample in samples if sample.task not in BUILT_IN)
+        windows = min(len(tokens) // max(lengths), self.samples)
+        if PERPLEXITY in self.names and not windows:
+            raise ConfigError(
+                f"the text has {len(tokens)} tokens, fewer than a window of {max(lengths)}; lower --prompt-tokens, or "
+                "give a longer --text"
+            )
+        return Prepared(samples, tokens, windows, skipped, lengths, hashlib.sha256(haystack.encode()).hexdigest())
+
+    def _task_settings(self, tasks: tuple[str, ...], lengths: tuple[int, ...], haystack: str) -> TaskSettings:
+        return TaskSettings(
+            tasks=tasks,
+            lengths=lengths,
+            samples=self.samples,
+            seed=self.seed,
+            depths=tuple(self.depths),
+            styles=STYLES if self.style == "both" else (self.style,),
+            beyond=self.beyond,
+            needles=self.needles,
+            pairs=self.pairs,
+            hops=self.hops,
+            haystack=haystack,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """Questions for one model. text: tokens for perplexity; windows: how many of `max(lengths)` tokens to measure.
+
+    skipped: number of questions that exceed the context.
+    """
+
+    samples: list[Sample]
+    text: list[int]
+    windows: int
+    skipped: int
+    lengths: tuple[int, ...]
+    haystack_sha256: str
+
+    def digest(self) -> str:
+        """Identity of all prompts, answers and text."""
+        found = hashlib.sha256()
+        for sample in self.samples:
+            found.update(json.dumps([sample.id, sample.answers, sample.question]).encode())
+            found.update(sample.prompt.tobytes())
+        found.update(json.dumps([self.text, self.lengths if self.text else None]).encode())
+        return found.hexdigest()
+
+
+def split_tasks(tasks: str | Sequence[str]) -> tuple[list[str], list[str]]:
+    """The names of tasks and the data files in `tasks`, as in `Questions`. Raises `ConfigError`."""
+    values = [tasks] if isinstance(tasks, str) else tasks
+    given = [part.strip() for value in values for part in ([value] if os.path.exists(value) else value.split(","))]
+    chosen = list(dict.fromkeys(filter(None, given))) or list(BUILT_IN)
+    known = [*BUILT_IN, PERPLEXITY]
+    names = [name for name in chosen if name in known]
+    files = [name for name in chosen if name not in known]
+    for name in files:
+        if not (name.endswith(_DATA) or os.path.exists(name) or os.sep in name):
+            listed = ", ".join(known)
+            raise ConfigError(f"there is no task {name}{like(name, known)}; there are {listed}, or give a FILE.jsonl")
+    labels = [*names, *(Path(name).stem for name in files)]
+    if twice := next((name for name in labels if labels.count(name) > 1), None):
+        raise ConfigError(f"two tasks have the name {twice}; rename one of the files")
+    return names, files
+
+
+def check_judge(scorer: str | None, judge: str | None, judge_model: str | None) -> None:
+    """Raise `ConfigError` unless these settings of `Questions` fit together."""
+    if scorer is not None and scorer not in (*SCORERS, JUDGE):
+        raise ConfigError(f"there is no scorer {scorer}; there are {', '.join(SCORERS)}, {JUDGE}")
+    if (judge is None) != (judge_model is None):
+        raise ConfigError("a judge needs both --judge URL and --judge-model NAME")
+    if (scorer == JUDGE) > (judge is not None) or (judge and scorer not in (None, JUDGE)):
+        raise ConfigError("--scorer judge requires --judge URL and --judge-model NAME, and they exclude other scorers")
+
+
+def scorer(scorer: str | None, judge: str | None, judge_model: str | None) -> Scorer:
+    """The scorer of responses to a file's questions, for settings that `check_judge` accepts."""
+    from swaa_edge.evaluate.judge import Judge
+
+    return SCORERS[scorer or "contains"] if judge is None else Judge(judge, str(judge_model))
+
+
+def check_patterns(samples: Iterable[Sample]) -> None:
+    """Raise `DataFileError` for the first answer that is not a regular expression."""
+    for sample in samples:
+        for answer in sample.answers:
+            try:
+                re.compile(answer)
+            except re.error as error:
+                where = getattr(sample, "source", sample.id)
+                raise DataFileError(f"{where}: answer {answer!r} is not a regular expression: {error}") from None
+
+
+def read_text(path: str | os.PathLike[str] | None) -> str:
+    """The text of a UTF-8 file; None for a text that ships with Python. Raises `ConfigError`."""
+    if path is None:
+        return real_text()
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: byte {error.start + 1} is not UTF-8; save the file as UTF-8") from None
+    if not text.strip():
+        raise ConfigError(f"{path} is empty; give a file with text")
+    return text
+
+
+def settings_of(questions: Questions, prepared: Prepared) -> dict[str, Any]:
+    """The settings in a document: plain JSON values."""
+    return {
+        "tasks": [*questions.names, *questions.files],
+        "lengths": list(prepared.lengths),
+        "samples": questions.samples,
+        "depths": list(questions.depths),
+        "style": questions.style,
+        "beyond": questions.beyond,
+        "needles": questions.needles,
+        "pairs": questions.pairs,
+        "hops": questions.hops,
+        "max_tokens": questions.max_tokens,
+        "chat": questions.chat,
+        "scorer": questions.scorer or (JUDGE if questions.judge else "contains"),
+        "judge_model": questions.judge_model,
+        "skipped": prepared.skipped,
+    }
