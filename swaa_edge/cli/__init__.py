@@ -1,8 +1,8 @@
-"""The `swaa-edge` command: one group that loads a command's module only when that command runs.
+"""The `swaa-edge` command: a group that imports a command's module only when that command runs.
 
-Torch, llama_cpp and the native library cost seconds to import and may be missing; `swaa-edge --help`
-needs none of them. So the names and one-line helps stand in a table here, and each command lives in
-a module of its own. To add a command, write its module and add a line to `COMMANDS`.
+Torch, llama_cpp and the native library take seconds to import and may be missing; `swaa-edge --help` needs none of
+them. So the commands and their one-line helps are in a table here. To add a command, write its module and add a line
+to `COMMANDS`.
 
     swaa-edge --help
 """
@@ -18,26 +18,26 @@ from swaa_edge.errors import SwaaError
 
 #: name: ("module:attribute" of the click command, one-line help)
 COMMANDS = {
-    "convert": ("swaa_edge.cli.convert:convert", "HF model directory to GGUF with SWAA keys."),
-    "annotate": ("swaa_edge.cli.annotate:annotate", "Write SWAA keys into an existing GGUF, or strip them."),
-    "inspect": ("swaa_edge.cli.inspect:inspect", "Show a model, its SWAA keys, layers and KV memory."),
+    "convert": ("swaa_edge.cli.convert:convert", "Convert a Hugging Face model directory to GGUF, with SWAA keys."),
+    "annotate": ("swaa_edge.cli.annotate:annotate", "Write SWAA keys into an existing GGUF, or remove them."),
+    "inspect": ("swaa_edge.cli.inspect:inspect", "Show a model, its SWAA settings, layers and KV memory."),
     "run": ("swaa_edge.cli.run:run", "Complete one prompt, streamed to stdout."),
-    "chat": ("swaa_edge.cli.chat:chat", "Talk with a model."),
-    "serve": ("swaa_edge.cli.serve:serve", "OpenAI-compatible server."),
-    "bench": ("swaa_edge.cli.bench:bench", "Full attention against SWAA configurations, as ratios."),
-    "eval": ("swaa_edge.cli.eval:evaluate", "Long-context accuracy per configuration, with intervals."),
+    "chat": ("swaa_edge.cli.chat:chat", "Chat with a model."),
+    "serve": ("swaa_edge.cli.serve:serve", "Serve a model over OpenAI's API."),
+    "bench": ("swaa_edge.cli.bench:bench", "Compare the speed of full attention and SWAA configurations."),
+    "eval": ("swaa_edge.cli.eval:evaluate", "Compare their accuracy on long prompts."),
     "calibrate": ("swaa_edge.cli.calibrate:calibrate", "Find the layers that should keep full attention."),
-    "recommend": ("swaa_edge.cli.recommend:recommend", "Pick a configuration from what eval measured."),
-    "distill": ("swaa_edge.cli.distill:distill", "Training data: the model's own right replies to long prompts."),
-    "finetune": ("swaa_edge.cli.finetune:finetune", "LoRA under the SWAA mask, from Hugging Face model to adapter."),
-    "demo": ("swaa_edge.cli.demo:demo", "All of it in a minute, on a small model."),
+    "recommend": ("swaa_edge.cli.recommend:recommend", "Pick a configuration from the results of eval."),
+    "distill": ("swaa_edge.cli.distill:distill", "Collect the model's own correct responses as training data."),
+    "finetune": ("swaa_edge.cli.finetune:finetune", "Train a LoRA adapter under the SWAA mask."),
+    "demo": ("swaa_edge.cli.demo:demo", "Show what SWAA costs and gains, in a minute, on a small model."),
 }
 
 
 class LazyGroup(click.Group):
-    """A group that knows its commands from `COMMANDS`, and turns our errors into one line on stderr.
+    """A group whose commands are those of `COMMANDS`, and whose errors are one line on stderr.
 
-    Exit codes: 0, 1 for what goes wrong in a command, 2 for a wrong command line, 130 when interrupted.
+    Exit codes: 0; 1 for an error in a command; 2 for a wrong command line; 130 after an interrupt.
     """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -63,7 +63,7 @@ class LazyGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             result = super().invoke(ctx)
-            # A reader that went away (| head) must be met here, where click ends quietly, not at exit.
+            # Flush here, so that a closed pipe (`| head`) raises inside click, which then exits quietly.
             sys.stdout.flush()
             return result
         except SwaaError as error:
@@ -81,11 +81,11 @@ class LazyGroup(click.Group):
 
 
 def _in_one_line(error: click.UsageError) -> click.UsageError:
-    """The same error without the usage text around it, since a user's error is one line here."""
-    # click 8.1 has no such error: there a group without a command prints its help by itself.
+    """The same error without click's usage lines."""
+    # click 8.1 lacks this error: there, a group without a command prints its help itself.
     if error.ctx is None or isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
         return error
-    # click prints the usage lines only for an error that knows its context.
+    # click prints the usage lines only for an error with a context.
     return click.UsageError(f"{error.format_message().rstrip('.')}; see {error.ctx.command_path} --help")
 
 

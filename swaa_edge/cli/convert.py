@@ -1,4 +1,4 @@
-"""`swaa-edge convert`: a Hugging Face model directory to GGUF, quantized and with SWAA keys if asked.
+"""`swaa-edge convert`: a Hugging Face model directory to GGUF, optionally quantized and with SWAA keys.
 
 swaa-edge convert Qwen3-4B -o qwen3-4b.gguf --quantize Q4_K_M --recipe balanced
 """
@@ -7,19 +7,26 @@ import sys
 
 import click
 
+from swaa_edge.cli.options.output import force_option
 from swaa_edge.cli.options.swaa import recipe_table, swaa_options
 from swaa_edge.config import SwaaConfig
 
 
 @click.command(epilog=recipe_table())
 @click.argument("model", metavar="HF_DIR")
-@click.option("-o", "--output", required=True, metavar="OUT.gguf", help="The file to write.")
-@click.option("--outtype", metavar="TYPE", default="auto", help="f16, bf16, f32, q8_0 or auto.  [auto]")
+@click.option("-o", "--output", required=True, metavar="OUT.gguf", help="File to write.")
+@click.option(
+    "--outtype",
+    metavar="TYPE",
+    default="auto",
+    show_default=True,
+    help="Type of the weights: f16, bf16, f32, q8_0, or auto for the one they have.",
+)
 @click.option("--quantize", metavar="TYPE", help="Quantize with llama.cpp: Q4_K_M, Q5_K_M, Q8_0, ...")
-@click.option("--lora", metavar="DIR", help="Merge this LoRA adapter, as PEFT saved it, into the model first.")
-@click.option("--adapter-only", is_flag=True, help="With --lora: the adapter alone, for --lora of run and others.")
-@click.option("--pre", metavar="NAME", help="Name of the pre-tokenizer, for a tokenizer that is not recognised.")
-@click.option("--force", is_flag=True, help="Replace OUT.gguf if it exists.")
+@click.option("--lora", metavar="DIR", help="Merge this LoRA adapter, saved by PEFT, into the model.")
+@click.option("--adapter-only", is_flag=True, help="Convert only the adapter that --lora names, for run --lora.")
+@click.option("--pre", metavar="NAME", help="Pre-tokenizer to use if the tokenizer is not recognized.")
+@force_option
 @click.option("-v", "--verbose", is_flag=True, help="Show the logs of all steps.")
 @swaa_options
 def convert(
@@ -34,11 +41,11 @@ def convert(
     verbose: bool,
     swaa: SwaaConfig | None,
 ) -> None:
-    """HF model directory to GGUF with SWAA keys.
+    """Convert a Hugging Face model directory to GGUF, with SWAA keys.
 
-    Takes safetensors checkpoints of every architecture that llama.cpp's converter knows. Without SWAA
-    settings the result is a plain GGUF; `annotate` can add them later. An adapter that says what it was trained under
-    brings its settings along, and is refused under others.
+    Takes safetensors weights of every architecture that llama.cpp's converter supports. Without SWAA settings the
+    result is a plain GGUF; annotate can add them later. An adapter that was trained under a recipe brings its
+    settings along, and other settings are refused.
 
     \b
     swaa-edge convert Qwen3-4B -o qwen3-4b.gguf --quantize Q4_K_M --recipe balanced
@@ -46,7 +53,7 @@ def convert(
     swaa-edge convert Qwen3-4B -o my-adapter.gguf --lora my-adapter --adapter-only
     """
     if adapter_only and lora is None:
-        raise click.UsageError("--adapter-only writes the adapter that --lora names; add --lora DIR")
+        raise click.UsageError("--adapter-only converts the adapter that --lora names; add --lora DIR")
     if adapter_only and (quantize is not None or pre is not None):
         option = "--quantize" if quantize is not None else "--pre"
         raise click.UsageError(f"{option} is for a model; --adapter-only takes --outtype f32, f16, bf16, q8_0 or auto")

@@ -1,4 +1,4 @@
-"""`swaa-edge inspect`: what a model file is, what slides in it, and what its cache costs.
+"""`swaa-edge inspect`: a model file, its SWAA settings, and the memory of its KV cache.
 
 swaa-edge inspect model.gguf --json
 """
@@ -8,14 +8,10 @@ from typing import Any
 
 import click
 
-from swaa_edge.config import SwaaConfig
-from swaa_edge.errors import ConfigError
-from swaa_edge.files.model import ModelFile, read_model
-from swaa_edge.kvsize import FA, KINDS, SLIDING, SLIDING_FA_DECODE, kv_size, layer_kinds
-from swaa_edge.metadata import VERSION
-
-CONTEXTS = {"8k": 8192, "32k": 32768, "128k": 131072}
-CACHE_TYPES = ("f16", "q8_0")
+from swaa_edge.cli.options.output import json_flag
+from swaa_edge.describe import CONTEXTS, describe
+from swaa_edge.engine.settings import CACHE_TYPES
+from swaa_edge.kvsize import FA, KINDS, SLIDING, SLIDING_FA_DECODE
 
 _SIGNS = {FA: "#", SLIDING_FA_DECODE: "+", SLIDING: "."}
 _LEGEND = {FA: "full attention (FA)", SLIDING_FA_DECODE: "sliding, decodes with FA", SLIDING: "sliding"}
@@ -24,69 +20,23 @@ _PER_ROW = 40
 
 @click.command()
 @click.argument("model", metavar="MODEL.gguf")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@json_flag
 def inspect(model: str, as_json: bool) -> None:
-    """Show a model, its SWAA keys, the map of its layers, and the memory of its KV cache.
+    """Show a model, its SWAA settings, a map of its layers, and the memory of its KV cache.
 
-    Reads the file's header only. A file without SWAA keys is shown as what it is: full attention.
+    Reads metadata only, no weights. A file without SWAA keys runs full attention.
 
     \b
     swaa-edge inspect model.gguf
     swaa-edge inspect model.gguf --json
     """
-    found = read_model(model)
-    report = describe(found)
+    report = describe(model)
     click.echo(json.dumps(report, indent=2) if as_json else draw(report))
 
 
-def describe(model: ModelFile) -> dict[str, Any]:
-    """Everything that `inspect` shows, as plain JSON values; sizes in bytes."""
-    swaa = model.swaa()
-    kinds = layer_kinds(swaa, model.n_layers)
-    return {
-        "file": str(model),
-        "files": len(model.paths),
-        "size": model.size,
-        "model": {
-            "name": model.name,
-            "architecture": model.architecture,
-            "parameters": model.n_parameters,
-            "file_type": model.file_type,
-            "tensor_types": model.tensor_types,
-            "layers": model.n_layers,
-            "heads": _one_or_all(model.n_heads),
-            "kv_heads": _one_or_all(model.n_kv_heads),
-            "key_length": model.key_length,
-            "value_length": model.value_length,
-            "context_length": model.context_length,
-            "vocabulary": model.n_vocab,
-            "swaa_refusal": model.refusal,
-        },
-        "swaa": None if swaa is None else {"version": VERSION, **swaa.to_dict()},
-        "layers": kinds,
-        "kv_memory": [_kv_memory(model, swaa, n_ctx) for n_ctx in CONTEXTS.values()],
-    }
-
-
 def draw(report: dict[str, Any]) -> str:
-    """The report for people."""
+    """Lay out a description for people."""
     return "\n\n".join("\n".join(part) for part in (_facts(report), _swaa(report), _map(report), _memory(report)))
-
-
-def _kv_memory(model: ModelFile, swaa: SwaaConfig | None, n_ctx: int) -> dict[str, Any]:
-    """Bytes by kind of layer, and in all, with rings and (`total_swa_full`) without; None: the type doesn't fit."""
-    memory: dict[str, Any] = {"context": n_ctx, "ring_cells": kv_size(model, swaa, n_ctx=n_ctx).ring_cells}
-    for kind in CACHE_TYPES:
-        try:
-            size, full = (
-                kv_size(model, swaa, n_ctx=n_ctx, type_k=kind, type_v=kind, swa_full=swa_full)
-                for swa_full in (False, True)
-            )
-        except ConfigError:
-            memory[kind] = None
-        else:
-            memory[kind] = {**size.bytes, "total": size.total, "total_swa_full": full.total}
-    return memory
 
 
 def _facts(report: dict[str, Any]) -> list[str]:
@@ -104,7 +54,7 @@ def _facts(report: dict[str, Any]) -> list[str]:
         "size": f"{_bytes(report['size'])}{files}",
         "layers": str(model["layers"]),
         "heads": f"{_range(model['heads'])}, KV heads {_range(model['kv_heads'])}, head size {length}",
-        "context": f"{model['context_length']:,} tokens" if model["context_length"] else "not given",
+        "context": f"{model['context_length']:,} tokens" if model["context_length"] else "not stated",
         "vocabulary": f"{model['vocabulary']:,} tokens",
     }
     return [f"{name:<14}{value}" for name, value in rows.items()]
@@ -114,7 +64,7 @@ def _swaa(report: dict[str, Any]) -> list[str]:
     swaa, refusal = report["swaa"], report["model"]["swaa_refusal"]
     lines = []
     if swaa is None:
-        lines.append("SWAA          off: the file has no SWAA keys, or swaa.enabled is false; full attention")
+        lines.append("SWAA          off (full attention): the file has no SWAA keys, or swaa.enabled is false")
     else:
         sliding = sum(kind != FA for kind in report["layers"])
         lines.append(f"SWAA          on, keys of version {swaa['version']}, recipe {_plain(swaa['recipe'])}")
@@ -141,7 +91,7 @@ def _map(report: dict[str, Any]) -> list[str]:
 def _memory(report: dict[str, Any]) -> list[str]:
     memory, kinds = report["kv_memory"], report["layers"]
     width = 46
-    title = "KV memory, if every layer kept plain K and V" if report["model"]["swaa_refusal"] else "KV memory"
+    title = "KV memory of plain K and V in every layer" if report["model"]["swaa_refusal"] else "KV memory"
     lines = [f"{title:<{width}}" + "".join(f"{label:>20}" for label in CONTEXTS)]
     lines.append(f"{'':<{width}}" + "".join(f"{kind:>10}" for _ in CONTEXTS for kind in CACHE_TYPES))
 
@@ -162,16 +112,12 @@ def _memory(report: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _one_or_all(counts: tuple[int, ...]) -> int | list[int]:
-    return counts[0] if len(set(counts)) == 1 else list(counts)
-
-
 def _range(counts: int | list[int]) -> str:
     return str(counts) if isinstance(counts, int) else f"{min(counts)} to {max(counts)}"
 
 
 def _plain(text: str) -> str:
-    """Text from a file, without what could move a terminal's cursor."""
+    """Text from a file, without characters that could move the terminal's cursor."""
     return "".join(char if char.isprintable() else "?" for char in text)
 
 

@@ -13,7 +13,8 @@ from click.testing import CliRunner
 
 from swaa_edge.cli import chat as chat_module
 from swaa_edge.cli import cli
-from swaa_edge.errors import NativeLibraryError
+from swaa_edge.errors import GenerationError, NativeLibraryError
+from swaa_edge.generate import Conversation
 
 
 class Model:
@@ -55,8 +56,8 @@ def converse(monkeypatch, model, text, *, system=None, terminal=False):
 
     monkeypatch.setattr("builtins.input", typed)
     sampling = {"temperature": 0, "top_p": 1, "top_k": 0, "seed": 1}
-    conversation = chat_module.Conversation(model, system, None, sampling)
-    conversation.run()
+    conversation = Conversation(model, system=system, sampling=sampling)
+    chat_module.talk(model, conversation)
     return conversation
 
 
@@ -73,7 +74,7 @@ def test_history_grows_and_is_cleared(monkeypatch, capsys):
     assert capsys.readouterr() == ("saw 2\nsaw 4\nsaw 2\n", "")
 
 
-def test_ctrl_c_keeps_what_was_said_and_goes_on(monkeypatch, capsys):
+def test_ctrl_c_keeps_the_partial_answer_and_continues(monkeypatch, capsys):
     model = Model()
 
     def interrupted(messages):
@@ -104,7 +105,7 @@ def test_ctrl_c_in_a_pipe_ends_it(monkeypatch):
 def test_an_unknown_command(monkeypatch, capsys):
     model = Model()
     converse(monkeypatch, model, "/quit\n/etc is a folder\n", terminal=True)
-    assert "there is no /quit; " in capsys.readouterr().err
+    assert "unknown command /quit; " in capsys.readouterr().err
     assert model.seen[0][0] == [("user", "/etc is a folder")]
 
 
@@ -121,7 +122,7 @@ def test_a_conversation_too_long_for_the_context(monkeypatch, capsys):
     assert [m["content"] for m in conversation.messages] == ["three", "fine"]
     problem = "the conversation is longer than the context of 512 tokens; /clear it, or raise --ctx"
     assert problem in capsys.readouterr().err
-    with pytest.raises(chat_module.GenerationError, match="the conversation is longer than the context of 512 tokens"):
+    with pytest.raises(GenerationError, match="the conversation is longer than the context of 512 tokens"):
         converse(monkeypatch, model, "one\ntwo\n")
 
 
@@ -134,7 +135,7 @@ def test_a_template_that_refuses(monkeypatch, error):
         yield
 
     model.answer = refuse
-    with pytest.raises(chat_module.GenerationError) as caught:
+    with pytest.raises(GenerationError) as caught:
         converse(monkeypatch, model, "one\n", system="be brief")
     assert str(caught.value) == "the model's chat template refuses this conversation: System role not supported"
 
@@ -211,7 +212,7 @@ def test_ctrl_c_at_a_terminal_stops_the_answer_and_not_the_program(model_file):
     terminal = Terminal([sys.executable, "-m", "swaa_edge", "chat", model_file, "--temp", "0", *size])
     terminal.expect("> ")
     terminal.type("the keys of the list " * 150 + "\n")
-    terminal.expect("prefill 0/")
+    terminal.expect("prefill:   0%")
     terminal.type("\x03")
     shown = terminal.expect("> ")
     assert " [stopped]" in shown and "Traceback" not in shown

@@ -19,19 +19,19 @@ from swaa_edge.errors import ConfigError, GenerationError
 
 HELP = """\
 Commands:
-  convert    HF model directory to GGUF with SWAA keys.
-  annotate   Write SWAA keys into an existing GGUF, or strip them.
-  inspect    Show a model, its SWAA keys, layers and KV memory.
+  convert    Convert a Hugging Face model directory to GGUF, with SWAA keys.
+  annotate   Write SWAA keys into an existing GGUF, or remove them.
+  inspect    Show a model, its SWAA settings, layers and KV memory.
   run        Complete one prompt, streamed to stdout.
-  chat       Talk with a model.
-  serve      OpenAI-compatible server.
-  bench      Full attention against SWAA configurations, as ratios.
-  eval       Long-context accuracy per configuration, with intervals.
+  chat       Chat with a model.
+  serve      Serve a model over OpenAI's API.
+  bench      Compare the speed of full attention and SWAA configurations.
+  eval       Compare their accuracy on long prompts.
   calibrate  Find the layers that should keep full attention.
-  recommend  Pick a configuration from what eval measured.
-  distill    Training data: the model's own right replies to long prompts.
-  finetune   LoRA under the SWAA mask, from Hugging Face model to adapter.
-  demo       All of it in a minute, on a small model.
+  recommend  Pick a configuration from the results of eval.
+  distill    Collect the model's own correct responses as training data.
+  finetune   Train a LoRA adapter under the SWAA mask.
+  demo       Show what SWAA costs and gains, in a minute, on a small model.
 """
 
 
@@ -102,10 +102,10 @@ def test_the_converter_is_a_subpackage():
         (["annotate", "a", "--recipe", "fast"], "Error: give either -o OUT.gguf or --in-place"),
         (["annotate", "a", "-o", "b", "--in-place", "--strip"], "Error: give either -o OUT.gguf or --in-place"),
         (["annotate", "a", "-o", "b"], "Error: no settings given; use --recipe NAME"),
-        (["annotate", "a", "-o", "b", "--strip", "--recipe", "fast"], "Error: --strip takes the keys out"),
+        (["annotate", "a", "-o", "b", "--strip", "--recipe", "fast"], "Error: --strip removes the keys"),
         (["annotate", "a", "-o", "b", "--sinks", "4"], "Error: SWAA settings need a window; add --window N"),
         (["annotate", "a", "-o", "b", "--recipe", "fast", "--config", "c"], "Error: --recipe and --config"),
-        (["convert", "a", "-o", "b", "--adapter-only"], "Error: --adapter-only writes the adapter that --lora names"),
+        (["convert", "a", "-o", "b", "--adapter-only"], "Error: --adapter-only converts the adapter that --lora names"),
         (["convert", "a", "-o", "b", "--lora", "c", "--adapter-only", "--quantize", "Q8_0"], "Error: --quantize is"),
         (["convert", "a", "-o", "b", "--lora", "c", "--adapter-only", "--pre", "gpt-2"], "Error: --pre is for a model"),
         (["bench", "a", "--lora", "b"], "Error: bench measures no adapters; merge it into the model by: swaa-edge"),
@@ -183,13 +183,13 @@ def test_errors_and_interrupts_of_a_command(error, code, stderr, monkeypatch):
     assert (result.exit_code, result.stderr.lstrip("\n")) == (code, stderr)
 
 
-def test_a_bug_is_not_dressed_up_as_a_user_error(monkeypatch):
+def test_a_bug_is_not_reported_as_a_user_error(monkeypatch):
     monkeypatch.setattr(type(cli), "get_command", lambda *_: raising(ZeroDivisionError()))
     assert isinstance(run("run").exception, ZeroDivisionError)
 
 
-def test_a_reader_that_goes_away_is_no_error():
-    # print leaves its text in a buffer; flushed at exit, a missing reader would be a traceback.
+def test_a_closed_pipe_is_not_an_error():
+    # print buffers its text; flushed only at exit, a closed pipe would be a traceback.
     code = """
 import click
 from swaa_edge.cli import cli

@@ -8,8 +8,9 @@ from click.testing import CliRunner
 from support.fakes.gguf_bytes import array, kv, model, shard, swaa_keys
 from swaa_edge import SwaaConfig
 from swaa_edge.cli import cli
-from swaa_edge.cli.inspect import describe, draw
+from swaa_edge.cli.inspect import draw
 from swaa_edge.convert.annotate import annotate
+from swaa_edge.describe import describe
 from swaa_edge.errors import ModelFileError
 from swaa_edge.files.header import read_header
 from swaa_edge.files.model import read_model, swaa_refusal
@@ -71,7 +72,7 @@ def test_a_type_that_does_not_fit_the_heads_has_no_size(write):
 
 def test_a_file_without_keys_is_full_attention(write):
     text = CliRunner().invoke(cli, ["inspect", str(write(model()))]).stdout
-    assert "SWAA          off: the file has no SWAA keys" in text
+    assert "SWAA          off (full attention): the file has no SWAA keys" in text
     assert "0-3         ####" in text and "ring" not in text and "sliding:" not in text
 
 
@@ -212,7 +213,7 @@ def test_architectures_that_swaa_cannot_be_applied_to(write, tmp_path, arch, ext
     result = CliRunner().invoke(cli, ["annotate", str(tmp_path / "model.gguf"), "--in-place", "--recipe", "fast"])
     assert result.exit_code == 1 and result.stderr == f"Error: {message}\n"
     text = CliRunner().invoke(cli, ["inspect", str(tmp_path / "model.gguf")]).stdout
-    assert part in text and "if every layer kept plain K and V" in text
+    assert part in text and "KV memory of plain K and V in every layer" in text
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`swaa-edge serve`: a real server on a free port of this machine, asked as a client would ask it."""
+"""`swaa-edge serve`: a real server on a free port of this machine, used as a client would use it."""
 
 import json
 import os
@@ -12,14 +12,15 @@ import urllib.request
 import pytest
 from click.testing import CliRunner
 
-from swaa_edge.cli import cli, serve
+from swaa_edge.cli import cli
 from swaa_edge.errors import ConfigError, NativeLibraryError
+from swaa_edge.server import app
 
-# Variables by which upstream's settings classes could be led astray, and a proxy between us and this machine.
+# Variables that upstream's settings classes read, and one that keeps proxies out.
 ENVIRONMENT = {"CONFIG_FILE": "/none/there.json", "PORT": "not a number", "CACHE": "maybe", "no_proxy": "*"}
 
 
-def test_a_port_in_use_is_said_before_the_model_is_read():
+def test_a_port_in_use_is_reported_before_the_model_is_read():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         result = CliRunner().invoke(cli, ["serve", "/none/there.gguf", "--port", str(port)])
@@ -28,13 +29,13 @@ def test_a_port_in_use_is_said_before_the_model_is_read():
     assert result.stderr.endswith("; choose another --host or --port\n") and result.stderr.count("\n") == 1
 
 
-def test_a_host_that_is_not_there():
+def test_an_unknown_host():
     with pytest.raises(ConfigError, match=r"cannot listen on no\.such\.host\.invalid:80: "):
-        serve.listen("no.such.host.invalid", 80)
+        app.listen("no.such.host.invalid", 80)
 
 
 def test_missing_packages_are_named(monkeypatch):
-    monkeypatch.setattr(serve.importlib.util, "find_spec", lambda name: None if name == "sse_starlette" else object())
+    monkeypatch.setattr(app.importlib.util, "find_spec", lambda name: None if name == "sse_starlette" else object())
     result = CliRunner().invoke(cli, ["serve", "model.gguf", "--port", "0"])
     assert (result.exit_code, result.stderr) == (
         1,
@@ -118,7 +119,7 @@ def test_completions_chats_streams_and_an_end(server):
 
 
 @pytest.mark.native
-def test_a_key_is_asked_for(server):
+def test_requests_without_the_key_are_refused(server):
     address, _ = server("--api-key", "secret")
     with pytest.raises(urllib.error.HTTPError) as caught:
         ask(f"{address}/models")

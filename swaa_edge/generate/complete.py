@@ -1,0 +1,116 @@
+"""One completion of one prompt, with its timings: what `swaa-edge run` prints.
+
+print(complete("model.gguf", "Once upon a time", max_tokens=64).to_dict())
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import random
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from swaa_edge.config import Configuration, SwaaConfig
+from swaa_edge.engine.settings import EngineSettings
+from swaa_edge.files.model import read_model
+from swaa_edge.generate.context import fitting_context
+
+if TYPE_CHECKING:
+    from swaa_edge.llama import SwaaLlama, Timings
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """A generated text and how it came about.
+
+    finish_reason: "stop" or "length". seed: the one that repeats the text. swaa: None under full attention.
+    policy: how sliding layers were computed. load_seconds: wall time.
+    """
+
+    model: str
+    text: str
+    finish_reason: str | None
+    seed: int
+    n_ctx: int
+    swaa: SwaaConfig | None
+    policy: str | None
+    load_seconds: float
+    timings: Timings
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain JSON values; seconds are wall time, speeds are tokens per second."""
+        timings = self.timings
+        return {
+            "model": self.model,
+            "text": self.text,
+            "finish_reason": self.finish_reason,
+            "prompt_tokens": timings.prompt_tokens,
+            "generated_tokens": timings.generated_tokens,
+            "seed": self.seed,
+            "n_ctx": self.n_ctx,
+            "swaa": self.swaa.to_dict() if self.swaa else None,
+            "policy": self.policy,
+            "timings": {
+                "load_seconds": self.load_seconds,
+                "prefill_seconds": timings.prefill_seconds,
+                "prefill_tokens_per_second": timings.prefill_speed,
+                "decode_seconds": timings.decode_seconds,
+                "decode_tokens_per_second": timings.decode_speed,
+            },
+        }
+
+
+def complete(
+    model: str | os.PathLike[str],
+    prompt: str,
+    *,
+    max_tokens: int = 128,
+    swaa: Configuration | None = None,
+    engine: EngineSettings | None = None,
+    sampling: Mapping[str, Any] | None = None,
+    using: Callable[[SwaaLlama], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+    on_text: Callable[[str], object] | None = None,
+    on_prefill: Callable[[int, int], object] | None = None,
+) -> Completion:
+    """Load `model`, complete `prompt` with at most `max_tokens` tokens, and close the model.
+
+    swaa: as for `SwaaLlama`. engine: without its n_ctx, the context fits the prompt and `max_tokens`. sampling:
+    arguments of create_completion; without a seed, a random one is chosen. on_text: called with each piece of text as
+    it is generated. using(llm): a context to hold while the model works, as `interruptible`.
+
+    Raises `GenerationError` if the prompt doesn't fit the context, and whatever loading the model raises.
+    """
+    from swaa_edge.engine.tokenizer import tokenize  # imports llama_cpp, which takes seconds
+
+    model, engine = read_model(model), engine or EngineSettings()
+    sampling = {"seed": None, **(sampling or {})}
+    if sampling["seed"] is None:
+        sampling["seed"] = random.SystemRandom().randrange(2**32 - 1)
+    tokens = tokenize(model, prompt)
+    n_ctx = fitting_context(model, len(tokens), max_tokens, engine.n_ctx)
+    started = time.perf_counter()
+    llm = engine.load(model, swaa=swaa, n_ctx=n_ctx, on_prefill=on_prefill)
+    load_seconds = time.perf_counter() - started
+    pieces: list[str] = []
+    reason = None
+    with contextlib.closing(llm), using(llm):
+        for chunk in llm.create_completion(tokens, max_tokens=max_tokens, stream=True, **sampling):
+            choice = chunk["choices"][0]
+            pieces.append(choice["text"])
+            reason = choice["finish_reason"] or reason
+            if on_text:
+                on_text(choice["text"])
+        return Completion(
+            model=str(model),
+            text="".join(pieces),
+            finish_reason=reason,
+            seed=sampling["seed"],
+            n_ctx=llm.n_ctx(),
+            swaa=llm.swaa,
+            policy=llm.swaa_policy,
+            load_seconds=load_seconds,
+            timings=llm.last_timings,
+        )
