@@ -1,4 +1,4 @@
-"""`python -m swaa_edge.shapes`: writes a model of random weights in the shape of a real one (bench/random_model.py).
+"""`python -m swaa_edge.shapes`: write a model of random weights with the shape of a real one (bench/random_model.py).
 
 python -m swaa_edge.shapes qwen3-4b shape.gguf --type Q8_0
 """

@@ -1,9 +1,10 @@
-"""One side of a comparison: a child process that holds one llama.cpp library and times prompts on request.
+"""The parent side of a measurement: a child process that holds one llama.cpp library and times prompts on request.
 
-Two builds of llama.cpp can't live in one process, and a crash in C must not take the results along. A child
-stays alive between its turns, so sides really alternate and neither start-up nor model loading is timed.
+Two builds of llama.cpp can't share a process, and a crash in C must not lose the results. A child stays alive between
+its turns, so sides really alternate, and neither start-up nor model loading is timed.
 
-    with Runner(native.library_dir()) as runner: timing = runner.measure(Job(model="m.gguf", tokens=[1] * 4096))
+    with Runner(native.library_dir()) as runner:
+        timing = runner.measure(Job("model.gguf", [1] * 4096, EngineSettings()))
 """
 
 from __future__ import annotations
@@ -16,13 +17,20 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from swaa_edge import native
+from swaa_edge.engine.settings import EngineSettings, round_up
 from swaa_edge.errors import GenerationError, NativeLibraryError
 
-# Without the user's current folder on sys.path, and with the very package that starts it.
+#: The libraries that can be compared, by name.
+PATCHED, UNPATCHED, UPSTREAM_KERNELS = "patched", "unpatched", "upstream kernels"
+# Leaves attention to upstream's kernels; the library reads it when it first computes attention.
+_KERNELS_OFF = {"GGML_CPU_FATTN": "0"}
+
+# Without the user's current folder on sys.path, and with the very package that starts the child.
 _PROGRAM = """
 import sys
 sys.path[:] = [sys.argv.pop(1), *filter(None, sys.path)]
@@ -33,33 +41,42 @@ main(sys.argv[1])
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One measurement: prefill `tokens`, then feed `decode` more, one at a time. Sizes in tokens.
+    """One measurement: prefill `tokens`, then decode `decode` more, one at a time.
 
-    threads, prefill_threads: None for what SwaaLlama takes by itself. cache_type: number of the ggml type.
-    swa_full: keep K and V of the whole context where a ring would do. flash_attn: False only for full attention, and
-    not with a quantized cache.
+    engine: its n_ubatch must not exceed its n_batch. overrides: llama.cpp's kv_overrides. flash_attn: False only under
+    full attention and with an f16 cache.
     """
 
     model: str
     tokens: Sequence[int]
+    engine: EngineSettings
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     decode: int = 0
-    n_ctx: int = 0
-    n_batch: int = 512
-    n_ubatch: int = 512
-    threads: int | None = None
-    prefill_threads: int | None = None
-    cache_type: int = 1
-    gpu_layers: int = -1
-    swa_full: bool = False
     flash_attn: bool = True
+
+    @property
+    def n_ctx(self) -> int:
+        """The context that the job needs, or a larger one if the settings name it, in whole blocks of cells."""
+        # The warm-up takes a ubatch and one token.
+        warm_up = min(len(self.tokens), self.engine.n_ubatch) + 1
+        return round_up(max(len(self.tokens) + self.decode, warm_up, self.engine.n_ctx or 0))
+
+    def to_json(self) -> str:
+        """Return the job as one line of JSON."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, line: str) -> Job:
+        """Return the job that `to_json` wrote."""
+        fields = json.loads(line)
+        return cls(**fields | {"engine": EngineSettings(**fields["engine"])})
 
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """What a job took: seconds of each ubatch and of each decoded token, and bytes of the context's buffers.
+    """Result of a job: seconds of each ubatch and of each decoded token, and bytes of the context's buffers.
 
-    cpu_seconds: processor time of the whole prefill, all threads. Where a CPU alone computes, less than
+    cpu_seconds: processor time of the whole prefill, over all threads. Where a CPU alone computes, less than
     threads times seconds means that other programs took the rest.
     """
 
@@ -73,11 +90,12 @@ class Timing:
 class Runner:
     """A child process with the libllama of the folder `library`.
 
-    facts: "swaa" (whether it is a patched one), "version" and "commit" of its ggml, "gpus" (their names). Raises
-    `NativeLibraryError` if the library doesn't load.
+    environment: variables of the child beside those of this process. `facts` holds "swaa" (whether the library is
+    patched), "version" and "commit" of its ggml, and "gpus" (their names). Raises `NativeLibraryError` if the library
+    does not load.
     """
 
-    def __init__(self, library: str | os.PathLike[str]) -> None:
+    def __init__(self, library: str | os.PathLike[str], environment: Mapping[str, str] | None = None) -> None:
         self.library = Path(library)
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
         package = str(Path(__file__).resolve().parents[2])
@@ -87,9 +105,10 @@ class Runner:
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
+            env={**os.environ, **(environment or {})},
         )
         try:
-            self.facts = self._answer(NativeLibraryError)
+            self.facts = self._response(NativeLibraryError)
         except BaseException:
             self.close()
             raise
@@ -101,18 +120,18 @@ class Runner:
         self.close()
 
     def measure(self, job: Job, on_progress: Callable[[int], object] | None = None) -> Timing:
-        """Run `job`; on_progress is called with the prompt tokens done, after each ubatch.
+        """Run `job`; on_progress receives the number of prompt tokens done after each ubatch.
 
-        Raises `GenerationError` if the engine refuses or dies; then no more jobs can run here.
+        Raises `GenerationError` if the engine refuses the job, or if the child dies; then it can run no more jobs.
         """
         try:
-            print(json.dumps(dataclasses.asdict(job)), file=self._child.stdin, flush=True)
+            print(job.to_json(), file=self._child.stdin, flush=True)
         except BrokenPipeError:
             raise GenerationError(self._death()) from None
-        return Timing(**self._answer(GenerationError, on_progress))
+        return Timing(**self._response(GenerationError, on_progress))
 
     def close(self) -> None:
-        """End the child, whatever it does."""
+        """Kill the child, whatever it is doing."""
         self._child.kill()
         self._child.wait()
         with contextlib.suppress(BrokenPipeError):
@@ -120,7 +139,7 @@ class Runner:
         self._child.stdout.close()
         self._log.close()
 
-    def _answer(self, kind: type[Exception], on_progress: Callable[[int], object] | None = None) -> dict[str, Any]:
+    def _response(self, kind: type[Exception], on_progress: Callable[[int], object] | None = None) -> dict[str, Any]:
         for line in self._child.stdout:
             message = json.loads(line)
             if "progress" in message:
@@ -141,3 +160,57 @@ class Runner:
             return "the measuring process was killed, most likely because memory ran out; take shorter prompts"
         ended = f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
         return f"the process that measures with {self.library} {ended}{last}"
+
+
+@contextlib.contextmanager
+def libraries(
+    baseline: str | os.PathLike[str] | None = None, *, upstream_kernels: bool = False
+) -> Iterator[dict[str, Runner]]:
+    """Start a process per library, by name: `PATCHED`, with a baseline `UNPATCHED`, and `UPSTREAM_KERNELS` if asked.
+
+    baseline: folder of an unpatched build. `UPSTREAM_KERNELS` is the patched library with llama.cpp's own attention
+    kernels on the CPU. Raises `NativeLibraryError` unless the libraries load and belong to one llama.cpp release.
+    """
+    folder = None if baseline is None else _library_folder(baseline)
+    with contextlib.ExitStack() as stack:
+        runners = {PATCHED: stack.enter_context(Runner(native.library_dir()))}
+        if upstream_kernels:
+            runners[UPSTREAM_KERNELS] = stack.enter_context(Runner(native.library_dir(), _KERNELS_OFF))
+        if folder is not None:
+            runners[UNPATCHED] = stack.enter_context(Runner(folder))
+            _check_baseline(runners[PATCHED], runners[UNPATCHED])
+        yield runners
+
+
+def _library_folder(baseline: str | os.PathLike[str]) -> Path:
+    path = Path(baseline)
+    if not any(path.glob("*llama.*")):
+        raise NativeLibraryError(f"{path} holds no llama.cpp library; `make baseline` builds one in build/baseline/lib")
+    return path.resolve()
+
+
+def _check_baseline(ours: Runner, baseline: Runner) -> None:
+    if baseline.facts["swaa"]:
+        raise NativeLibraryError(f"{baseline.library} holds a patched library; `make baseline` builds an unpatched one")
+    if ours.facts["version"] != baseline.facts["version"]:
+        raise NativeLibraryError(
+            f"{baseline.library} holds another release (ggml {baseline.facts['version']}, the patched library has "
+            f"{ours.facts['version']}); `make baseline` builds the same"
+        )
+
+
+def described(runner: Runner) -> dict[str, Any]:
+    """Return a library's facts for a document: folder, whether it is patched, ggml's version and commit, its GPUs.
+
+    The folder is relative to the working directory if it is below that.
+    """
+    path, facts = runner.library, runner.facts
+    if path.is_relative_to(Path.cwd()):
+        path = path.relative_to(Path.cwd())
+    return {
+        "path": path.as_posix(),
+        "patched": facts["swaa"],
+        "ggml": facts["version"],
+        "commit": facts["commit"],
+        "gpus": facts["gpus"],
+    }

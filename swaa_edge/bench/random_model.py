@@ -1,34 +1,40 @@
-"""Writes a GGUF that has the shape of a real model and random weights, to measure speed without a download.
+"""Write a GGUF with the shape of a real model and random weights, to measure speed without a download.
 
-How fast a model runs depends on its shapes and number formats, not on what its weights say. A file with
-fewer layers than the model tells the same ratios in less time and memory.
+The speed of a model depends on its shapes and number formats, not on the values of its weights. A file with fewer
+layers than the model shows nearly the same ratios in less time and memory.
 
     write_shape("shape.gguf", "qwen3-0.6b", layers=4, ftype="Q8_0")
     python -m swaa_edge.shapes qwen3-4b shape.gguf --type Q8_0      # the same from a shell
 
-Weights. Each matrix gets one random block of rows, quantized once and then repeated: seconds instead of
-minutes, in the memory of one block. It is never zeros, whose products some processors finish earlier, and
-the scale (std = 1 / sqrt(columns)) keeps activations in the range that a trained model has. The file has
-no tokenizer: it takes token ids, and is of use to nothing but measurements.
+Weights. Each matrix repeats one random block of rows, quantized once: it takes seconds instead of minutes, and the
+memory of one block. The values are never zeros, whose products some processors compute faster, and their scale (std =
+1 / sqrt(columns)) keeps activations in the range of a trained model.
+
+Vocabulary. Every command loads the file, and so does the unpatched library: it has a byte-level BPE tokenizer of as
+many tokens as the model, one per byte of text, with a ChatML template. The other tokens are made-up words, which text
+is never split into. The output is noise.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
 import os
 import sys
+import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from swaa_edge.errors import ConfigError, SwaaError
 from swaa_edge.layers import shown
 from swaa_edge.support.atomic import atomic_output
 
 if TYPE_CHECKING:
+    import gguf
     import numpy as np
 
 #: The number formats that can be written.
@@ -38,12 +44,17 @@ _BLOCK_ROWS = 256
 _CHUNK = 4 << 20
 # Nothing was trained, so no length is too long.
 _CONTEXT = 1 << 20
-_MAX_LAYERS = 1024
+_MAX_LAYERS, _MAX_VOCAB = 1024, 1 << 24
+_END, _TURN, _TURN_END = _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+_CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """A model's measures: width and ff in numbers per token, heads of `head_size` numbers, vocab in tokens."""
+    """A model's dimensions: width and ff in numbers per token, heads of `head_size` numbers, vocab in tokens."""
 
     architecture: str
     layers: int
@@ -53,12 +64,12 @@ class Shape:
     kv_heads: int
     head_size: int
     vocab: int
-    tied: bool  # the embedding is the output matrix too
+    tied: bool  # the embedding is also the output matrix
     rope_base: float
     rms_eps: float
 
 
-#: By name, as the models' own configurations give them.
+#: By name, from the models' own configurations.
 SHAPES = {
     "qwen3-0.6b": Shape("qwen3", 28, 1024, 3072, 16, 8, 128, 151936, True, 1e6, 1e-6),
     "qwen3-4b": Shape("qwen3", 36, 2560, 9728, 32, 8, 128, 151936, True, 1e6, 1e-6),
@@ -77,9 +88,9 @@ def write_shape(
 ) -> Path:
     """Write a GGUF of the shape `name` with random weights to `path`; return that path.
 
-    layers, vocab: how many, instead of the model's own. ftype: one of `TYPES`, for every matrix. The same
-    arguments give the same bytes. Raises `ConfigError` for arguments out of range, `OutputError` if
-    `path` exists (without `force`) or can't be written.
+    layers, vocab: numbers of layers and tokens, if not the model's own. ftype: one of `TYPES`, for every matrix. The
+    same arguments give the same bytes. Raises `ConfigError` for arguments out of range, `OutputError` if `path` exists
+    (without `force`) or can't be written.
     """
     shape = _chosen(name, layers, ftype, vocab)
     with atomic_output(path, force=force) as temporary:
@@ -92,25 +103,35 @@ def write_shape(
     return Path(path)
 
 
+@contextlib.contextmanager
+def temporary_shape(name: str, **options: Any) -> Iterator[Path]:
+    """Yield the path of a file that `write_shape` wrote into a temporary folder; the exit deletes it."""
+    with tempfile.TemporaryDirectory(prefix="swaa-edge-bench-") as folder:
+        yield write_shape(Path(folder, f"{Path(name).name}.gguf"), name, **options)
+
+
 def _chosen(name: str, layers: int | None, ftype: str, vocab: int | None) -> Shape:
     if name not in SHAPES:
         near = difflib.get_close_matches(str(name), SHAPES, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(SHAPES)}"
+        hint = f"did you mean {near[0]}?" if near else f"the shapes are {', '.join(SHAPES)}"
         raise ConfigError(f"unknown shape {shown(name)}; {hint}")
     if ftype not in TYPES:
         raise ConfigError(f"the type {shown(ftype)} must be one of {', '.join(TYPES)}")
     shape = SHAPES[name]
-    for what, value, most in (("layers", layers, _MAX_LAYERS), ("vocab", vocab, 1 << 24)):
+    for what, value, least, most in (
+        ("layers", layers, 1, _MAX_LAYERS),
+        ("vocab", vocab, 256 + len(_SPECIAL), _MAX_VOCAB),
+    ):
         if value is None:
             continue
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-            raise ConfigError(f"{what} = {shown(value)} must be a whole number from 1 to {most}")
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise ConfigError(f"{what} = {shown(value)} must be a whole number from {least} to {most}")
         shape = dataclasses.replace(shape, **{what: value})
     return shape
 
 
 def _tensors(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Every tensor in file order: name, and (rows, columns), or (length,) for a norm."""
+    """Yield every tensor in file order: name, and (rows, columns), or (length,) for a norm."""
     queries, keys = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
     yield "token_embd.weight", (shape.vocab, shape.width)
     for layer in range(shape.layers):
@@ -150,17 +171,52 @@ def _write_header(path: Path, shape: Shape, name: str, ftype: str) -> None:
     writer.add_rope_freq_base(shape.rope_base)
     writer.add_layer_norm_rms_eps(shape.rms_eps)
     writer.add_vocab_size(shape.vocab)
-    writer.add_tokenizer_model("none")
+    _add_vocabulary(writer, shape.vocab)
     writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{ftype}"])
     for tensor, dims in _tensors(shape):
         kind = gguf.GGMLQuantizationType[ftype if len(dims) == 2 else "F32"]
         row = gguf.quant_shape_to_byte_shape(dims, kind)
-        # The writer wants the type of an array that it never sees; the raw type is the one that counts.
+        # The writer asks for the type of an array that it never gets; the raw type counts.
         writer.add_tensor_info(tensor, dims, np.dtype(np.float32), int(np.prod(row)), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     writer.close()
+
+
+def _add_vocabulary(writer: gguf.GGUFWriter, size: int) -> None:
+    """Add a tokenizer of `size` tokens: the 256 bytes, made-up words, and the special tokens."""
+    import gguf
+
+    words = size - 256 - len(_SPECIAL)
+    tokens = [*_byte_letters(), *map(_word, range(words)), *_SPECIAL]
+    normal, control = gguf.TokenType.NORMAL, gguf.TokenType.CONTROL
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([*[normal] * (size - len(_SPECIAL)), *[control] * len(_SPECIAL)])
+    # llama.cpp requires the list, and this merge never applies: its pieces are more than a letter.
+    writer.add_token_merges(["merges none"])
+    writer.add_add_bos_token(False)
+    writer.add_bos_token_id(tokens.index(_END, -len(_SPECIAL)))
+    writer.add_eos_token_id(tokens.index(_TURN_END, -len(_SPECIAL)))
+    writer.add_chat_template(_CHAT_TEMPLATE)
+
+
+def _byte_letters() -> list[str]:
+    """Return the printable letter that stands for each byte in GPT-2's vocabulary, by the byte's value."""
+    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    others = iter(range(256, 512))
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
+
+
+def _word(number: int) -> str:
+    """Return a made-up word with a space before it, another one for each number: Ġaa, Ġba, ..."""
+    word = ""
+    while len(word) < 2 or number:
+        number, letter = divmod(number, 26)
+        word += chr(ord("a") + letter)
+    return "Ġ" + word
 
 
 def _write_tensor(file: BinaryIO, name: str, dims: tuple[int, ...], ftype: str) -> None:
@@ -182,7 +238,7 @@ def _write_tensor(file: BinaryIO, name: str, dims: tuple[int, ...], ftype: str) 
 
 
 def _block(name: str, rows: int, columns: int) -> np.ndarray:
-    """Random weights [rows, columns], the same for the same tensor name."""
+    """Return random weights [rows, columns], the same for the same tensor name."""
     import numpy as np
 
     generator = np.random.default_rng(zlib.crc32(name.encode()))
@@ -196,12 +252,14 @@ def _align(file: BinaryIO) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command: writes one file and prints its path and size; SystemExit(1) after one line on stderr if it can't."""
+    """Run the command: write one file and print its path and size; an error is one line on stderr and exit code 1."""
     parser = argparse.ArgumentParser(prog="python -m swaa_edge.shapes", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("name", metavar="NAME", help=", ".join(SHAPES))
     parser.add_argument("path", metavar="OUT.gguf")
-    parser.add_argument("--layers", type=int, metavar="N", help="only so many layers")
-    parser.add_argument("--vocab", type=int, metavar="N", help="only so many tokens")
+    parser.add_argument("--layers", type=int, metavar="N", help="number of layers (default: the model's)")
+    parser.add_argument(
+        "--vocab", type=int, metavar="N", help="number of tokens in the vocabulary (default: the model's)"
+    )
     parser.add_argument("--type", dest="ftype", default=TYPES[0], help=f"{', '.join(TYPES)} (default: %(default)s)")
     parser.add_argument("--force", action="store_true", help="replace the file if it exists")
     given = vars(parser.parse_args(arguments))

@@ -1,8 +1,8 @@
-"""What a benchmark measured: raw samples, and the table, document and plot that are made of them.
+"""What a benchmark measured: raw samples, and the rows, the document and the table made of them.
 
-report.rows()                       # one dict per configuration and prompt length
-report.to_dict()                    # all of it as plain JSON values
-plot(report.to_dict(), "bench.png")
+report.rows()       # one dict per configuration and prompt length
+report.to_dict()    # everything as plain JSON values
+print(report)       # the table for people
 """
 
 from __future__ import annotations
@@ -10,143 +10,46 @@ from __future__ import annotations
 import dataclasses
 import os
 import statistics
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from swaa_edge.bench import bound
-from swaa_edge.bench.client import Timing
-from swaa_edge.config import SwaaConfig
+from swaa_edge.bench.client import PATCHED, UNPATCHED, Timing
+from swaa_edge.bench.workload import Workload
+from swaa_edge.config import Configuration, SwaaConfig
+from swaa_edge.engine.configurations import FULL
 from swaa_edge.errors import SwaaError
-from swaa_edge.files.model import ModelFile
-from swaa_edge.support.figure import check_plot
 from swaa_edge.support.machine import machine
-
-#: What a configuration can be: settings, or False for SWAA turned off in the patched library.
-Compared = SwaaConfig | Literal[False]
-#: The name of the side that the others are compared with.
-FULL = "full"
-
-# Rounds, if the caller leaves it open: a long prompt averages over its own length.
-_ROUNDS, _ROUNDS_LONG, _LONG = 3, 2, 8192
+from swaa_edge.support.table import table
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """How every side runs; sizes in tokens. repeat: rounds per prompt length, None for 3, and 2 above 8192 tokens."""
-
-    decode: int = 32
-    repeat: int | None = None
-    ctx: int | None = None
-    batch: int = 512
-    ubatch: int = 512
-    threads: int | None = None
-    cache_type: str = "f16"
-    gpu_layers: int = -1
-    swa_full: bool = False
-
-    def rounds(self, n_tokens: int) -> int:
-        """How often each side measures a prompt of `n_tokens`."""
-        return self.repeat or (_ROUNDS_LONG if n_tokens > _LONG else _ROUNDS)
+def _load() -> float | None:
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
 @dataclasses.dataclass
-class Report:
-    """What was measured so far. samples: by (configuration, prompt length), one Timing a round.
+class Run:
+    """What the documents of all benchmarks have in common.
 
-    prompt: what the tokens were. load: processes that wanted a core when the run began, a mean over the minute
-    before; None where the system doesn't say. stopped: None if the run is complete, "interrupted", or the error
-    that ended it.
+    libraries: `client.described` by name. load: mean number of processes that wanted a core in the minute before the
+    run; None if the system doesn't provide it. stopped: None for a complete run, "interrupted", or the error.
     """
 
-    model: ModelFile
-    configs: dict[str, Compared]
-    settings: Settings
+    work: Workload
+    configs: dict[str, Configuration]
+    repeat: int | None
     libraries: dict[str, dict[str, Any]]
-    prompt: str
-    load: float | None = None
-    samples: dict[tuple[str, int], list[Timing]] = dataclasses.field(default_factory=dict)
-    stopped: SwaaError | Literal["interrupted"] | None = None
+    load: float | None = dataclasses.field(default_factory=_load, kw_only=True)
+    stopped: SwaaError | Literal["interrupted"] | None = dataclasses.field(default=None, kw_only=True)
 
-    def rows(self) -> list[dict[str, Any]]:
-        """One row per configuration and prompt length, full attention first; plain JSON values.
-
-        Ratios are medians of full attention over medians of the configuration: above 1 is faster. What
-        can't be told is None: the bound of a prompt of less than three ubatches, a speed of no tokens.
-        """
-        return [
-            self._row(name, length)
-            for length in self._lengths()
-            for name in (FULL, *self.configs)
-            if (name, length) in self.samples and (FULL, length) in self.samples
-        ]
-
-    def _lengths(self) -> list[int]:
-        return list(dict.fromkeys(length for _, length in self.samples))
-
-    def line(self, n_tokens: int) -> bound.Line | None:
-        """The fit of full attention at this prompt length: medians over the rounds of each full ubatch."""
-        rounds = [timing.ubatch_seconds for timing in self.samples.get((FULL, n_tokens), [])]
-        medians = [statistics.median(times) for times in zip(*rounds, strict=True)]
-        return bound.fit_line(medians[: n_tokens // self.settings.ubatch], self.settings.ubatch)
-
-    def _row(self, name: str, n_tokens: int) -> dict[str, Any]:
-        prefill, decode = self._medians(name, n_tokens)
-        full_prefill, full_decode = self._medians(FULL, n_tokens)
-        config, timings = self.configs.get(name) or None, self.samples[name, n_tokens]
-        ratio, best, new = full_prefill / prefill, self._bound(config, n_tokens), self.settings.decode
+    def facts(self) -> dict[str, Any]:
+        """Return settings, prompt, model, machine, libraries and the reason of an early end, as plain JSON values."""
+        work, model = self.work, self.work.model
         return {
-            "config": name,
-            "recipe": config.recipe if config else None,
-            "swaa": config.to_dict() if config else None,
-            "prompt_tokens": n_tokens,
-            "prefill_seconds": prefill,
-            "prefill_tok_s": n_tokens / prefill,
-            "prefill_ratio": ratio,
-            "bound": best,
-            "ratio_to_bound": ratio / best if best else None,
-            "decode_tokens": new,
-            "decode_tok_s": new / decode if new else None,
-            "decode_ratio": full_decode / decode if new else None,
-            "ratio": (full_prefill + full_decode) / (prefill + decode),
-            "device": self.device(name),
-            "compute_buffer_bytes": timings[0].compute_bytes,
-            "kv_bytes": timings[0].kv_bytes,
-            "repeats": [dataclasses.asdict(timing) for timing in timings],
-        }
-
-    def device(self, name: str) -> str:
-        """What computed `name`: the GPUs that its library found, with how many layers if not all, or the processor."""
-        layers = self.settings.gpu_layers
-        gpus = self.libraries[FULL if name == FULL else "swaa"]["gpus"]
-        if not gpus or layers == 0:
-            return str(machine()["cpu"])
-        # Beside its repeating layers a model has an output layer to place.
-        part = f", {layers} of {self.model.n_layers} layers" if 0 < layers <= self.model.n_layers else ""
-        return " + ".join(gpus) + part
-
-    def _medians(self, name: str, n_tokens: int) -> tuple[float, float]:
-        """Seconds of the prefill and of all decoded tokens."""
-        timings = self.samples[name, n_tokens]
-        return (
-            statistics.median(sum(timing.ubatch_seconds) for timing in timings),
-            statistics.median(sum(timing.decode_seconds) for timing in timings),
-        )
-
-    def _bound(self, config: SwaaConfig | None, n_tokens: int) -> float | None:
-        line = self.line(n_tokens)
-        return line and bound.bound(line, config, n_tokens, self.settings.ubatch, self.model.n_heads)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The whole report as plain JSON values: rows with their raw samples, fit, model, machine, libraries."""
-        model = self.model
-        return {
-            "rows": self.rows(),
-            "fit": list(self._fits()),
-            "settings": dataclasses.asdict(self.settings),
-            "prompt": self.prompt,
+            "settings": {"decode": work.decode, "repeat": self.repeat, **dataclasses.asdict(work.engine)},
+            "prompt": work.prompt,
             "model": {
-                "path": str(model.paths[0]),
+                "path": os.fspath(model),
                 "name": model.name,
                 "architecture": model.architecture,
                 "layers": model.n_layers,
@@ -161,39 +64,175 @@ class Report:
             "stopped": str(self.stopped) if self.stopped else None,
         }
 
+
+@dataclasses.dataclass
+class Report(Run):
+    """The samples so far, by (configuration or `UNPATCHED`, prompt length), one Timing per round."""
+
+    samples: dict[tuple[str, int], list[Timing]] = dataclasses.field(default_factory=dict)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one row per configuration and prompt length, the references first; plain JSON values.
+
+        Ratios are medians of full attention over medians of the configuration: above 1 is faster. None stands for what
+        the times don't show: the bound of a prompt of less than three ubatches, the speed of no tokens.
+        """
+        return [
+            self._row(name, length)
+            for length in self._lengths()
+            for name in (UNPATCHED, *self.configs)
+            if (name, length) in self.samples and (FULL, length) in self.samples
+        ]
+
+    def _lengths(self) -> list[int]:
+        return list(dict.fromkeys(length for _, length in self.samples))
+
+    def line(self, n_tokens: int) -> bound.Line | None:
+        """Return the fit of full attention on the patched library: each full ubatch's median over the rounds."""
+        rounds = [timing.ubatch_seconds for timing in self.samples.get((FULL, n_tokens), [])]
+        medians = [statistics.median(times) for times in zip(*rounds, strict=True)]
+        n_ubatch = self.work.engine.n_ubatch
+        return bound.fit_line(medians[: n_tokens // n_ubatch], n_ubatch)
+
+    def _row(self, name: str, n_tokens: int) -> dict[str, Any]:
+        prefill, decode = self._medians(name, n_tokens)
+        config, timings = self.configs.get(name) or None, self.samples[name, n_tokens]
+        ratios, to_unpatched = (self._ratios(name, other, n_tokens) for other in (FULL, UNPATCHED))
+        best = None if name == UNPATCHED else self._bound(config, n_tokens)
+        new = self.work.decode
+        return {
+            "config": name,
+            "recipe": config.recipe if config else None,
+            "swaa": config.to_dict() if config else None,
+            "prompt_tokens": n_tokens,
+            "prefill_seconds": prefill,
+            "prefill_tok_s": n_tokens / prefill,
+            "prefill_ratio": ratios[0],
+            "bound": best,
+            "ratio_to_bound": ratios[0] / best if best else None,
+            "decode_tokens": new,
+            "decode_tok_s": new / decode if new else None,
+            "decode_ratio": ratios[1],
+            "ratio": ratios[2],
+            "prefill_vs_unpatched": to_unpatched[0],
+            "decode_vs_unpatched": to_unpatched[1],
+            "vs_unpatched": to_unpatched[2],
+            "device": self.device(name),
+            "compute_buffer_bytes": timings[0].compute_bytes,
+            "kv_bytes": timings[0].kv_bytes,
+            "repeats": [dataclasses.asdict(timing) for timing in timings],
+        }
+
+    def _ratios(self, name: str, reference: str, n_tokens: int) -> tuple[float | None, float | None, float | None]:
+        """Return how much faster `name` is than `reference`: prefill, decode, both."""
+        if (reference, n_tokens) not in self.samples:
+            return None, None, None
+        (their_prefill, their_decode), (prefill, decode) = (self._medians(side, n_tokens) for side in (reference, name))
+        both = (their_prefill + their_decode) / (prefill + decode)
+        return their_prefill / prefill, their_decode / decode if self.work.decode else None, both
+
+    def device(self, name: str) -> str:
+        """Return what computed `name`: the library's GPUs, with the number of layers if not all, or the processor."""
+        layers, n_layers = self.work.engine.n_gpu_layers, self.work.model.n_layers
+        gpus = self.libraries[UNPATCHED if name == UNPATCHED else PATCHED]["gpus"]
+        if not gpus or layers == 0:
+            return str(machine()["cpu"])
+        # Beside its repeating layers a model has an output layer to place.
+        return " + ".join(gpus) + (f", {layers} of {n_layers} layers" if 0 < layers <= n_layers else "")
+
+    def _medians(self, name: str, n_tokens: int) -> tuple[float, float]:
+        """Return the seconds of the prefill and of all decoded tokens."""
+        timings = self.samples[name, n_tokens]
+        return (
+            statistics.median(sum(timing.ubatch_seconds) for timing in timings),
+            statistics.median(sum(timing.decode_seconds) for timing in timings),
+        )
+
+    def _bound(self, config: SwaaConfig | None, n_tokens: int) -> float | None:
+        line = self.line(n_tokens)
+        return line and bound.bound(line, config, n_tokens, self.work.engine.n_ubatch, self.work.model.n_heads)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the whole report as plain JSON values: rows with their raw samples, the fits, and `Run.facts`."""
+        return {"rows": self.rows(), "fit": list(self._fits()), **self.facts()}
+
     def _fits(self) -> Iterator[dict[str, Any]]:
         for length in self._lengths():
             if line := self.line(length):
-                share = bound.attention_share(line, length, self.settings.ubatch)
-                yield {"prompt_tokens": length, "a": line.a, "b": line.b, "attention_share": share}
+                fraction = bound.attention_fraction(line, length, self.work.engine.n_ubatch)
+                yield {"prompt_tokens": length, "a": line.a, "b": line.b, "attention_share": fraction}
+
+    def __str__(self) -> str:
+        """Return the report for people: machine and model, a row per configuration and length, how to read it."""
+        document = self.to_dict()
+        rows = document["rows"]
+        columns = [column for column in _COLUMNS if UNPATCHED in document["libraries"] or not column[2]]
+        cells: list[list[str] | None] = [[title for title, *_ in columns]]
+        for at, row in enumerate(rows):
+            if at and row["prompt_tokens"] != rows[at - 1]["prompt_tokens"]:
+                cells.append(None)
+            cells.append([cell(row) for _, cell, _ in columns])
+        return "\n".join([*heading(document), "", table(cells, left=0), "", *self._notes(document)])
+
+    @staticmethod
+    def _notes(document: dict[str, Any]) -> Iterator[str]:
+        yield from warnings(document)
+        yield "prefill, decode, request (both): speed-up over full attention on the same library."
+        yield "bound: the prefill speed-up if a sliding layer cost no more than the keys that it sees."
+        if UNPATCHED in document["libraries"]:
+            yield "vs unpatched: speed-up over full attention on the unpatched library."
 
 
-def plot(document: dict[str, Any], path: str | os.PathLike[str], kind: str | None = None) -> None:
-    """Draw `Report.to_dict()` into `path`: prefill speed, and ratio with its bound, over the prompt length.
+def number(value: float | None, form: str) -> str:
+    """Return `value` formatted, or a dash for None."""
+    return "-" if value is None else format(value, form)
 
-    kind: "png", "svg" or "pdf"; None goes by the name. Raises `ConfigError` without matplotlib.
-    """
-    check_plot()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    speed, ratio = figure.subplots(1, 2)
-    rows = document["rows"]
-    for number, name in enumerate(dict.fromkeys(row["config"] for row in rows)):
-        mine = [row for row in rows if row["config"] == name]
-        lengths, style = [row["prompt_tokens"] for row in mine], {"color": f"C{number}", "marker": "o"}
-        speed.plot(lengths, [row["prefill_tok_s"] for row in mine], label=name, **style)
-        if name != FULL:
-            ratio.plot(lengths, [row["prefill_ratio"] for row in mine], label=name, **style)
-            bounds = [row["bound"] or float("nan") for row in mine]
-            ratio.plot(lengths, bounds, color=style["color"], linestyle=":", label=f"{name}, bound")
-    speed.set(xlabel="prompt tokens", ylabel="prefill, tokens per second", ylim=(0, None))
-    ratio.set(xlabel="prompt tokens", ylabel="prefill, times as fast as full attention", ylim=(0, None))
-    ratio.axhline(1, color="gray", linewidth=0.8)
-    for axes in (speed, ratio):
-        axes.legend(fontsize="small")
-        axes.grid(alpha=0.3)
-    figure.suptitle(f"{document['model']['name']} on {document['machine']['cpu']}", fontsize="medium")
-    figure.savefig(path, format=kind or Path(path).suffix.lstrip(".").lower() or "png", dpi=150)
+def ratio(value: float | None) -> str:
+    """Return a speed-up as "1.23x", or a dash for None."""
+    return "-" if value is None else f"{value:.2f}x"
+
+
+# Title, cell, and whether the column needs a baseline.
+_COLUMNS: list[tuple[str, Callable[[dict[str, Any]], str], bool]] = [
+    ("prompt", lambda row: f"{row['prompt_tokens']:,}", False),
+    ("config", lambda row: row["config"], False),
+    ("prefill tok/s", lambda row: f"{row['prefill_tok_s']:,.1f}", False),
+    ("prefill", lambda row: ratio(row["prefill_ratio"]), False),
+    ("bound", lambda row: ratio(row["bound"]), False),
+    ("of bound", lambda row: number(row["ratio_to_bound"], ".0%"), False),
+    ("vs unpatched", lambda row: ratio(row["prefill_vs_unpatched"]), True),
+    ("decode tok/s", lambda row: number(row["decode_tok_s"], ",.1f"), False),
+    ("decode", lambda row: ratio(row["decode_ratio"]), False),
+    ("vs unpatched", lambda row: ratio(row["decode_vs_unpatched"]), True),
+    ("request", lambda row: ratio(row["ratio"]), False),
+    ("vs unpatched", lambda row: ratio(row["vs_unpatched"]), True),
+    ("compute MiB", lambda row: f"{row['compute_buffer_bytes'] / 2**20:,.1f}", False),
+    ("KV MiB", lambda row: f"{row['kv_bytes'] / 2**20:,.1f}", False),
+]
+
+
+def heading(document: dict[str, Any]) -> Iterator[str]:
+    """Yield the lines that state what was measured where."""
+    model, this, settings, rows = (document[name] for name in ("model", "machine", "settings", "rows"))
+    cores = this["cores"]
+    threads = settings["n_threads"] or f"{cores} in prefill, {max(cores // 2, 1)} in decode"
+    size = f"{model['bytes'] / 1e9:.2f} GB"
+    cache = f"{settings['cache_type']} KV cache, " if "cache_type" in settings else ""
+    yield f"{model['name']} ({model['architecture']}, {model['layers']} layers, {model['type']}, {size})"
+    device = rows[0].get("device", this["cpu"])
+    yield (
+        f"{'' if device == this['cpu'] else f'on {device}; '}{this['cpu']}, threads: {threads}; "
+        f"{cache}ubatch {settings['n_ubatch']}; prompt: {document['prompt']}"
+    )
+    for name, library in document["libraries"].items():
+        yield f"{name} library: {library['path']} (ggml {library['ggml']})"
+
+
+def warnings(document: dict[str, Any]) -> Iterator[str]:
+    """Yield a line if the machine was busy, and one if the run ended early."""
+    load, cores = document["machine"]["load"], document["machine"]["cores"]
+    if load is not None and load > cores / 4:
+        yield f"The machine was busy at the start (load {load:.1f} on {cores} cores); the times may be noise."
+    if document["stopped"]:
+        yield f"Stopped early ({document['stopped']}); these are the results until then."

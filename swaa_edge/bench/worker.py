@@ -1,8 +1,8 @@
-"""The program of the measuring processes that benchrun.py starts: one llama.cpp library, jobs in, times out.
+"""The program of the child processes that client.py starts: one llama.cpp library, jobs in, times out.
 
-It uses llama.cpp's C interface alone, because that is what the patched and the unpatched library share.
+It uses only llama.cpp's C interface, since that is what the patched and the unpatched library share.
 
-    main("build/baseline/lib")   # answers jobs from stdin, one JSON document a line
+    main("build/baseline/lib")   # reads jobs from stdin and writes results to stdout, one JSON document per line
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from swaa_edge.bench.client import Job, Timing
+from swaa_edge.engine.settings import CACHE_TYPES
 
 _MIB = 1 << 20
 # enum ggml_backend_dev_type: GPU, IGPU
@@ -29,15 +30,15 @@ _DEVICE_GPU = (1, 2)
 
 
 def main(library: str) -> None:
-    """Answer jobs from stdin on stdout, one JSON document a line, until stdin ends."""
-    # Ctrl-C reaches the whole group of processes; the parent decides when this one ends.
+    """Run the jobs that stdin holds, one JSON document per line, and write their results to stdout until stdin ends."""
+    # Ctrl-C reaches the whole process group; the parent decides when this process ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    answers = os.fdopen(os.dup(1), "w")
-    # Whatever C prints must not get between the answers.
+    results = os.fdopen(os.dup(1), "w")
+    # What C prints must not mix with the results.
     os.dup2(2, 1)
 
     def send(**message: Any) -> None:
-        print(json.dumps(message), file=answers, flush=True)
+        print(json.dumps(message), file=results, flush=True)
 
     try:
         engine = _Engine(Path(library))
@@ -45,17 +46,17 @@ def main(library: str) -> None:
         send(error=f"the library in {library} does not load: {' '.join(str(error).split())}")
         return
     send(**engine.facts())
-    for line in _lines_while_wanted():
+    for line in _lines_of_stdin():
         try:
-            timing = engine.measure(Job(**json.loads(line)), lambda done: send(progress=done))
+            timing = engine.measure(Job.from_json(line), lambda done: send(progress=done))
         except _Refused as error:
             send(error=str(error))
         else:
             send(**dataclasses.asdict(timing))
 
 
-def _lines_while_wanted() -> Iterator[str]:
-    """The lines of stdin; its end, also in the middle of a job, ends this process: nobody waits for an answer."""
+def _lines_of_stdin() -> Iterator[str]:
+    """Yield the lines of stdin; its end exits the process, even during a job, since the parent is gone."""
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def read() -> None:
@@ -102,7 +103,7 @@ class _Engine:
         return facts | {"gpus": self._gpus()}
 
     def _gpus(self) -> list[str]:
-        """What each GPU calls itself, in the order in which llama.cpp numbers them."""
+        """Return the GPUs' names, in the order in which llama.cpp numbers them."""
         lib = self.api._lib
         lib.ggml_backend_dev_count.restype, lib.ggml_backend_dev_get.restype = ctypes.c_size_t, ctypes.c_void_p
         lib.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
@@ -120,18 +121,19 @@ class _Engine:
     def measure(self, job: Job, on_progress: Callable[[int], object]) -> Timing:
         self._load(job)
         self._lines.clear()
+        n_ubatch = job.engine.n_ubatch
         context = self._context(job)
         try:
             compute, kv = (_buffer_bytes(self._lines, kind) for kind in ("compute", "KV"))
-            batch = self.api.llama_batch_init(job.n_ubatch, 0, 1)
+            batch = self.api.llama_batch_init(n_ubatch, 0, 1)
             try:
-                # The first pages, graphs and caches of a fresh context cost time that is none of the prompt's.
-                self._decode(context, batch, job.tokens[: job.n_ubatch], 0, prefill=True)
-                self._decode(context, batch, job.tokens[:1], min(len(job.tokens), job.n_ubatch), prefill=False)
+                # Warm-up: the first pages, graphs and caches of a fresh context take time that must not count.
+                self._decode(context, batch, job.tokens[:n_ubatch], 0, prefill=True)
+                self._decode(context, batch, job.tokens[:1], min(len(job.tokens), n_ubatch), prefill=False)
                 self.api.llama_memory_clear(self.api.llama_get_memory(context), False)
                 ubatches, n, cpu = [], len(job.tokens), time.process_time()
-                for start in range(0, n, job.n_ubatch):
-                    part = job.tokens[start : start + job.n_ubatch]
+                for start in range(0, n, n_ubatch):
+                    part = job.tokens[start : start + n_ubatch]
                     end = start + len(part)
                     ubatches.append(self._decode(context, batch, part, start, prefill=True, logits=end == n))
                     on_progress(end)
@@ -146,22 +148,22 @@ class _Engine:
         return Timing(ubatches, cpu, decoded, compute, kv)
 
     def _load(self, job: Job) -> None:
-        """Have the job's model under its overrides; one at a time, so that memory holds one model per side."""
-        wanted = (job.model, dict(job.overrides), job.gpu_layers)
-        if wanted == self._loaded:
+        """Load the job's model under its overrides, instead of the one before: memory holds one model per side."""
+        requested = (job.model, dict(job.overrides), job.engine.n_gpu_layers)
+        if requested == self._loaded:
             return
         if self._model:
             self.api.llama_model_free(self._model)
         self._model, self._loaded = None, None
         self._lines.clear()
         params = self.api.llama_model_default_params()
-        params.n_gpu_layers = job.gpu_layers if job.gpu_layers >= 0 else 0x7FFFFFFF
+        params.n_gpu_layers = job.engine.n_gpu_layers if job.engine.n_gpu_layers >= 0 else 0x7FFFFFFF
         overrides = self._overrides(job.overrides)
         params.kv_overrides = overrides
         self._model = self.api.llama_model_load_from_file(os.fsencode(job.model), params)
         if not self._model:
             raise _Refused(self._reason(f"llama.cpp can't load {job.model}"))
-        self._loaded = wanted
+        self._loaded = requested
 
     def _overrides(self, given: Mapping[str, Any]) -> Any:
         array = (self.api.llama_model_kv_override * (len(given) + 1))()  # the last, empty one ends the list
@@ -176,12 +178,13 @@ class _Engine:
         return array
 
     def _context(self, job: Job) -> Any:
-        params = self.api.llama_context_default_params()
-        params.n_ctx, params.n_batch, params.n_ubatch = job.n_ctx, job.n_batch, job.n_ubatch
-        params.n_threads = job.threads or max((os.cpu_count() or 1) // 2, 1)
-        params.n_threads_batch = job.prefill_threads or os.cpu_count() or 1
-        params.type_k = params.type_v = job.cache_type
-        params.swa_full = job.swa_full
+        params, settings = self.api.llama_context_default_params(), job.engine
+        params.n_ctx, params.n_batch, params.n_ubatch = job.n_ctx, settings.n_batch, settings.n_ubatch
+        # The defaults are those of llama_cpp.Llama.
+        params.n_threads = settings.n_threads or max((os.cpu_count() or 1) // 2, 1)
+        params.n_threads_batch = settings.n_threads or os.cpu_count() or 1
+        params.type_k = params.type_v = CACHE_TYPES[settings.cache_type]
+        params.swa_full = settings.swa_full
         params.flash_attn_type = int(job.flash_attn)  # LLAMA_FLASH_ATTN_TYPE_ENABLED or _DISABLED
         context = self.api.llama_init_from_model(self._model, params)
         if not context:
@@ -191,7 +194,7 @@ class _Engine:
     def _decode(
         self, context: Any, batch: Any, tokens: Sequence[int], at: int, *, prefill: bool, logits: bool = True
     ) -> float:
-        """Seconds of one llama_decode of `tokens` from position `at`; logits: of the last one."""
+        """Return the seconds of one llama_decode of `tokens` from position `at`; logits: compute those of the last."""
         batch.n_tokens = len(tokens)
         for i, token in enumerate(tokens):
             batch.token[i], batch.pos[i], batch.n_seq_id[i] = token, at + i, 1
@@ -214,7 +217,7 @@ class _Engine:
 
 
 def _buffer_bytes(log: Sequence[str], kind: str) -> int:
-    """The sum over devices of what llama.cpp logs as `kind` buffer size, in bytes; it logs MiB of two decimals."""
-    # llama.cpp writes a line in one piece, but a log callback may get it in several.
+    """Return the logged `kind` buffer sizes, summed over devices, in bytes; llama.cpp logs MiB with two decimals."""
+    # A log callback may receive one line in several pieces.
     found = re.findall(rf"{kind} buffer size = *([0-9.]+) MiB", "".join(log))
     return round(sum(map(float, found)) * _MIB)

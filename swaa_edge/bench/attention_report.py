@@ -1,0 +1,231 @@
+"""What `bench_attention` measured: samples, and the figures, ratios and text made of them.
+
+report.to_dict()["decode_vs_no_flash"]; print(report)
+
+A ratio is computed within each round, where the sides ran close together, and its median over the rounds counts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from swaa_edge.bench import bound
+from swaa_edge.bench.client import PATCHED, UPSTREAM_KERNELS, Timing
+from swaa_edge.bench.report import Run, heading, number, ratio, warnings
+from swaa_edge.engine.configurations import FULL
+from swaa_edge.support.table import table
+
+#: Prompt length of the decoding whose attention counts as none.
+SHALLOW = 16
+#: Prompt length of the headline ratios; if it was not measured, the longest one.
+LENGTH = 8192
+# Below this fraction of the processor's time, other programs disturbed a prefill.
+_BUSY = 0.9
+Figures = dict[str, float | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """One side of the comparison: a library of `client.libraries`, flash attention or not, cache, configuration."""
+
+    library: str
+    flash_attn: bool = True
+    cache_type: str = "f16"
+    config: str = FULL
+
+    @property
+    def label(self) -> str:
+        flash = "" if self.flash_attn else ", no flash attention"
+        return f"{self.library}{flash}, {self.cache_type}" + ("" if self.config == FULL else f", {self.config}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """One turn. deep: the prompt, and decoding after it, in a context of n_ctx tokens; shallow: decoding after a few
+    tokens; read_gb_s: memory bandwidth right after, in 1e9 bytes per second."""
+
+    deep: Timing
+    shallow: Timing
+    read_gb_s: float
+    n_ctx: int
+
+
+@dataclasses.dataclass
+class AttentionReport(Run):
+    """The samples so far, by (side, prompt length), one per round.
+
+    reference: the library that runs llama.cpp's own attention. skipped: what was not measured and why, a line each.
+    """
+
+    reference: str
+    samples: dict[tuple[Side, int], list[Sample]] = dataclasses.field(default_factory=dict)
+    skipped: list[str] = dataclasses.field(default_factory=list)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one row per side and prompt length; each figure is the median of the rounds in `repeats`."""
+        return [self._row(side, length) for side, length in self.samples]
+
+    def _row(self, side: Side, length: int) -> dict[str, Any]:
+        rounds = self._rounds(side, length)
+        repeats = {name: [figures[name] for figures in rounds] for name in rounds[0]}
+        return {
+            "library": side.library,
+            "flash_attn": side.flash_attn,
+            "cache_type": side.cache_type,
+            "config": side.config,
+            "prompt_tokens": length,
+            **{name: _median(values) for name, values in repeats.items()},
+            "repeats": repeats,
+        }
+
+    def _rounds(self, side: Side, length: int) -> list[Figures]:
+        return [self._figures(side, length, sample) for sample in self.samples.get((side, length), [])]
+
+    def _figures(self, side: Side, length: int, sample: Sample) -> Figures:
+        """Return the figures of one round; None where the times don't show one."""
+        engine, times = self.work.engine, sample.deep.ubatch_seconds
+        prefill, token = sum(times), statistics.median(sample.deep.decode_seconds)
+        more = token - statistics.median(sample.shallow.decode_seconds)
+        line = gb_s = None
+        # Only under full attention do times lie on a line, and does a decoded token read all of K and V.
+        if side.config == FULL:
+            line = bound.fit_line(times[: length // engine.n_ubatch], engine.n_ubatch)
+            read = sample.deep.kv_bytes / sample.n_ctx * (length - SHALLOW)
+            gb_s = read / more / 1e9 if more > 0 and read > 0 else None
+        return {
+            "prefill_seconds": prefill,
+            "prefill_tok_s": length / prefill,
+            "attention_seconds": line and bound.attention_seconds(line, length, engine.n_ubatch),
+            "attention_share": line and bound.attention_fraction(line, length, engine.n_ubatch),
+            "decode_tok_s": 1 / token,
+            "decode_attention_seconds": more if more > 0 else None,
+            "decode_gb_s": gb_s,
+            "read_gb_s": sample.read_gb_s,
+            "read_share": gb_s and gb_s / sample.read_gb_s,
+            "cpu_share": sample.deep.cpu_seconds / (engine.n_threads * prefill),
+        }
+
+    def ratios(self) -> dict[str, Any]:
+        """Return the ratios, above 1 in favour of our kernels; None where a side was not measured.
+
+        ratio_depth: prompt length of the first three.
+        decode_vs_no_flash: our decoding speed over the reference's without flash attention, both with an f16 cache.
+        prefill_attention_speedup: attention seconds of the reference's faster setting over ours, f16.
+        q8_0_over_f16: our attention seconds with an f16 cache over those with q8_0.
+        decode_ratio: as decode_vs_no_flash, by prompt length and our cache type.
+        decode_bandwidth_share: by cache type, K and V read per second over the memory bandwidth, longest prompt.
+        swaa: our speed under each configuration over the reference's full attention, and over the same configuration
+            with llama.cpp's kernels.
+        """
+        ours = {kind: Side(PATCHED, cache_type=kind) for kind in ("f16", "q8_0")}
+        no_flash, flash = Side(self.reference, flash_attn=False), Side(self.reference)
+        lengths = sorted({length for side, length in self.samples if side == no_flash})
+        at = LENGTH if LENGTH in lengths or not lengths else lengths[-1]
+        faster = min((flash, no_flash), key=lambda side: self._figure(side, at, "attention_seconds") or float("inf"))
+        return {
+            "ratio_depth": at,
+            "decode_vs_no_flash": self._paired(ours["f16"], no_flash, at, "decode_tok_s"),
+            "prefill_attention_speedup": self._paired(faster, ours["f16"], at, "attention_seconds"),
+            "q8_0_over_f16": self._paired(ours["f16"], ours["q8_0"], at, "attention_seconds"),
+            "decode_ratio": {
+                str(n): {kind: self._paired(side, no_flash, n, "decode_tok_s") for kind, side in ours.items()}
+                for n in lengths
+            },
+            "decode_bandwidth_share": {
+                kind: self._figure(side, lengths[-1], "read_share") if lengths else None for kind, side in ours.items()
+            },
+            "swaa": list(self._swaa(flash)),
+        }
+
+    def _swaa(self, flash: Side) -> Iterator[dict[str, Any]]:
+        for side, length in self.samples:
+            if side.config == FULL or side.library != PATCHED:
+                continue
+            theirs = Side(UPSTREAM_KERNELS, config=side.config)
+            yield {
+                "prompt_tokens": length,
+                "config": side.config,
+                "prefill_vs_full": self._paired(flash, side, length, "prefill_seconds"),
+                "decode_vs_full": self._paired(side, flash, length, "decode_tok_s"),
+                "prefill_vs_upstream": self._paired(theirs, side, length, "prefill_seconds"),
+                "decode_vs_upstream": self._paired(side, theirs, length, "decode_tok_s"),
+            }
+
+    def _figure(self, side: Side, length: int, key: str) -> float | None:
+        return _median([figures[key] for figures in self._rounds(side, length)])
+
+    def _paired(self, above: Side, below: Side, length: int, key: str) -> float | None:
+        """Return the median over the rounds of one side's figure over the other's."""
+        pairs = zip(self._rounds(above, length), self._rounds(below, length), strict=False)
+        return _median([x[key] / y[key] if x[key] and y[key] else None for x, y in pairs])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain JSON values: ratios, rows, the memory bandwidth, `skipped`, `Run.facts`."""
+        reads = [sample.read_gb_s for samples in self.samples.values() for sample in samples]
+        return {
+            **self.ratios(),
+            "rows": self.rows(),
+            "roofline": {"read_gb_s": _median(reads), "samples": reads},
+            "reference": self.reference,
+            "skipped": self.skipped,
+            **self.facts(),
+        }
+
+    def facts(self) -> dict[str, Any]:
+        """Return `Run.facts` without the type of the KV cache, which is each side's own."""
+        facts = super().facts()
+        del facts["settings"]["cache_type"]
+        return facts
+
+    def __str__(self) -> str:
+        """Return the report for people: the machine, a row per side and length, the ratios, what was left out."""
+        document = self.to_dict()
+        cells = [list(_COLUMNS), *([cell(row) for cell in _COLUMNS.values()] for row in document["rows"])]
+        return "\n".join([*heading(document), "", table(cells), "", *_ratio_lines(document), *_notes(document)])
+
+
+def _median(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
+
+
+_COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "side": lambda row: Side(row["library"], row["flash_attn"], row["cache_type"], row["config"]).label,
+    "prompt": lambda row: f"{row['prompt_tokens']:,}",
+    "rounds": lambda row: str(len(row["repeats"]["prefill_seconds"])),
+    "prefill s": lambda row: f"{row['prefill_seconds']:,.2f}",
+    "attention s": lambda row: number(row["attention_seconds"], ",.2f"),
+    "decode tok/s": lambda row: f"{row['decode_tok_s']:,.1f}",
+    "K and V GB/s": lambda row: number(row["decode_gb_s"], ",.1f"),
+    "memory GB/s": lambda row: f"{row['read_gb_s']:,.1f}",
+}
+
+
+def _ratio_lines(document: dict[str, Any]) -> Iterator[str]:
+    what, at = document["reference"], f"at {document['ratio_depth']:,} tokens"
+    yield f"decode_vs_no_flash {at}: {ratio(document['decode_vs_no_flash'])} the {what} library without flash attention"
+    speedup = ratio(document["prefill_attention_speedup"])
+    yield f"prefill_attention_speedup {at}: {speedup} the {what} library's faster setting"
+    yield f"q8_0_over_f16 {at}: prefill attention {ratio(document['q8_0_over_f16'])} as fast with a q8_0 cache"
+    for length, by_type in document["decode_ratio"].items():
+        found = ", ".join(f"{kind} {ratio(value)}" for kind, value in by_type.items())
+        yield f"decode_ratio at {int(length):,} tokens: {found}"
+    shares = ", ".join(f"{kind} {number(value, '.0%')}" for kind, value in document["decode_bandwidth_share"].items())
+    yield f"decode_bandwidth_share, longest prompt: {shares}"
+    for row in document["swaa"]:
+        yield (
+            f"{row['config']} at {row['prompt_tokens']:,} tokens: prefill {ratio(row['prefill_vs_full'])}, decode "
+            f"{ratio(row['decode_vs_full'])} the {what} library's full attention; {ratio(row['prefill_vs_upstream'])} "
+            f"and {ratio(row['decode_vs_upstream'])} the same configuration with llama.cpp's kernels"
+        )
+
+
+def _notes(document: dict[str, Any]) -> Iterator[str]:
+    yield from (f"Not measured: {line}." for line in document["skipped"])
+    share = min((row["cpu_share"] for row in document["rows"]), default=1.0)
+    if share < _BUSY:
+        yield f"Other programs took processor time (one prefill got {share:.0%} of it); the figures may be noise."
+    yield from warnings(document)

@@ -1,0 +1,52 @@
+"""The memory bandwidth of this machine at this moment: the roofline that decoding is compared with.
+
+    bandwidth(threads=8)   # 1e9 bytes per second
+
+Decoding reads all weights and all of K and V for each token, so memory limits it. A machine's bandwidth changes within
+seconds (clocks, heat, other programs), so `bench_attention` measures it right after each decoding. NumPy's maximum
+of floats does little more than read them and runs without Python's lock: no compiler is needed, and on the machines
+tried it reads about as fast as a C++ loop. It is a floor: another program might read a little faster.
+"""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+
+# Memory of all threads together, far more than caches hold; piece: what one call reads.
+_BYTES, _PIECE = 256 << 20, 1 << 20
+_WINDOWS = 5
+
+
+def bandwidth(threads: int, *, size: int = _BYTES, seconds: float = 0.04) -> float:
+    """Return how fast `threads` together read `size` bytes of memory, over and over, in 1e9 bytes per second.
+
+    It is the median of five windows of `seconds` each; a first one, which lets clocks settle, doesn't count.
+    """
+    import numpy as np
+
+    together = threading.Barrier(threads)
+    rates: list[list[float]] = []
+
+    def read() -> None:
+        # Written by the thread that reads it, so that it lies in the memory near that thread's core.
+        data = np.ones(max(1, size // threads // _PIECE) * _PIECE // 4, np.float32)
+        pieces = data.reshape(-1, _PIECE // 4)
+        together.wait()
+        rates.append([_rate(pieces, seconds) for _ in range(_WINDOWS + 1)][1:])
+
+    workers = [threading.Thread(target=read) for _ in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return statistics.median(map(sum, zip(*rates, strict=True)))
+
+
+def _rate(pieces, seconds: float) -> float:  # pieces: numpy array [pieces, floats]
+    done, started = 0, time.perf_counter()
+    while (passed := time.perf_counter() - started) < seconds or not done:
+        pieces[done % len(pieces)].max()
+        done += 1
+    return done * pieces[0].nbytes / passed / 1e9

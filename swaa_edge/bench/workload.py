@@ -1,0 +1,111 @@
+"""The work that every side of a comparison does: a model, prompts of some lengths, and tokens decoded after each.
+
+work = Workload.of("model.gguf", [4096], decode=32)
+runner.measure(work.job(4096, SwaaConfig(2048)))
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from swaa_edge.bench.client import Job
+from swaa_edge.config import FULL_ATTENTION, Configuration
+from swaa_edge.engine.preflight import check_context, resolve_swaa
+from swaa_edge.engine.settings import EngineSettings
+from swaa_edge.errors import ConfigError
+from swaa_edge.files.model import ModelFile, read_model
+from swaa_edge.support.sample_text import real_text
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """Prompts of `lengths` tokens, ascending, each followed by `decode` more; all by one model under `engine`."""
+
+    model: ModelFile
+    lengths: tuple[int, ...]
+    decode: int
+    engine: EngineSettings
+
+    @classmethod
+    def of(
+        cls,
+        model: str | os.PathLike[str],
+        prompt_tokens: Sequence[int] | None,
+        *,
+        decode: int,
+        engine: EngineSettings | None = None,
+        default: Sequence[int] = (),
+    ) -> Workload:
+        """Return the checked workload. `default`: the lengths without `prompt_tokens`, as far as the context goes.
+
+        Raises `ConfigError` for a prompt that exceeds the context, and for settings out of range, `ModelFileError`.
+        """
+        engine = engine or EngineSettings()
+        # As llama.cpp does; bench must know, since it cuts prompts into ubatches itself.
+        engine = dataclasses.replace(engine, n_ubatch=min(engine.n_ubatch, engine.n_batch))
+        model = read_model(model)
+        if prompt_tokens is None:
+            room = (engine.n_ctx or model.context_length or default[-1] + decode) - decode
+            prompt_tokens = [length for length in default if length <= room] or [max(room, 1)]
+        work = cls(model, tuple(sorted(set(prompt_tokens))), decode, engine)
+        work._check()
+        return work
+
+    def _check(self) -> None:
+        engine, lengths, trained = self.engine, self.lengths, self.model.context_length
+        if not lengths or lengths[0] < 1:
+            raise ConfigError("give at least one prompt length; each is a number of tokens from 1")
+        if engine.lora_path is not None:
+            raise ConfigError(
+                "bench takes no adapter; merge it into the model: swaa-edge convert HF_DIR --lora DIR -o OUT.gguf"
+            )
+        check_context(flash_attn=True, n_batch=engine.n_batch, n_ubatch=engine.n_ubatch)
+        needed = lengths[-1] + self.decode
+        both = f"a prompt of {lengths[-1]} tokens and {self.decode} more"
+        if engine.n_ctx is not None and engine.n_ctx < needed:
+            raise ConfigError(f"{both} don't fit a context of {engine.n_ctx}; they need {needed}")
+        if engine.n_ctx is None and trained and needed > trained:
+            raise ConfigError(
+                f"{both} exceed the {trained} that the model was trained for; "
+                f"take shorter prompts, or exceed it with --ctx {needed} (n_ctx in Python)"
+            )
+
+    def job(self, length: int, config: Configuration = FULL_ATTENTION, *, patched: bool = True, **changes: Any) -> Job:
+        """Return the job for one prompt length under `config`.
+
+        patched: False for a library that has no SWAA to turn off. changes: of further fields of `Job`.
+        """
+        overrides = resolve_swaa(self.model, config).kv_overrides if patched else None
+        job = Job(os.fspath(self.model), self.tokens[:length], self.engine, overrides or {}, self.decode)
+        return dataclasses.replace(job, **changes)
+
+    @functools.cached_property
+    def tokens(self) -> list[int]:
+        """The tokens of the longest prompt; each shorter one is a prefix of it."""
+        return prompt_ids(self.model, self.lengths[-1])
+
+    @property
+    def prompt(self) -> str:
+        """What the tokens are, in a few words."""
+        return "Python's language reference" if self.model.has_tokenizer else "random tokens"
+
+
+def prompt_ids(model: ModelFile, count: int) -> list[int]:
+    """Return `count` tokens for a prompt, the same in every run.
+
+    They are real text, repeated: Python's language reference, which ships with Python for help(). A model without a
+    tokenizer gets random tokens.
+    """
+    if not model.has_tokenizer:
+        generator = random.Random(0)
+        return [generator.randrange(model.n_vocab) for _ in range(count)]
+    from swaa_edge.engine.tokenizer import tokenize  # loads the native library
+
+    # No tokenizer makes more than one token of a byte, and few make one token of more than eight bytes.
+    tokens = tokenize(model, real_text()[: 8 * count])
+    return (tokens * (count // len(tokens) + 1))[:count]
