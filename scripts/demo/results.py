@@ -62,7 +62,6 @@ def measure(samples: int, threads: int) -> None:
     """Calibrate, fine-tune, then ask every configuration the same questions; resumes an interrupted run."""
     from demo.results_tune import SETTINGS, Tuning
     from swaa_edge import SwaaLlama
-    from swaa_edge.bench.report import machine
     from swaa_edge.calibrate.cases import from_samples
     from swaa_edge.calibrate.search import calibrate
     from swaa_edge.evaluate.prompts import Prompts
@@ -70,6 +69,7 @@ def measure(samples: int, threads: int) -> None:
     from swaa_edge.evaluate.tasks import TASKS, TaskSettings, build
     from swaa_edge.files.model import read_model
     from swaa_edge.support.journal import Journal
+    from swaa_edge.support.machine import machine
 
     models = {}  # by the label of an adapter
 
@@ -160,8 +160,7 @@ def _calibration(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _show(at: Any) -> None:
-    left = "" if at.seconds_left is None else f", about {at.seconds_left / 60:.0f} min left"
-    print(f"\r{at.answers}/{at.total} answers{left}   ", end="", file=sys.stderr, flush=True)
+    print(f"\r{at.text}   ", end="", file=sys.stderr, flush=True)
 
 
 def _sha256(path: Path) -> str:
