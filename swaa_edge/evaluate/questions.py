@@ -57,7 +57,7 @@ class Questions:
     tasks: str | Sequence[str] = BUILT_IN
     prompt_tokens: int | Sequence[int] | None = None
     samples: int = 50
-    depths: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    depths: Sequence[float] | None = (0.0, 0.25, 0.5, 0.75, 1.0)
     style: str = "both"
     beyond: int = 0
     needles: int = 4
@@ -144,7 +144,7 @@ class Questions:
             lengths=lengths,
             samples=self.samples,
             seed=self.seed,
-            depths=tuple(self.depths),
+            depths=None if self.depths is None else tuple(self.depths),
             styles=STYLES if self.style == "both" else (self.style,),
             beyond=self.beyond,
             needles=self.needles,
@@ -245,7 +245,7 @@ def settings_of(questions: Questions, prepared: Prepared) -> dict[str, Any]:
         "tasks": [*questions.names, *questions.files],
         "lengths": list(prepared.lengths),
         "samples": questions.samples,
-        "depths": list(questions.depths),
+        "depths": None if questions.depths is None else list(questions.depths),
         "style": questions.style,
         "beyond": questions.beyond,
         "needles": questions.needles,
