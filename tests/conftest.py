@@ -1,7 +1,7 @@
-"""Fixtures that several test modules share: tiny checkpoints and the GGUF files made from them.
+"""Fixtures that several test modules share: tiny models as Hugging Face directories and as GGUF files.
 
-A conversion starts a Python with torch, which takes seconds, so each distinct model is made once per test run.
-Tests must not write to what these return; copy it first.
+A conversion starts a Python with torch, which takes seconds, so each distinct model is made once per test run. Tests
+must not change these files; copy them first. More fixtures are in the plugins below.
 
     def test_something(gguf_model): path = gguf_model("qwen3", layers=4)
 """
@@ -25,9 +25,20 @@ def pytest_runtest_setup(item):
             pytest.skip(str(error))
 
 
+@pytest.fixture
+def write(tmp_path):
+    """write(content, name="model.gguf"): puts bytes into a file of the test's folder; returns its path."""
+
+    def put(content: bytes, name: str = "model.gguf") -> Path:
+        (tmp_path / name).write_bytes(content)
+        return tmp_path / name
+
+    return put
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory):
-    """checkpoint(arch, seed=0, layers=2, **overrides): folder of a tiny Hugging Face checkpoint (see models.py)."""
+    """checkpoint(arch, seed=0, layers=2, **overrides): directory of a tiny Hugging Face model (support/models.py)."""
     from support import models
 
     @functools.cache
@@ -41,9 +52,9 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def gguf_model(checkpoint, tmp_path_factory):
-    """gguf_model(arch, outtype="f32", seed=0, layers=2, **overrides): a plain GGUF of that tiny checkpoint.
+    """gguf_model(arch, outtype="f32", seed=0, layers=2, **overrides): a plain GGUF file of that tiny model.
 
-    "f16" holds exactly the weights of "f32", in half the bytes: tiny models have float16 weights.
+    "f16" has exactly the weights of "f32" in half the bytes: tiny models have float16 weights.
     """
     from support import models
     from swaa_edge.convert import hf

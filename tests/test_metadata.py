@@ -16,15 +16,6 @@ from swaa_edge.files.header import read_header
 INT32_MAX = 2**31 - 1
 
 
-@pytest.fixture
-def write(tmp_path):
-    def put(content, name="model.gguf"):
-        (tmp_path / name).write_bytes(content)
-        return tmp_path / name
-
-    return put
-
-
 def masks(config, n_layers):
     return config.window_size, config.sink_count, config.sliding_layers(n_layers), config.fa_decode_layers(n_layers)
 

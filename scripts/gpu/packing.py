@@ -45,6 +45,7 @@ _SUPPORT = (
     "engine/process",
     "engine/child",
     "engine/calls",
+    "engine/protocol",
     "oracle/verdict",
     "oracle/grid",
     "oracle/rule",

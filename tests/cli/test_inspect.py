@@ -16,16 +16,6 @@ from swaa_edge.files.header import read_header
 from swaa_edge.files.model import read_model, swaa_refusal
 from swaa_edge.kvsize import kv_size
 
-
-@pytest.fixture
-def write(tmp_path):
-    def put(content, name="model.gguf"):
-        (tmp_path / name).write_bytes(content)
-        return tmp_path / name
-
-    return put
-
-
 HEADS = [kv("llama.attention.key_length", "u32", 32), kv("llama.attention.value_length", "u32", 32)]
 MIXED = """\
 model         tiny

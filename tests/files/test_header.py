@@ -17,15 +17,6 @@ from swaa_edge.metadata import read_swaa
 GOOD = model(extra=swaa_keys())
 
 
-@pytest.fixture
-def write(tmp_path):
-    def put(content, name="model.gguf"):
-        (tmp_path / name).write_bytes(content)
-        return tmp_path / name
-
-    return put
-
-
 def refused(path):
     with pytest.raises(ModelFileError) as caught:
         read_header(path)

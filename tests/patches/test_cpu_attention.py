@@ -1,13 +1,10 @@
-"""The CPU attention kernels by themselves: as exact as upstream's, repeatable, and out of the way when switched off.
+"""The CPU attention kernels by themselves: as exact as upstream's, repeatable, and unused when switched off.
 
-Each case is judged against attention by its definition in double precision, on the values that the cache holds. The
-same library with GGML_CPU_FATTN=0 gives upstream's kernels, whose error is the measure.
+Each case is compared with attention by its definition in double precision, on the values in the cache. The same library
+with GGML_CPU_FATTN=0 runs upstream's kernels, whose error is the yardstick.
 
     pytest tests/patches/test_cpu_attention.py -k "iq4_nl and b5"
 """
-
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,8 +17,8 @@ from support.engine.attention_op import (
     MASKS,
     TOKENS,
     TYPES,
-    Case,
     Kernels,
+    OpCase,
     exact,
     nmse,
     random_cases,
@@ -30,33 +27,31 @@ from support.engine.attention_op import (
 )
 from support.engine.process import library_dir
 
-BASELINE = Path(os.environ.get("SWAA_EDGE_BASELINE") or Path(__file__).parents[2] / "build" / "baseline" / "lib")
 THREADS = (1, 2, 5)  # 5: more than tasks, or than cores
 
-# An error of ours is no larger than upstream's if it is at most this many times it: two sums of the same numbers in
-# different orders are luckier or less lucky.
+# Our error may be this many times upstream's: sums of the same numbers in different orders round differently.
 SAME = 1.5
-# And below this it is the rounding of scores and sums in f32, which has nothing to do with the kernel. Scores of 10,000
-# are rounded by a thousandth, and that shows where two columns compete.
+# Errors below this are f32 rounding of scores and sums, whatever the kernel. Scores of 10,000 are rounded by a
+# thousandth, which shows where two columns compete.
 FLOOR, FLOOR_LARGE = 1e-12, 1e-10
-# Whatever the type of the cache, it is read exactly and computed with in f32; or, where it is one of 8 bits or fewer,
-# and where the CPU is good at that, with Q rounded to 8 bits, as upstream does everywhere, and with weights of 16 bits.
-# Beside upstream's error alone a wrong column of the mask would not show.
+# Absolute bounds, since a wrong column of the mask might not show beside upstream's error. Every cache type is read
+# exactly and computed in f32; or, for types of 8 bits or fewer on CPUs with the instructions, with Q rounded to 8 bits,
+# as upstream does everywhere, and with 16-bit weights.
 BOUND, BOUND_WEIGHTS = 1e-10, 1e-7
 LIKE_8_BITS = {"q8_0", "q4_0", "q5_0", "iq4_nl"}
-# If upstream's kernel is farther off, the definition is not that of the op.
+# If upstream's kernel is further off, our definition is not that of the op.
 SANE = 1e-2
 
 RANDOM = random_cases(200)
 LARGE = [
-    Case(k, tokens=tokens, columns=500, mask=mask, sinks=mask == "none", large=True, seed=tokens)
+    OpCase(k, tokens=tokens, columns=500, mask=mask, sinks=mask == "none", large=True, seed=tokens)
     for k in ("f32", "f16", "bf16", "q8_0")
     for tokens, mask in ((1, "one"), (1, "none"), (33, "one"), (75, "none"))
 ]
 
-# Heads that are passed over, in some steps or in all: the decode kernel prepares the next head along with one.
-PASSED_OVER = [
-    Case(k, group=group, heads=8, columns=500, mask="heads", blind=True, window=True, seed=seed)
+# Heads that are skipped, in some steps or in all: the decode kernel prepares the next head while computing one.
+SKIPPED = [
+    OpCase(k, group=group, heads=8, columns=500, mask="heads", blind=True, window=True, seed=seed)
     for seed, k in enumerate(sorted(LIKE_8_BITS))
     for group in (1, 2)
 ]
@@ -77,16 +72,14 @@ def upstream():
 
 
 @pytest.fixture(scope="module")
-def baseline():
+def baseline(baseline_dir):
     """The unpatched library."""
-    if not BASELINE.is_dir():
-        pytest.skip(f"no unpatched library in {BASELINE}; `make baseline` builds it")
-    with Kernels(BASELINE) as running:
+    with Kernels(baseline_dir) as running:
         yield running
 
 
 @pytest.mark.native
-@pytest.mark.parametrize("case", RANDOM + LARGE + PASSED_OVER, ids=str)
+@pytest.mark.parametrize("case", RANDOM + LARGE + SKIPPED, ids=str)
 def test_against_the_definition(ours, upstream, case):
     tensors = case.tensors(ours.quantize)
     expected = exact(case, tensors)
@@ -104,7 +97,7 @@ def test_against_the_definition(ours, upstream, case):
         where = f"on {threads} threads; {case!r}"
         assert np.isfinite(first).all(), f"not finite {where}"
         assert not first[nothing].any(), f"rows that see nothing are not zero {where}"
-        same = first.tobytes() == second.tobytes()  # pytest takes minutes to tell how bytes differ
+        same = first.tobytes() == second.tobytes()  # pytest takes minutes to diff long bytes
         assert same, f"two runs differ by {np.abs(first - second).max()} {where}"
         error = nmse(first, expected)
         assert error <= allowed, f"error {error:.2e}, upstream's {theirs:.2e} {where}"
@@ -116,8 +109,8 @@ def test_against_the_definition(ours, upstream, case):
 @pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("tokens", [1, 5, 33])
 def test_the_kernels_are_ours(ours, upstream, kind, tokens):
-    """Else the comparison with upstream's would be one of upstream's with itself."""
-    case = Case(kind, tokens=tokens)
+    """Otherwise upstream's kernels would be compared with themselves."""
+    case = OpCase(kind, tokens=tokens)
     tensors = case.tensors(ours.quantize)
     assert ours.attend(case, tensors, 2)[0].tobytes() != upstream.attend(case, tensors, 2)[0].tobytes()
 
@@ -126,9 +119,9 @@ def test_the_kernels_are_ours(ours, upstream, kind, tokens):
 @pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("tokens", [1, 5, 33, 75])
 @pytest.mark.parametrize("given", [{}, {"sinks": True, "softcap": 20.0}])
-def test_what_is_no_number_stays_so(ours, kind, tokens, given):
-    """Else a model that has gone wrong would look like one that answers."""
-    case = Case(kind, tokens=tokens, **given)
+def test_nan_stays_nan(ours, kind, tokens, given):
+    """Otherwise a broken model would look like a working one."""
+    case = OpCase(kind, tokens=tokens, **given)
     tensors = case.tensors(ours.quantize)
     wrong = np.zeros(tensors["q"].shape[:-1], bool)
     wrong[0, 0, 1] = True
@@ -169,8 +162,8 @@ def test_switched_off_they_are_upstreams(upstream, baseline, case):
         "v_in_k": (True,),
     }.items(),
 )
-def test_every_value_has_partners(field, values):
-    """The cases are random, so what they cover is counted."""
+def test_every_value_occurs_in_many_combinations(field, values):
+    """The cases are random, so their coverage is counted."""
     for value in values:
         found = [case for case in RANDOM if ((case.dk, case.dv) if field == "size" else getattr(case, field)) == value]
         if field == "columns":

@@ -7,12 +7,12 @@ host. How the kernels walk over them (tiles, stream-k ranges, parallel blocks) i
 import ctypes
 import shutil
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from support import ROOT
+
 HEADERS = ROOT / "patches/src/ggml/src/ggml-cuda"
 BLOCK = 256
 

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from support import ROOT
+
 pytestmark = pytest.mark.native
 
-ROOT = Path(__file__).parents[2]
 TREE = ROOT / "vendor/llama.cpp-patched"
 HERE = ROOT / "tests/support/cuda"
 LIBRARIES = ROOT / "build/editable/bin"

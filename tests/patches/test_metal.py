@@ -14,9 +14,9 @@ from pathlib import Path
 import mutate
 import pytest
 
+from support import ROOT
 from support.metal import attention, build, cases, mutants
 
-ROOT = Path(__file__).parents[2]
 VENDOR = ROOT / "vendor"
 CACHE = ROOT / "build" / "metal"
 

@@ -1,15 +1,13 @@
 """Without SWAA the patched library computes exactly what the unpatched one does.
 
-Bit for bit: the same instructions on the same numbers, or a call site changed something it had no business with. Only
-attention on the CPU has other kernels, SWAA or not (docs/cpu-kernels.md); here it is left to upstream's. The unpatched
+Bit for bit: the same instructions on the same numbers, or a call site changes more than it should. Only attention on
+the CPU has other kernels, with or without SWAA (docs/cpu-kernels.md); here it is left to upstream's. The unpatched
 library comes from `make baseline` (same compiler, same flags); SWAA_EDGE_BASELINE names another folder.
 
     make baseline && pytest tests/patches/test_off_is_off.py
 """
 
-import os
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +15,6 @@ import pytest
 from support.engine.process import Engine, library_dir
 from support.oracle.grid import Case, schedule
 
-BASELINE = Path(os.environ.get("SWAA_EDGE_BASELINE") or Path(__file__).parents[2] / "build" / "baseline" / "lib")
 OFF = {"swaa.enabled": False}
 
 # Each fed as one, two or three sequences; the SWAA part of a line is what would apply if it were on.
@@ -40,25 +37,17 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def engine():
-    """An Engine with the patched library, which leaves attention on the CPU to upstream's kernels."""
-    from swaa_edge.errors import NativeLibraryError
-
-    try:
-        folder = library_dir()
-    except NativeLibraryError as error:
-        pytest.skip(str(error))
-    with Engine(folder, own_kernels=False) as running:
+    """An Engine with the patched library and upstream's attention kernels on the CPU."""
+    with Engine(library_dir(), own_kernels=False) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def baseline():
+def baseline(baseline_dir):
     """An Engine with the unpatched library."""
-    if not BASELINE.is_dir():
-        pytest.skip(f"no unpatched library in {BASELINE}; `make baseline` builds it")
-    with Engine(BASELINE) as running:
+    with Engine(baseline_dir) as running:
         running.start()
-        assert not running.has_swaa, f"{BASELINE} holds a patched library"
+        assert not running.has_swaa, f"{baseline_dir} holds a patched library"
         yield running
 
 
@@ -70,7 +59,7 @@ def logits(running, model, case, overrides):
 def assert_same_bits(ours, theirs):
     for one, other in zip(ours, theirs, strict=True):
         assert np.isfinite(one).all()
-        same = one.tobytes() == other.tobytes()  # pytest takes minutes to tell how bytes differ
+        same = one.tobytes() == other.tobytes()  # pytest takes minutes to diff long bytes
         assert same, f"largest difference {np.abs(one - other).max()}"
 
 

@@ -1,15 +1,16 @@
-"""Upstream's op tests with our cases of a KV block table: every path of the CPU kernel against the reference.
+"""Upstream's op tests with our cases of a KV block table: every path of the CPU kernels against the reference.
 
-Each case also compares the table with gathered rows, which know nothing of it (patches/src/tests/test-kv-blocks.h).
+Each case also compares the table with gathered rows, which need no table (patches/src/tests/test-kv-blocks.h).
 """
 
 import re
 import subprocess
-from pathlib import Path
 
 import pytest
 
-PROGRAM = Path(__file__).parents[2] / "build/editable/bin/test-backend-ops"
+from support import ROOT
+
+PROGRAM = ROOT / "build/editable/bin/test-backend-ops"
 
 
 @pytest.mark.native

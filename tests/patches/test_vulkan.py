@@ -45,7 +45,7 @@ CASES = [
 def vulkan():
     """An Engine with the Vulkan library, which may use a software device too."""
     patch = pytest.MonkeyPatch()
-    patch.setattr("support.engine.process.TIMEOUT_SECONDS", 3600.0)
+    patch.setattr("support.engine.protocol.TIMEOUT_SECONDS", 3600.0)
     patch.setenv("GGML_VK_VISIBLE_DEVICES", os.environ.get("GGML_VK_VISIBLE_DEVICES", "0"))
     with patch.context(), Engine(Path(LIBRARY)) as running:
         running.start()

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tarfile
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,10 +17,10 @@ from gpu import check as gpu_check
 from gpu.errors import CheckError, OutOfTime
 from gpu.runner import Runner
 
+from support import ROOT
 from support.engine.process import library_dir
 from support.oracle.grid import Case, schedule
 
-ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "scripts"
 NATIVE = ROOT / "build/editable/bin"
 BASELINE = ROOT / "build/baseline/lib"
@@ -462,9 +461,11 @@ def test_from_packing_to_the_report_and_a_second_call_has_nothing_to_do(tmp_path
     assert made["oracle"][0]["swaa"]["worst"] < 0.1
     assert [(row["recipe"], row["kv"]) for row in made["rows"]] == [
         ("full", "f16"),
+        ("off", "f16"),
         ("fast", "f16"),
         ("stream", "f16"),
         ("full", "q8_0"),
+        ("off", "q8_0"),
         ("memory", "q8_0"),
     ]
     assert all(row["ratio"] > 0 and row["prompt_tokens"] == 320 for row in made["rows"])

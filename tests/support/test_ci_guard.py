@@ -3,9 +3,10 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+
+from support import ROOT
 
 CASES = {
     "skip": "@pytest.mark.native\ndef test_it():\n    pytest.skip('no library')\n",
@@ -23,7 +24,7 @@ def test_guard(tmp_path, case, ci):
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = native\n")
     (tmp_path / "test_case.py").write_text("import pytest\n" + CASES[case])
     env = {key: value for key, value in os.environ.items() if key not in ("CI", "PYTEST_ADDOPTS")}
-    env |= {"PYTHONPATH": str(Path(__file__).parents[1]), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    env |= {"PYTHONPATH": str(ROOT / "tests"), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     if ci:
         env["CI"] = "true"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "support.ci_guard", "-p", "no:cacheprovider", str(tmp_path)]

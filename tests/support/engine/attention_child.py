@@ -1,22 +1,21 @@
-"""The process that `attention_op.Kernels` starts and that may abort: one attention op at a time, by ggml's C functions.
+"""The child process of `attention_op.Kernels`: one attention op at a time, by ggml's C functions.
 
-Apart from the tests since a library reads GGML_CPU_FATTN once, two libraries can't be in one process, and a crash in C
-shall end this one only. Requests and answers are pickles with their length in front, as in engine_child.py.
+A process of its own because a library reads GGML_CPU_FATTN once, two libraries cannot share a process, and a crash in C
+must end this one only.
 
-Use: none by hand; `python -m support.engine.attention_child FOLDER` is what Kernels runs, FOLDER being the library's.
+Use: not by hand; Kernels runs `python -m support.engine.attention_child FOLDER` with the folder of the library.
 """
 
 from __future__ import annotations
 
 import ctypes
-import os
-import pickle
-import struct
 import sys
 from ctypes import c_bool, c_float, c_int, c_int64, c_size_t, c_void_p
 from pathlib import Path
 
 import numpy as np
+
+from support.engine.protocol import claim_stdout, serve
 
 # enum ggml_type
 TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "iq4_nl": 20, "i32": 26, "bf16": 30}
@@ -75,12 +74,12 @@ class Child:
         self.set_threads = ctypes.CFUNCTYPE(None, c_void_p, c_int)(address)
 
     def quantize(self, kind: str, values: np.ndarray) -> dict:
-        """float32 [..., n] to uint8 [..., bytes], each row by itself."""
+        """float32 [..., n] to uint8 [..., bytes], row by row."""
         values = np.ascontiguousarray(values, np.float32)
         *outer, n = values.shape
         rows = values.size // n
         raw = np.empty((*outer, self.ggml.ggml_row_size(TYPES[kind], n)), np.uint8)
-        even = np.ones(n, np.float32)  # all values matter alike
+        even = np.ones(n, np.float32)  # equal weights
         written = self.ggml.ggml_quantize_chunk(
             TYPES[kind], values.ctypes.data, raw.ctypes.data, 0, rows, n, even.ctypes.data
         )
@@ -89,7 +88,7 @@ class Child:
         return {"raw": raw}
 
     def attend(self, case: dict, tensors: dict, threads: int, runs: int) -> dict:
-        """The op of the case on `threads` threads, `runs` times; see attention_op.Case.tensors for the inputs."""
+        """Run the op of the case on `threads` threads, `runs` times; see attention_op.OpCase.tensors for the inputs."""
         size = sum(x.nbytes for x in tensors.values() if x is not None)
         q = tensors["q"]
         out = np.empty((*q.shape[:3], case["dv"]), np.float32)
@@ -139,7 +138,7 @@ class Child:
         return op
 
     def _tensor(self, kind: str, shape: tuple, values: np.ndarray) -> int:
-        """A new tensor with these bytes; shape in ggml's order, the fastest axis first."""
+        """A new tensor with these bytes. shape: in ggml's order, the fastest axis first."""
         tensor = self.ggml.ggml_new_tensor_4d(self.ctx, TYPES[kind], *shape)
         values = np.ascontiguousarray(values)
         if self.ggml.ggml_nbytes(tensor) != values.nbytes:
@@ -148,21 +147,6 @@ class Child:
         return tensor
 
 
-def main() -> None:
-    """Serve requests from stdin to stdout until stdin ends; whatever C prints goes to stderr."""
-    out = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    child = Child(Path(sys.argv[1]))
-    while head := sys.stdin.buffer.read(8):
-        name, *arguments = pickle.loads(sys.stdin.buffer.read(struct.unpack("<Q", head)[0]))
-        try:
-            answer = getattr(child, name)(*arguments)
-        except Exception as error:  # reported to the parent, which raises it there
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        body = pickle.dumps(answer)
-        out.write(struct.pack("<Q", len(body)) + body)
-        out.flush()
-
-
 if __name__ == "__main__":
-    main()
+    out = claim_stdout()
+    serve(Child(Path(sys.argv[1])), out)

@@ -1,9 +1,10 @@
-"""The attention op by itself: random cases, their tensors, what they give by definition, and the library's answer.
+"""The attention op by itself: random cases, their tensors, the result by definition, and the library's result.
 
-A model's logits say little about one kernel. Here ggml's op is called without a model, on every cache type, head size
-and mask that the kernels tell apart, and compared with the definition in double precision on the dequantized cache.
+A model's logits reveal little about one kernel. Here ggml's op is called without a model, for every cache type, head
+size and mask that the kernels distinguish, and compared with the definition in double precision on the dequantized
+cache.
 
-    case = Case("q8_0", tokens=33); with Kernels(library_dir()) as ours: tensors = case.tensors(ours.quantize)
+    case = OpCase("q8_0", tokens=33); with Kernels(library_dir()) as ours: tensors = case.tensors(ours.quantize)
     error = nmse(ours.attend(case, tensors, threads=2), exact(case, tensors))
 """
 
@@ -11,9 +12,6 @@ from __future__ import annotations
 
 import itertools
 import random
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,8 +19,7 @@ from pathlib import Path
 import numpy as np
 from gguf import GGMLQuantizationType, quants
 
-from support import module_environment
-from support.engine.process import Engine
+from support.engine.protocol import ChildProcess
 
 BLOCK = 256  # columns of a block of the block table
 TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl")
@@ -32,17 +29,20 @@ TOKENS = (1, 2, 3, 5, 8, 9, 17, 33, 75, 130)
 COLUMNS = (1, 7, 63, 64, 65, 127, 255, 300, 513, 700)
 BLOCKS = (1, 2, 5, 9)
 MASKS = ("none", "one", "shared", "heads")
-# Of a random case: what one op costs, and its tensors.
+# Limits of a random case: flops of the op, values in its cache.
 MAX_FLOPS, MAX_VALUES = 4e8, 4e6
 
 
 @dataclass(frozen=True)
-class Case:
-    """One op. k, v: cache types; heads: KV heads, each with `group` query heads; columns: of K and V, where no table
-    of `blocks` blocks says otherwise. mask: for each stream, "one" for all heads or one each ("heads"), or "shared" by
-    all streams; blind: some rows see nothing; window: some see the end alone. cells: "tokens", a cell's heads side by
-    side as in llama.cpp's cache, or "heads", one after the other; v_in_k: V is the beginning of K's rows. large: values
-    whose products no f16 holds."""
+class OpCase:
+    """One op.
+
+    k, v: cache types. heads: KV heads, each with `group` query heads. columns: of K and V, unless a table of `blocks`
+    blocks defines them. mask: per stream, "one" for all heads or one each ("heads"), or "shared" by all streams. blind:
+    some rows see nothing. window: some rows see only the end. cells: "tokens", with the heads of a cell side by side as
+    in llama.cpp's cache, or "heads", one after the other. v_in_k: V is the beginning of K's rows. large: values whose
+    products overflow f16.
+    """
 
     k: str = "f16"
     v: str = ""
@@ -94,13 +94,18 @@ class Case:
         """The op's inputs, from the seed alone.
 
         q float32 [S, T, H, DK]; k, v uint8 [S, cells, heads, bytes], or [S, heads, cells, bytes]; mask float16
-        [S or 1, H or 1, T, columns]; sinks float32 [H]; table int32 [S, blocks]; what the case lacks is None.
-        quantize(type, float32 [..., n]) gives the bytes of the last axis.
+        [S or 1, H or 1, T, columns]; sinks float32 [H]; table int32 [S, blocks]; None where the case has none.
+        quantize(type, float32 [..., n]): the bytes of the last axis.
         """
         rng = np.random.default_rng(self.seed)
         n_heads = self.heads * self.group
-        normal = lambda *shape: rng.standard_normal(shape, np.float32)  # noqa: E731
-        lengths = (1.0, 1e-4) if self.large else (0.5, 1.0, 2.0, 6.0)  # of a row of Q: from flat weights to one alone
+
+        def normal(*shape: int) -> np.ndarray:
+            return rng.standard_normal(shape, np.float32)
+
+        lengths = (
+            (1.0, 1e-4) if self.large else (0.5, 1.0, 2.0, 6.0)
+        )  # of a row of Q: from flat weights to a single one
         q = normal(self.streams, self.tokens, n_heads, self.dk)
         q *= rng.choice(np.float32(lengths), (self.streams, self.tokens, n_heads, 1))
         cells = (self.n_cells, self.heads) if self.cells == "tokens" else (self.heads, self.n_cells)
@@ -117,7 +122,7 @@ class Case:
     def _mask(self, rng: np.random.Generator) -> np.ndarray:
         n = self.n_columns
         if self.blocks > 1 and not self.blind:
-            n -= BLOCK * rng.integers(0, self.blocks)  # what lies behind is visible to all
+            n -= BLOCK * rng.integers(0, self.blocks)  # columns beyond it are visible to all
         streams = 1 if self.mask == "shared" else self.streams
         shape = (streams, self.heads * self.group if self.mask == "heads" else 1, self.tokens, 1)
         column = np.arange(n)
@@ -137,13 +142,13 @@ class Case:
 
 
 def deck(rng: random.Random, values: Sequence) -> Iterator:
-    """The values for ever, shuffled anew each time they have all been dealt: none is left to chance."""
+    """The values endlessly, reshuffled each time all have been dealt, so that each occurs equally often."""
     while True:
         yield from rng.sample(values, len(values))
 
 
-def random_cases(count: int) -> list[Case]:
-    """`count` cases; each value of each field comes as often as the others, with partners that chance gives it."""
+def random_cases(count: int) -> list[OpCase]:
+    """`count` cases; each value of each field occurs equally often, in random combinations."""
     rng = random.Random("attention")
     flag = (False, True)
     fields = {
@@ -170,9 +175,9 @@ def random_cases(count: int) -> list[Case]:
     return [_case(i, {name: next(values) for name, values in decks.items()}, decks) for i in range(count)]
 
 
-def _case(seed: int, drawn: dict, decks: dict[str, Iterator]) -> Case:
+def _case(seed: int, drawn: dict, decks: dict[str, Iterator]) -> OpCase:
     mixed, (dk, dv) = drawn.pop("mixed"), drawn.pop("size")
-    whole_blocks = dk % 32 == 0  # other head sizes are for the types without blocks
+    whole_blocks = dk % 32 == 0  # other head sizes only fit types without blocks
     for name in ("k", "v"):
         while not whole_blocks and drawn[name] not in ("f32", "f16", "bf16"):
             drawn[name] = next(decks[name])
@@ -181,7 +186,7 @@ def _case(seed: int, drawn: dict, decks: dict[str, Iterator]) -> Case:
     drawn["v_in_k"] &= dk == 576 and not drawn["v"]
     if drawn["mask"] == "none":
         drawn |= {"blocks": 0, "blind": False, "window": False, "alibi": 0.0}
-    case = Case(dk=dk, dv=dv, seed=seed, **drawn)
+    case = OpCase(dk=dk, dv=dv, seed=seed, **drawn)
     for smaller in ({"heads": 1}, {"streams": 1}, {"blocks": min(case.blocks, 2), "columns": min(case.columns, 127)}):
         if case.too_large:
             case = replace(case, **smaller)
@@ -193,7 +198,7 @@ def dequantized(kind: str, raw: np.ndarray) -> np.ndarray:
     return quants.dequantize(raw, GGMLQuantizationType[kind.upper()]).astype(np.float64)
 
 
-def exact(case: Case, tensors: dict[str, np.ndarray | None]) -> np.ndarray:
+def exact(case: OpCase, tensors: dict[str, np.ndarray | None]) -> np.ndarray:
     """Attention by its definition, in double precision: float64 [S, T, H, DV]."""
     k = dequantized(case.k, tensors["k"])
     v = k[..., : case.dv] if case.v_in_k else dequantized(case.v_type, tensors["v"])
@@ -223,7 +228,7 @@ def exact(case: Case, tensors: dict[str, np.ndarray | None]) -> np.ndarray:
     return out
 
 
-def rounded_to_8_bits(case: Case, tensors: dict[str, np.ndarray | None]) -> dict[str, np.ndarray | None]:
+def rounded_to_8_bits(case: OpCase, tensors: dict[str, np.ndarray | None]) -> dict[str, np.ndarray | None]:
     """The tensors with Q in blocks of 32 as the products with 8-bit K use it: integers up to 127, times a scale."""
     q = tensors["q"].reshape(-1, 32)
     largest = np.abs(q).max(axis=1, keepdims=True)
@@ -232,20 +237,20 @@ def rounded_to_8_bits(case: Case, tensors: dict[str, np.ndarray | None]) -> dict
     return tensors | {"q": rounded.astype(np.float32).reshape(tensors["q"].shape)}
 
 
-def sees_nothing(case: Case, tensors: dict[str, np.ndarray | None]) -> np.ndarray:
-    """Which rows have no column that the mask shows them: bool [S, T, H]."""
+def sees_nothing(case: OpCase, tensors: dict[str, np.ndarray | None]) -> np.ndarray:
+    """Rows for which the mask hides every column: bool [S, T, H]."""
     shape, mask = (case.streams, case.heads * case.group, case.tokens), tensors["mask"]
     if mask is None or mask.shape[-1] < case.n_columns:
         return np.zeros(shape, bool).swapaxes(1, 2)
     return np.broadcast_to(np.isneginf(mask).all(-1), shape).swapaxes(1, 2)
 
 
-def scale(case: Case) -> float:
-    """What q.k is multiplied by, as the op's parameter holds it."""
+def scale(case: OpCase) -> float:
+    """The factor of q.k, in the precision of the op's parameter."""
     return float(np.float32(case.dk**-0.5))
 
 
-def slope(case: Case, head: int) -> float:
+def slope(case: OpCase, head: int) -> float:
     """ALiBi's factor: a geometric series over the largest power of two of heads, every other step for the rest."""
     if not case.alibi:
         return 1.0
@@ -255,36 +260,29 @@ def slope(case: Case, head: int) -> float:
 
 
 def nmse(got: np.ndarray, expected: np.ndarray) -> float:
-    """Squared error over the expected values' squares; infinite where something isn't finite."""
+    """Squared error divided by the squares of the expected values; infinite if a value is not finite."""
     if not np.isfinite(got).all():
         return float("inf")
     error, size = np.sum((got - expected) ** 2), np.sum(expected**2)
     return float(error / size) if size else float("inf") if error else 0.0
 
 
-class Kernels(Engine):
-    """A child process that runs the op with the library of one folder. own: with our kernels, not upstream's."""
+class Kernels(ChildProcess):
+    """A child process that runs the op with the library of one folder. own: with our kernels, else upstream's."""
+
+    module = "support.engine.attention_child"
 
     def __init__(self, library: Path, own: bool = True):
-        super().__init__(library, own_kernels=own)
+        super().__init__(library)
+        self.own = own
 
-    def start(self) -> None:
-        if self.child is not None:
-            return
-        self.errors = tempfile.TemporaryFile()  # noqa: SIM115
-        folder = str(self.library.resolve())
-        self.child = subprocess.Popen(
-            [sys.executable, "-m", "support.engine.attention_child", folder],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.errors,
-            env=module_environment(GGML_CPU_FATTN=str(int(self.own_kernels))),
-        )
+    def command(self) -> tuple[list[str], dict[str, str]]:
+        return [str(self.library.resolve())], {"GGML_CPU_FATTN": str(int(self.own))}
 
     def quantize(self, kind: str, values: np.ndarray) -> np.ndarray:
-        """float32 [..., n] as uint8 [..., bytes of a row] of the type."""
+        """Quantize float32 [..., n] to the type's uint8 [..., bytes of a row]."""
         return self.request("quantize", kind, values)["raw"]
 
-    def attend(self, case: Case, tensors: dict, threads: int, runs: int = 1) -> list[np.ndarray]:
-        """What the op gives, float32 [S, T, H, DV], in each of some runs."""
+    def attend(self, case: OpCase, tensors: dict, threads: int, runs: int = 1) -> list[np.ndarray]:
+        """The op's result in each of `runs` runs: float32 [S, T, H, DV]."""
         return self.request("attend", asdict(case) | {"scale": scale(case)}, tensors, threads, runs)["out"]

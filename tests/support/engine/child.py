@@ -1,10 +1,8 @@
-"""The process that `engine.Engine` starts and that may abort: it serves runs with the library of LLAMA_CPP_LIB_PATH.
+"""The child process of `Engine`: runs models with the library of LLAMA_CPP_LIB_PATH.
 
-It is apart from the tests so that a crash in C ends this process only. Requests and answers are pickles with their
-length in front, on stdin and stdout; whatever C prints goes to stderr. A request names a method of Child that takes
-what follows in it: a whole run, or a context that is opened, called and closed.
+A request names a method of Child: a whole run, or opening, calling and closing a context.
 
-Use: none by hand; `python -m support.engine.child` is what Engine runs.
+Use: not by hand; Engine runs `python -m support.engine.child`.
 """
 
 from __future__ import annotations
@@ -12,19 +10,17 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
-import pickle
-import struct
-import sys
 from pathlib import Path
 
 from support.engine.calls import Calls, last_error
+from support.engine.protocol import claim_stdout, send, serve
 
 POLICIES = {"auto": 0, "table": 1, "copy": 2, "dense": 3}
 KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8, "bf16": 30}
 
 
 class Child:
-    """The library, and at most one model with its context. Steps that aren't methods here are those of Calls."""
+    """The library, and at most one model with its context. Steps that are not methods here are those of Calls."""
 
     def __init__(self):
         import llama_cpp.llama_cpp as api
@@ -32,7 +28,7 @@ class Child:
         from swaa_edge.native.backends import load_backends
 
         self.api = api
-        logging.getLogger("llama-cpp-python").setLevel(logging.WARNING)  # what else it says is long
+        logging.getLogger("llama-cpp-python").setLevel(logging.WARNING)  # its other messages are long
         load_backends(api._lib, Path(os.environ["LLAMA_CPP_LIB_PATH"]))
         api.llama_backend_init()
         self.swaa = hasattr(api._lib, "llama_swaa_abi_version")
@@ -65,15 +61,15 @@ class Child:
         self.ctx = self.context(self.model, settings)
         vocab = self.api.llama_vocab_n_tokens(self.api.llama_model_get_vocab(self.model))
         self.calls = Calls(self.api, self.swaa, self.ctx, vocab)
-        told = {"config": self.config(self.model), "policy": "off"}
-        if told["config"]:
+        facts = {"config": self.config(self.model), "policy": "off"}
+        if facts["config"]:
             self.api._lib.llama_swaa_get_policy.argtypes = [ctypes.c_void_p]
             names = {v: k for k, v in POLICIES.items()}
-            told["policy"] = names[self.api._lib.llama_swaa_get_policy(self.ctx)]
-        return told
+            facts["policy"] = names[self.api._lib.llama_swaa_get_policy(self.ctx)]
+        return facts
 
     def call(self, name: str, arguments: tuple) -> dict:
-        """One call of the open context: its value, and what last_error says afterwards."""
+        """Call the open context; returns the value, and last_error afterwards."""
         if self.calls is None:
             raise RuntimeError("no context is open")
         value = getattr(self.calls, name)(*arguments)
@@ -90,7 +86,7 @@ class Child:
     def load(self, path: str, overrides: dict, gpu_layers: int):
         params = self.api.llama_model_default_params()
         params.n_gpu_layers = gpu_layers
-        # How many layers it put there, llama.cpp tells its log alone.
+        # Only the log of llama.cpp reports how many layers it put there.
         logging.getLogger("llama-cpp-python").setLevel(logging.INFO if gpu_layers else logging.WARNING)
         array = (self.api.llama_model_kv_override * (len(overrides) + 1))()
         for entry, (key, value) in zip(array, overrides.items(), strict=False):
@@ -103,7 +99,7 @@ class Child:
                 entry.tag, entry.value.val_f64 = self.api.LLAMA_KV_OVERRIDE_TYPE_FLOAT, value
             else:
                 if len(value) > 127:
-                    raise ValueError(f"override {key} has {len(value)} characters, llama.cpp takes 127")
+                    raise ValueError(f"override {key} has {len(value)} characters, llama.cpp allows 127")
                 entry.tag, entry.value.val_str = self.api.LLAMA_KV_OVERRIDE_TYPE_STR, value.encode()
         if overrides:  # the array ends with the entry whose key is empty
             params.kv_overrides = array
@@ -124,7 +120,7 @@ class Child:
             if self.api._lib.llama_swaa_set_default_policy(POLICIES[settings["policy"]]) != 0:
                 raise RuntimeError(f"policy {settings['policy']} refused: {self.reason()}")
         elif settings["policy"] != "auto":
-            raise RuntimeError("a policy was asked of a library without SWAA")
+            raise RuntimeError("the library has no SWAA, so it takes no policy")
         context = self.api.llama_init_from_model(model, params)
         if not context:
             raise RuntimeError(f"context refused: {self.reason()}")
@@ -148,7 +144,7 @@ class Child:
             "fa_decode": tuple(bool(x) for x in fa_decode),
         }
 
-    # The steps of `run`; what is refused is raised.
+    # The steps of `run`; a refusal is raised.
 
     def step_phase(self, name: str) -> None:
         if self.calls.phase(name) != 0:
@@ -175,29 +171,14 @@ class Child:
 
     def step_state_set(self, seq: int) -> None:
         if not self.calls.state_set(self.saved, seq):
-            raise RuntimeError(f"the state could not be put into sequence {seq}")
+            raise RuntimeError(f"the state of sequence {seq} was refused")
 
 
 def main() -> None:
-    """Serve runs from stdin to stdout until stdin ends; whatever C prints goes to stderr."""
-    out = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-
-    def send(answer: dict) -> None:
-        body = pickle.dumps(answer)
-        out.write(struct.pack("<Q", len(body)) + body)
-        out.flush()
-
+    out = claim_stdout()
     child = Child()
-    send({"swaa": child.swaa, "abi": child.abi()})
-    while head := sys.stdin.buffer.read(8):
-        request = pickle.loads(sys.stdin.buffer.read(struct.unpack("<Q", head)[0]))
-        try:
-            name, *arguments = request
-            answer = getattr(child, name)(*arguments)
-        except Exception as error:  # reported to the parent, which raises it there
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        send(answer)
+    send(out, {"swaa": child.swaa, "abi": child.abi()})
+    serve(child, out)
 
 
 if __name__ == "__main__":

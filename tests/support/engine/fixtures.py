@@ -1,4 +1,4 @@
-"""Fixtures of the tests that run the engine: the patched library in a child process, and the models it runs.
+"""Fixtures for tests that run the engine: the patched library in a child process, the unpatched one, the models.
 
 pytest_plugins = ["support.engine.fixtures"]   # in conftest.py
 """
@@ -8,29 +8,33 @@ from pathlib import Path
 
 import pytest
 
+from support import ROOT
 from support.engine.process import Engine, library_dir
 
 
 @pytest.fixture(scope="session")
 def engine():
-    """An Engine with the patched library; skips where that isn't built (which fails in CI)."""
-    from swaa_edge.errors import NativeLibraryError
-
-    try:
-        folder = library_dir()
-    except NativeLibraryError as error:
-        pytest.skip(str(error))
-    with Engine(folder) as running:
+    """An Engine with the patched library; its tests are marked native."""
+    with Engine(library_dir()) as running:
         running.start()
-        assert running.has_swaa, f"the library in {folder} has no llama_swaa functions"
+        assert running.has_swaa, f"the library in {running.library} has no llama_swaa functions"
         yield running
 
 
 @pytest.fixture(scope="session")
-def zoo(request, tmp_path_factory):
-    """The grid's models; files of all that the selected tests name as a `case` are made in one go.
+def baseline_dir():
+    """Folder of the unpatched library: SWAA_EDGE_BASELINE, or that of `make baseline`; skips without one."""
+    folder = Path(os.environ.get("SWAA_EDGE_BASELINE") or ROOT / "build" / "baseline" / "lib")
+    if not folder.is_dir():
+        pytest.skip(f"no unpatched library in {folder}; `make baseline` builds it")
+    return folder
 
-    SWAA_GRID_MODELS names a folder that keeps them for the next run, which must be of the same sources.
+
+@pytest.fixture(scope="session")
+def zoo(request, tmp_path_factory):
+    """The grid's models; the files for every `case` of the selected tests are made in one go.
+
+    SWAA_GRID_MODELS names a folder that keeps them for the next run of the same sources.
     """
     from support.oracle.grid_models import Zoo
 

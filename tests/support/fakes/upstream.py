@@ -1,6 +1,6 @@
-"""A small upstream to test scripts/patches.py on: a real sdist in a folder, a pin to match, two patches, one own file.
+"""A small upstream for tests of scripts/patches.py: an sdist in a folder, a matching pin, two patches, one own file.
 
-The commands run on it as a user runs them, without a network; fake_upstream_fixtures.py has the fixtures.
+The commands run on it as a user runs them, without a network; its fixtures are in upstream_fixtures.py.
 
     checkout = Checkout(tmp_path); patches.main(["--root", str(tmp_path), "apply"])
 """
@@ -8,11 +8,8 @@ The commands run on it as a user runs them, without a network; fake_upstream_fix
 import io
 import sys
 import tarfile
-from pathlib import Path
 
 from patches_lib import upstream
-
-ROOT = Path(__file__).resolve().parents[3]
 
 
 def numbered(word, count=30):

@@ -1,4 +1,4 @@
-"""Fixtures on the fake upstream. A pytest plugin must not be imported before pytest does, so they are apart from it.
+"""Fixtures on the fake upstream, a pytest plugin. A module of its own: tests import upstream.py before plugins load.
 
 pytest_plugins = ["support.fakes.upstream_fixtures"]
 """
@@ -17,7 +17,7 @@ def checkout(tmp_path, monkeypatch):
 
 @pytest.fixture
 def run(checkout, capsys):
-    """Runs a command that must succeed; gives what it printed."""
+    """run(*args): a command that must succeed; returns its output."""
 
     def call(*args, root=checkout.root):
         status = patches.main(["--root", str(root), *args])
@@ -30,7 +30,7 @@ def run(checkout, capsys):
 
 @pytest.fixture
 def fail(checkout, capsys):
-    """Runs a command that must fail; gives its error lines without their `Error: `."""
+    """fail(*args): a command that must fail; returns its error lines without `Error: `."""
 
     def call(*args):
         status = patches.main(["--root", str(checkout.root), *args])
