@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from swaa_edge.cli.options.engine import engine_options, sampling_options
-from swaa_edge.cli.options.output import progress_option
+from swaa_edge.cli.options.output import print_piece, progress_option
 from swaa_edge.cli.options.swaa import swaa_options_or_full
-from swaa_edge.cli.run import print_piece
 from swaa_edge.config import Configuration
 from swaa_edge.engine.settings import EngineSettings
 from swaa_edge.errors import ConfigError, GenerationError

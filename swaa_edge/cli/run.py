@@ -6,13 +6,12 @@ swaa-edge run model.gguf -f report.txt -n 200
 from __future__ import annotations
 
 import json
-import sys
 from typing import Any
 
 import click
 
 from swaa_edge.cli.options.engine import engine_options, sampling_options
-from swaa_edge.cli.options.output import json_flag, progress_option
+from swaa_edge.cli.options.output import json_flag, print_piece, progress_option
 from swaa_edge.cli.options.swaa import swaa_options_or_full
 from swaa_edge.config import Configuration
 from swaa_edge.engine.settings import EngineSettings
@@ -89,9 +88,3 @@ def run(
         click.echo(json.dumps(completion.to_dict(), indent=2))
     elif not completion.text.endswith("\n"):
         click.echo()
-
-
-def print_piece(text: str) -> None:
-    """Show a piece of generated text immediately."""
-    click.echo(text, nl=False)
-    sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Options on what a command shows and writes.
+"""Options on what a command shows and writes, and the output of text while it is generated.
 
 @click.command()
 @json_option
@@ -6,6 +6,8 @@
 @progress_option
 def bench(json_file: str | None, force: bool, progress: bool | None): ...
 """
+
+import sys
 
 import click
 
@@ -18,3 +20,9 @@ json_option = click.option(
 #: For commands whose result goes to stdout anyway.
 json_flag = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
 force_option = click.option("--force", is_flag=True, help="Overwrite existing output files.")
+
+
+def print_piece(text: str) -> None:
+    """Show a piece of generated text immediately."""
+    click.echo(text, nl=False)
+    sys.stdout.flush()
