@@ -1,12 +1,12 @@
 """Reuse of what a context holds, by random steps: the engine and an oracle with a memory, compared after each step.
 
-Rewinds, removals, copies, shifts, states and ring checkpoints in any order, between evaluations of one or several
-sequences in any phase. What the engine refuses it must be allowed to refuse (see reuse_book.py); what it answers must
-be right.
+Rewinds, removals, copies, shifts, states and ring snapshots in any order, between evaluations of one or several
+sequences in any phase. The engine may only refuse what support/reuse/book.py allows it to refuse; its logits must be
+correct.
 
 pytest tests/patches/test_reuse.py
 SWAA_REUSE_SCALE=10 pytest tests/patches/test_reuse.py -k random       ten times as many steps
-SWAA_REUSE='{"setup":...,"steps":[...]}' pytest tests/patches/test_reuse.py -k given      the steps a failure printed
+SWAA_REUSE='{"setup":...,"steps":[...]}' pytest tests/patches/test_reuse.py -k given      the steps of a failure
 """
 
 import json
@@ -51,7 +51,7 @@ SETUPS = [
 RULE = Rule(9, 2, (True, False, True, True), (True, False, False, True))
 
 
-# The oracle with a memory, against the one without. None of this needs the engine.
+# The oracle with a memory, compared with the one without. These tests do not need the engine.
 
 
 def random_tokens(n, seed=0):
@@ -209,10 +209,10 @@ def test_another_rule_is_noticed(engine, zoo, wrong):
 
 
 @pytest.mark.native
-def test_a_checkpoint_of_more_than_is_left(engine, zoo):
+def test_a_snapshot_of_more_than_is_left(engine, zoo):
     """What it holds behind the end of a sequence that was cut meanwhile must not come back."""
     session = Session(engine, zoo, Setup("1111"))
-    session.replay([["eval", "prefill", [[[0], 200, 1]], False], ["checkpoint", "a", 0], ["rm", 0, 190, -1]])
+    session.replay([["eval", "prefill", [[[0], 200, 1]], False], ["ring_save", "a", 0], ["rm", 0, 190, -1]])
     state = session.slots["a"].state
     assert session.call("state_set", state, 0, PARTIAL_ONLY) == len(state)
     session.replay([["eval", "prefill", [[[0], 20, 2]], False], ["eval", "auto", [[[0], 1, 3]], False]])

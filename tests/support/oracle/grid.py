@@ -1,4 +1,4 @@
-"""Random cases of SWAA on tiny models: what is run, and how it is fed to the engine.
+"""Random cases of SWAA on tiny models, and how they are fed to the engine.
 
 A case is one line of text, so that a failure can be run again by pasting it:
 
@@ -20,13 +20,13 @@ from support.oracle.rule import Rule
 
 VOCAB = 768
 MAX_PROMPT = 1400
-# Of the prompts of one case together, or so: the oracle's time grows with them.
+# Approximate total of the prompts of a case: the oracle's time grows with it.
 MAX_ROWS = 1400
-# Random routers flip experts in a few rows under any half-precision noise, so these are judged by percentiles.
+# Under half-precision noise random routers flip experts in a few rows, so these are judged by percentiles.
 MOE = ("qwen3moe", "mixtral")
 # A KV type of blocks of 32 can't hold rows that 32 doesn't divide; these have heads of 80.
 NO_Q8 = ("stablelm",)
-# What each architecture is tested with: (name, layers). The ones the converter promises come in two depths.
+# (architecture, layers). The architectures that the converter supports officially have two depths.
 POOL = (
     ("llama", 2),
     ("llama", 4),
@@ -108,7 +108,7 @@ class Case:
 
     @property
     def overrides(self) -> dict:
-        """The keys that give an unannotated file this case's configuration."""
+        """The overrides that give an unannotated file this case's configuration."""
         return self.rule.overrides
 
     @property
@@ -141,8 +141,8 @@ class Schedule:
 def schedule(case: Case) -> Schedule:
     """The case's tokens and batches, from its seed alone.
 
-    auto: any mix of sequences in a batch; one that contributes a single token is decoding, by the meaning of AUTO.
-    explicit: a batch is all prefill, also where a chunk is one token, or all decode, also where it is several.
+    auto: any mix of sequences in a batch; a sequence with a single token is decoding, as AUTO defines.
+    explicit: a batch is all prefill, even with chunks of one token, or all decode, even with chunks of several.
     """
     rng = random.Random(case.seed)
     n = len(case.sequences)
@@ -184,7 +184,7 @@ def schedule(case: Case) -> Schedule:
 
 
 def random_case(seed: int) -> Case:
-    """Case number `seed` of the grid, with windows, sinks and lengths leaning to the edges where code goes wrong."""
+    """Case number `seed` of the grid, with windows, sinks and lengths biased towards edge cases."""
     rng = random.Random(f"grid {seed}")
     arch, layers = rng.choice(POOL)
     policy = rng.choice(("table", "table", "table", "table", "copy", "copy", "dense"))
@@ -202,7 +202,7 @@ def random_case(seed: int) -> Case:
         edge = rng.choice(
             (window - 1, window, window + 1, window + sinks + 1, n_batch + 1, n_ubatch + 1, 256, 257, 513)
         )
-        # Only where the cache is longer than what a batch sees does the engine leave blocks out.
+        # The engine leaves out blocks only if the cache is longer than a batch can see.
         prompt = rng.choice(
             (edge, edge, rng.randint(1, 400), rng.randint(600, MAX_PROMPT), rng.randint(800, MAX_PROMPT))
         )

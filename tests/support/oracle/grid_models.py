@@ -1,7 +1,6 @@
 """The tiny models of the grid, and their GGUF files.
 
-Upstream's converter costs seconds of start-up, and nothing here tests it, so one child process makes all files with
-its classes, without a tokenizer.
+Starting upstream's converter takes seconds, so one child process makes all files with its classes, without a tokenizer.
 
 Use: `zoo = Zoo(folder); zoo.prepare([("qwen3", 4)]); zoo.model("qwen3", 4); zoo.gguf("qwen3", 4)`
 """
@@ -27,8 +26,8 @@ def grid_model(arch: str, layers: int):
     """The transformers model of one pool entry, fp32, in evaluation mode; always the same weights."""
     if arch not in MOE:
         return tiny_model(arch, seed=layers, layers=layers)
-    # Calm attention, a sharp router, and as many experts as to leave the last little weight: noise that flips two
-    # experts then matters little.
+    # Calm attention, a sharp router, and so many experts that the last has little weight: then noise that flips two
+    # experts changes little.
     experts = {"num_experts": 8} if arch == "qwen3moe" else {"num_local_experts": 8, "intermediate_size": 128}
     model = tiny_model(arch, seed=layers, layers=layers, peak=1.0, num_experts_per_tok=4, **experts)
     with torch.no_grad():
@@ -53,7 +52,7 @@ class Zoo:
         return self._path(arch, layers)
 
     def prepare(self, entries: Iterable[tuple[str, int]]) -> None:
-        """Make the files of all `entries` (architecture, layers) that don't exist yet, in one go."""
+        """Make the missing files of `entries` (architecture, layers) in one go."""
         missing = sorted({entry for entry in entries if not self._path(*entry).exists()})
         if missing:
             words = [f"{arch}/{layers}" for arch, layers in missing]
@@ -72,7 +71,7 @@ class Zoo:
 
 
 def convert(arch: str, layers: int, target: Path) -> None:
-    """Write one pool model as a GGUF without a vocabulary; only in the child process, it changes what is imported."""
+    """Write one pool model as a GGUF file without a vocabulary. Only for the child process: it changes sys.path."""
     from swaa_edge.convert.upstream import upstream_scripts
 
     sys.path[:0] = [str(upstream_scripts()), str(upstream_scripts() / "gguf-py")]

@@ -1,8 +1,8 @@
-"""The oracle: what the logits of a SWAA model are by definition, computed by transformers in fp32.
+"""The oracle: the logits of a SWAA model by definition, computed by transformers in fp32.
 
-The engine finds live blocks, packs masks and splits batches; none of that is here. One forward pass over the whole
-history, with a boolean matrix per layer that is the rule of the design written down, is exact: K and V of a token stay
-as they were computed, and what a query sees depends on its position, the key's position and its own decode flag alone.
+The engine finds live blocks, packs masks and splits batches; the oracle does none of that. It makes one forward pass
+over the whole history, with a boolean matrix per layer that spells out the rule of the design. That is exact: K and V
+of a token never change, and what a query sees depends only on its position, the key's position and its own decode flag.
 
 Use: `oracle_logits(model, tokens, is_decode, Rule(window=31, sinks=4, sliding=(True, False), fa_decode=(True, False)))`
 """
@@ -21,7 +21,7 @@ ATTENTION_NAME = "swaa_oracle"
 
 
 def visible(positions: torch.Tensor, is_decode: torch.Tensor, rule: Rule, layer: int) -> torch.Tensor:
-    """Which keys each query sees in one layer.
+    """The keys that each query sees in one layer.
 
     positions: int64 [T], the place of each token in its sequence; is_decode: bool [T], true where the token was
     generated and fed back. Returns bool [T, T]: row = query, column = key.

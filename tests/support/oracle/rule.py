@@ -1,4 +1,4 @@
-"""The settings of a SWAA model as tests write them down. Apart from the oracle, since cases name them without torch.
+"""The SWAA settings of a model, as tests write them. Apart from the oracle, which needs torch.
 
 Use: `Rule(window=31, sinks=4, sliding=(True, False), fa_decode=(True, False))`
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Rule:
-    """W, S and the two per-layer flags, as the engine gets them, without a word of how it uses them."""
+    """W, S and the two flags per layer."""
 
     window: int
     sinks: int
@@ -19,7 +19,7 @@ class Rule:
 
     @staticmethod
     def of(window: int, sinks: int, sliding: str, fa_decode: str) -> Rule:
-        """The flags written as 0 and 1, a character per layer."""
+        """From flags written as 0 and 1, a character per layer."""
         return Rule(window, sinks, *(tuple(c == "1" for c in text) for text in (sliding, fa_decode)))
 
     @staticmethod

@@ -1,8 +1,8 @@
-"""What each sequence of a context holds, and what its ring may have lost: bookkeeping, without the engine's code.
+"""Bookkeeping, independent of the engine: the tokens of each sequence of a context, and those its ring may have lost.
 
-The engine promises a ring that evicts only when it has to, oldest tokens of a sequence first, never sinks and never
-what the next token of a sequence can see. This model keeps the worst case of that promise: a token that isn't `lost`
-must be there, so an engine that refuses a request which needs no lost token is wrong.
+The engine promises a ring that evicts only when it must, the oldest tokens of a sequence first, never sink tokens and
+never a token that the next one can see. The book tracks the worst case of that promise: a token that is not `lost` must
+be in the ring, so an engine that refuses a request without need for a lost token is wrong.
 
 Use: `book = Book(4, unified=True, cells=512, ring=Ring(256, window=31, sinks=4, keep=63))`
      `book.append([((0,), range(20))]); book.servable(0, 12)`
@@ -33,7 +33,7 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Ring:
-    """cells: per stream; keep: how many of the newest positions the state of one sequence holds, beside the sinks."""
+    """cells: per stream; keep: how many of the newest positions a sequence's state holds, besides the sink tokens."""
 
     cells: int
     window: int
@@ -42,8 +42,8 @@ class Ring:
 
 
 @dataclass(frozen=True)
-class Snapshot:
-    """Everything at one moment."""
+class State:
+    """A copy of the book."""
 
     of: dict[int, tuple[Cell, ...]]
     lost: frozenset[tuple[int, int]]
@@ -51,7 +51,7 @@ class Snapshot:
 
 
 class Book:
-    """of: the cells of each sequence, by position; lost: (sequence, ring number) that may be gone; used: how many cells
+    """of: the cells of each sequence, by position. lost: (sequence, ring number) that may be gone. used: how many cells
     of each stream's ring may be in use."""
 
     def __init__(self, sequences: int, unified: bool, cells: int, ring: Ring | None):
@@ -81,7 +81,7 @@ class Book:
         return any(cell.full in own for other in self.of if other != seq for cell in self.of[other])
 
     def servable(self, seq: int, position: int | None = None) -> bool:
-        """Whether the ring surely has all that a next token at `position` sees, were the sequence cut there."""
+        """Whether the ring certainly has all tokens that a token at `position`, the next one, would see."""
         if position is None:
             position = self.next_position(seq)
         return not self.ring or not any(
@@ -92,7 +92,7 @@ class Book:
     # What changes a sequence.
 
     def append(self, parts: Iterable[tuple[tuple[int, ...], list[int]]]) -> None:
-        """New tokens of one batch; each part is (owners, entries), and all owners, of one stream, share its cells."""
+        """Add the tokens of one batch; each part is (owners, entries). The owners, of one stream, share its cells."""
         written = dict.fromkeys(self.used, 0)
         for owners, entries in parts:
             start = self.next_position(owners[0])
@@ -107,7 +107,7 @@ class Book:
         self._change({seq: tuple(cell for cell in self.of[seq] if not p0 <= cell.position < p1)})
 
     def copy(self, source: int, target: int, p0: int, p1: int) -> None:
-        """Into a target that is empty. A copy to another stream has cells of its own."""
+        """Copy into an empty target. A copy to another stream has cells of its own."""
         cells = tuple(cell for cell in self.of[source] if p0 <= cell.position < p1)
         if self.stream(source) != self.stream(target):
             self.of[target] = self._again(cells, source, target, self.lost)
@@ -117,7 +117,7 @@ class Book:
             self.lost |= {(target, cell.ring) for cell in cells if (source, cell.ring) in self.lost}
 
     def keep(self, seq: int, other_streams: bool) -> None:
-        """All other sequences go; those of other streams only if `other_streams`."""
+        """Remove all other sequences; those of other streams only if `other_streams`."""
         here = self.stream(seq)
         self._change({x: () for x in self.of if x != seq and (other_streams or self.stream(x) == here)})
 
@@ -131,32 +131,32 @@ class Book:
 
     # States.
 
-    def snapshot(self) -> Snapshot:
-        return Snapshot(dict(self.of), frozenset(self.lost), dict(self.used))
+    def state(self) -> State:
+        return State(dict(self.of), frozenset(self.lost), dict(self.used))
 
-    def restore(self, saved: Snapshot) -> None:
-        """The whole context as it was."""
+    def restore(self, saved: State) -> None:
+        """Restore the whole context."""
         self.of, self.lost, self.used = dict(saved.of), set(saved.lost), dict(saved.used)
 
-    def put(self, seq: int, saved: Snapshot, source: int) -> None:
-        """A sequence out of a snapshot, in cells of its own."""
+    def put(self, seq: int, saved: State, source: int) -> None:
+        """Load one sequence of a saved state into cells of its own."""
         self._change({seq: ()})
         self.of[seq] = self._again(saved.of[source], source, seq, saved.lost)
         self._arrived(seq)
 
-    def rewind_to(self, seq: int, saved: Snapshot, source: int) -> None:
-        """A ring checkpoint of `source`, whose cells in the full cache are the beginning of what `seq` holds."""
+    def rewind_to(self, seq: int, saved: State, source: int) -> None:
+        """Load a ring snapshot of `source`; its cells in the full cache are the beginning of `seq`."""
         before = saved.of[source]
         head = self.of[seq][: len(before)]
         if [cell[:2] for cell in head] != [cell[:2] for cell in before]:
-            raise ValueError(f"the checkpoint is no prefix of sequence {seq}")
+            raise ValueError(f"the snapshot is not a prefix of sequence {seq}")
         self._change({seq: ()})
         again = self._again(before, source, seq, saved.lost)
         self.of[seq] = tuple(new._replace(full=old.full) for new, old in zip(again, head, strict=True))
         self._arrived(seq)
 
     def trim(self, seq: int) -> None:
-        """The sequence keeps in the ring what a state of it holds."""
+        """Reduce the sequence's ring cells to those that its state holds."""
         if self.ring:
             dropped = {(seq, cell.ring) for cell in self.of[seq] if self._dropped(cell, self.of[seq])}
             self.lost |= dropped
@@ -167,13 +167,13 @@ class Book:
         return cell.position < self.ring.sinks or position - cell.position < self.ring.window
 
     def _dropped(self, cell: Cell, cells: tuple[Cell, ...]) -> bool:
-        """Whether the state of one sequence leaves it out."""
+        """Whether the state of one sequence omits it."""
         return cell.position >= self.ring.sinks and cells[-1].position - cell.position >= self.ring.keep
 
     def _evict(self, stream: int, n: int) -> int:
-        """Room for n cells more in the ring of a stream; returns how many had to go.
+        """Make room for n cells in the ring of a stream; returns how many were evicted.
 
-        Any of its sequences may be the one that gave way. What sequences share is freed when the last one gives it up.
+        They may belong to any of its sequences. A shared cell is freed when its last owner releases it.
         """
         evicted = max(0, self.used[stream] + n - self.ring.cells) if self.ring else 0
         if not evicted:
@@ -189,13 +189,13 @@ class Book:
         return evicted
 
     def _again(self, cells: tuple[Cell, ...], source: int, seq: int, lost) -> tuple[Cell, ...]:
-        """The same tokens in other cells of `seq`, which has lost what `source` had by `lost`."""
+        """The same tokens in new cells of `seq`, which lacks those that `lost` lists for `source`."""
         out = tuple(cell._replace(full=self._new(), ring=self._new()) for cell in cells)
         self.lost |= {(seq, new.ring) for new, old in zip(out, cells, strict=True) if (source, old.ring) in lost}
         return out
 
     def _arrived(self, seq: int) -> None:
-        """A state was loaded; room is made for the largest one there is, whatever this one's size."""
+        """After a state was loaded: the engine makes room for the largest possible one, whatever its size."""
         if self.ring:
             self.trim(seq)
             stream = self.stream(seq)
@@ -207,14 +207,14 @@ class Book:
         return sum((seq, cell.ring) not in self.lost for cell in self.of[seq])
 
     def _change(self, changed: dict[int, tuple[Cell, ...]]) -> None:
-        """Replace what some sequences hold by less."""
+        """Reduce the cells of some sequences."""
         before = {self.stream(seq): self._rings(self.stream(seq)) for seq in changed}
         self.of.update(changed)
         for stream, rings in before.items():
             self.used[stream] = max(0, self.used[stream] - len(rings - self._rings(stream)))
 
     def _rings(self, stream: int) -> set[int]:
-        """The ring cells of a stream that are surely there."""
+        """The ring cells of a stream that certainly exist."""
         return {c.ring for seq in self._members(stream) for c in self.of[seq] if (seq, c.ring) not in self.lost}
 
     def _members(self, stream: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Hypothesis' choice of steps for a reuse session: small numbers become steps that make sense where the session is.
+"""Hypothesis' choice of steps for a reuse session: small numbers become steps that fit the state of the session.
 
 Use: `run_state_machine_as_test(lambda: ReuseMachine(engine, zoo, Setup("1111"), Counts()))`
 """
@@ -22,7 +22,7 @@ WAYS = st.sampled_from(["memory", "file"])
 
 
 class ReuseMachine(RuleBasedStateMachine):
-    """One session; what it did is added to `total`."""
+    """One session; its counts are added to `total`."""
 
     def __init__(self, engine, zoo, setup: Setup, total: Counts):
         super().__init__()
@@ -31,7 +31,7 @@ class ReuseMachine(RuleBasedStateMachine):
         self.book, self.setup, self.total = self.session.book, setup, total
 
     def do(self, *step) -> bool:
-        """Take a step; if it fails, say how few steps fail too."""
+        """Take a step; a failure is reduced to as few steps as possible."""
         try:
             return self.session.do(*step)
         except AssertionError as error:
@@ -46,7 +46,7 @@ class ReuseMachine(RuleBasedStateMachine):
         return number % self.setup.sequences
 
     def evaluate(self, phase: str, parts: list, alternate: bool = False) -> None:
-        """Evaluate, and whatever was in the way, make the next evaluation possible."""
+        """Evaluate; after a refusal, make the next evaluation possible."""
         if self.do("eval", phase, parts, alternate):
             return
         unservable = self.session.unservable(parts)
@@ -58,7 +58,7 @@ class ReuseMachine(RuleBasedStateMachine):
             self.do("rm", longest, -1, -1)
 
     def start_again(self, seq: int) -> None:
-        """What a caller does about a refusal: the sequence goes, its text is evaluated anew, and that must work."""
+        """A caller's reaction to a refusal: remove the sequence and evaluate its text again, which must work."""
         n = min(len(self.book.of[seq]), 60)
         assert self.do("rm", seq, -1, -1)
         parts = [[[seq], n, 7]]
@@ -98,7 +98,7 @@ class ReuseMachine(RuleBasedStateMachine):
         if one != other and self.book.of[one] == self.book.of[other]:
             self.evaluate(phase, [[[one, other], n, seed]])
 
-    # What is done to sequences.
+    # Operations on sequences.
 
     @rule(seq=SEQUENCES, back=BACK)
     def rewind(self, seq, back):
@@ -168,19 +168,19 @@ class ReuseMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.session.ring)
     @rule(slot=SLOTS, seq=SEQUENCES)
-    def checkpoint(self, slot, seq):
+    def ring_save(self, slot, seq):
         if self.book.of[self.seq(seq)]:
-            self.do("checkpoint", f"ring {slot}", self.seq(seq))
+            self.do("ring_save", f"ring {slot}", self.seq(seq))
 
     @precondition(lambda self: self.session.ring)
     @rule(slot=SLOTS)
-    def restore(self, slot):
+    def ring_load(self, slot):
         saved = self.session.slots.get(f"ring {slot}")
         if saved and (seq := self.continues(saved)) is not None:
-            self.do("restore", f"ring {slot}", seq)
+            self.do("ring_load", f"ring {slot}", seq)
 
     def continues(self, saved: Slot) -> int | None:
-        """A sequence that begins with what a checkpoint was taken of."""
+        """A sequence that begins with the tokens of a snapshot."""
         head = [cell[:2] for cell in saved.book.of[saved.seq]]
         found = [seq for seq, cells in self.book.of.items() if [cell[:2] for cell in cells[: len(head)]] == head]
         return found[0] if found else None

@@ -1,8 +1,9 @@
 """The oracle with a memory: K and V of each token stay as they were computed when it was evaluated.
 
-oracle.py computes a history in one pass, which is right while nothing is taken out, moved or copied. Here every token
-that was ever evaluated is an entry: its K before RoPE and its V, per layer. A sequence is a list of (entry, position),
-new tokens attend to it under the rule of the design, and whatever a cache can do to a sequence changes that list only.
+support/oracle/oracle.py computes a history in one pass, which is correct as long as nothing is removed, moved or
+copied. Here every token that was ever evaluated is an entry: its K before RoPE and its V, per layer. A sequence is a
+list of (entry, position); new tokens attend to it under the rule of the design, and every cache operation only changes
+the list.
 
 Use: `pool = EntryPool(model, rule); logits, entries = pool.evaluate([Part(past=(), tokens=(5, 9), start=0)])`
 """
@@ -45,7 +46,7 @@ class EntryPool:
             raise ValueError("this model doesn't rotate whole heads, or scales them too")
 
     def evaluate(self, parts: Sequence[Part]) -> tuple[list[np.ndarray], list[list[int]]]:
-        """Evaluate the parts, which don't see each other, in one pass.
+        """Evaluate the parts, which do not see each other, in one pass.
 
         Returns per part its logits, float32 [tokens, vocab], and its new entries.
         """
@@ -99,7 +100,7 @@ class EntryPool:
         return masks
 
     def _append(self, cache, positions: torch.Tensor) -> int:
-        """Keep what the last len(positions) rows of the cache are; returns the first one's entry."""
+        """Store the last len(positions) rows of the cache; returns the first one's entry."""
         n, first = len(positions), self.count
         while first + n > self.keys.shape[1]:
             self.keys = torch.cat((self.keys, torch.empty_like(self.keys)), dim=1)

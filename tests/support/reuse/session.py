@@ -1,13 +1,13 @@
-"""An open context of the engine and the oracle's idea of it, driven by the same steps and compared after each.
+"""An open context of the engine and its model by the oracle, driven by the same steps and compared after each.
 
-A step is plain data, so a failure can be printed as one line of JSON and replayed (see `Session.replay`):
+A step is plain data, so that a failure prints as one line of JSON and can be replayed (see `Session.replay`):
   ["eval", phase, [[owners, n, seed], ...], alternate]   n random tokens of each part; owners: sequences that share them
   ["rm", seq, p0, p1], ["cp", from, to, p0, p1], ["keep", seq], ["clear"]
   ["shift", seq, keep, discard]                          drop [keep, keep + discard), move the rest down
   ["add", seq, p0, p1, delta]                            llama_memory_seq_add alone
   ["save", slot, how], ["load", slot]                    whole context; how: "memory" or "file"
   ["seq_save", slot, seq, how], ["seq_load", slot, seq]
-  ["checkpoint", slot, seq], ["restore", slot, seq]      ring only; restore also cuts the sequence where it was taken
+  ["ring_save", slot, seq], ["ring_load", slot, seq]     a snapshot of the ring; loading also cuts the sequence there
 
 Use: `Session(engine, zoo, Setup(sliding="1111")).do("eval", "auto", [[[0], 80, 1]], False)`
 """
@@ -26,15 +26,15 @@ from support.engine.process import Engine, EngineError
 from support.oracle import verdict
 from support.oracle.grid import VOCAB
 from support.oracle.rule import Rule
-from support.reuse.book import END, Book, Snapshot
+from support.reuse.book import END, Book, State
 from support.reuse.oracle import EntryPool, Part
 from support.reuse.setup import Setup
 
 
 @dataclass
 class Counts:
-    """What sessions did. refused: steps that the engine refused, with reason; rows: of logits that were compared, and
-    after: those of sequences that the ring may have evicted from; worst: the largest error of a row."""
+    """Totals of sessions. refused: steps that the engine refused, with a reason. rows: compared rows of logits. after:
+    those of sequences that may have lost cells of the ring. worst: the largest error of a row."""
 
     steps: int = 0
     refused: int = 0
@@ -50,11 +50,11 @@ class Counts:
 
 @dataclass(frozen=True)
 class Slot:
-    """A saved state: its bytes or its file, of one sequence or (None) of the context, and the book at that moment."""
+    """A saved state of one sequence or (None) of the context, as bytes or a file, and the book at that moment."""
 
     state: bytes | Path
     seq: int | None
-    book: Snapshot
+    book: State
 
 
 class Session:
@@ -86,7 +86,7 @@ class Session:
             self.do(*step)
 
     def do(self, name: str, *arguments) -> bool:
-        """Take one step and compare. False if the engine refused it, and was allowed to."""
+        """Take one step and compare. Returns False if the engine refused it with good reason."""
         self.steps.append([name, *arguments])
         self.counts.steps += 1
         try:
@@ -111,7 +111,7 @@ class Session:
         self.folder.cleanup()
 
     def call(self, name: str, *arguments):
-        """The engine's answer; what last_error says then is in self.reason."""
+        """Call the engine; self.reason is its last_error afterwards."""
         answer = self.context.call(name, *arguments)
         self.reason = answer.reason
         return answer.value
@@ -127,7 +127,7 @@ class Session:
         return min(free.values()) >= 0
 
     def unservable(self, parts) -> list[int]:
-        """Sequences of an eval step that may have lost what their next token sees."""
+        """Sequences of an eval step that may have lost tokens that their next one sees."""
         return [seq for owners, *_ in parts for seq in owners if not self.book.servable(seq)]
 
     # The steps.
@@ -150,7 +150,7 @@ class Session:
             assert code == 1, f"llama_decode returned {code} for a batch that doesn't fit, expected 1"
             return False
         if code == -1:
-            assert self.unservable(parts), f"llama_decode refused, but all that is needed is there: {self.reason}"
+            assert self.unservable(parts), f"llama_decode refused although no token it needs is lost: {self.reason}"
             assert self.reason, "llama_decode refused without a reason"
             return False
         assert code == 0, f"llama_decode returned {code}: {self.reason}"
@@ -176,25 +176,25 @@ class Session:
         first, end = max(p0, 0), END if p1 < 0 else p1
         left = [cell.position for cell in self.book.of[seq] if cell.position < first]
         is_cut = bool(left) and left[-1] + 1 < self.book.next_position(seq) <= end
-        told = self._check_can_continue(seq, left[-1] + 1) if is_cut and self.ring else True
+        promised = self._check_can_continue(seq, left[-1] + 1) if is_cut and self.ring else True
         done = self.call("seq_rm", seq, p0, p1)
         if not done:
-            assert is_cut, f"a removal that is no cut was refused: {self.reason}"
+            assert is_cut, f"a removal that is not a cut was refused: {self.reason}"
             allowed = not self.book.servable(seq, left[-1] + 1) or not self.book.servable(seq, first)
-            assert allowed, f"a cut at {first} was refused, but all that its next token sees is there: {self.reason}"
+            assert allowed, f"a cut at {first} was refused although its next token sees no lost token: {self.reason}"
             assert self.reason, "a cut was refused without a reason"
-            assert not told, "can_continue said yes to a cut that was refused"
+            assert not promised, "can_continue promised a cut that was refused"
             return False
-        assert told, f"can_continue said no to a cut at {first} that was done"
+        assert promised, f"can_continue denied a cut at {first} that was done"
         self.book.remove(seq, first, end)
         return True
 
     def _check_can_continue(self, seq: int, position: int) -> bool:
-        """The engine's answer, which must be yes where nothing can be lost."""
-        told = self.call("can_continue", seq, position)
-        wrong = not told and self.book.servable(seq, position)
-        assert not wrong, f"can_continue({seq}, {position}) is false, but all that is needed is there"
-        return told
+        """The engine's can_continue, which must be true where nothing can be lost."""
+        promised = self.call("can_continue", seq, position)
+        wrong = not promised and self.book.servable(seq, position)
+        assert not wrong, f"can_continue({seq}, {position}) is false although no token it needs is lost"
+        return promised
 
     def _cp(self, source: int, target: int, p0: int, p1: int) -> None:
         assert not self.book.of[target], f"sequence {target} must be empty"
@@ -204,7 +204,7 @@ class Session:
 
     def _keep(self, seq: int) -> None:
         self.call("seq_keep", seq)
-        # Upstream looks at the stream of the sequence only.
+        # Upstream only affects the stream of the sequence.
         self.book.keep(seq, other_streams=self.setup.swaa and self.engine.abi >= 2)
 
     def _clear(self) -> None:
@@ -221,7 +221,7 @@ class Session:
         refused = self.book.shared(seq, p0, end)
         self.call("seq_add", seq, p0, p1, delta)
         if refused:
-            assert self.setup.swaa and self.engine.abi >= 2, "upstream moves shared cells for all; don't ask it to"
+            assert self.setup.swaa and self.engine.abi >= 2, "upstream would move shared cells for all their owners"
             assert self.reason, "a shift of shared cells was refused without a reason"
             return False
         self.book.shift(seq, p0, end, delta)
@@ -241,7 +241,7 @@ class Session:
         else:
             state = self.call("state_get", seq)
             assert state, f"saving refused: {self.reason}"
-        self.slots[slot] = Slot(state, seq, self.book.snapshot())
+        self.slots[slot] = Slot(state, seq, self.book.state())
         if seq is not None:
             self.book.trim(seq)
 
@@ -265,20 +265,20 @@ class Session:
             read = self.call("state_set", saved.state, seq)
             assert read == len(saved.state), f"{read} bytes of {len(saved.state)} were read: {self.reason}"
 
-    def _tokens(self, seq: int | None, book: Snapshot | None = None) -> list[int]:
+    def _tokens(self, seq: int | None, book: State | None = None) -> list[int]:
         cells = (book or self.book).of[0 if seq is None else seq]
         return [self.tokens[cell.entry] for cell in cells]
 
-    def _checkpoint(self, slot: str, seq: int) -> None:
+    def _ring_save(self, slot: str, seq: int) -> None:
         state = self.call("state_get", seq, PARTIAL_ONLY)
-        assert state, f"the checkpoint was refused: {self.reason}"
-        self.slots[slot] = Slot(state, seq, self.book.snapshot())
+        assert state, f"the snapshot was refused: {self.reason}"
+        self.slots[slot] = Slot(state, seq, self.book.state())
         self.book.trim(seq)
 
-    def _restore(self, slot: str, seq: int) -> None:
+    def _ring_load(self, slot: str, seq: int) -> None:
         saved = self.slots[slot]
         read = self.call("state_set", saved.state, seq, PARTIAL_ONLY)
         assert read == len(saved.state), f"{read} bytes of {len(saved.state)} were read: {self.reason}"
         position = saved.book.of[saved.seq][-1].position + 1
-        assert self.call("seq_rm", seq, position, -1), f"the cut at the checkpoint, {position}, failed: {self.reason}"
+        assert self.call("seq_rm", seq, position, -1), f"the cut at the snapshot, {position}, failed: {self.reason}"
         self.book.rewind_to(seq, saved.book, saved.seq)

@@ -1,4 +1,4 @@
-"""The models and contexts that reuse is tested with: a rule, and a cache small enough to evict constantly.
+"""Models and contexts for the reuse tests: a rule, and a cache small enough to evict constantly.
 
 Use: `setup = Setup(sliding="1111", window=24); engine.open(path, setup.overrides, **setup.settings); setup.ring.cells`
 """
@@ -65,7 +65,7 @@ class Setup:
 
     @property
     def ring(self) -> Ring | None:
-        """The ring that this context must have."""
+        """The expected ring of this context, if any."""
         in_ring = any(s == "1" and d == "0" for s, d in zip(self.sliding, self.fa_decode, strict=True))
         sequences = self.sequences if self.unified else 1
         cells = round_up(sequences * (self.window + self.sinks) + self.n_ubatch)

@@ -1,7 +1,7 @@
-"""Leaves steps out of a failing session, as long as it still fails in the same way.
+"""Removes steps from a failing session as long as it fails in the same way.
 
-Steps name positions and sequences outright, so most of them can go without making the others senseless, and a replay
-takes a second or less. Hypothesis' own shrinking of rules takes minutes.
+Steps contain positions and sequences, so most can be removed without invalidating the others, and a replay takes a
+second or less. Hypothesis' own shrinking of rules takes minutes.
 
 Use: `message, steps = shrunk(lambda: Session(engine, zoo, setup), steps, message)`
 """
@@ -16,7 +16,7 @@ from support.reuse.session import Session
 
 
 def shrunk(make: Callable[[], Session], steps: list[list], message: str, seconds: float = 60) -> tuple[str, list[list]]:
-    """The last failure's message and its steps, which are as few as `seconds` allow."""
+    """The message and steps of the shortest failure found within `seconds`."""
     deadline, size = time.monotonic() + seconds, len(steps) // 2
     while size:
         start, before = 0, len(steps)
@@ -32,7 +32,7 @@ def shrunk(make: Callable[[], Session], steps: list[list], message: str, seconds
 
 
 def failure(make: Callable[[], Session], steps: list[list]) -> tuple[str, list[list]] | None:
-    """How these steps fail, with the steps up to there; None if they don't or can't be taken."""
+    """The failure of these steps: its message and the steps up to it; None if they pass or cannot be taken."""
     session = make()
     try:
         session.replay(steps)
@@ -46,5 +46,5 @@ def failure(make: Callable[[], Session], steps: list[list]) -> tuple[str, list[l
 
 
 def kind(message: str) -> str:
-    """The line that says what is wrong, without its numbers."""
+    """The line of the message that describes the failure, without its numbers."""
     return re.sub(r"[-\d.]+", "#", message.splitlines()[1])
