@@ -1,6 +1,6 @@
 """The CUDA flash attention kernels, executed on the host (tests/support/cuda/emulator.h), against plain loops.
 
-Every kernel runs with a block table and without one: without, it is upstream's, and says whether the emulator is right.
+Every kernel runs with a block table and without one: without, it is upstream's and validates the emulator.
 Needs the CUDA headers (a toolkit's, or those of the test extra) and the library's libggml-base.
 """
 
@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from support import ROOT
+from support.cuda.translate import translate
 
 pytestmark = pytest.mark.native
 
 TREE = ROOT / "vendor/llama.cpp-patched"
-HERE = ROOT / "tests/support/cuda"
 LIBRARIES = ROOT / "build/editable/bin"
 TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "BF16", "F16")
 # kernel, compute capability: 610 has no tensor cores, 750 no asynchronous copies
@@ -40,14 +40,9 @@ def headers():
 
 def build(name, mutate=None):
     """Compile one run; a finished one with the same sources is used again."""
-    sys.path.insert(0, str(HERE))
-    try:
-        import translate
-    finally:
-        sys.path.remove(str(HERE))
     kernel, arch = RUNS[name]
     folder = ROOT / "build/cuda-emulator" / (name if mutate is None else f"{name}-mutant")
-    translate.translate(TREE / "ggml/src/ggml-cuda", folder)
+    translate(TREE / "ggml/src/ggml-cuda", folder)
     if mutate is not None:
         old, new = mutate
         path = folder / "fattn-kv-blocks.cuh"

@@ -1,7 +1,7 @@
 """Metal's flash attention without a Mac: the kernels and their host code run in an emulator (support/metal/).
 
-First upstream's kernels as they are, which shows that the emulator is right; then ours with and without a table; then
-broken ones, each of which must be noticed.
+First upstream's kernels, which validate the emulator; then ours with and without a table; then mutants, each of which
+must be noticed.
 
     pytest tests/patches/test_metal.py
 """
@@ -20,10 +20,11 @@ from support.metal import attention, build, cases, mutants
 VENDOR = ROOT / "vendor"
 CACHE = ROOT / "build" / "metal"
 
-pytestmark = [
-    pytest.mark.native,  # the host code calls libggml-base; and a missing clang must not pass for a success in CI
-    pytest.mark.skipif(sys.platform != "linux", reason="the emulator is for Linux; a Mac runs test-backend-ops"),
-]
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="the emulator is for Linux; a Mac runs test-backend-ops"
+)
+# The emulated host code calls libggml-base. In CI the mark also turns a skip for want of clang into a failure.
+emulated = pytest.mark.native
 
 
 MUTATIONS = mutate.read_mutations(mutants.MUTATIONS)
@@ -55,10 +56,11 @@ def lab():
     except build.MissingCompiler as error:
         pytest.skip(str(error))
     lab = mutants.Lab(VENDOR / "llama.cpp-patched", native.library_dir(), CACHE)
-    assert lab.killer(None) is None, "what is not broken must pass, or nothing that follows means anything"
+    assert lab.killer(None) is None, "the unbroken kernels fail, so mutants prove nothing"
     return lab
 
 
+@emulated
 @pytest.mark.parametrize("group", cases.PLAIN)
 def test_the_emulator_runs_upstream_kernels_and_ours_compute_the_same_bits(library, group):
     upstream = attention.run(library("llama.cpp"), cases.PLAIN[group])
@@ -68,6 +70,7 @@ def test_the_emulator_runs_upstream_kernels_and_ours_compute_the_same_bits(libra
     assert not any("kvb=1" in name or "pm=1" in name for result in ours for name in result["pipelines"])
 
 
+@emulated
 @pytest.mark.parametrize("group", cases.TABLE)
 def test_through_a_table(library, group):
     results = attention.run(library("llama.cpp-patched"), cases.TABLE[group])
@@ -79,6 +82,7 @@ def test_through_a_table(library, group):
         assert "kernel_flash_attn_ext_pad" not in names and "vec_idx" not in names
 
 
+@emulated
 def test_every_type_and_kernel_of_upstream_has_run_through_a_table(library):
     results = attention.run(library("llama.cpp-patched"), cases.TABLE["types"])
     ran = {name.split("_mask=")[0].split("_kvb=")[0] for r in results for name in r["pipelines"] if "kvb=1" in name}
@@ -93,13 +97,14 @@ def test_every_type_and_kernel_of_upstream_has_run_through_a_table(library):
     assert upstream == set(build.TYPES)
 
 
-def test_the_backend_says_that_it_reads_a_table(library):
+@emulated
+def test_the_backend_supports_tables(library):
     assert attention.Emulator(library("llama.cpp-patched")).lib.emu_supports_kv_blocks() == 1
     assert attention.Emulator(library("llama.cpp")).lib.emu_supports_kv_blocks() == -1
 
 
 def test_headers_that_the_kernels_include_are_those_that_the_build_embeds():
-    """With GGML_METAL_EMBED_LIBRARY the build removes these lines by name and pastes the files; others would stay."""
+    """With GGML_METAL_EMBED_LIBRARY the build replaces these #include lines by the files; others would remain."""
     tree = VENDOR / "llama.cpp-patched" / build.METAL
     if not tree.is_dir():
         pytest.skip(f"no {tree}; `make setup` makes it")
@@ -124,6 +129,7 @@ def test_mutations_fit_the_patched_tree():
     assert mutate.stale(VENDOR / "llama.cpp-patched", MUTATIONS) == []
 
 
+@emulated
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
 def test_a_mutant_is_noticed(lab, mutation):
     assert lab.killer(mutation) is not None, f"{mutation.name} has survived"

@@ -1,5 +1,5 @@
-"""The GPU check without a GPU: what travels, what is left out, what is shared, what is skipped, and a whole run on the
-CPU with built libraries, from packing to the report.
+"""The GPU check without a GPU: which files travel, which kernels are left out, which objects are shared, which stages
+are skipped, and a whole run on the CPU with built libraries, from packing to the report.
 
 pytest tests/scripts/test_gpu_check.py
 """
@@ -9,6 +9,8 @@ import subprocess
 import sys
 import tarfile
 import time
+import venv
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -86,7 +88,7 @@ def test_a_compute_capability_is_two_or_three_digits(capsys):
     assert "hopper must be a compute capability, like 90 or 8.6" in capsys.readouterr().err
 
 
-def test_a_checkout_without_trees_says_how_to_make_them(tmp_path):
+def test_without_the_trees_the_error_names_the_command(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"patches.py apply"):
         packing.pack(tmp_path / "a.tar.gz", root=tmp_path)
 
@@ -433,13 +435,13 @@ def test_the_report_has_what_it_must_and_finds_what_is_wrong(tmp_path):
 
 def test_the_published_workload_comes_first():
     full = list(measuring.workloads("full"))
-    assert [plan.prompts for plan in full if plan.recipes == ()] == [(512,), (8192,), (32768,)]
+    assert [load.prompts for load in full if load.recipes == ()] == [(512,), (8192,), (32768,)]
     assert {(p.shape, p.kv, p.ubatch, p.prompts[0]) for p in full[3:]} >= {
         (shape, "f16", 512, n) for shape in ("qwen3-4b", "qwen3-0.6b", "llama-3.1-8b") for n in (8192, 32768, 131072)
     }
-    caches = {(plan.kv, plan.ubatch) for plan in full if plan.shape == "qwen3-4b"}
+    caches = {(load.kv, load.ubatch) for load in full if load.shape == "qwen3-4b"}
     assert caches == {(kv, ubatch) for kv in ("f16", "q8_0") for ubatch in (512, 2048)}
-    assert len({plan.name for plan in full}) == len(full) and all(plan.decode == 512 for plan in full[3:])
+    assert len({load.name for load in full}) == len(full) and all(load.decode == 512 for load in full[3:])
 
 
 @pytest.mark.native
@@ -476,16 +478,30 @@ def test_from_packing_to_the_report_and_a_second_call_has_nothing_to_do(tmp_path
     assert {**again, "made": ""} == {**made, "made": ""}
 
 
+@pytest.fixture
+def bare_python(tmp_path):
+    """A Python that has numpy and no other package."""
+    venv.create(tmp_path / "venv", with_pip=False)
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    for path in Path(np.__file__).parents[1].glob("numpy*"):
+        (packages / path.name).symlink_to(path)
+    [site] = (tmp_path / "venv").glob("lib/python*/site-packages")
+    (site / "numpy.pth").write_text(f"{packages}\n")
+    return tmp_path / "venv/bin/python"
+
+
 @pytest.mark.native
-def test_carried_libraries_are_run_without_a_build(tmp_path):
+def test_carried_libraries_need_no_build_and_only_numpy(bare_python, tmp_path):
     if not (NATIVE / "test-backend-ops").exists() or not BASELINE.is_dir():
         pytest.skip("op tests or the unpatched library are not built; run `make op-tests baseline`")
     built = packing.Built("90", {"patched": NATIVE, "baseline": BASELINE})
-    packing.pack(tmp_path / "a.tar.gz", built=built)
+    oracle.prepare(tmp_path / "prepared", cases.CASES[6:7])
+    packing.pack(tmp_path / "a.tar.gz", prepared=tmp_path / "prepared", built=built)
     with tarfile.open(tmp_path / "a.tar.gz") as archive:
         archive.extractall(tmp_path, filter="data")
-    command = [sys.executable, str(tmp_path / packing.TOP / "scripts/gpu/check.py"), "run", "--size", "tiny"]
-    command += ["--only", "ops-FLASH_ATTN_EXT_KV", "--jobs", "1", "--work", str(tmp_path / "w")]
+    command = [str(bare_python), str(tmp_path / packing.TOP / "scripts/gpu/check.py"), "run", "--size", "tiny"]
+    command += ["--only", "ops-FLASH_ATTN_EXT_KV,oracle,bench", "--jobs", "1", "--work", str(tmp_path / "w")]
     done = subprocess.run(
         [*command, "--out", str(tmp_path / "out"), "--backend", "cpu"],
         capture_output=True,
@@ -493,9 +509,10 @@ def test_carried_libraries_are_run_without_a_build(tmp_path):
         timeout=600,
         check=False,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr[-3000:] + done.stdout
     made = json.loads((tmp_path / "out/cpu.json").read_text())
     assert made["built_for"] == "90" and made["ops"][0]["passed"] == made["ops"][0]["total"] > 5
+    assert [row["problems"] for row in made["oracle"]] == [[]] and len(made["rows"]) > 3
     # For a card of another compute capability they hold no code.
     other = subprocess.run([*command, "--arch", "86"], capture_output=True, text=True, timeout=60, check=False)
     assert other.returncode == 1 and "for compute capability 90, not 86" in other.stderr
