@@ -132,7 +132,7 @@ def _lines(document: dict[str, Any]) -> Iterator[str]:
     if document["rows"]:
         yield ""
         yield "Ratios: time of full attention on the unpatched library divided by the recipe's; above 1 is faster."
-        yield "Bound: the prefill ratio if sliding layers cost their window's fraction of the measured attention time."
+        yield "Bound: the prefill speed-up over `off` if a sliding layer cost no more than the keys that it sees."
 
 
 def _correctness(document: dict[str, Any]) -> Iterator[str]:
