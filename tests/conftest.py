@@ -37,21 +37,21 @@ def write(tmp_path):
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory):
-    """checkpoint(arch, seed=0, layers=2, **overrides): directory of a tiny Hugging Face model (support/models.py)."""
+def model_dir(tmp_path_factory):
+    """model_dir(arch, seed=0, layers=2, **overrides): directory of a tiny Hugging Face model (support/models.py)."""
     from support import models
 
     @functools.cache
     def make(arch: str, seed: int = 0, layers: int = 2, **overrides) -> Path:
         folder = tmp_path_factory.mktemp(f"{arch}-{seed}-")
         model = models.tiny_model(arch, seed, layers, **overrides)
-        return models.save_checkpoint(model, models.tokenizer_for(arch), folder)
+        return models.save_model(model, models.tokenizer_for(arch), folder)
 
     return make
 
 
 @pytest.fixture(scope="session")
-def gguf_model(checkpoint, tmp_path_factory):
+def gguf_model(model_dir, tmp_path_factory):
     """gguf_model(arch, outtype="f32", seed=0, layers=2, **overrides): a plain GGUF file of that tiny model.
 
     "f16" has exactly the weights of "f32" in half the bytes: tiny models have float16 weights.
@@ -63,6 +63,6 @@ def gguf_model(checkpoint, tmp_path_factory):
     def make(arch: str, outtype: str = "f32", seed: int = 0, layers: int = 2, **overrides) -> Path:
         output = tmp_path_factory.mktemp("gguf") / f"{arch}-{outtype}.gguf"
         pre = None if models.FAMILIES[arch].sentencepiece else models.PRE_TOKENIZER
-        return hf.convert(checkpoint(arch, seed, layers, **overrides), output, outtype=outtype, pre=pre)
+        return hf.convert(model_dir(arch, seed, layers, **overrides), output, outtype=outtype, pre=pre)
 
     return make

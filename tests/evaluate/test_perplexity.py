@@ -313,13 +313,13 @@ def test_the_engine_against_its_own_logits_read_whole(load, loading, words):
 
 
 @pytest.mark.native
-def test_the_engine_against_transformers(checkpoint, loading, words):
+def test_the_engine_against_transformers(model_dir, loading, words):
     from transformers import AutoModelForCausalLM
 
     from support.oracle.oracle import oracle_logits
     from support.oracle.rule import Rule
 
-    model = AutoModelForCausalLM.from_pretrained(checkpoint("qwen3", layers=4), dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(model_dir("qwen3", layers=4), dtype=torch.float32).eval()
     config = SwaaConfig(41, 3, fa_layers=[1])
     part = words[:LENGTH]
     sliding = (True, False, True, True)

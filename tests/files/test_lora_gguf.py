@@ -41,20 +41,20 @@ ANSWER = [(53 * n * n + 5) % 700 + 6 for n in range(6)]
 
 
 @pytest.fixture(scope="module")
-def folders(checkpoint, tmp_path_factory):
+def folders(model_dir, tmp_path_factory):
     """Adapters of each kind, with what our own training writes down."""
     made = {}
     for kind, options in KINDS.items():
         made[kind] = make_adapter(tmp_path_factory.mktemp(kind) / f"tuned-{kind}", LAYERS, 8, TARGETS, **options)
-        save_training(made[kind], Training(RECIPE, BaseModel.of(checkpoint("qwen3", layers=LAYERS))))
+        save_training(made[kind], Training(RECIPE, BaseModel.of(model_dir("qwen3", layers=LAYERS))))
     return made
 
 
 @pytest.fixture(scope="module")
-def adapters(folders, checkpoint, tmp_path_factory):
+def adapters(folders, model_dir, tmp_path_factory):
     """The same as GGUF adapters."""
     output = tmp_path_factory.mktemp("adapters")
-    base = checkpoint("qwen3", layers=LAYERS)
+    base = model_dir("qwen3", layers=LAYERS)
     return {kind: convert_adapter(base, folder, output / f"{kind}.gguf") for kind, folder in folders.items()}
 
 
@@ -85,9 +85,9 @@ def apart(found, expected):
 
 @pytest.mark.native
 @pytest.mark.parametrize("kind", KINDS)
-def test_base_and_adapter_are_the_merged_model(kind, base, adapters, folders, checkpoint, tmp_path):
+def test_base_and_adapter_are_the_merged_model(kind, base, adapters, folders, model_dir, tmp_path):
     merged = tmp_path / "merged.gguf"
-    folder = checkpoint("qwen3", layers=LAYERS)
+    folder = model_dir("qwen3", layers=LAYERS)
     hf.convert(folder, merged, outtype="f32", lora=folders[kind], pre=models.PRE_TOKENIZER)
     expected, settings = logits(merged)
     found, applied = logits(base, lora_path=adapters[kind])
@@ -146,7 +146,7 @@ def test_what_llama_cpp_alone_refuses_is_one_line(base, adapters, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_file_says_what_it_is(kind, adapters, checkpoint):
+def test_the_file_says_what_it_is(kind, adapters, model_dir):
     header = read_header(adapters[kind])
     values = {
         "general.type": "adapter",
@@ -155,7 +155,7 @@ def test_the_file_says_what_it_is(kind, adapters, checkpoint):
         "qwen3.block_count": LAYERS,
         "general.finetune": f"tuned-{kind}",
         "general.base_model.count": 1,
-        "general.base_model.0.name": checkpoint("qwen3", layers=LAYERS).name,
+        "general.base_model.0.name": model_dir("qwen3", layers=LAYERS).name,
         "swaa.adapter": f"tuned-{kind}",
         "swaa.recipe": "mine",
     }
@@ -170,11 +170,11 @@ def test_the_file_says_what_it_is(kind, adapters, checkpoint):
 
 
 @pytest.mark.parametrize(("outtype", "types"), [("f16", {"F16"}), ("q8_0", {"Q8_0", "F16"})])
-def test_an_ordinary_adapter_in_other_types(outtype, types, checkpoint, tmp_path):
+def test_an_ordinary_adapter_in_other_types(outtype, types, model_dir, tmp_path):
     folder = make_adapter(tmp_path / "ordinary", LAYERS)
     (folder / "README.md").write_text("---\nlicense: mit\ntags:\n- lora\n- base_model:adapter:/home/somebody/x\n---\n")
     output = tmp_path / "adapter.gguf"
-    written = convert_adapter(checkpoint("qwen3", layers=LAYERS), folder, output, outtype=outtype, swaa=RECIPE)
+    written = convert_adapter(model_dir("qwen3", layers=LAYERS), folder, output, outtype=outtype, swaa=RECIPE)
     assert written == output
     assert {tensor.tensor_type.name for tensor in gguf.GGUFReader(output).tensors} <= types
     fields = gguf.GGUFReader(output).fields
@@ -187,9 +187,9 @@ def test_an_ordinary_adapter_in_other_types(outtype, types, checkpoint, tmp_path
     assert sorted(file.name for file in tmp_path.iterdir()) == ["adapter.gguf", "ordinary"]
 
 
-def test_the_command_writes_an_adapter_without_settings(checkpoint, tmp_path):
+def test_the_command_writes_an_adapter_without_settings(model_dir, tmp_path):
     folder, output = make_adapter(tmp_path / "ordinary", LAYERS), tmp_path / "adapter.gguf"
-    arguments = ["convert", checkpoint("qwen3", layers=LAYERS), "-o", output, "--lora", folder, "--adapter-only"]
+    arguments = ["convert", model_dir("qwen3", layers=LAYERS), "-o", output, "--lora", folder, "--adapter-only"]
     done = CliRunner().invoke(cli, list(map(str, arguments)))
     assert (done.exit_code, done.stdout) == (0, f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB)\n"), done.output
     header = read_header(output)
@@ -197,13 +197,13 @@ def test_the_command_writes_an_adapter_without_settings(checkpoint, tmp_path):
     assert header.value("general.finetune") == "ordinary"
 
 
-def test_another_recipe_or_base_is_refused_before_any_work(folders, checkpoint, tmp_path, monkeypatch):
+def test_another_recipe_or_base_is_refused_before_any_work(folders, model_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(child, "run", lambda *_, **__: pytest.fail("work began"))
-    output, right = tmp_path / "adapter.gguf", checkpoint("qwen3", layers=LAYERS)
+    output, right = tmp_path / "adapter.gguf", model_dir("qwen3", layers=LAYERS)
     with pytest.raises(ConfigError, match="tuned-plain was trained under another recipe"):
         convert_adapter(right, folders["plain"], output, swaa=SwaaConfig(24))
     with pytest.raises(UnsupportedModelError, match="the base model of tuned-plain: it has 2 layers instead of 4;"):
-        convert_adapter(checkpoint("qwen3"), folders["plain"], output)
+        convert_adapter(model_dir("qwen3"), folders["plain"], output)
     with pytest.raises(ConfigError, match="outtype 'q4' must be one of"):
         convert_adapter(right, folders["plain"], output, outtype="q4")
     with pytest.raises(ModelFileError, match="is a file; give the folder of a Hugging Face model"):

@@ -135,8 +135,8 @@ def test_a_reply_does_not_depend_on_what_was_read_before(demo):
 
 
 @pytest.fixture(scope="module")
-def folder(checkpoint):
-    return checkpoint("qwen3", layers=2)
+def folder(model_dir):
+    return model_dir("qwen3", layers=2)
 
 
 def questions(count):

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback
 
-from support.models import PRE_TOKENIZER, save_checkpoint, tiny_model, tiny_tokenizer
+from support.models import PRE_TOKENIZER, save_model, tiny_model, tiny_tokenizer
 from support.oracle.figures import WORST_F16
 from swaa_edge import SwaaConfig, hf
 from swaa_edge.cli import cli
@@ -32,7 +32,7 @@ QUICK = Settings(rank=4, batch=2, accumulate=1, rate=5e-3, holdout=0.2, every=2,
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "tiny-qwen3"
-    return save_checkpoint(tiny_model("qwen3", seed=2, layers=3), tiny_tokenizer(), folder)
+    return save_model(tiny_model("qwen3", seed=2, layers=3), tiny_tokenizer(), folder)
 
 
 @pytest.fixture(scope="module")

@@ -14,13 +14,13 @@ import pytest
 from patches_lib import upstream, workspace
 
 import patches
+from support import ROOT
 from support.fakes.upstream import (
     HEADER,
     N1,
     N2,
     ONE,
     OURS,
-    ROOT,
     TWO,
     UPSTREAM,
     edit_ours,

@@ -1,16 +1,16 @@
-"""Tiny Hugging Face checkpoints with random weights: what the tests convert, load and compare against.
+"""Tiny Hugging Face models with random weights, for the tests to convert, load and compare.
 
 Downloading a model in a test is slow and may fail; these are made in a second from a seed, for every
-architecture family the tests care about, with a real (trained) byte-level BPE tokenizer.
+architecture family under test, with a real (trained) byte-level BPE tokenizer.
 
-    model = tiny_model("qwen3", seed=1, layers=4); save_checkpoint(model, tokenizer_for("qwen3"), folder)
+    model = tiny_model("qwen3", seed=1, layers=4); save_model(model, tokenizer_for("qwen3"), folder)
 
-Weights. Hugging Face's own initialisation (std 0.02) makes attention nearly uniform: a mask that is wrong
-by one key would change nothing a test could see. Here every linear layer keeps its input's scale
-(std = gain / sqrt(fan_in)), and queries and keys get the gain that gives attention scores a standard
-deviation of about `peak`, so that each query leans on a few dozen keys out of a thousand. Embeddings are
-small, so what a token attends to weighs as much as the token itself. Norm weights and biases are random
-too: a converter that drops one must be seen. All values are rounded to float16, so a float16 GGUF holds
+Weights. With Hugging Face's own initialisation (std 0.02) attention is nearly uniform: a mask that is wrong
+by one key would change nothing visible to a test. Here every linear layer preserves its input's scale
+(std = gain / sqrt(fan_in)), and queries and keys have a gain that gives attention scores a standard
+deviation of about `peak`, so that each query attends mostly to a few dozen keys out of a thousand. Embeddings
+are small, so that the attended tokens weigh as much as the token itself. Norm weights and biases are random
+too, so that a converter that drops one is noticed. All values are rounded to float16, so a float16 GGUF file has
 exactly the weights of a float32 one.
 """
 
@@ -29,7 +29,7 @@ import transformers
 # GLM's converter asks for "[gMASK]" and the two chat roles by name; the others are ChatML's.
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "[gMASK]", "<|user|>", "<|observation|>")
 VOCAB_SIZE = 768
-# The pre-tokenizer of `tiny_tokenizer`, as llama.cpp names it; its converter can't know a tokenizer made here.
+# llama.cpp's name for the pre-tokenizer of `tiny_tokenizer`, which its converter cannot recognize.
 PRE_TOKENIZER = "gpt-2"
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
@@ -43,7 +43,7 @@ class Family:
 
     prefix: str
     config: Mapping[str, Any]
-    sentencepiece: bool = False  # upstream's converter takes nothing but a `tokenizer.model` for it
+    sentencepiece: bool = False  # upstream's converter only accepts a `tokenizer.model` for it
 
 
 def _dims(heads: int, kv_heads: int, hidden: int = 256, ff: int = 512, **more: Any) -> dict[str, Any]:
@@ -57,8 +57,8 @@ def _dims(heads: int, kv_heads: int, hidden: int = 256, ff: int = 512, **more: A
 
 _MOE = {"num_experts_per_tok": 2, "router_aux_loss_coef": 0.0}
 
-# Between them: head sizes 64, 80, 96, 128 and 256, GQA ratios 1 to 4, head_dim other than hidden / heads, head counts
-# that are no power of two, biases, fused QKV, QK norms, partial rotary embeddings, layers without any, scalar
+# Together they cover head sizes 64, 80, 96, 128 and 256, GQA ratios 1 to 4, head_dim other than hidden / heads, head
+# counts that are not powers of two, biases, fused QKV, QK norms, partial rotary embeddings, layers without any, scalar
 # multipliers, post-norms, LayerNorm, parallel residuals, tied embeddings, mixtures of experts.
 FAMILIES: dict[str, Family] = {
     "llama": Family("Llama", _dims(4, 2)),
@@ -78,7 +78,7 @@ FAMILIES: dict[str, Family] = {
     "glm4": Family("Glm4", _dims(4, 2, head_dim=64, partial_rotary_factor=0.5)),
     "stablelm": Family("StableLm", _dims(5, 5, hidden=400, partial_rotary_factor=0.4)),
     "starcoder2": Family("Starcoder2", _dims(4, 2, sliding_window=None, use_bias=True)),
-    "smollm3": Family("SmolLM3", _dims(4, 1, no_rope_layer_interval=4)),  # llama.cpp takes 4 for granted
+    "smollm3": Family("SmolLM3", _dims(4, 1, no_rope_layer_interval=4)),  # llama.cpp assumes 4
     "mixtral": Family("Mixtral", _dims(4, 2, num_local_experts=4, sliding_window=None, **_MOE)),
 }
 
@@ -88,8 +88,8 @@ def tiny_model(
 ) -> transformers.PreTrainedModel:
     """A random model of family `arch` in float32 and evaluation mode; the same arguments give the same weights.
 
-    `overrides` are fields of its transformers configuration (`num_attention_heads=8`); `peak` is about the standard
-    deviation of the attention scores. Raises `KeyError` for a family not in `FAMILIES`.
+    overrides: fields of its transformers configuration (`num_attention_heads=8`). peak: approximate standard deviation
+    of the attention scores. Raises `KeyError` for a family not in `FAMILIES`.
     """
     family = FAMILIES[arch]
     bos, eos = (1, 2) if family.sentencepiece else (0, 0)
@@ -105,7 +105,7 @@ def tiny_model(
     }
     config = getattr(transformers, f"{family.prefix}Config")(**fields | dict(family.config) | overrides)
     with torch.random.fork_rng():
-        # transformers' own initialisation draws numbers too; nothing of it survives.
+        # transformers' own initialisation also draws random numbers; all its weights are replaced.
         model = getattr(transformers, f"{family.prefix}ForCausalLM")(config).float().eval()
     _randomize(model, seed, peak)
     return model
@@ -133,7 +133,7 @@ def _randomize(model: transformers.PreTrainedModel, seed: int, peak: float) -> N
 
 
 def _gain(role: str, weight: torch.Tensor, config: transformers.PretrainedConfig, peak: float) -> float | torch.Tensor:
-    """The factor on std = 1 / sqrt(fan_in): a number, or a column of one per row where a matrix is fused."""
+    """The factor on std = 1 / sqrt(fan_in): a number, or a column with one per row for a fused matrix."""
     if role in ("q_proj", "k_proj"):
         return math.sqrt(peak)
     if role == "qkv_proj":
@@ -181,7 +181,7 @@ def tiny_sentencepiece() -> bytes:
         model_type="bpe",
         vocab_size=VOCAB_SIZE,
         byte_fallback=True,
-        control_symbols=["<|endoftext|>"],  # llama.cpp looks it up by name in whatever calls itself Phi-3
+        control_symbols=["<|endoftext|>"],  # llama.cpp looks it up by name in every Phi-3
         num_threads=1,
         minloglevel=2,
     )
@@ -189,7 +189,7 @@ def tiny_sentencepiece() -> bytes:
 
 
 def tokenizer_for(arch: str) -> transformers.PreTrainedTokenizerFast | bytes:
-    """The tokenizer that upstream's converter expects beside a checkpoint of family `arch`."""
+    """The tokenizer that upstream's converter expects with a model of family `arch`."""
     return tiny_sentencepiece() if FAMILIES[arch].sentencepiece else tiny_tokenizer()
 
 
@@ -198,20 +198,20 @@ def sample_text(length: int) -> str:
     """The first `length` characters of Python's own language reference (shipped for `help()`): real English text."""
     text = "\n".join(text for _, text in sorted(pydoc_data.topics.topics.items()))
     if len(text) < length:
-        raise ValueError(f"{length} characters asked for, there are {len(text)}")
+        raise ValueError(f"{length} characters requested, the text has {len(text)}")
     return text[:length]
 
 
-def save_checkpoint(
+def save_model(
     model: transformers.PreTrainedModel,
     tokenizer: transformers.PreTrainedTokenizerBase | bytes | None,
     folder: str | Path,
     *,
     max_shard_size: str | int = "5GB",
 ) -> Path:
-    """Write a checkpoint as Hugging Face hosts it (config, safetensors, tokenizer) into `folder`; return the folder.
+    """Write a model directory as Hugging Face hosts it (config, safetensors, tokenizer) to `folder`; return the folder.
 
-    `tokenizer` is a transformers tokenizer, the bytes of a SentencePiece model, or None for a checkpoint without one.
+    tokenizer: of transformers, the bytes of a SentencePiece model, or None for a model without one.
     """
     folder = Path(folder)
     model.save_pretrained(folder, safe_serialization=True, max_shard_size=max_shard_size)
@@ -220,3 +220,4 @@ def save_checkpoint(
     elif tokenizer is not None:
         tokenizer.save_pretrained(folder)
     return folder
+save_checkpoint = save_model

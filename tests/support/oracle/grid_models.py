@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from support import module_environment
-from support.models import save_checkpoint, tiny_model
+from support.models import save_model, tiny_model
 from support.oracle.grid import MOE, VOCAB
 
 
@@ -79,7 +79,7 @@ def convert(arch: str, layers: int, target: Path) -> None:
     import gguf
 
     with tempfile.TemporaryDirectory() as folder:
-        save_checkpoint(grid_model(arch, layers), None, folder)
+        save_model(grid_model(arch, layers), None, folder)
         hparams = conversion.ModelBase.load_hparams(Path(folder), False)
         upstream = conversion.get_model_class(conversion.get_model_architecture(hparams, conversion.ModelType.TEXT))
 
