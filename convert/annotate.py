@@ -1,8 +1,8 @@
-"""Writes SWAA keys into an existing GGUF, or takes them out, without touching a byte of its tensors.
+"""Writes SWAA keys into an existing GGUF, or removes them, without changing a byte of its tensors.
 
-The keys go to the end of the key section and everything else is copied as it is, so taking them out
-gives back the original file, bit for bit. The file is spliced rather than written anew from its
-parsed content, because a writer would re-encode what it doesn't know, and memory would grow with it.
+The keys go to the end of the key section and everything else is copied unchanged, so removing them restores
+the original file, bit for bit. The file is spliced rather than rewritten from its parsed content: a writer
+would re-encode keys that it doesn't know, and need memory for all of them.
 
     annotate("model.gguf", "model-swaa.gguf", SwaaConfig.from_recipe("balanced"))
 """
@@ -26,7 +26,7 @@ from swaa_edge.support.atomic import atomic_output
 
 _CHUNK = 4 << 20
 
-#: Called with the bytes written so far and in all.
+#: Called with the bytes written so far, and the total.
 Progress = Callable[[int, int], None]
 
 # A file's new content: bytes, and ranges of the bytes of its source.
@@ -42,17 +42,17 @@ def annotate(
     force: bool = False,
     on_progress: Progress | None = None,
 ) -> list[Path]:
-    """Write `source` with the SWAA keys of `config` to `output`; config None takes all `swaa.*` keys out instead.
+    """Write `source` with the SWAA keys of `config` to `output`; config None removes all `swaa.*` keys instead.
 
-    Keys that are there already are replaced; only `swaa.adapter` stays if `config` names none, since it
-    says what the weights are. With `in_place` there is no output: the new file is written beside the
-    source and takes its name when it is whole (a symbolic link is replaced, not what it points to).
-    Of a split model the first file is given; out of place its other files are copied to names that
-    match the output's. `force` replaces existing outputs. Returns the paths that were written.
+    Existing keys are replaced; only `swaa.adapter` stays if `config` has none, since it describes the
+    weights. With `in_place` there is no output: the new file is written beside the source and takes
+    its name once complete (a symbolic link is replaced, not its target). For a split model, give the
+    first file; unless `in_place`, the other files are copied to names that match the output's.
+    `force` replaces existing outputs. Returns the paths that were written.
 
-    Raises `ModelFileError` for a source that is no sound GGUF, `UnsupportedModelError` for a model that
-    SWAA can't be applied to, `ConfigError` for layers that it doesn't have, `OutputError` if an
-    output exists or can't be written. Source and existing outputs are whole in each case.
+    Raises `ModelFileError` for a damaged source, `UnsupportedModelError` for a model that SWAA can't be
+    applied to, `ConfigError` for layers that it doesn't have, `OutputError` if an output exists or can't
+    be written. In each case the source and existing outputs stay intact.
     """
     if in_place is (output is not None):
         raise OutputError("give either an output file or in_place, and not both")
@@ -76,8 +76,8 @@ def annotate(
             on_progress(done, total)
 
     with contextlib.ExitStack() as stack:
-        # All outputs are claimed before the first byte is copied. They take their names in reverse
-        # order, so that the first file, without which the others are nothing, comes last.
+        # All outputs are reserved before the first byte is copied. They take their names in reverse order,
+        # so that the first file, which the others depend on, comes last.
         targets = [stack.enter_context(atomic_output(path, force=force or in_place)) for path in outputs]
         for shard, parts, target in zip(headers, pieces, targets, strict=False):
             _write(shard, parts, target, advance)
@@ -88,7 +88,7 @@ def annotate(
 
 
 def _fitting(header: Header, config: SwaaConfig) -> SwaaConfig:
-    """`config` as it will be written, or an error for a model that SWAA can't be applied to."""
+    """`config` as it will be written. Raises `UnsupportedModelError` for a model that SWAA can't be applied to."""
     if refusal := swaa_refusal(header):
         raise UnsupportedModelError(refusal)
     adapter = header.value("swaa.adapter")
@@ -99,7 +99,7 @@ def _fitting(header: Header, config: SwaaConfig) -> SwaaConfig:
 
 
 def _spliced(header: Header, config: SwaaConfig | None) -> _Pieces:
-    """The file with our keys exchanged for those of `config` (None: with none)."""
+    """The file with its SWAA keys replaced by those of `config`, or without any if that is None."""
     ours = sorted(
         (field for field in header.fields.values() if field.key.startswith(PREFIX)), key=lambda field: field.start
     )
@@ -127,9 +127,9 @@ def _spliced(header: Header, config: SwaaConfig | None) -> _Pieces:
 
 
 def _original_padding(header: Header, plain_end: int, annotated: bool) -> bytes:
-    """The bytes between header and data in the file as it was before our keys came in.
+    """The bytes between header and data in the file before SWAA keys were added.
 
-    That can be less than the alignment asks for, in a file that has no tensors.
+    In a file without tensors, they can be fewer than the alignment requires.
     """
     stored = header.value(PADDING_KEY)
     if stored is not None:
@@ -156,7 +156,7 @@ def _write(header: Header, pieces: _Pieces, target: Path, advance: Callable[[int
                 advance(len(piece))
             else:
                 _copy(header, source, piece, file, advance)
-        # The end may be a hole, which only a set length makes part of the file.
+        # A hole at the end is part of the file only once the length is set.
         file.truncate(file.tell())
 
 
@@ -164,7 +164,7 @@ def _copy(header: Header, source: BinaryIO, part: range, file: BinaryIO, advance
     at = part.start
     while at < part.stop:
         try:
-            # Holes stay holes: copied as zeros, a sparse file could fill the disk.
+            # Holes stay holes: written as zeros, a sparse file could fill the disk.
             data_at = min(_next_data(source, at), part.stop)
             source.seek(data_at)
             data = source.read(min(_CHUNK, part.stop - data_at))
@@ -179,21 +179,21 @@ def _copy(header: Header, source: BinaryIO, part: range, file: BinaryIO, advance
 
 
 def _next_data(source: BinaryIO, at: int) -> int:
-    """Where the next byte lies that is not in a hole of the file; past its end if there is none."""
+    """Offset of the next byte outside the file's holes; past its end if there is none."""
     if not hasattr(os, "SEEK_DATA"):
         return at
     try:
         return os.lseek(source.fileno(), at, os.SEEK_DATA)
     except OSError as error:
         if error.errno != errno.ENXIO:
-            return at  # a file system that knows no holes
-        # ENXIO says "a hole up to the end", and also "past the end": of a file cut short meanwhile.
+            return at  # a file system without holes
+        # ENXIO means a hole up to the end, or an offset past the end, of a file that was truncated meanwhile.
         size = os.fstat(source.fileno()).st_size
         return size if at < size else at
 
 
 def _check(header: Header, written: Path, config: SwaaConfig | None) -> None:
-    """Read the new header back before the file takes its name: it must hold the same tensors and the new keys."""
+    """Raise `ModelFileError` unless the written file has the same tensors and the new keys."""
     new = read_header(written)
     found = effective_config(new)
     same_data = new.tensors == header.tensors and _data_size(new) == _data_size(header)

@@ -1,7 +1,7 @@
-"""Runs a heavy step of a conversion in a Python process of its own.
+"""Runs one heavy step of a conversion in a Python process of its own.
 
-Torch's gigabytes come back only when a process ends, llama.cpp answers a broken assumption with abort(),
-and the system ends what takes too much memory: none of it must take the caller along.
+Torch releases its gigabytes only when the process ends, llama.cpp calls abort() on internal errors, and the
+system kills a process that uses too much memory. None of these must affect the caller.
 
     child.run("swaa_edge.convert.lora_merge:merge", {"base": base, "adapter": adapter, "output": folder})
 """
@@ -19,22 +19,22 @@ from typing import Any
 import swaa_edge
 from swaa_edge import errors
 
-# A long message is one that quotes data; its beginning tells enough.
+# Longer messages quote data; their beginning is enough.
 _REASON_LIMIT = 400
 
 
 class ChildError(Exception):
-    """The step failed for a reason that is none of `swaa_edge.errors`; the text says which, in one line."""
+    """The step failed with an error outside `swaa_edge.errors`; the text is its reason, in one line."""
 
 
 def run(task: str, request: Mapping[str, Any], *, verbose: bool = False) -> Any:
-    """Call `task` ("module:function") with the keyword arguments `request` in a child process; return what it returns.
+    """Call `task` ("module:function") with the keyword arguments `request` in a child process; return its result.
 
-    Arguments and result travel as JSON, paths as text. The child sees no network of the Hugging Face
-    libraries. Its stderr, with the progress bars, is passed through to a terminal and otherwise kept
-    quiet; `verbose` passes it through always, with all logs.
+    Arguments and result are passed as JSON, paths as text. In the child the Hugging Face libraries are
+    offline. Its stderr, with the progress bars, is shown on a terminal and otherwise hidden; `verbose` shows
+    it always, with all logs.
 
-    Raises what the task raised if that is a `SwaaError`, `OSError` if the disk is full, else `ChildError`.
+    Raises the task's own `SwaaError`, `OSError` if the disk is full, else `ChildError`.
     """
     with tempfile.TemporaryDirectory(prefix="swaa-edge-") as scratch:
         report, log = Path(scratch, "report.json"), Path(scratch, "stderr")
@@ -66,7 +66,7 @@ def run(task: str, request: Mapping[str, Any], *, verbose: bool = False) -> Any:
 
 
 def _environment(verbose: bool) -> dict[str, str]:
-    # NO_LOCAL_GGUF would make the converter use another gguf package than the one it came with.
+    # NO_LOCAL_GGUF would make the converter use another gguf package than its own.
     kept = {name: value for name, value in os.environ.items() if name not in ("NO_LOCAL_GGUF", "SWAA_EDGE_VERBOSE")}
     loud = {"SWAA_EDGE_VERBOSE": "1"} if verbose else {"TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"}
     return (
@@ -75,7 +75,7 @@ def _environment(verbose: bool) -> dict[str, str]:
         | {
             "HF_HUB_OFFLINE": "1",
             "PYTHONUTF8": "1",
-            "PYTHONDONTWRITEBYTECODE": "1",  # upstream's folder is not ours to write in
+            "PYTHONDONTWRITEBYTECODE": "1",  # upstream's folder stays unchanged
         }
     )
 

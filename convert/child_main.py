@@ -1,7 +1,7 @@
-"""The program of the child processes that child.py starts: one function call, its outcome written to a file.
+"""The program of the child processes that child.py starts: it calls one function and writes the outcome to a file.
 
-A script and not a module of the package, because it must find the very package that started it, without
-putting that package's folder, or the user's current one, where it could shadow other modules.
+It is a script rather than a module of the package, because it has to import the same package that started it
+without adding that package's folder, or the current one, to the module path, where they could shadow other modules.
 
     python child_main.py swaa_edge/__init__.py swaa_edge.convert.lora_merge:merge '{"base": ...}' report.json
 """
@@ -15,13 +15,13 @@ import os
 import re
 import sys
 
-# How numpy and Rust libraries tell of a failed write, in their text alone.
+# numpy and Rust libraries report a failed write only in the text of their errors.
 _SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 class _LastError(logging.Handler):
-    """Remembers the last error that was logged: upstream logs one, then exits with a bare code."""
+    """Remembers the last logged error: upstream logs one, then exits with a code."""
 
     text = ""
 
@@ -31,11 +31,11 @@ class _LastError(logging.Handler):
 
 def main(package, task, request, report):
     sys.path.pop(0)
-    # Whatever the task prints is for the user's eyes; stdout belongs to the command.
+    # Output of the task goes to stderr; stdout belongs to the command.
     os.dup2(2, 1)
     last = _LastError(logging.ERROR)
     verbose = "SWAA_EDGE_VERBOSE" in os.environ
-    # With a handler there already, upstream's logging.basicConfig changes nothing.
+    # Once there is a handler, upstream's logging.basicConfig has no effect.
     logging.basicConfig(handlers=[last, *([logging.StreamHandler()] if verbose else [])], format="%(message)s")
     logging.getLogger().setLevel(logging.INFO if verbose else logging.ERROR)
     try:
@@ -60,7 +60,7 @@ def _import_package(path):
 
 
 def _described(error, logged):
-    """The exception as {"reason": one line}, with "ours": its class in swaa_edge.errors, or "errno": of a write."""
+    """The exception as {"reason": one line}, plus "ours", its class in swaa_edge.errors, or "errno", of a write."""
     text = " ".join(str(error).split())
     if type(error).__module__ == "swaa_edge.errors":
         return {"ours": type(error).__name__, "reason": text}

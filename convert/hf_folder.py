@@ -1,9 +1,9 @@
-"""A Hugging Face checkpoint on disk, checked before any work is done on it.
+"""A Hugging Face model directory, checked before any work is done on it.
 
-A conversion takes minutes, and the libraries below it report a missing shard or half a download late and
-in many lines. Everything that can be seen from file names, sizes and headers is seen here, without torch.
+A conversion takes minutes, and the libraries that do it report a missing shard or a partial download late and
+in many lines. File names, sizes and headers reveal such damage here first, without torch.
 
-    checkpoint = read_checkpoint("Qwen3-4B"); checkpoint.n_layers
+    read_hf_folder("Qwen3-4B").n_layers
 """
 
 import json
@@ -14,21 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from swaa_edge.errors import ModelFileError
+from swaa_edge.files.weights import LFS_POINTER, read_tensors
 
 _INDEX = "model.safetensors.index.json"
-# Any of these holds a vocabulary for some tokenizer class that the converter knows.
+# Each is the vocabulary file of some tokenizer class that the converter supports.
 _TOKENIZERS = ("tokenizer.json", "*.model", "*.tiktoken", "tekken.json", "vocab.json", "vocab*.txt", "rwkv_vocab*.txt")
 _LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
-# What git leaves in place of a large file that was not downloaded.
-_LFS_POINTER = b"version "
-# safetensors' own limit on its header.
-_HEADER_LIMIT = 100_000_000
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """architectures: the model class names of config.json, the text part's first; n_layers: None if it doesn't say;
-    n_weights: how many numbers the safetensors files hold, 0 if the weights are in another form."""
+class HfFolder:
+    """A valid model directory, at the path `folder`.
+
+    architectures: the model classes in config.json, those of the text part first. n_layers: None if config.json
+    doesn't state it. n_weights: how many numbers the safetensors files hold, 0 if the weights have another form.
+    """
 
     folder: Path
     architectures: tuple[str, ...]
@@ -36,11 +36,11 @@ class Checkpoint:
     n_weights: int
 
 
-def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """The checkpoint in the folder `path`.
+def read_hf_folder(path: str | os.PathLike[str]) -> HfFolder:
+    """Read the model directory at `path`.
 
-    Raises `ModelFileError` if it is no folder, lacks its configuration, tokenizer or weights, or if a
-    safetensors file is missing, cut short or not one.
+    Raises `ModelFileError` if it is not a folder, if its configuration, tokenizer or weights are missing, or
+    if a safetensors file is missing, truncated or damaged.
     """
     folder = Path(path)
     if folder.is_file():
@@ -63,8 +63,9 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         if (folder / name).is_file():
             _read_json(folder / name)
-    weights = sum(count_weights(file) for file in _weight_files(folder))
-    return Checkpoint(folder, architectures, next((n for n in counts if isinstance(n, int) and n > 0), None), weights)
+    tensors = (tensor for file in _weight_files(folder) for tensor in read_tensors(file).values())
+    n_weights = sum(math.prod(tensor.shape) for tensor in tensors)
+    return HfFolder(folder, architectures, next((n for n in counts if isinstance(n, int) and n > 0), None), n_weights)
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -81,7 +82,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 def _read_json(path: Path) -> Any:
     content = path.read_bytes()
-    if content.startswith(_LFS_POINTER):
+    if content.startswith(LFS_POINTER):
         raise ModelFileError(f"{path} is a Git LFS pointer in place of the file; run git lfs pull")
     try:
         return json.loads(content)
@@ -90,53 +91,20 @@ def _read_json(path: Path) -> Any:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of the model; none if its weights come as PyTorch files, which are not looked into."""
+    """The safetensors files of the model; none if its weights are PyTorch files, which are not inspected."""
     index = folder / _INDEX
     if index.is_file():
         try:
             names = sorted(set(_read_json(index)["weight_map"].values()))
         except (LookupError, TypeError, AttributeError):
-            raise ModelFileError(f"{index} is no index of safetensors files; download it again") from None
+            raise ModelFileError(f"{index} is not an index of safetensors files; download it again") from None
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise ModelFileError(
-                f"{folder / missing[0]} is missing ({len(missing)} of {len(names)} files that {_INDEX} names are); "
-                "download it"
+                f"{folder / missing[0]} is missing ({len(missing)} of the {len(names)} files in {_INDEX}); download it"
             )
         return [folder / name for name in names]
     files = sorted(folder.glob("model*.safetensors"))
     if not files and not any(folder.glob("pytorch_model*.bin")):
         raise ModelFileError(f"{folder} has no weights; put the model's safetensors files there")
     return files
-
-
-def count_weights(path: Path) -> int:
-    """How many numbers a safetensors file holds. Raises `ModelFileError` if it is cut short, or none."""
-    return sum(math.prod(shape) for _, shape in weight_table(path).values())
-
-
-def weight_table(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """The tensors of a safetensors file by name: type, such as "BF16", and shape.
-
-    Raises `ModelFileError` if it is cut short, or none.
-    """
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        start = file.read(8)
-        if start == _LFS_POINTER:
-            raise ModelFileError(f"{path} is a Git LFS pointer in place of the file; run git lfs pull")
-        length = int.from_bytes(start, "little")
-        if len(start) < 8 or not 2 <= length <= _HEADER_LIMIT:
-            raise ModelFileError(f"{path} is no safetensors file; download it again")
-        header = file.read(length)
-    if len(header) < length:
-        raise ModelFileError(f"{path} is cut short: {size} bytes of at least {8 + length}; download it again")
-    try:
-        tensors = {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}
-        needed = 8 + length + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
-        table = {name: (str(entry["dtype"]), tuple(map(int, entry["shape"]))) for name, entry in tensors.items()}
-    except (ValueError, LookupError, TypeError, AttributeError):
-        raise ModelFileError(f"{path} is no safetensors file; download it again") from None
-    if size < needed:
-        raise ModelFileError(f"{path} is cut short: {size} bytes of {needed}; download it again")
-    return table

@@ -1,8 +1,8 @@
-"""Makes a GGUF adapter of a LoRA that PEFT saved: a small file that llama.cpp adds to its base model while it runs.
+"""Converts a PEFT LoRA adapter to GGUF: a small file that llama.cpp applies to the base model at run time.
 
-The conversion is llama.cpp's own, which copies `lora_alpha` as it stands, and llama.cpp scales by alpha / rank whatever
-the adapter says. So what scales otherwise is given the alpha that comes to the same, and what llama.cpp has no way to
-compute is refused, instead of a file that is silently another fine-tune.
+llama.cpp's own converter copies `lora_alpha` unchanged, and llama.cpp always scales by alpha / rank. So an adapter with
+another scale gets the alpha that gives the same product, and one that llama.cpp can't compute is refused; otherwise the
+file would silently be another fine-tune.
 
     convert_adapter("Qwen3-4B", "my-adapter", "my-adapter.gguf")     # SwaaLlama("qwen3-4b.gguf", lora_path=...)
 """
@@ -18,30 +18,31 @@ from pathlib import Path
 from swaa_edge.config import SwaaConfig
 from swaa_edge.convert import child, hf
 from swaa_edge.convert.annotate import annotate
-from swaa_edge.convert.hf_folder import read_checkpoint, weight_table
+from swaa_edge.convert.hf_folder import read_hf_folder
 from swaa_edge.convert.lora_merge import Adapter, read_adapter
 from swaa_edge.convert.upstream import upstream_scripts
 from swaa_edge.errors import ConfigError, ModelFileError, UnsupportedModelError
+from swaa_edge.files.weights import read_tensors
 from swaa_edge.support.atomic import atomic_output
 
 _MATRICES = (".lora_A.weight", ".lora_B.weight", ".lora_embedding_A", ".lora_embedding_B")
-# PEFT's options under which an adapter is more, or something else, than W + scale * B A for each weight matrix.
+# PEFT's options that make an adapter more than, or other than, W + scale * B A for each weight matrix.
 _BEYOND_LORA = {
     "use_dora": "it is a DoRA",
     "lora_bias": "it has biases",
     "modules_to_save": "it holds whole layers (modules_to_save)",
-    "trainable_token_indices": "it holds tokens of its own (trainable_token_indices)",
-    "target_parameters": "it changes parameters that are no layer (target_parameters)",
+    "trainable_token_indices": "it holds embeddings of single tokens (trainable_token_indices)",
+    "target_parameters": "it changes parameters outside linear layers (target_parameters)",
     "layer_replication": "it repeats layers of the model (layer_replication)",
-    "fan_in_fan_out": "its weights lie the other way round (fan_in_fan_out)",
-    "alora_invocation_tokens": "it is an aLoRA, which applies behind certain tokens only",
+    "fan_in_fan_out": "its weights are stored transposed (fan_in_fan_out)",
+    "alora_invocation_tokens": "it is an aLoRA, which only applies after certain tokens",
     "use_qalora": "it is a QALoRA",
     "use_bdlora": "it is a BD-LoRA",
-    "arrow_config": "it chooses among others (arrow_config)",
+    "arrow_config": "it selects among other adapters (arrow_config)",
     "kasa_config": "it is a KaSA",
     "monteclora_config": "it is a MonteCLoRA",
 }
-# These take something out of the base model's weights and put it into the adapter.
+# These initializations move a part of the base model's weights into the adapter.
 _CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _TYPES = {"F16": "f16", "BF16": "bf16"}
 
@@ -57,42 +58,43 @@ def convert_adapter(
     verbose: bool = False,
     on_step: Callable[[str], None] | None = None,
 ) -> Path:
-    """Write the adapter of PEFT in the folder `lora` as a GGUF adapter to `output`; return that path.
+    """Write the PEFT adapter in the folder `lora` as a GGUF adapter to `output`; return that path.
 
-    base: the Hugging Face checkpoint that it belongs to. outtype: one of `hf.OUTTYPES`; "auto" keeps the adapter's own
-    type. swaa: the settings that it was trained under, to write; where its folder says them, they need not be given.
-    verbose, on_step: as for `hf.convert`.
+    base: the Hugging Face model directory of its base model. outtype: one of `hf.OUTTYPES`; "auto" keeps the adapter's
+    own type. swaa: the settings of its training, to be written; by default those in its folder. verbose, on_step: as
+    for `hf.convert`.
 
-    Raises `ConfigError` if settings are given and differ from those of the training, `UnsupportedModelError` if `base`
-    isn't the model that it was trained on, or llama.cpp can't compute it, and other `SwaaError`s; `output` is then as
-    it was before.
+    Raises `ConfigError` if `swaa` differs from the settings of the training, `UnsupportedModelError` if `base` isn't
+    its base model or llama.cpp can't compute the adapter, and other `SwaaError`s; `output` is then unchanged.
     """
     with atomic_output(output, force=force) as temporary:
-        checkpoint = read_checkpoint(base)
+        model = read_hf_folder(base)
         scripts = upstream_scripts()
-        hf.check_options(checkpoint, scripts, outtype)
+        hf.check_options(model, scripts, outtype)
         adapter = read_adapter(lora)
         alpha = scaled_alpha(adapter)
-        adapter.check_base(checkpoint.folder)
-        label, swaa = adapter.label(swaa), adapter.recipe(swaa)
-        n_layers = adapter.training.base.n_layers if adapter.training else checkpoint.n_layers
+        n_layers = model.n_layers
+        if adapter.training is not None:
+            adapter.training.check_base(base, adapter.name)
+            n_layers = adapter.training.base.n_layers
+        label, swaa = adapter.label(swaa), adapter.settings(swaa)
         if swaa is not None:
             if n_layers is None:
-                raise ConfigError(f"{checkpoint.folder}/config.json doesn't say how many layers the model has; add it")
+                raise ConfigError(f"{model.folder}/config.json doesn't state the number of layers; add it")
             swaa.fa_decode_layers(n_layers)
         hf.check_packages()
         with hf.workspace(Path(output)) as work:
             if on_step:
                 on_step("converting the adapter")
-            folder, model, metadata = _readable(adapter, alpha, work), work / "adapter.gguf", work / "metadata.json"
-            metadata.write_text(json.dumps(adapter.provenance(label, checkpoint.folder)), encoding="utf-8")
+            folder, result, metadata = _with_alpha(adapter, alpha, work), work / "adapter.gguf", work / "metadata.json"
+            metadata.write_text(json.dumps(adapter.provenance(label, base)), encoding="utf-8")
             request = {
                 "scripts": scripts,
                 "program": "convert_lora_to_gguf.py",
-                "arguments": [folder, "--base", os.path.abspath(checkpoint.folder), "--outfile", model, "--outtype"]
+                "arguments": [folder, "--base", os.path.abspath(base), "--outfile", result, "--outtype"]
                 + [_own_type(adapter) if outtype == "auto" else outtype]
                 + ["--verbose"] * verbose,
-                "name": checkpoint.folder,
+                "name": base,
                 "for_swaa": swaa is not None,
                 "n_layers": n_layers,
                 "metadata": metadata,
@@ -102,15 +104,15 @@ def convert_adapter(
             except child.ChildError as error:
                 raise ModelFileError(f"the adapter {lora} can't be converted: {error}; {hf.MORE}") from None
             if swaa is not None:
-                annotate(model, in_place=True, config=swaa)
-            os.replace(model, temporary)
+                annotate(result, in_place=True, config=swaa)
+            os.replace(result, temporary)
     return Path(output)
 
 
 def scaled_alpha(adapter: Adapter) -> float:
-    """The alpha by which llama.cpp, whose scale is alpha / rank of each pair of matrices, computes what PEFT does.
+    """The alpha with which llama.cpp, which scales each pair of matrices by alpha / rank, gives PEFT's product.
 
-    Raises `UnsupportedModelError` if there is none, or the adapter is no plain LoRA, `ModelFileError` if it is damaged.
+    Raises `UnsupportedModelError` if there is none or the adapter isn't a plain LoRA, `ModelFileError` for damage.
     """
     config, alpha = adapter.config, adapter.config.get("lora_alpha")
     for option, what in _BEYOND_LORA.items():
@@ -122,7 +124,7 @@ def scaled_alpha(adapter: Adapter) -> float:
     if isinstance(start, str) and start.lower().startswith(_CHANGE_THE_BASE):
         raise _refused(adapter, f"its training changed the base model too (init_lora_weights = {start})")
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha) or alpha == 0:
-        # llama.cpp takes 0 for a scale of 1.
+        # llama.cpp would treat 0 as a scale of 1.
         raise ModelFileError(f"{adapter.folder}: lora_alpha is {alpha}; it must be a number other than 0")
     if any(value != alpha for value in (config.get("alpha_pattern") or {}).values()):
         raise _refused(adapter, "its layers are scaled differently (alpha_pattern)")
@@ -136,32 +138,32 @@ def scaled_alpha(adapter: Adapter) -> float:
 
 
 def _ranks(adapter: Adapter) -> set[int]:
-    table = weight_table(adapter.weights)
-    if not table:
+    tensors = read_tensors(adapter.weights)
+    if not tensors:
         raise ModelFileError(f"{adapter.weights} is empty; train the adapter again")
-    for name in table:
+    for name in tensors:
         if not name.endswith(_MATRICES):
-            raise _refused(adapter, f"it holds {name}, which is no matrix of a LoRA")
-    ranks = {shape[0] for name, (_, shape) in table.items() if name.endswith(_MATRICES[::2]) and shape}
+            raise _refused(adapter, f"it holds {name}, which is not a LoRA matrix")
+    ranks = {held.shape[0] for name, held in tensors.items() if name.endswith(_MATRICES[::2]) and held.shape}
     if not ranks or min(ranks) < 1:
-        raise ModelFileError(f"{adapter.weights} holds no matrices of a LoRA; train the adapter again")
+        raise ModelFileError(f"{adapter.weights} holds no LoRA matrices; train the adapter again")
     return ranks
 
 
 def _refused(adapter: Adapter, what: str) -> UnsupportedModelError:
     return UnsupportedModelError(
-        f"{adapter.folder} can't be an adapter of llama.cpp: {what}; merge it instead, without --adapter-only"
+        f"llama.cpp can't apply the adapter {adapter.folder}: {what}; merge it instead, without --adapter-only"
     )
 
 
 def _own_type(adapter: Adapter) -> str:
-    """The adapter's own number format, for "auto"; upstream's can't tell it of a LoRA."""
-    kinds = {_TYPES.get(kind, "f32") for kind, _ in weight_table(adapter.weights).values()}
+    """The adapter's own number format, for "auto", which upstream can't determine for a LoRA."""
+    kinds = {_TYPES.get(held.dtype, "f32") for held in read_tensors(adapter.weights).values()}
     return kinds.pop() if len(kinds) == 1 else "f32"
 
 
-def _readable(adapter: Adapter, alpha: float, work: Path) -> Path:
-    """A copy of the adapter's folder for upstream, with this alpha; its name becomes that of the adapter."""
+def _with_alpha(adapter: Adapter, alpha: float, work: Path) -> Path:
+    """A copy of the adapter's folder with this alpha, for upstream, which takes the adapter's name from the folder."""
     folder = work / "adapter" / (adapter.name or "adapter")
     folder.mkdir(parents=True)
     config = {**adapter.config, "lora_alpha": alpha, "use_rslora": False}
@@ -170,7 +172,7 @@ def _readable(adapter: Adapter, alpha: float, work: Path) -> Path:
     if card.is_file():
         shutil.copyfile(card, folder / card.name)
     with contextlib.suppress(OSError):
-        # Not everywhere may everybody make links.
+        # Some systems don't allow links.
         os.symlink(os.path.abspath(adapter.weights), folder / adapter.weights.name)
         return folder
     shutil.copyfile(adapter.weights, folder / adapter.weights.name)

@@ -1,7 +1,7 @@
 """Quantizes a GGUF file with llama.cpp's own quantizer.
 
-The quantizer is a function of the library that already runs the model, so no other program is needed. It
-runs in a child process, since it may abort(). All metadata of the file, the SWAA keys too, stay.
+The quantizer is a function of the library that also runs the model, so no other program is needed. It
+runs in a child process, since it may abort(). It keeps all metadata of the file, including the SWAA keys.
 
     quantize("model-f16.gguf", "model-q4.gguf", "Q4_K_M")
 """
@@ -22,18 +22,18 @@ from swaa_edge.files.header import read_header
 from swaa_edge.files.model import read_shards
 from swaa_edge.support.atomic import atomic_output
 
-# At so few bits llama.cpp refuses to guess which weights matter; Q2_K_S is the odd one of the K types.
+# Types of so few bits that llama.cpp requires measured weights; of the K types only Q2_K_S.
 _NEED_IMATRIX = frozenset(["IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ3_XS", "Q2_K_S"])
-# In the enumeration, but llama.cpp only reads it.
+# In the enumeration, although llama.cpp can only read it.
 _NOT_MADE = frozenset(["NVFP4"])
 _ERROR_LEVEL = 4  # GGML_LOG_LEVEL_ERROR
 
 
 @functools.cache
 def file_types() -> dict[str, int]:
-    """llama.cpp's quantization types: name, such as "Q4_K_M", and number.
+    """llama.cpp's quantization types: the number of each name, such as "Q4_K_M".
 
-    Read from the source of `llama_cpp`, because importing it loads a native library. Raises
+    They are read from the source of `llama_cpp`, because importing it loads a native library. Raises
     `NativeLibraryError` if it is not installed.
     """
     spec = importlib.util.find_spec("llama_cpp")
@@ -48,7 +48,7 @@ def file_types() -> dict[str, int]:
 
 
 def check_type(name: str) -> str:
-    """`name` as llama.cpp spells it. Raises `ConfigError` if it is no type, or one that can't be made here."""
+    """`name` in llama.cpp's spelling. Raises `ConfigError` for an unknown type, or one that is not supported here."""
     spelled = name.upper()
     if spelled in _NEED_IMATRIX:
         raise ConfigError(
@@ -58,7 +58,7 @@ def check_type(name: str) -> str:
     if spelled not in usable:
         near = difflib.get_close_matches(spelled, usable, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise ConfigError(f"{name!r} is no quantization type; {hint}the types are {', '.join(usable)}")
+        raise ConfigError(f"{name!r} is not a quantization type; {hint}the types are {', '.join(usable)}")
     return spelled
 
 
@@ -71,13 +71,13 @@ def quantize(
     force: bool = False,
     verbose: bool = False,
 ) -> Path:
-    """Write the GGUF `source`, its weights in `file_type` ("Q4_K_M"; any case), to `output`; return that path.
+    """Write the GGUF `source` with weights of `file_type` ("Q4_K_M", in any case) to `output`; return that path.
 
-    Tensors whose rows the type can't hold get the nearest type that can, as llama.cpp chooses. A split
-    source becomes one file. `threads` 0 takes all cores.
+    llama.cpp chooses another type for tensors whose rows don't fit this one. A split source becomes one
+    file. `threads` 0 uses all cores.
 
-    Raises `ModelFileError` for a source that is no sound GGUF or is quantized already, `ConfigError` for
-    the type, `OutputError` if `output` exists (without `force`) or can't be written, `NativeLibraryError`.
+    Raises `ModelFileError` for a source that is damaged or already quantized, `ConfigError` for the type,
+    `OutputError` if `output` exists (without `force`) or can't be written, `NativeLibraryError`.
     """
     file_type = check_type(file_type)
     header = read_header(source)
@@ -93,14 +93,14 @@ def quantize(
 
 def _explained(reason: str, source: Path, file_type: str) -> Exception:
     if found := re.search(r"requantizing from type (\S+) is disabled", reason):
-        return ModelFileError(f"{source} is quantized already ({found[1]}); quantize an f32, f16 or bf16 file instead")
+        return ModelFileError(f"{source} is already quantized ({found[1]}); quantize an f32, f16 or bf16 file instead")
     if "imatrix" in reason:
         return ConfigError(f"{file_type} needs an importance matrix for this model; choose a larger type")
     return ModelFileError(f"{source} can't be quantized to {file_type}: {reason}; --verbose shows llama.cpp's log")
 
 
 def quantize_here(source: str, output: str, number: int, threads: int) -> None:
-    """The child's part: call the quantizer, show its progress on a terminal, and raise what it logged as an error."""
+    """Call the quantizer, in the child process; show its progress on a terminal and raise the error that it logs."""
     from tqdm import tqdm
 
     from swaa_edge import native
@@ -116,7 +116,7 @@ def quantize_here(source: str, output: str, number: int, threads: int) -> None:
             sys.stderr.write(line)
         if level == _ERROR_LEVEL and line.strip(" =\n"):
             logged.append(line.strip())
-        # "[   3/ 291] blk.0.attn_q.weight - [ ..." opens each tensor's line.
+        # Each tensor's line begins with "[   3/ 291] blk.0.attn_q.weight - [ ...".
         if found := re.match(r"\[ *(\d+)/ *(\d+)\]", line):
             bar.total = int(found[2])
             bar.update(int(found[1]) - bar.n)
@@ -130,7 +130,7 @@ def quantize_here(source: str, output: str, number: int, threads: int) -> None:
     if code == 0:
         return
     reason = logged[-1].split("failed to quantize: ")[-1] if logged else f"llama_model_quantize returned {code}"
-    # C++ streams keep no errno; a stream that fails while a file is written has met a full disk or a limit.
+    # C++ streams don't keep errno; if one fails in writing, the disk is full or a limit is reached.
     if "basic_ios::clear" in reason or "iostream error" in reason:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     raise RuntimeError(reason)

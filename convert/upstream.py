@@ -1,7 +1,7 @@
-"""Where llama.cpp's own converter lies, and what it knows, read without importing it.
+"""The location of llama.cpp's own converter, and its lists of supported names, read without importing it.
 
-Importing the converter costs seconds of torch; what a user may have mistyped must be found before that,
-and offered in the error. So the few lists that matter are read from its source text.
+Importing the converter imports torch, which takes seconds; a mistyped name should be found before that, with
+suggestions in the error. So the lists are read from the converter's source text.
 
     scripts = upstream_scripts(); "LlamaForCausalLM" in architectures(scripts)
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 import swaa_edge
 from swaa_edge.errors import NativeLibraryError
 
-#: Environment variable: the root of a llama.cpp tree whose converter is used, instead of those that are searched.
+#: Environment variable with the root of a llama.cpp tree, whose converter is used instead of searching for one.
 PATH_VARIABLE = "SWAA_EDGE_UPSTREAM"
 
 _ENTRY = "convert_hf_to_gguf.py"
@@ -26,14 +26,14 @@ _ENTRY = "convert_hf_to_gguf.py"
 def upstream_scripts() -> Path:
     """The folder that holds `convert_hf_to_gguf.py`, `conversion/` and `gguf-py/` of the pinned llama.cpp.
 
-    That is SWAA_EDGE_UPSTREAM if set; else `upstream` in this package, as installed; else
-    `vendor/llama.cpp` of the source tree. Raises `NativeLibraryError` if there is none.
+    That is SWAA_EDGE_UPSTREAM if set; else `upstream` in the installed package; else `vendor/llama.cpp` in the
+    source tree. Raises `NativeLibraryError` if none exists.
     """
     given = os.environ.get(PATH_VARIABLE)
     if given:
         if not _complete(Path(given)):
             raise NativeLibraryError(
-                f"{PATH_VARIABLE} = {given} holds no {_ENTRY} with conversion/ and gguf-py/; "
+                f"{PATH_VARIABLE} = {given} lacks {_ENTRY}, conversion/ or gguf-py/; "
                 "set it to the root of a llama.cpp tree, or unset it"
             )
         return Path(given).resolve()
@@ -48,7 +48,7 @@ def upstream_scripts() -> Path:
 def _candidates() -> Iterator[Path]:
     package = Path(swaa_edge.__file__).parent
     yield package / "upstream"
-    # A wheel or an editable install puts the scripts there also where this source tree shadows it.
+    # A wheel or an editable install has the scripts there, even if this source tree shadows it.
     for entry in sys.path:
         yield Path(entry or ".") / "swaa_edge" / "upstream"
     yield package.parent / "vendor" / "llama.cpp"
@@ -60,24 +60,24 @@ def _complete(folder: Path) -> bool:
 
 @functools.cache
 def architectures(scripts: Path) -> frozenset[str]:
-    """Names of the model classes (`architectures` in config.json) that the converter takes."""
+    """Names of the model classes (`architectures` in config.json) that the converter supports."""
     source = scripts / "conversion" / "__init__.py"
     for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
         if isinstance(node, ast.AnnAssign) and getattr(node.target, "id", None) == "TEXT_MODEL_MAP" and node.value:
             return frozenset(ast.literal_eval(node.value))
-    raise _strange(source)
+    raise _unexpected(source)
 
 
 @functools.cache
 def pre_tokenizers(scripts: Path) -> tuple[str, ...]:
-    """Names that llama.cpp has for ways to split text before byte-pair merging, sorted."""
+    """llama.cpp's names of pre-tokenizers, the rules that split text before byte-pair merging, sorted."""
     source = scripts / "conversion" / "base.py"
     found = re.search(r"def get_vocab_base_pre\b.*?\n    def ", source.read_text(encoding="utf-8"), re.DOTALL)
     names = set(re.findall(r'^ +res = "([^"]+)"$', found[0], re.MULTILINE)) if found else set()
     if not names:
-        raise _strange(source)
+        raise _unexpected(source)
     return tuple(sorted(names))
 
 
-def _strange(source: Path) -> NativeLibraryError:
-    return NativeLibraryError(f"{source} is not the converter that this swaa-edge was made for; reinstall swaa-edge")
+def _unexpected(source: Path) -> NativeLibraryError:
+    return NativeLibraryError(f"{source} is not the converter that this swaa-edge expects; reinstall swaa-edge")

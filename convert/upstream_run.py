@@ -1,4 +1,4 @@
-"""The converters of llama.cpp as a child process runs them: unchanged, with a few answers given in advance.
+"""Runs llama.cpp's converters in a child process: unchanged, except for a few functions that are replaced.
 
 run(scripts, "convert_hf_to_gguf.py", ["Qwen3-4B", "--outfile", "model.gguf"], name="Qwen3-4B", pre="qwen2")
 """
@@ -24,15 +24,14 @@ def run(
     n_layers: int | None = None,
     metadata: str | None = None,
 ) -> None:
-    """Run `program` of the folder `scripts` in this process, with its command line `arguments`.
+    """Run `program` in the folder `scripts` in this process, with the command line `arguments`.
 
-    name: the checkpoint's name in errors. for_swaa: refuse a model that SWAA can't be applied to. pre: the name to
-    take for the tokenizer's pre-tokenizer, instead of looking its fingerprint up. For an adapter, whose converter has
-    no ways for them, n_layers: the model's layers, to be written too; metadata: a metadata override file.
+    name: of the model directory, for errors. for_swaa: refuse a model that SWAA can't be applied to. pre: name of the
+    tokenizer's pre-tokenizer, instead of recognising it. The converter of adapters lacks two options: n_layers, the
+    model's layer count, to be written as well; metadata, a metadata override file.
 
-    What is wrong with the model is said as soon as its metadata is known, before its weights are written.
-    Raises `UnsupportedModelError`, `ConfigError` if the tokenizer has no use for `pre`, and whatever
-    the converter raises.
+    Errors are raised as soon as the model's metadata is known, before its weights are written:
+    `UnsupportedModelError`, `ConfigError` if the tokenizer doesn't use a pre-tokenizer, and the converter's own.
     """
     sys.path[:0] = [scripts, str(Path(scripts, "gguf-py"))]
     import conversion
@@ -48,7 +47,7 @@ def run(
 
     def write_if_fit(writer: Any, *positional: Any, **options: Any) -> None:
         if unused:
-            raise ConfigError(f"the tokenizer in {name} is of a kind that has no pre-tokenizer; leave --pre out")
+            raise ConfigError(f"the tokenizer in {name} doesn't use a pre-tokenizer; leave --pre out")
         if n_layers is not None:
             writer.add_block_count(n_layers)
         if for_swaa:
@@ -57,7 +56,7 @@ def run(
 
     def load_overridden(_: Any, *more: Any) -> Any:
         found = load(Path(metadata), *more)
-        # PEFT's model card repeats there where the base model lay when the adapter was trained.
+        # These tags of PEFT's model card hold the base model's path on the machine of the training.
         found.tags = [tag for tag in found.tags or () if not str(tag).startswith("base_model:")] or None
         return found
 
@@ -71,9 +70,9 @@ def run(
 
 
 def check_fit(writer: Any, name: str) -> None:
-    """Refuse a model that SWAA can't be applied to, by the keys that a `gguf.GGUFWriter` holds for it.
+    """Refuse a model that SWAA can't be applied to, by its keys in a `gguf.GGUFWriter`.
 
-    name: the checkpoint's, for the error. Raises `UnsupportedModelError`.
+    name: of the model directory, for the error. Raises `UnsupportedModelError`.
     """
     fields = {}
     for key, held in writer.kv_data[0].items():

@@ -23,15 +23,6 @@ from swaa_edge.metadata import PADDING_KEY, read_swaa
 CONFIG = SwaaConfig(2048, 64, "1::2", True, recipe="quality")
 
 
-@pytest.fixture
-def write(tmp_path):
-    def put(content, name="model.gguf"):
-        (tmp_path / name).write_bytes(content)
-        return tmp_path / name
-
-    return put
-
-
 def files(folder):
     """Every file with its content: what a failure must not change."""
     return {path.name: path.read_bytes() for path in folder.iterdir()}

@@ -6,13 +6,12 @@ import signal
 import subprocess
 import sys
 import types
-from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
 
-from support import models
+from support import ROOT, models
 from swaa_edge import SwaaConfig
 from swaa_edge.convert import child, hf
 from swaa_edge.convert.upstream import PATH_VARIABLE, architectures, pre_tokenizers, upstream_scripts
@@ -21,7 +20,6 @@ from swaa_edge.errors import ConfigError, ModelFileError, NativeLibraryError, Ou
 from swaa_edge.files.model import read_model
 from swaa_edge.metadata import read_swaa
 
-ROOT = Path(__file__).parents[2]
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "qwen3moe": "qwen3moe"}
 
 
@@ -67,7 +65,7 @@ def test_the_vocabulary_works_in_llama_cpp(gguf_model):
 
 def test_pipeline_from_shards_to_annotated_f16(tmp_path, gguf_model):
     """Shards, a 16-bit type, SWAA keys and the logs of --verbose, in one run of the command."""
-    folder = models.save_checkpoint(
+    folder = models.save_model(
         models.tiny_model("qwen3"), models.tiny_tokenizer(), tmp_path / "tiny", max_shard_size="2MB"
     )
     assert len(list(folder.glob("model-*.safetensors"))) > 1
@@ -87,9 +85,9 @@ def test_pipeline_from_shards_to_annotated_f16(tmp_path, gguf_model):
     assert {t.tensor_type.name for t in halves} == {"F16", "F32"}
 
 
-def test_an_unknown_tokenizer_asks_for_pre(checkpoint, tmp_path):
+def test_an_unknown_tokenizer_asks_for_pre(model_dir, tmp_path):
     with pytest.raises(ModelFileError, match=r"does not recognise the tokenizer .* --pre NAME: .*gpt-2, .*qwen2"):
-        hf.convert(checkpoint("llama"), tmp_path / "m.gguf")
+        hf.convert(model_dir("llama"), tmp_path / "m.gguf")
     assert os.listdir(tmp_path) == []
 
 
@@ -103,20 +101,20 @@ def test_an_architecture_that_swaa_cannot_attach_to_is_refused_by_its_keys():
         check_fit(windowed, "tiny")
 
 
-def test_pre_is_refused_where_it_means_nothing(checkpoint, tmp_path):
+def test_pre_is_refused_where_it_means_nothing(model_dir, tmp_path):
     with pytest.raises(ConfigError, match="leave --pre out"):
-        hf.convert(checkpoint("gemma"), tmp_path / "m.gguf", pre="gpt-2", swaa=SwaaConfig(window_size=8))
+        hf.convert(model_dir("gemma"), tmp_path / "m.gguf", pre="gpt-2", swaa=SwaaConfig(window_size=8))
     assert os.listdir(tmp_path) == []
 
 
-def test_a_full_disk_leaves_the_earlier_output(checkpoint, tmp_path):
+def test_a_full_disk_leaves_the_earlier_output(model_dir, tmp_path):
     output = tmp_path / "m.gguf"
     output.write_bytes(b"earlier")
 
     def full_disk():
         resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
 
-    done = run_cli(checkpoint("qwen3"), "-o", output, "--force", "--pre", models.PRE_TOKENIZER, preexec_fn=full_disk)
+    done = run_cli(model_dir("qwen3"), "-o", output, "--force", "--pre", models.PRE_TOKENIZER, preexec_fn=full_disk)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(f"Error: cannot write {output}: ")
     assert done.stderr.count("\n") == 1
@@ -124,8 +122,8 @@ def test_a_full_disk_leaves_the_earlier_output(checkpoint, tmp_path):
     assert os.listdir(tmp_path) == [output.name]
 
 
-def test_an_interrupt_leaves_nothing(checkpoint, tmp_path):
-    command = [sys.executable, "-m", "swaa_edge", "convert", checkpoint("qwen3"), "-o", tmp_path / "m.gguf", "-v"]
+def test_an_interrupt_leaves_nothing(model_dir, tmp_path):
+    command = [sys.executable, "-m", "swaa_edge", "convert", model_dir("qwen3"), "-o", tmp_path / "m.gguf", "-v"]
     process = subprocess.Popen(
         [*map(str, command), "--pre", models.PRE_TOKENIZER],
         cwd=ROOT,
@@ -141,7 +139,7 @@ def test_an_interrupt_leaves_nothing(checkpoint, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_missing_packages_are_one_line(checkpoint, tmp_path):
+def test_missing_packages_are_one_line(model_dir, tmp_path):
     hide = (
         "import sys; sys.modules['torch'] = sys.modules['transformers'] = None; from swaa_edge.cli import main; main()"
     )
@@ -151,7 +149,7 @@ def test_missing_packages_are_one_line(checkpoint, tmp_path):
         return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
 
     assert "--quantize TYPE" in run("--help").stdout
-    done = run(str(checkpoint("llama")), "-o", str(tmp_path / "m.gguf"))
+    done = run(str(model_dir("llama")), "-o", str(tmp_path / "m.gguf"))
     assert done.returncode == 1
     assert done.stderr == "Error: converting needs torch, transformers; pip install 'swaa-edge[convert]'\n"
 
@@ -160,44 +158,44 @@ def test_missing_packages_are_one_line(checkpoint, tmp_path):
     ("options", "error", "message"),
     [
         ({"outtype": "f17"}, ConfigError, "outtype 'f17' must be one of auto, f16, bf16, f32, q8_0"),
-        ({"quantize": "Q4_K_X"}, ConfigError, "'Q4_K_X' is no quantization type; did you mean Q4_K_[MS]"),
-        ({"pre": "gpt2"}, ConfigError, "'gpt2' is no pre-tokenizer; did you mean gpt-2"),
+        ({"quantize": "Q4_K_X"}, ConfigError, "'Q4_K_X' is not a quantization type; did you mean Q4_K_[MS]"),
+        ({"pre": "gpt2"}, ConfigError, "'gpt2' is not a pre-tokenizer; did you mean gpt-2"),
         ({"swaa": SwaaConfig(window_size=8, fa_layers=[2])}, ConfigError, "2"),
         ({"lora": "no-such-adapter"}, ModelFileError, "no-such-adapter has no adapter_config.json"),
         ({"output": "absent/m.gguf"}, OutputError, "absent does not exist"),
         ({"output": "."}, OutputError, "is a folder"),
     ],
 )
-def test_wrong_options_are_found_before_any_work(options, error, message, checkpoint, tmp_path, monkeypatch):
+def test_wrong_options_are_found_before_any_work(options, error, message, model_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(child, "run", lambda *_, **__: pytest.fail("work began"))
     output = tmp_path / options.pop("output", "m.gguf")
     with pytest.raises(error, match=message):
-        hf.convert(checkpoint("llama"), output, **options)
+        hf.convert(model_dir("llama"), output, **options)
     assert os.listdir(tmp_path) == []
 
 
-def test_an_existing_output_is_refused_before_any_work(checkpoint, tmp_path, monkeypatch):
+def test_an_existing_output_is_refused_before_any_work(model_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(child, "run", lambda *_, **__: pytest.fail("work began"))
     output = tmp_path / "m.gguf"
     output.write_bytes(b"earlier")
     with pytest.raises(OutputError, match="--force"):
-        hf.convert(checkpoint("llama"), output)
+        hf.convert(model_dir("llama"), output)
     assert output.read_bytes() == b"earlier"
 
 
-def test_too_small_a_disk_is_refused_before_any_work(checkpoint, tmp_path, monkeypatch):
+def test_too_small_a_disk_is_refused_before_any_work(model_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(child, "run", lambda *_, **__: pytest.fail("work began"))
     # The tiny model has 1.6 million weights of two bytes, and SWAA keys take a second copy.
     free = 6_000_000
     monkeypatch.setattr(hf.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=free))
-    with pytest.raises(OutputError, match=r"6\.3 MB are needed meanwhile, 6\.0 MB are free"):
-        hf.convert(checkpoint("llama"), tmp_path / "m.gguf", swaa=SwaaConfig(window_size=8))
+    with pytest.raises(OutputError, match=r"the conversion needs 6\.3 MB of disk space, 6\.0 MB are free"):
+        hf.convert(model_dir("llama"), tmp_path / "m.gguf", swaa=SwaaConfig(window_size=8))
 
 
-def test_an_unknown_architecture_is_named(checkpoint, tmp_path):
+def test_an_unknown_architecture_is_named(model_dir, tmp_path):
     folder = tmp_path / "tiny"
     folder.mkdir()
-    for file in checkpoint("llama").iterdir():
+    for file in model_dir("llama").iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
     config = (folder / "config.json").read_text().replace("LlamaForCausalLM", "LamaForCausalLM")
     (folder / "config.json").write_text(config)
@@ -214,7 +212,7 @@ def test_facts_about_upstream():
 
 def test_a_wrong_upstream_folder_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv(PATH_VARIABLE, str(tmp_path))
-    with pytest.raises(NativeLibraryError, match=f"{PATH_VARIABLE} = {tmp_path} holds no convert_hf_to_gguf.py"):
+    with pytest.raises(NativeLibraryError, match=f"{PATH_VARIABLE} = {tmp_path} lacks convert_hf_to_gguf.py"):
         upstream_scripts()
 
 
@@ -224,7 +222,7 @@ def test_a_child_returns_and_fails_as_a_call_would():
         child.run("json:loads", {"s": "{"})
     with pytest.raises(child.ChildError, match=r"^it needs the Python package nonesuch"):
         child.run("nonesuch:run", {})
-    with pytest.raises(ConfigError, match="'Q' is no quantization type"):
+    with pytest.raises(ConfigError, match="'Q' is not a quantization type"):
         child.run("swaa_edge.convert.quantize:check_type", {"name": "Q"})
 
 

@@ -41,10 +41,10 @@ def adapter(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def trained(adapter, checkpoint, tmp_path_factory):
+def trained(adapter, model_dir, tmp_path_factory):
     """The same adapter with what our own training writes down beside it."""
     folder = shutil.copytree(adapter, tmp_path_factory.mktemp("trained") / "trained-here")
-    save_training(folder, Training(RECIPE, BaseModel.of(checkpoint("qwen3"))))
+    save_training(folder, Training(RECIPE, BaseModel.of(model_dir("qwen3"))))
     return folder
 
 
@@ -53,10 +53,10 @@ def no_work(monkeypatch):
     monkeypatch.setattr(child, "run", lambda *_, **__: pytest.fail("work began"))
 
 
-def test_the_weights_carry_the_adapter(checkpoint, gguf_model, adapter, tmp_path):
+def test_the_weights_carry_the_adapter(model_dir, gguf_model, adapter, tmp_path):
     output = tmp_path / "tuned.gguf"
     hf.convert(
-        checkpoint("qwen3"),
+        model_dir("qwen3"),
         output,
         outtype="f32",
         lora=adapter,
@@ -86,27 +86,27 @@ def test_the_weights_carry_the_adapter(checkpoint, gguf_model, adapter, tmp_path
     assert [file.name for file in tmp_path.iterdir()] == ["tuned.gguf"]
 
 
-def test_an_adapter_of_another_shape_is_refused(checkpoint, adapter, tmp_path):
-    wider = checkpoint("qwen3", num_attention_heads=6)
+def test_an_adapter_of_another_shape_is_refused(model_dir, adapter, tmp_path):
+    wider = model_dir("qwen3", num_attention_heads=6)
     with pytest.raises(
         UnsupportedModelError, match=r"does not fit .* lora_B of model\.layers\.0\.self_attn\.q_proj is \[512, 4\], but"
     ):
         merge(str(wider), str(adapter), str(tmp_path / "merged"))
 
 
-def test_an_adapter_of_a_deeper_model_is_refused(checkpoint, adapter, tmp_path):
+def test_an_adapter_of_a_deeper_model_is_refused(model_dir, adapter, tmp_path):
     with pytest.raises(UnsupportedModelError, match=r"the model has no model\.layers\.1\."):
-        merge(str(checkpoint("qwen3", layers=1)), str(adapter), str(tmp_path / "merged"))
+        merge(str(model_dir("qwen3", layers=1)), str(adapter), str(tmp_path / "merged"))
 
 
-def test_weights_that_peft_would_pass_over_are_refused(checkpoint, adapter, tmp_path):
+def test_weights_that_peft_would_pass_over_are_refused(model_dir, adapter, tmp_path):
     odd = shutil.copytree(adapter, tmp_path / "odd")
     edit_config(odd, base_model_name_or_path=None)  # PEFT would look a name up on the network
     weights = load_file(odd / "adapter_model.safetensors")
     weights["base_model.model.model.layers.0.self_attn.k_proj.lora_magnitude_vector.weight"] = torch.ones(256)
     save_file(weights, odd / "adapter_model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UnsupportedModelError, match=r"no place for .*lora_magnitude_vector"):
-        merge(str(checkpoint("qwen3")), str(odd), str(tmp_path / "merged"))
+    with pytest.raises(UnsupportedModelError, match=r"the model has no layer for .*lora_magnitude_vector"):
+        merge(str(model_dir("qwen3")), str(odd), str(tmp_path / "merged"))
 
 
 def test_folders_that_are_no_lora_adapter(adapter, tmp_path, monkeypatch):
@@ -117,7 +117,7 @@ def test_folders_that_are_no_lora_adapter(adapter, tmp_path, monkeypatch):
     with pytest.raises(UnsupportedModelError, match="type PROMPT_TUNING; only LORA"):
         read_adapter(odd)
     (odd / "adapter_config.json").write_text("{}")
-    with pytest.raises(ModelFileError, match="no PEFT configuration"):
+    with pytest.raises(ModelFileError, match="not a PEFT configuration"):
         read_adapter(odd)
     (odd / "adapter_model.safetensors").unlink()
     with pytest.raises(ModelFileError, match=r"has no adapter_model\.safetensors"):
@@ -128,46 +128,46 @@ def test_folders_that_are_no_lora_adapter(adapter, tmp_path, monkeypatch):
         check_merging()
 
 
-def test_what_it_was_trained_under_goes_into_the_merged_file(checkpoint, trained, tmp_path):
+def test_what_it_was_trained_under_goes_into_the_merged_file(model_dir, trained, tmp_path):
     output = tmp_path / "tuned.gguf"
-    hf.convert(checkpoint("qwen3"), output, lora=trained, pre=models.PRE_TOKENIZER)
+    hf.convert(model_dir("qwen3"), output, lora=trained, pre=models.PRE_TOKENIZER)
     found, header = read_swaa(output), read_header(output)
     assert (found, found.recipe, found.adapter) == (RECIPE, "mine", "trained-here")
     assert header.value("general.finetune") == "trained-here"
     # The base is what was trained on, whatever PEFT noted.
-    assert header.value("general.base_model.0.name") == checkpoint("qwen3").name
+    assert header.value("general.base_model.0.name") == model_dir("qwen3").name
     assert header.value("general.base_model.0.organization") is None
 
 
-def test_another_recipe_or_base_is_refused_before_any_work(checkpoint, trained, tmp_path, no_work):
+def test_another_recipe_or_base_is_refused_before_any_work(model_dir, trained, tmp_path, no_work):
     def convert(base, swaa=None):
         hf.convert(base, tmp_path / "tuned.gguf", lora=trained, pre=models.PRE_TOKENIZER, swaa=swaa)
 
     other = SwaaConfig(window_size=9, sink_count=3, fa_layers=[1], fa_decode=True)
-    with pytest.raises(ConfigError, match="trained-here was trained under another recipe: it has sink_count = 2, 3"):
-        convert(checkpoint("qwen3"), other)
-    with pytest.raises(UnsupportedModelError, match=r"is not .*, which trained-here was trained on: its weights"):
-        convert(checkpoint("qwen3", seed=1))
-    with pytest.raises(UnsupportedModelError, match="it has 1 layers, the adapter's has 2"):
-        convert(checkpoint("qwen3", layers=1))
+    with pytest.raises(ConfigError, match="trained-here was trained under another recipe: its sink_count is 2, but 3"):
+        convert(model_dir("qwen3"), other)
+    with pytest.raises(UnsupportedModelError, match=r"is not .*, the base model of trained-here: its weights differ"):
+        convert(model_dir("qwen3", seed=1))
+    with pytest.raises(UnsupportedModelError, match="it has 1 layers instead of 2"):
+        convert(model_dir("qwen3", layers=1))
     assert not list(tmp_path.iterdir())
 
 
 def test_the_recipe_to_write(adapter, trained):
     ours, theirs = read_adapter(trained), read_adapter(adapter)
-    assert (ours.recipe(None), ours.recipe(None).recipe) == (RECIPE, "mine")
-    given = ours.recipe(SAME)
+    assert (ours.settings(None), ours.settings(None).recipe) == (RECIPE, "mine")
+    given = ours.settings(SAME)
     assert (given, given.recipe, given.adapter) == (SAME, "custom", "trained-here")
-    assert theirs.recipe(None) is None
-    assert (theirs.recipe(SAME), theirs.recipe(SAME).adapter) == (SAME, "my-fine-tune")
+    assert theirs.settings(None) is None
+    assert (theirs.settings(SAME), theirs.settings(SAME).adapter) == (SAME, "my-fine-tune")
 
 
-def test_its_label_is_that_of_the_settings_or_of_the_folder(adapter, checkpoint, tmp_path):
+def test_its_label_is_that_of_the_settings_or_of_the_folder(adapter, model_dir, tmp_path):
     folder = shutil.copytree(adapter, tmp_path / "copied")
     labelled = dataclasses.replace(RECIPE, adapter="version 2")
-    save_training(folder, Training(labelled, BaseModel.of(checkpoint("qwen3"))))
+    save_training(folder, Training(labelled, BaseModel.of(model_dir("qwen3"))))
     found = read_adapter(folder)
-    assert found.recipe(None).adapter == found.label(None) == found.recipe(SAME).adapter == "version 2"
+    assert found.settings(None).adapter == found.label(None) == found.settings(SAME).adapter == "version 2"
     assert found.label(dataclasses.replace(SAME, adapter="version 3")) == "version 3"
     assert read_adapter(adapter).label(None) == "my-fine-tune"
 
@@ -196,8 +196,8 @@ def test_the_base_models_name_says_nothing_of_a_machine(adapter, told, expected,
     }
 
 
-def test_a_base_model_is_told_from_one_that_differs_in_any_one_matrix(checkpoint, tmp_path):
-    original = checkpoint("qwen3")
+def test_a_base_model_is_told_from_one_that_differs_in_any_one_matrix(model_dir, tmp_path):
+    original = model_dir("qwen3")
     known = BaseModel.of(original)
     assert BaseModel.of(shutil.copytree(original, tmp_path / "copy")).fingerprint == known.fingerprint
     weights = load_file(original / "model.safetensors")

@@ -32,7 +32,7 @@ def test_an_annotated_file_keeps_its_keys(gguf_model, tmp_path):
 @pytest.mark.native
 def test_a_quantized_file_is_not_quantized_again(gguf_model, tmp_path):
     quantize(gguf_model("qwen3"), tmp_path / "q8.gguf", "Q8_0")
-    with pytest.raises(ModelFileError, match=r"q8.gguf is quantized already \(q8_0\)"):
+    with pytest.raises(ModelFileError, match=r"q8.gguf is already quantized \(q8_0\)"):
         quantize(tmp_path / "q8.gguf", tmp_path / "q4.gguf", "Q4_0")
     assert not (tmp_path / "q4.gguf").exists()
 
@@ -40,10 +40,10 @@ def test_a_quantized_file_is_not_quantized_again(gguf_model, tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("Q4_K", "'Q4_K' is no quantization type; did you mean Q4_K_[SM]. the types are F32, F16, Q4_0, "),
-        ("", "'' is no quantization type; the types are"),
+        ("Q4_K", "'Q4_K' is not a quantization type; did you mean Q4_K_[SM]. the types are F32, F16, Q4_0, "),
+        ("", "'' is not a quantization type; the types are"),
         ("iq1_s", "IQ1_S needs an importance matrix"),
-        ("NVFP4", "'NVFP4' is no quantization type"),
+        ("NVFP4", "'NVFP4' is not a quantization type"),
     ],
 )
 def test_wrong_types_are_refused(name, message, tmp_path):

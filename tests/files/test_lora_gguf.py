@@ -117,18 +117,12 @@ def test_an_adapter_on_a_quantized_model(base, adapters, tmp_path):
 @pytest.mark.native
 def test_another_recipe_is_refused_when_it_is_loaded(base, adapters, tmp_path):
     other = dataclasses.replace(RECIPE, window_size=25)
-    with pytest.raises(
-        ConfigError, match=r"tuned-plain was trained under another recipe: full attention was"
-    ):
+    with pytest.raises(ConfigError, match=r"tuned-plain was trained under another recipe: full attention was"):
         logits(base, lora_path=adapters["plain"], swaa=False)
-    with pytest.raises(
-        ConfigError, match=r"its window_size is 24, but 25 was requested; leave the settings out"
-    ):
+    with pytest.raises(ConfigError, match=r"its window_size is 24, but 25 was requested; leave the settings out"):
         logits(base, lora_path=adapters["plain"], swaa=other)
     annotate(base, tmp_path / "other.gguf", other)
-    with pytest.raises(
-        ConfigError, match=r"25 was requested; give its recipe as settings, instead of those of"
-    ):
+    with pytest.raises(ConfigError, match=r"25 was requested; give its recipe as settings, instead of those of"):
         logits(tmp_path / "other.gguf", lora_path=adapters["plain"])
     assert logits(tmp_path / "other.gguf", lora_path=adapters["plain"], swaa=RECIPE)[1] == RECIPE
 
@@ -266,9 +260,7 @@ def test_ranks_are_those_of_the_matrices(ordinary):
     with pytest.raises(UnsupportedModelError, match=r"its ranks differ \(4 to 5\) under rsLoRA"):
         scaled_alpha(ordinary(use_rslora=True))
     save_file(weights | {"base_model.model.lm_head.weight": torch.zeros(2, 2)}, adapter.weights)
-    with pytest.raises(
-        UnsupportedModelError, match=r"holds base_model\.model\.lm_head\.weight, which is not a LoRA"
-    ):
+    with pytest.raises(UnsupportedModelError, match=r"holds base_model\.model\.lm_head\.weight, which is not a LoRA"):
         scaled_alpha(adapter)
     save_file({}, adapter.weights)
     with pytest.raises(ModelFileError, match="is empty"):
