@@ -63,7 +63,7 @@ def measure(samples: int, threads: int) -> None:
     from demo.results_tune import SETTINGS, Tuning
     from swaa_edge import SwaaLlama
     from swaa_edge.calibrate.cases import from_samples
-    from swaa_edge.calibrate.search import calibrate
+    from swaa_edge.calibrate.search import search
     from swaa_edge.evaluate.prompts import Prompts
     from swaa_edge.evaluate.run import evaluate
     from swaa_edge.evaluate.tasks import TASKS, TaskSettings, build
@@ -100,7 +100,7 @@ def measure(samples: int, threads: int) -> None:
     with Journal(build_folder / "results-calibrate.jsonl", key) as journal:
         base = SwaaConfig(WINDOW, SINKS, "none", True)
         methods = {
-            method: calibrate(load, base, n_layers, cases, keep=n_layers // 4, method=method, journal=journal)
+            method: search(load, base, n_layers, cases, keep=n_layers // 4, method=method, journal=journal)
             for method in ("nll", "keep", "greedy")
         }
     chosen = methods["greedy"].chosen

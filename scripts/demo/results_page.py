@@ -145,9 +145,9 @@ def _tuned(tuning: dict[str, Any], rows: dict[str, Any]) -> list[str]:
         f"of another seed and kept the {data['kept']} correct responses. Each is the training example for both "
         "questions about its document: an adapter may learn to begin with a sentence even if the question asks for the "
         "answer alone, because under FA decode only tokens after the prompt see the whole prompt. `finetune` trained "
-        f"on them under each row's mask (rank {settings['rank']}, alpha {settings['alpha']:g}, rsLoRA, "
-        f"{', '.join(settings['targets'])}; {settings['steps']} steps of "
-        f"{settings['batch'] * settings['accumulate']} prompts), and `convert --lora` merged and quantized the result."
+        f"on them under each row's mask (rank {settings['lora_rank']}, alpha {settings['lora_alpha']:g}, rsLoRA, "
+        f"{', '.join(settings['target_modules'])}; {settings['max_steps']} steps of "
+        f"{settings['batch_size'] * settings['gradient_accumulation_steps']} prompts), and `convert --lora` merged and quantized the result."
     )
     lines = [
         textwrap.fill(text, 120),

@@ -25,14 +25,23 @@ from swaa_edge.evaluate.prompts import Prompts
 from swaa_edge.evaluate.samples import Sample
 from swaa_edge.evaluate.scoring import in_order
 from swaa_edge.finetune.answerers import LlamaAnswerer
-from swaa_edge.finetune.distill import distill, write_lines
+from swaa_edge.finetune.responses import collect, write_lines
 from swaa_edge.finetune.settings import Settings
 from swaa_edge.support.journal import Journal, digest
 
 #: The style of all responses: under FA decode only tokens after the prompt see the whole prompt, so the adapter learns
 #: to answer in a sentence even if the question asks for the answer alone.
 SPOKEN = "spoken"
-SETTINGS = Settings(batch=4, accumulate=2, rate=1e-3, steps=40, holdout=0.04, every=20, patience=0, half=True)
+SETTINGS = Settings(
+    batch_size=4,
+    gradient_accumulation_steps=2,
+    learning_rate=1e-3,
+    max_steps=40,
+    val_fraction=0.04,
+    eval_steps=20,
+    patience=0,
+    bf16=True,
+)
 QUANTIZED = "Q8_0"
 
 
@@ -61,11 +70,12 @@ class Tuning:
         target, summary = folder.with_suffix(".gguf"), folder.with_suffix(".json")
         if not (target.is_file() and summary.is_file()):
             run = Run(self.base, self.data, folder, swaa, SETTINGS, force=True)
-            outcome = run.train(on_step=lambda at: _show(f"{name}: step {at.step} of {at.total}, loss {at.loss}"))
+            outcome = run.train(on_progress=lambda at: _show(f"{name}: {at.text}"))
             print(file=sys.stderr)
             target.unlink(missing_ok=True)
             hf.convert(self.base, target, outtype="f16", quantize=QUANTIZED, lora=folder, pre=PRE_TOKENIZER)
-            summary.write_text(json.dumps(outcome.to_dict(), indent=1) + "\n", encoding="utf-8")
+            document = {key: value for key, value in outcome.to_dict().items() if key not in ("model", "output", "swaa")}
+            summary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         self.outcomes[name] = json.loads(summary.read_text(encoding="utf-8"))
         return target
 
@@ -97,7 +107,7 @@ class Tuning:
             with Prompts(MODEL) as prompts:
                 records = read_samples(source, prompts)
             with Journal(self._folder / f"distill-{digest(key)}.jsonl", key) as journal:
-                found = distill(
+                found = collect(
                     self._answerer,
                     records,
                     in_order,
@@ -105,7 +115,7 @@ class Tuning:
                     samples=1,
                     scored_by="in-order",
                     journal=journal,
-                    on_progress=lambda at: _show(f"distill: {at.done} of {at.total}, {at.kept} kept"),
+                    on_progress=lambda at: _show(f"distill: {at.text}"),
                 )
             print(file=sys.stderr)
             if found.stopped:

@@ -1,9 +1,15 @@
-"""Which layers should keep full attention, found by the engine itself on the quantized model; no torch.
+"""Which layers should keep full attention, measured by the engine on the quantized model; without torch.
 
-cases (samples or a text, in tokens), losses (of right answers under a choice of layers), search (rankings and
-greedy refinement), report (rows, plot), recommend (a choice among configurations that `eval` measured). `swaa-edge
-calibrate` and `swaa-edge recommend` are all of it.
-
-    from swaa_edge.calibrate.search import calibrate
-    report = calibrate(load, SwaaConfig(2048, 100, fa_decode=True), n_layers, cases, keep=9)
+calibration     `calibrate`: chooses the layers of a model
+recommendation  `recommend`: chooses among the configurations that `eval` measured
+settings        what a calibration can be set to
+search          rankings of single layers and the greedy search
+losses          the loss of reference answers under a choice of layers; lazy: a baseline without losses
+cases           samples, or windows of a text, in tokens
+report          the result as a document and as a picture
 """
+
+from swaa_edge.calibrate.calibration import Calibration, calibrate
+from swaa_edge.calibrate.recommendation import recommend
+
+__all__ = ["Calibration", "calibrate", "recommend"]

@@ -1,6 +1,6 @@
-"""What a calibration reads: prompts, and the right answers to them, in tokens.
+"""What a calibration measures on: prompts and their reference answers, in tokens.
 
-with Prompts("model.gguf") as prompts: cases = from_samples(build(plan, prompts), prompts)
+with Prompts("model.gguf") as prompts: cases = from_samples(build(tasks, prompts), prompts)
 cases, held_out = from_text(tokens, head=[1], length=4096, answer=64, count=8)
 """
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """id: unique in a run, and the same in the next one. prompt: what is read. answer: what should follow it."""
+    """id: unique within a run and stable across runs. prompt, answer: the tokens, and those that should follow."""
 
     id: str
     prompt: tuple[int, ...]
@@ -28,32 +28,32 @@ class Case:
     def __post_init__(self) -> None:
         for name in ("prompt", "answer"):
             if not getattr(self, name):
-                raise ConfigError(f"the {name} of {self.id} is empty; it takes at least one token")
+                raise ConfigError(f"the {name} of {self.id} is empty; it needs at least one token")
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.answer)
 
 
 def from_samples(samples: Sequence[Sample], prompts: Prompts) -> list[Case]:
-    """The samples with their ideal replies. Raises `ConfigError` for a sample that has none."""
+    """The samples with their ideal responses. Raises `ConfigError` for a sample that has none."""
     cases = []
     for sample in samples:
-        reply = sample.response
-        if reply is None and sample.answers:
-            reply = " " + sample.answers[0]
-        if not reply:
+        response = sample.response
+        if response is None and sample.answers:
+            response = " " + sample.answers[0]
+        if not response:
             raise ConfigError(f"{sample.id} has no answer to measure the loss of; give each sample one")
-        cases.append(Case(sample.id, tuple(sample.prompt), tuple(prompts.tokenize(reply))))
+        cases.append(Case(sample.id, tuple(sample.prompt), tuple(prompts.tokenize(response))))
     return cases
 
 
 def from_text(
     tokens: Sequence[int], *, head: Sequence[int] = (), length: int, answer: int, count: int, held_out: bool = False
 ) -> tuple[list[Case], list[Case]]:
-    """Windows of a text, `length` tokens each with `head` (a start token) before them; the last `answer` ones count.
+    """Windows of a text, each of `length` tokens including `head` (a start token); the last `answer` are its answer.
 
-    At most `count`, spread over the text; held_out: as many others between them, else none. Raises `ConfigError` if
-    the text is too short for one window (two, with held_out), or an answer leaves nothing before it.
+    At most `count` windows, spread over the text, and with held_out as many others between them. Raises `ConfigError`
+    if the text is too short for one window (two, with held_out), or if an answer leaves no prompt.
     """
     if not 1 <= answer < length - len(head):
         raise ConfigError(f"{answer} answer tokens must be from 1 to {length - len(head) - 1} in {length} tokens")
@@ -61,8 +61,8 @@ def from_text(
     windows = len(tokens) // size
     if windows < parts:
         raise ConfigError(
-            f"the text has {len(tokens)} tokens, and {parts} window{'s' * (parts > 1)} of {length} must fit in; "
-            "give a longer text, or shorter windows"
+            f"the text has {len(tokens)} tokens, too few for {parts} window{'s' * (parts > 1)} of {length}; "
+            "give a longer text or shorter windows"
         )
     chosen = min(windows, count * parts)
     chosen -= chosen % parts

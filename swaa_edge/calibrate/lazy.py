@@ -1,13 +1,13 @@
-"""The share of each layer's attention that a window and its sinks would see: the "lazy ratio", as a baseline.
+"""The fraction of each layer's attention that a window and its sinks would see: the "lazy ratio", as a baseline.
 
-A layer that looks at little else than its surroundings and the start needs no full attention, it is lazy; one with a
-low share reaches far. It is cheap, one pass over each sample; but where a layer looks says less about what it is needed
-for than a loss does.
+A layer that attends to little else than its surroundings and the start of the text is lazy: it needs no full attention.
+A layer with a low fraction reaches far back. The measurement is cheap, one pass over each sample, but where a layer
+attends predicts less well than a loss what the layer is needed for.
 
-    shares = attention_shares(load, SwaaConfig(2048, 100), n_layers, cases)
+    fractions = visible_attention(load, SwaaConfig(2048, 100), n_layers, cases)
 
-Flash attention keeps no probabilities. So the prompts run in a context of its own without it, in which llama.cpp hands
-over each layer's softmax ("kq_soft_max") for the last tokens of a sample.
+Flash attention stores no probabilities, so the prompts run in a second context without it, where llama.cpp passes each
+layer's softmax ("kq_soft_max") for the last tokens of a sample to a callback.
 """
 
 from __future__ import annotations
@@ -23,57 +23,51 @@ import numpy as np
 
 from swaa_edge.calibrate.cases import Case
 from swaa_edge.calibrate.losses import Load
-from swaa_edge.config import SwaaConfig
+from swaa_edge.config import FULL_ATTENTION, SwaaConfig
+from swaa_edge.engine.settings import CACHE_TYPES, CONTEXT_STEP
 from swaa_edge.errors import GenerationCancelled, GenerationError, UnsupportedModelError
+from swaa_edge.support.interrupt import interruptible
 
 if TYPE_CHECKING:
     from swaa_edge.llama import SwaaLlama
 
-#: How many of the last tokens of a sample are asked where they look.
+#: The attention of so many tokens at the end of each sample is measured.
 QUERIES = 32
 _UBATCH = 128
 _NAME = b"kq_soft_max-"
-# enum ggml_type
-_F16 = 1
 # What llama_decode returns when the abort callback ended it.
 _ABORTED = 2
 
 
-def attention_shares(
-    load: Load,
-    swaa: SwaaConfig,
-    n_layers: int,
-    cases: Sequence[Case],
-    *,
-    using: Callable[[SwaaLlama], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
-    on_case: Callable[[int, int], object] | None = None,
-) -> list[float]:
+def visible_attention(load: Load, swaa: SwaaConfig, n_layers: int, cases: Sequence[Case]) -> list[float]:
     """Per layer, from 0 to 1: the mean over cases, heads and the last `QUERIES` tokens under full attention.
 
-    using: as for `losses.Losses`. on_case(done, total): called after each case. Raises `UnsupportedModelError` for a
-    model whose attention doesn't show its probabilities, and what loading and running it raises.
+    Ctrl-C stops it within one ubatch. Raises `UnsupportedModelError` for a model whose attention probabilities can't
+    be read, and the errors of loading and running it.
     """
     sums = np.zeros(n_layers)
-    with contextlib.closing(load(False, 256)) as llm, _context(llm, max(map(len, cases))) as (evaluate, catch):
-        for done, case in enumerate(cases, 1):
+    n_tokens = max(map(len, cases))
+    with contextlib.closing(load(FULL_ATTENTION, CONTEXT_STEP)) as llm, _context(llm, n_tokens) as (evaluate, catch):
+        for case in cases:
             tokens = [*case.prompt, *case.answer[:-1]]
             queries = min(QUERIES, len(tokens))
-            with using(llm):
+            with interruptible(llm):
                 evaluate(tokens[:-queries], True)
                 caught = catch(lambda tail=tokens[-queries:]: evaluate(tail, False))
             if sorted(caught) != list(range(n_layers)):
                 raise UnsupportedModelError(
-                    f"this model shows the attention of {len(caught)} of its {n_layers} layers; use another method"
+                    f"only {len(caught)} of the model's {n_layers} layers show their attention; use another --method"
                 )
             for layer, rows in caught.items():
-                sums[layer] += window_share(rows, len(tokens) - queries, swaa)
-            if on_case:
-                on_case(done, len(cases))
+                sums[layer] += visible_fraction(rows, len(tokens) - queries, swaa)
     return (sums / len(cases)).tolist()
 
 
-def window_share(rows: np.ndarray, first: int, swaa: SwaaConfig) -> float:
-    """rows: probabilities [heads, queries, keys], the queries from position `first`, the keys from 0."""
+def visible_fraction(rows: np.ndarray, first: int, swaa: SwaaConfig) -> float:
+    """The mean attention inside window and sinks.
+
+    rows: probabilities [heads, queries, keys]; queries start at position `first`, keys at 0.
+    """
     positions, keys = np.arange(first, first + rows.shape[1])[:, None], np.arange(rows.shape[2])[None]
     seen = (keys <= positions) & ((positions - keys < swaa.window_size) | (keys < swaa.sink_count))
     return float((rows * seen).sum(axis=2, dtype=np.float64).mean())
@@ -85,8 +79,8 @@ def _context(
 ) -> Iterator[tuple[Callable[..., None], Callable[..., dict[int, np.ndarray]]]]:
     """A second context on the model of `llm`, without flash attention.
 
-    Yields evaluate(tokens, start), which begins anew with start, and catch(run), which gives the softmax of each layer
-    that llama.cpp computes in run(): float32 [heads, queries, keys].
+    Yields evaluate(tokens, start), which clears the cache first if start is true, and catch(run), which returns the
+    softmax of each layer that llama.cpp computes during run(): float32 [heads, queries, keys].
     """
     from swaa_edge import native
 
@@ -95,7 +89,7 @@ def _context(
     state: dict[str, Any] = {"on": False, "error": None, "queries": 0}
 
     def look(tensor: int, ask: bool, _: Any) -> bool:
-        # An exception must not get into C; asked, False means: don't stop here; told, it would end the run.
+        # An exception must not reach C. False means "don't pass this tensor" if ask is true, else "end the run".
         try:
             if not state["on"] or not ggml.ggml_get_name(tensor).startswith(_NAME):
                 return not ask
@@ -111,11 +105,11 @@ def _context(
     callback = type(params.cb_eval)(look)
     params.cb_eval, params.cb_eval_user_data = callback, None
     params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    params.type_k = params.type_v = _F16
+    params.type_k = params.type_v = CACHE_TYPES["f16"]
     params.n_ctx, params.n_batch, params.n_ubatch = n_tokens, _UBATCH, _UBATCH
     context = llama_cpp.llama_init_from_model(llm.model, params)
     if not context:
-        raise GenerationError(f"llama.cpp can't make a context of {n_tokens} tokens without flash attention")
+        raise GenerationError(f"llama.cpp can't create a context of {n_tokens} tokens without flash attention")
     llm._abort.attach(context)  # so that cancel() ends this one, too
     memory = llama_cpp.llama_get_memory(context)
 
@@ -130,7 +124,7 @@ def _context(
             if code == _ABORTED:
                 raise GenerationCancelled("cancelled")
             if code:
-                raise GenerationError(f"the engine failed with code {code} while it computed attention")
+                raise GenerationError(f"the engine failed with code {code} while computing attention")
 
     def catch(run: Callable[[], None]) -> dict[int, np.ndarray]:
         caught.clear()
@@ -150,10 +144,10 @@ def _context(
 
 
 def _read(ggml: ctypes.CDLL, tensor: int, queries: int) -> np.ndarray:
-    """The softmax of one layer, which is [keys, queries, heads] with the first running fastest."""
+    """The softmax of one layer, as [heads, queries, keys]; ggml states the dimensions in reverse order."""
     count, rows = ggml.ggml_nelements(tensor), ggml.ggml_nrows(tensor)
     if ggml.ggml_nbytes(tensor) != 4 * count or rows % queries:
-        raise ValueError(f"{count} numbers in {rows} rows are no float32 probabilities of {queries} tokens")
+        raise ValueError(f"{count} numbers in {rows} rows are not float32 probabilities of {queries} tokens")
     values = np.empty(count, np.float32)
     ggml.ggml_backend_tensor_get(tensor, values.ctypes.data_as(ctypes.c_void_p), 0, values.nbytes)
     return values.reshape(rows // queries, queries, count // rows)
@@ -162,7 +156,7 @@ def _read(ggml: ctypes.CDLL, tensor: int, queries: int) -> np.ndarray:
 def _ggml() -> ctypes.CDLL:
     from swaa_edge import native
 
-    # Only Windows looks symbols up in one file alone; elsewhere libllama answers for ggml too.
+    # Windows looks symbols up in one file only; elsewhere libllama also resolves those of ggml.
     if sys.platform == "win32":
         ggml = ctypes.CDLL(os.fspath(native.library_dir() / "ggml-base.dll"))
     else:

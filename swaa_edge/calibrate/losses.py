@@ -1,11 +1,11 @@
-"""The loss of right answers under any choice of layers that keep full attention, measured by the engine.
+"""The loss of reference answers under any choice of full-attention layers, measured by the engine.
 
     losses = Losses(load, SwaaConfig(2048, 100, fa_decode=True), n_layers=28, cases=cases)
-    losses.of([]).loss - losses.of(range(28)).loss      # what it costs that all layers slide
+    losses.of([]).loss - losses.of(range(28)).loss      # what sliding in all layers costs
 
-The loss is the negative log likelihood of the answers' tokens, in nats per token. A prompt is prefill and its answer is
-decode, so the loss sees what a user sees: FA decode helps the answer's tokens, and not the first one, which comes out
-of the prompt.
+The loss is the negative log likelihood of the answers' tokens, in nats per token. A prompt is evaluated as prefill and
+its answer as decode, so FA decode helps as much as it would in use: it helps all tokens of an answer but the first,
+which is predicted by the last token of the prompt.
 """
 
 from __future__ import annotations
@@ -13,40 +13,29 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from swaa_edge.calibrate.cases import Case
-from swaa_edge.config import CUSTOM, SwaaConfig
+from swaa_edge.config import CUSTOM, FULL_ATTENTION, Configuration, SwaaConfig
 from swaa_edge.errors import ConfigError, GenerationError
+from swaa_edge.evaluate.nll import nll
+from swaa_edge.support.interrupt import interruptible
 from swaa_edge.support.journal import Journal
+from swaa_edge.support.progress import OnProgress, Progress
 
 if TYPE_CHECKING:
     from swaa_edge.llama import SwaaLlama
 
-#: load(swaa, n_ctx): the model under these settings, False for full attention. It is closed by who asked for it.
-Load = Callable[[SwaaConfig | Literal[False], int], "SwaaLlama"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Progress:
-    """what: the layers with full attention that are measured. done, total: prompts; total may be an estimate.
-
-    seconds_left: None while nothing is known.
-    """
-
-    what: str
-    done: int
-    total: int
-    seconds_left: float | None
+#: load(swaa, n_ctx): the model under this configuration. The caller closes it.
+Load = Callable[[Configuration, int], "SwaaLlama"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """nll: of each case's whole answer, in nats; tokens: of all answers together."""
+    """nll: of each case's whole answer, in nats. tokens: of all answers together."""
 
     nll: tuple[float, ...]
     tokens: int
@@ -57,9 +46,9 @@ class Measured:
         return math.fsum(self.nll) / self.tokens
 
     def above(self, other: Measured) -> tuple[float, float | None]:
-        """How much more the loss is than that of `other` on the same cases, and the standard error of that.
+        """How much higher the loss is than that of `other` on the same cases, and the standard error.
 
-        The error is that of a sum of independent differences, case by case; None for a single case.
+        The error is that of a sum of independent differences, one per case; None for a single case.
         """
         differences = [mine - theirs for mine, theirs in zip(self.nll, other.nll, strict=True)]
         count, total = len(differences), math.fsum(differences)
@@ -69,32 +58,28 @@ class Measured:
         return total / self.tokens, math.sqrt(count * variance) / self.tokens
 
 
-class Clock:
-    """Counts prompts over all that a run measures, and guesses the time left from their pace."""
+class Counter:
+    """Counts prompts over all measurements of a run, and reports them as progress."""
 
-    def __init__(self, on_progress: Callable[[Progress], object] | None = None) -> None:
-        self._report, self._took, self._measured = on_progress, 0.0, 0
-        self.done = self.total = 0
+    def __init__(self, on_progress: OnProgress | None = None) -> None:
+        self._report, self._done, self._total = on_progress, 0, 0
 
     def expect(self, prompts: int) -> None:
-        self.total += prompts
+        """Add prompts to the total."""
+        self._total += prompts
 
-    def advance(self, what: str, prompts: int, seconds: float | None = None) -> None:
-        """seconds: what they took; None for those that were known already, or that now begin (0 of them)."""
-        self.done += prompts
-        if seconds is not None:
-            self._took, self._measured = self._took + seconds, self._measured + prompts
+    def advance(self, layers: str, prompts: int) -> None:
+        """Count prompts as done. layers: the full-attention layers that are measured, for people."""
+        self._done += prompts
         if self._report:
-            left = max(0, self.total - self.done)
-            pace = self._took / self._measured if self._measured else None
-            self._report(Progress(what, self.done, max(self.total, self.done), None if pace is None else pace * left))
+            self._report(Progress(self._done, max(self._total, self._done), f"full attention in layers: {layers}"))
 
 
 class Losses:
-    """Losses of `cases` under `swaa` with any layers as FA layers; each is measured once.
+    """Losses of `cases` under `swaa` with any choice of full-attention layers; each choice is measured once.
 
-    journal: where they are kept case by case, and those of an earlier run found. using(llm): what is held while `llm`
-    works, such as a handler of Ctrl-C. Raises `ConfigError` for no cases; `of` what the engine raises.
+    journal: keeps the losses case by case, and supplies those of an earlier run. Raises `ConfigError` without cases;
+    `of` raises what the engine raises. Ctrl-C stops it within one ubatch.
     """
 
     def __init__(
@@ -105,52 +90,50 @@ class Losses:
         cases: Sequence[Case],
         *,
         journal: Journal | None = None,
-        using: Callable[[SwaaLlama], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
-        clock: Clock | None = None,
+        counter: Counter | None = None,
     ) -> None:
         if not cases:
             raise ConfigError("there is nothing to measure the loss of; give at least one sample")
         self.n_layers, self.cases = n_layers, list(cases)
-        self._load, self._swaa, self._using = load, swaa, using
-        self._journal, self._clock = journal or Journal(None, {}), clock or Clock()
+        self._load, self._swaa = load, swaa
+        self._journal, self._counter = journal or Journal(None, {}), counter or Counter()
         self._known = {(frozenset(r["fa_layers"]), r["case"]): r["nll"] for r in self._journal.records}
 
-    def expect(self, configurations: int) -> None:
-        """Tell the clock that so many more will be asked for."""
-        self._clock.expect(configurations * len(self.cases))
+    def expect(self, choices: int) -> None:
+        """Add that many choices to the counter's total."""
+        self._counter.expect(choices * len(self.cases))
 
     def of(self, fa_layers: Iterable[int]) -> Measured:
-        """The loss with full attention in these layers; the others slide. All of them: no SWAA at all."""
+        """The loss with full attention in these layers, while the others slide. All of them: SWAA is off."""
         kept = frozenset(fa_layers)
-        what = label(kept, self.n_layers)
-        left = [case for case in self.cases if (kept, case.id) not in self._known]
-        self._clock.advance(what, len(self.cases) - len(left))
-        if left:
+        layers = label(kept, self.n_layers)
+        missing = [case for case in self.cases if (kept, case.id) not in self._known]
+        self._counter.advance(layers, len(self.cases) - len(missing))
+        if missing:
             n_ctx = max(map(len, self.cases))
             with contextlib.closing(self._load(self._config(kept), n_ctx)) as llm:
-                for case in left:
-                    started = time.perf_counter()
-                    with self._using(llm):
-                        nll = answer_nll(llm, case)
-                    if not math.isfinite(nll):
-                        raise GenerationError(f"the loss of {case.id} is {nll}; the model's weights may be damaged")
-                    self._journal.add({"fa_layers": sorted(kept), "case": case.id, "nll": nll})
-                    self._known[kept, case.id] = nll
-                    self._clock.advance(what, 1, time.perf_counter() - started)
-        nll = tuple(self._known[kept, case.id] for case in self.cases)
-        return Measured(nll, sum(len(case.answer) for case in self.cases))
+                for case in missing:
+                    with interruptible(llm):
+                        loss = answer_nll(llm, case)
+                    if not math.isfinite(loss):
+                        raise GenerationError(f"the loss of {case.id} is {loss}; the model's weights may be damaged")
+                    self._journal.add({"fa_layers": sorted(kept), "case": case.id, "nll": loss})
+                    self._known[kept, case.id] = loss
+                    self._counter.advance(layers, 1)
+        found = tuple(self._known[kept, case.id] for case in self.cases)
+        return Measured(found, sum(len(case.answer) for case in self.cases))
 
-    def _config(self, kept: Collection[int]) -> SwaaConfig | Literal[False]:
-        return False if len(kept) == self.n_layers else with_layers(self._swaa, kept)
+    def _config(self, kept: Collection[int]) -> Configuration:
+        return FULL_ATTENTION if len(kept) == self.n_layers else with_layers(self._swaa, kept)
 
 
 def with_layers(swaa: SwaaConfig, fa_layers: Iterable[int]) -> SwaaConfig:
-    """`swaa` with these FA layers instead of its own."""
+    """`swaa` with these full-attention layers instead of its own."""
     return dataclasses.replace(swaa, fa_layers=sorted(fa_layers), recipe=CUSTOM)
 
 
 def label(fa_layers: Collection[int], n_layers: int) -> str:
-    """FA layers as --fa-layers takes them; all but one in words, since the list would hide which."""
+    """Full-attention layers as --fa-layers takes them; "all but 3" for all but one, since a list would hide which."""
     if len(fa_layers) in (0, n_layers):
         return "all" if fa_layers else "none"
     if n_layers > 2 and len(fa_layers) == n_layers - 1:
@@ -161,8 +144,8 @@ def label(fa_layers: Collection[int], n_layers: int) -> str:
 def answer_nll(llm: SwaaLlama, case: Case) -> float:
     """The negative log likelihood of the answer after the prompt, in nats.
 
-    What the engine still holds of the prompt is not computed again, so cases about one document should follow one
-    another. The prompt is evaluated as prefill, the answer as decode.
+    The part of the prompt that the engine still holds is not evaluated again, so cases about one document should
+    follow one another. The prompt is evaluated as prefill, the answer as decode.
     """
     from swaa_edge.native import Phase, can_continue
 
@@ -178,24 +161,17 @@ def answer_nll(llm: SwaaLlama, case: Case) -> float:
         start = len(found)
         found.extend(nll(rows, case.answer[start : start + len(rows)]))
 
-    # The prompt's logits are needed after its last token only.
+    # Of the prompt, only the last token's logits are needed.
     llm.eval(case.prompt[shared:-1], phase=Phase.PREFILL)
     llm.eval(case.prompt[-1:], phase=Phase.PREFILL, on_logits=add)
     llm.eval(case.answer[:-1], phase=Phase.DECODE, on_logits=add)
-    # What was computed as decode is no part of any later prompt.
+    # No later prompt may reuse what was computed as decode.
     llm.n_tokens = len(case.prompt)
     return math.fsum(found)
 
 
 def _shared(llm: SwaaLlama, prompt: Sequence[int]) -> int:
-    """How many tokens the engine holds already, all but the last of the prompt at most."""
+    """How many tokens of the prompt the engine already holds, excluding its last one."""
     length = min(llm.n_tokens, len(prompt) - 1)
     differs = llm.input_ids[:length] != np.asarray(prompt[:length], np.intc)
     return int(differs.argmax()) if differs.any() else length
-
-
-def nll(logits: np.ndarray, tokens: Sequence[int]) -> list[float]:
-    """Negative log likelihoods in nats: logits [n, vocab], one row before each of the n tokens."""
-    rows = np.asarray(logits, np.float64)
-    rows = rows - rows.max(axis=1, keepdims=True)
-    return (np.log(np.exp(rows).sum(axis=1)) - rows[np.arange(len(rows)), list(tokens)]).tolist()

@@ -1,35 +1,30 @@
-"""Finds the layers that should keep full attention (FA): by a ranking of single layers, or greedily.
+"""Finds the layers that should keep full attention (FA layers): by ranking single layers, or greedily.
 
-    report = calibrate(load, SwaaConfig(2048, 100, fa_decode=True), 28, cases, method="greedy", keep=7)
+    report = search(load, SwaaConfig(2048, 100, fa_decode=True), 28, cases, method="greedy", keep=7)
     report.chosen            # (2, 5, 9, ...)
 
-nll asks what it costs that a layer alone slides, after arXiv 2606.27791. keep asks the reverse: what it brings that a
-layer alone keeps FA while all others slide; a model that makes do without any one layer shows nothing to the first.
-greedy starts with all layers sliding, gives FA to the layer that lowers the loss most, and again, so that it sees how
-layers work together; at last it takes layers back and adds others, as long as that lowers the loss.
+nll ranks layers by how much the loss rises when only that layer slides, after arXiv 2606.27791. keep ranks them by how
+much the loss falls when only that layer keeps full attention, which helps in a model that can do without any single
+layer: there, nll finds nothing. greedy starts with all layers sliding, adds the FA layer that lowers the loss most, and
+repeats, so that it sees how layers work together; finally it exchanges chosen layers while that lowers the loss.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
 
 from swaa_edge.calibrate.cases import Case
-from swaa_edge.calibrate.losses import Clock, Load, Losses, Measured, Progress, label
-from swaa_edge.calibrate.report import Compared, Ranked, Report
+from swaa_edge.calibrate.losses import Counter, Load, Losses, Measured, label
+from swaa_edge.calibrate.report import Choice, Ranked, Report
+from swaa_edge.calibrate.settings import Method
 from swaa_edge.config import SwaaConfig
 from swaa_edge.errors import ConfigError, SwaaError
 from swaa_edge.layers import selected_layers
 from swaa_edge.support.journal import Journal
-
-if TYPE_CHECKING:
-    from swaa_edge.llama import SwaaLlama
-
-Method = Literal["nll", "keep", "greedy", "lazy"]
+from swaa_edge.support.progress import OnProgress
 
 
-def calibrate(
+def search(
     load: Load,
     swaa: SwaaConfig,
     n_layers: int,
@@ -39,43 +34,42 @@ def calibrate(
     method: Method = "nll",
     candidates: int | None = None,
     swaps: int = 1,
-    shares: Callable[[], Sequence[float]] | None = None,
+    visible: Callable[[], Sequence[float]] | None = None,
     held_out: Sequence[Case] = (),
     journal: Journal | None = None,
-    using: Callable[[SwaaLlama], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
-    on_progress: Callable[[Progress], object] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Report:
-    """Choose `keep` FA layers of a model of `n_layers` (None: a quarter), for `swaa` with those instead of its own.
+    """Choose `keep` FA layers (None: a quarter) of a model with `n_layers`, for `swaa` without its own FA layers.
 
-    candidates: with greedy, only so many layers take part, the best by the ranking of `keep`; None: all.
-    swaps: with greedy, the last step tries to exchange each of so many chosen layers, those worth least.
-    shares: with lazy, measures how much of each layer's attention a window sees (`lazy.shares`).
-    held_out: cases on which the choice, its rivals of equal size (periodic patterns, the layers that `swaa` names) and
-    the two ends are compared; none: no comparison.
-    journal: where losses are kept, and those of an earlier run found; see `Losses` for `using`.
+    candidates: greedy only tries so many layers, the best by the ranking of `keep`; None: all.
+    swaps: greedy tries to exchange so many of the chosen layers in the end, those that contribute least.
+    visible: for lazy, measures the fraction of each layer's attention that a window sees (`lazy.visible_attention`).
+    held_out: cases to compare the choice on with periodic patterns of equal size, the FA layers of `swaa`, all layers
+        and none; empty for no comparison.
+    journal: keeps losses, and supplies those of an earlier run.
 
-    KeyboardInterrupt, or an error once something is measured, ends the run early: `Report.stopped` says so.
-    Raises `ConfigError` for numbers that don't fit, and what loading and running a model raises.
+    KeyboardInterrupt, or an error after the first measurement, ends the run early: see `Report.stopped`.
+    Raises `ConfigError` for numbers out of range, and the errors of loading and running a model.
     """
     keep = quarter(n_layers) if keep is None else keep
     if not 1 <= keep < n_layers:
         raise ConfigError(f"keep = {keep} must be from 1 to {n_layers - 1} of the model's {n_layers} layers")
     if candidates is not None and not keep <= candidates <= n_layers:
         raise ConfigError(f"candidates = {candidates} must be from {keep} (the layers to keep) to {n_layers}")
-    if method == "lazy" and shares is None:
-        raise ConfigError("the method lazy needs the shares of attention; give shares")
+    if method == "lazy" and visible is None:
+        raise ConfigError("method lazy needs a measurement of attention; give visible")
     if swaps < 0:
         raise ConfigError(f"swaps = {swaps} must be 0 or more")
-    clock, journal = Clock(on_progress), journal or Journal(None, {})
-    losses = Losses(load, swaa, n_layers, cases, journal=journal, using=using, clock=clock)
-    apart = Losses(load, swaa, n_layers, held_out, journal=journal, using=using, clock=clock) if held_out else None
+    counter, journal = Counter(on_progress), journal or Journal(None, {})
+    losses = Losses(load, swaa, n_layers, cases, journal=journal, counter=counter)
+    apart = Losses(load, swaa, n_layers, held_out, journal=journal, counter=counter) if held_out else None
     report = Report(swaa, n_layers, method, keep, sum(len(case.answer) for case in cases), len(cases), len(held_out))
     rivals = periodic(n_layers, keep) | given(swaa, n_layers) if apart else {}
-    losses.expect(_configurations(n_layers, keep, method, candidates, swaps))
+    losses.expect(_choices(n_layers, keep, method, candidates, swaps))
     if apart is not None:
         apart.expect(3 + len(rivals))
     try:
-        _run(report, losses, method, candidates, swaps, shares)
+        _run(report, losses, method, candidates, swaps, visible)
         if apart is not None:
             _compare(report, apart, rivals)
     except KeyboardInterrupt:
@@ -88,24 +82,24 @@ def calibrate(
 
 
 def quarter(n_layers: int) -> int:
-    """How many layers keep FA by default."""
+    """How many layers keep full attention by default."""
     return max(1, n_layers // 4)
 
 
 def periodic(n_layers: int, keep: int) -> dict[str, frozenset[int]]:
-    """Every k-th layer, from each offset, by the text --fa-layers takes; k is the period that keeps about `keep`."""
+    """Every k-th layer, for each offset, by its --fa-layers text; k is the period that keeps about `keep` layers."""
     period = max(1, round(n_layers / keep))
     return {f"{first}::{period}": frozenset(range(first, n_layers, period)) for first in range(period)}
 
 
 def given(swaa: SwaaConfig, n_layers: int) -> dict[str, frozenset[int]]:
-    """The FA layers that `swaa` names itself, if any."""
+    """The FA layers that `swaa` has itself, if any."""
     layers = selected_layers("fa_layers", swaa.fa_layers, n_layers)
     return {label(layers, n_layers): layers} if layers else {}
 
 
-def _configurations(n_layers: int, keep: int, method: Method, candidates: int | None, swaps: int) -> int:
-    """How many the method asks for; greedy, if its last step finds nothing better."""
+def _choices(n_layers: int, keep: int, method: Method, candidates: int | None, swaps: int) -> int:
+    """How many choices of layers the method measures; for greedy, if no exchange lowers the loss."""
     if method == "lazy":
         return 3
     if method != "greedy":
@@ -123,14 +117,14 @@ def _run(
     method: Method,
     candidates: int | None,
     swaps: int,
-    shares: Callable[[], Sequence[float]] | None,
+    visible: Callable[[], Sequence[float]] | None,
 ) -> None:
     report.full = losses.of(range(report.n_layers))
     report.sliding = losses.of(())
     if method == "lazy":
-        assert shares is not None
-        # The smaller the share a window sees, the more the layer needs the rest.
-        report.add(Ranked(layer, 1 - share) for layer, share in enumerate(shares()))
+        assert visible is not None
+        # The less of its attention a window sees, the more the layer needs full attention.
+        report.add(Ranked(layer, 1 - fraction) for layer, fraction in enumerate(visible()))
     elif method == "greedy":
         _greedy(report, losses, candidates, swaps)
     else:
@@ -158,44 +152,47 @@ def _greedy(report: Report, losses: Losses, candidates: int | None, swaps: int) 
         alone = {layer: losses.of({layer}).loss for layer in pool}
         pool = sorted(pool, key=alone.__getitem__)[:candidates]
     chosen: list[int] = []
-    now = report.sliding
+    current = report.sliding
     while len(chosen) < report.keep:
-        rows, now = _best_addition(losses, chosen, pool, now)
+        rows, current = _best_addition(losses, chosen, pool, current)
         chosen.append(rows[0].layer)
         report.add(rows[:1] if len(chosen) < report.keep else rows)
-    report.chosen, report.loss = tuple(sorted(chosen)), now
+    report.chosen, report.loss = tuple(sorted(chosen)), current
     if report.keep == 1:
-        return  # what would be taken back was the best there is
+        return  # nothing is better than the only layer chosen
     # Each exchange lowers the loss, so this ends.
-    while found := _exchange(losses, chosen, pool, now, swaps):
-        rest, rows, now = found
+    while found := _exchange(losses, chosen, pool, current, swaps):
+        rest, rows, current = found
         report.exchanged(rest, rows)
         chosen = [*rest, rows[0].layer]
-        report.chosen, report.loss = tuple(sorted(chosen)), now
+        report.chosen, report.loss = tuple(sorted(chosen)), current
 
 
 def _exchange(
-    losses: Losses, chosen: Sequence[int], pool: Iterable[int], now: Measured, swaps: int
+    losses: Losses, chosen: Sequence[int], pool: Iterable[int], current: Measured, swaps: int
 ) -> tuple[list[int], list[Ranked], Measured] | None:
-    """The first exchange of one of the `swaps` weakest layers that lowers the loss: who stays, all others, the loss."""
+    """The first exchange of one of the `swaps` weakest layers that lowers the loss, or None.
+
+    Returns the layers that stay, all others beside them, best first, and the loss with the best.
+    """
     if not swaps:
         return None
-    fewer = {layer: losses.of(set(chosen) - {layer}) for layer in chosen}
-    for weak in sorted(chosen, key=lambda layer: fewer[layer].loss)[:swaps]:
+    without = {layer: losses.of(set(chosen) - {layer}) for layer in chosen}
+    for weak in sorted(chosen, key=lambda layer: without[layer].loss)[:swaps]:
         rest = [layer for layer in chosen if layer != weak]
-        rows, better = _best_addition(losses, rest, pool, fewer[weak])
-        if better.loss < now.loss:
+        rows, better = _best_addition(losses, rest, pool, without[weak])
+        if better.loss < current.loss:
             return rest, rows, better
     return None
 
 
 def _best_addition(
-    losses: Losses, chosen: Sequence[int], pool: Iterable[int], now: Measured
+    losses: Losses, chosen: Sequence[int], pool: Iterable[int], current: Measured
 ) -> tuple[list[Ranked], Measured]:
-    """What each layer of the pool would bring beside the chosen ones, best first, and the loss with the best."""
+    """The gain of each layer of the pool beside the chosen ones, best first, and the loss with the best."""
     found = {layer: losses.of({*chosen, layer}) for layer in pool if layer not in chosen}
     order = sorted(found, key=lambda layer: (found[layer].loss, layer))
-    return [Ranked(layer, *now.above(found[layer])) for layer in order], found[order[0]]
+    return [Ranked(layer, *current.above(found[layer])) for layer in order], found[order[0]]
 
 
 def _compare(report: Report, losses: Losses, rivals: dict[str, frozenset[int]]) -> None:
@@ -206,4 +203,4 @@ def _compare(report: Report, losses: Losses, rivals: dict[str, frozenset[int]]) 
     if chosen not in choices.values():
         choices[label(chosen, n_layers)] = chosen
     for name, layers in choices.items():
-        report.compared.append(Compared(name, tuple(sorted(layers)), losses.of(layers), layers == chosen))
+        report.compared.append(Choice(name, tuple(sorted(layers)), losses.of(layers), layers == chosen))

@@ -12,10 +12,10 @@ import click
 
 from swaa_edge.calibrate.settings import PROMPT_TOKENS, SAMPLES, WINDOWS, CalibrateSettings
 from swaa_edge.cli.options.engine import engine_options
+from swaa_edge.cli.options.output import force_option, json_option, progress_option
 from swaa_edge.cli.options.swaa import swaa_options
 from swaa_edge.config import SwaaConfig
-from swaa_edge.engine.settings import EngineSettings
-from swaa_edge.files.text import read_text
+from swaa_edge.errors import SwaaError
 from swaa_edge.support.progress import progress_bar
 
 _DEFAULT = CalibrateSettings()
@@ -33,9 +33,7 @@ class _Keep(click.ParamType):
 
 @click.command()
 @click.argument("model", metavar="MODEL.gguf")
-@click.option(
-    "--text", "text_file", metavar="FILE", help="Measure on this UTF-8 text, - is stdin, instead of retrieval tasks."
-)
+@click.option("--text", metavar="FILE", help="Measure on this UTF-8 text, - is stdin, instead of retrieval tasks.")
 @click.option("--task", metavar="NAME,...", default=_DEFAULT.task, show_default=True, help="Retrieval tasks.")
 @click.option(
     "--samples",
@@ -90,29 +88,26 @@ class _Keep(click.ParamType):
 @click.option("-o", "--output", metavar="CONFIG.json", help="Write the settings, for --config of every command.")
 @click.option("--annotate", metavar="OUT.gguf", help="Write a copy of the model that carries the settings.")
 @click.option("--in-place", is_flag=True, help="Write the settings into MODEL.gguf.")
-@click.option("--json", "json_file", metavar="FILE", help="Write the result as one JSON document; - is stdout.")
+@json_option
 @click.option("--plot", "plot_file", metavar="FILE.png", help="Draw the layers as bars.")
-@click.option("--force", is_flag=True, help="Replace existing files.")
-@click.option("--journal", metavar="FILE", help="File that keeps the measurements.  [one in the cache, until done]")
+@force_option
+@click.option(
+    "--journal",
+    "journal_file",
+    metavar="FILE",
+    help="Keep the measurements in this file for resuming.  [in the user's cache until the run is complete]",
+)
 @click.option("--no-chat", is_flag=True, help="Ask in plain text, without the model's chat template.")
-@click.option("--progress/--no-progress", default=None, help="Show progress.  [if stderr is a terminal]")
+@progress_option
 @engine_options
 @swaa_options
 def calibrate(
     model: str,
-    text_file: str | None,
-    output: str | None,
-    annotate: str | None,
-    in_place: bool,
     json_file: str | None,
-    plot_file: str | None,
-    force: bool,
-    journal: str | None,
     no_chat: bool,
     progress: bool | None,
-    engine: EngineSettings,
     swaa: SwaaConfig | None,
-    **settings: Any,
+    **options: Any,
 ) -> None:
     """Find the layers that should keep full attention.
 
@@ -125,29 +120,20 @@ def calibrate(
     swaa-edge calibrate model.gguf --recipe balanced --method greedy --compare --plot layers.png
     """
     from swaa_edge.calibrate import calibrate as run
-    from swaa_edge.calibrate.summary import summary
 
     with progress_bar(progress) as on_progress:
         found = run(
             model,
             swaa,
-            CalibrateSettings(**settings, chat=not no_chat),
-            text=None if text_file is None else read_text(text_file),
-            engine=engine,
-            output=output,
-            annotate=annotate,
-            in_place=in_place,
-            json_file=None if json_file == "-" else json_file,
-            plot_file=plot_file,
-            force=force,
-            journal=journal,
+            json_file=json_file,
             on_progress=on_progress,
             on_note=lambda line: click.echo(line, err=True),
+            chat=not no_chat,
+            **options,
         )
-    document = found.to_dict()
-    click.echo(json.dumps(document, indent=2) if json_file == "-" else summary(document))
+    click.echo(json.dumps(found.to_dict(), indent=2) if json_file == "-" else str(found))
     if json_file != "-":
         for file in found.written:
             click.echo(f"wrote {file}")
-    if found.failure:
-        raise found.failure
+    if found.stopped is not None:
+        raise found.stopped if isinstance(found.stopped, SwaaError) else KeyboardInterrupt

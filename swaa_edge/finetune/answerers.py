@@ -1,28 +1,27 @@
-"""Models under full attention that reply to prompts, for `distill`: here the interface, and our engine on a GGUF file.
+"""Models under full attention that answer prompts, for `distill`: the interface, and our engine on a GGUF file.
 
     answerer = LlamaAnswerer(SwaaLlama("model.gguf", swaa=False, n_ctx=n_ctx), max_tokens=1024, sampling={})
     answerer.answer(prompt, seed=1)
 
-`hfanswerer` has the one for the folder of a Hugging Face model, which needs torch.
+`hf_answerer` has the one for Hugging Face model directories, which needs torch.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from swaa_edge.errors import GenerationError
+from swaa_edge.support.interrupt import interruptible
 
 if TYPE_CHECKING:
     from swaa_edge.llama import SwaaLlama
 
 
 @dataclasses.dataclass(frozen=True)
-class Answer:
-    """text: of the reply, without the token that ends it. ended: whether it came to that, or to the limit of tokens.
-    tokens: how many were generated."""
+class Response:
+    """text: without the end token. ended: False if the response was truncated. tokens: number of generated tokens."""
 
     text: str
     ended: bool
@@ -30,20 +29,20 @@ class Answer:
 
 
 class Answerer(Protocol):
-    """A model under full attention that replies to prompts."""
+    """A model under full attention that answers prompts."""
 
-    def answer(self, prompt: Sequence[int], seed: int) -> Answer:
-        """The reply to these tokens; the same prompt and seed give the same one, whatever was asked before."""
+    def answer(self, prompt: Sequence[int], seed: int) -> Response:
+        """The response to these tokens; it depends on prompt and seed only, not on earlier prompts."""
         ...
 
     def close(self) -> None: ...
 
 
 def reusable(before: Sequence[int] | None, prompt: Sequence[int], step: int) -> int:
-    """How many tokens of `prompt` need no second reading after `before`: whole steps, and never its last token.
+    """How many tokens of `prompt` need no prefill after `before`: a multiple of `step` that excludes its last token.
 
-    K and V of a token depend, in the last bit, on which tokens were computed along with it. Both prompts are read in
-    the same steps from their start on, so whole steps that are equal are equal to the bit.
+    The last bits of a token's K and V depend on the batch that it was computed in. Both prompts are prefilled in
+    batches of `step` tokens from their start, so batches of equal tokens are bit-identical.
     """
     if before is None:
         return 0
@@ -53,45 +52,37 @@ def reusable(before: Sequence[int] | None, prompt: Sequence[int], step: int) -> 
 
 
 class LlamaAnswerer:
-    """`Answerer` by our engine, on a GGUF file.
+    """`Answerer` by our engine, on a GGUF file. Ctrl-C stops it within one ubatch.
 
-    llm: loaded with swaa=False; closed by `close`. sampling: keyword arguments of create_completion, without a seed.
-    using(llm): what is held while `llm` works, such as a handler of Ctrl-C.
+    llm: loaded with swaa=False; `close` closes it. sampling: keyword arguments of create_completion, without a seed.
     """
 
-    def __init__(
-        self,
-        llm: SwaaLlama,
-        *,
-        max_tokens: int,
-        sampling: Mapping[str, Any],
-        using: Callable[[SwaaLlama], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
-    ) -> None:
-        self._llm, self._max_tokens, self._sampling, self._using = llm, max_tokens, dict(sampling), using
-        self._read: Sequence[int] | None = None
+    def __init__(self, llm: SwaaLlama, *, max_tokens: int, sampling: Mapping[str, Any]) -> None:
+        self._llm, self._max_tokens, self._sampling = llm, max_tokens, dict(sampling)
+        self._prefilled: Sequence[int] | None = None
 
-    def answer(self, prompt: Sequence[int], seed: int) -> Answer:
+    def answer(self, prompt: Sequence[int], seed: int) -> Response:
         """As `Answerer`. Raises `GenerationError` if the engine fails or the prompt is too long."""
-        with self._using(self._llm):
-            self._read_all_but_last(prompt)
+        with interruptible(self._llm):
+            self._prefill(prompt)
             completion = self._llm.create_completion(
                 list(prompt), max_tokens=self._max_tokens, seed=seed, **self._sampling
             )
         choice = completion["choices"][0]
-        return Answer(choice["text"], choice["finish_reason"] == "stop", self._llm.last_timings.generated_tokens)
+        return Response(choice["text"], choice["finish_reason"] == "stop", self._llm.last_timings.generated_tokens)
 
-    def _read_all_but_last(self, prompt: Sequence[int]) -> None:
-        """So the last token is computed by itself for every reply, the first as well as those that find K and V."""
-        llm, before = self._llm, self._read
-        self._read = None  # until it is true again
+    def _prefill(self, prompt: Sequence[int]) -> None:
+        """Prefill all but the last token, which every response computes in a batch of its own, also the first one."""
+        llm, before = self._llm, self._prefilled
+        self._prefilled = None  # an error leaves the cache unknown
         count = len(prompt) - 1 if before == prompt else reusable(before, prompt, llm.n_batch)
         llm.n_tokens = min(count, llm.n_tokens)  # fewer after a failure
         try:
-            llm.eval([])  # takes back what lies behind
+            llm.eval([])  # removes the tokens after that
         except GenerationError:
-            llm.reset()  # a memory that can't go back
+            llm.reset()  # a cache that can't go back
         llm.eval(prompt[llm.n_tokens : -1])
-        self._read = prompt
+        self._prefilled = prompt
 
     def close(self) -> None:
         self._llm.close()

@@ -1,16 +1,16 @@
-"""Training data as tokens, each of which is known to be a prompt's or a reply's.
+"""Training data as tokens, each marked as part of a prompt or of a response.
 
     examples = read_examples("train.jsonl", tokenizer, max_length=4096)
     batch = Collator(tokenizer.pad_token_id)(examples.kept[:4])
 
 A record of the JSON Lines or Parquet file has one of these forms:
 
-- prompt, answer: strings; question may stand beside them, as in the files that `eval` reads, and is then put behind
-  the prompt. `distill` writes such files. Of a list of answers, the first is taken.
-- messages: a conversation, a list of {"role", "content"}; every reply of the assistant is learned.
+- prompt, answer: strings; an optional question is appended to the prompt, as in the files that `eval` reads. `distill`
+  writes such files. Of a list of answers, the first is taken.
+- messages: a conversation, a list of {"role", "content"}; every response of the assistant is learned.
 
-The model's chat template goes around them. A reply is what the engine would have generated: it's tokenized apart from
-its prompt, up to the token that ends the turn.
+The model's chat template is applied. A response is tokenized as the engine would have generated it: separately from its
+prompt, up to and including the token that ends the turn.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from swaa_edge.files.records import present, read_records, sound, text
 from swaa_edge.layers import shown
 
 _FIELDS = ("prompt", "question", "answer", "messages")
-#: What the loss passes over.
+#: The label of a token that the loss ignores.
 IGNORED = -100
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Example:
-    """tokens: the whole of a conversation. generated: for each, whether it is of a reply; those are learned, and
-    decode. source: where the record stands, for errors."""
+    """tokens: of the whole conversation. generated: for each token, whether it belongs to a response; these tokens are
+    learned, and see what decode tokens see. source: the record's place in the file, for errors."""
 
     tokens: list[int]
     generated: list[bool]
@@ -49,17 +49,19 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """kept: in the file's order. too_long: how many records had more tokens than was allowed."""
+    """kept: in the order of the file. too_long: number of records with more tokens than allowed."""
 
     kept: list[Example]
     too_long: int
 
 
 def read_examples(path: str | os.PathLike[str], tokenizer: Any, *, max_length: int, chat: bool = True) -> Examples:
-    """The examples of a file. tokenizer: transformers'. max_length: tokens; longer records are left out, since a prompt
-    that is cut no longer holds what its answer needs. chat: False goes without the chat template.
+    """The examples in a file.
 
-    Raises `DataFileError` naming the line of a record that is wrong, and if none is left.
+    tokenizer: of transformers. max_length: in tokens; longer records are left out, since a truncated prompt may lack
+        what its answer needs. chat: False for plain text instead of the chat template.
+
+    Raises `DataFileError` with the line of an invalid record, or if no record is left.
     """
     path, kept, too_long = Path(path), [], 0
     writer = _Writer(tokenizer, chat)
@@ -71,16 +73,18 @@ def read_examples(path: str | os.PathLike[str], tokenizer: Any, *, max_length: i
             else:
                 kept.append(example)
     if not kept:
-        what = f"none of its {too_long} records has at most {max_length} tokens" if too_long else "it holds no record"
-        advice = "raise --max-length, or shorten the prompts" if too_long else "write one object per line"
-        raise DataFileError(f"there is nothing to learn in {path}: {what}; {advice}")
+        if too_long:
+            what = f"all {too_long} records have more than {max_length} tokens; raise --max-length, or shorten them"
+        else:
+            what = "it has no records; write one object per line"
+        raise DataFileError(f"{path} has no training examples: {what}")
     return Examples(kept, too_long)
 
 
 class Collator:
-    """Makes a batch of examples: what a model under `swaa_edge.hf` takes, padded on the right.
+    """Turns examples into a batch for a model under `swaa_edge.hf`, padded on the right.
 
-    input_ids, attention_mask, labels int64 and decode_mask bool, all [batch, tokens].
+    input_ids, attention_mask and labels are int64, decode_mask is bool; all are [batch, tokens].
     """
 
     def __init__(self, pad: int) -> None:
@@ -103,7 +107,7 @@ class Collator:
 
 
 class _Writer:
-    """Records as tokens, by one tokenizer and its chat template."""
+    """Turns records into tokens with one tokenizer and its chat template."""
 
     def __init__(self, tokenizer: Any, chat: bool) -> None:
         self._tokenizer = tokenizer
@@ -118,16 +122,16 @@ class _Writer:
         generated: list[bool] = []
         messages = record.get("messages")
         parts = self._plain(source, record) if messages is None else self._turns(source, messages)
-        for part, reply in parts:
+        for part, is_response in parts:
             made = self._encode(part)
             tokens += made
-            generated += [reply] * len(made)
+            generated += [is_response] * len(made)
         if not any(generated):
-            raise DataFileError(f"{source}: nothing of it is a reply; give an answer, or messages of an assistant")
+            raise DataFileError(f"{source}: no response to learn; give an answer, or messages of an assistant")
         return Example(tokens, generated, source)
 
     def _plain(self, source: str, record: dict[str, Any]) -> list[tuple[str, bool]]:
-        """Prompt and answer, as texts, the second of which is a reply."""
+        """Prompt and answer as texts, each with whether it is a response."""
         question = text(source, record, "question") if record.get("question") not in (None, "") else ""
         prompt = text(source, record, "prompt")
         content = asked(prompt, to_ask(prompt, question))
@@ -138,32 +142,35 @@ class _Writer:
             raise DataFileError(f"{source}: answer = {shown(answer)} must be a string")
         answer = sound(source, "answer", answer)
         if self._chat:
-            said = [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
-            return self._turns(source, said)
-        start = self._tokenizer.bos_token if self._starts() else ""
+            messages = [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
+            return self._turns(source, messages)
+        start = self._tokenizer.bos_token if self._adds_bos() else ""
         return [(f"{start}{content}{PLAIN_END}", False), (answer + (self._tokenizer.eos_token or ""), True)]
 
     def _turns(self, source: str, messages: Any) -> list[tuple[str, bool]]:
-        """The texts of a conversation in order; which of them are replies shows where rendering one more adds it."""
+        """The texts of a conversation in order, each with whether it is a response.
+
+        A response is what the template adds when it renders one message more.
+        """
         messages = self._checked(source, messages)
         parts: list[tuple[str, bool]] = []
         written = ""
-        replies = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
-        for at in replies:
+        responses = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
+        for at in responses:
             before = self._render(source, messages[:at], True)
             after = self._render(source, messages[: at + 1], False)
             if not before.startswith(written) or not after.startswith(before):
-                # A template that leaves out what was thought in earlier turns: only the last reply stands as it was.
-                if at != replies[-1]:
+                # The template drops the reasoning of earlier turns, so only the last response is rendered in full.
+                if at != responses[-1]:
                     continue
                 written, parts = "", []
                 if not after.startswith(before):
-                    raise DataFileError(f"{source}: the model's chat template does not put replies behind prompts")
+                    raise DataFileError(f"{source}: the model's chat template does not put responses after prompts")
             if len(before) > len(written):
                 parts.append((before[len(written) :], False))
-            reply = self._ended(after[len(before) :])
-            parts.append((reply, True))
-            written = before + reply
+            response = self._generated(after[len(before) :])
+            parts.append((response, True))
+            written = before + response
         return parts
 
     def _checked(self, source: str, messages: Any) -> list[dict[str, str]]:
@@ -178,42 +185,44 @@ class _Writer:
             text(place, message, "role"), text(place, message, "content")
         return messages
 
-    def _render(self, source: str, messages: Sequence[dict[str, str]], answering: bool) -> str:
+    def _render(self, source: str, messages: Sequence[dict[str, str]], generation_prompt: bool) -> str:
         try:
-            return self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=answering)
+            return self._tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=generation_prompt
+            )
         except (jinja2.TemplateError, ValueError, TypeError) as error:
             what = " ".join(str(error).split())
-            raise DataFileError(f"{source}: the model's chat template refuses it: {what}") from error
+            raise DataFileError(f"{source}: the model's chat template rejects it: {what}") from error
 
-    def _ended(self, reply: str) -> str:
-        """A reply as far as it is generated: a template may put a line's end behind the token that ends the turn."""
-        bare = reply.rstrip()
-        return bare if any(bare.endswith(token) for token in self._special) else reply
+    def _generated(self, rendered: str) -> str:
+        """The part of a rendered response that a model generates; a template may add a line break after it."""
+        bare = rendered.rstrip()
+        return bare if any(bare.endswith(token) for token in self._special) else rendered
 
     def _encode(self, part: str) -> list[int]:
         return self._tokenizer.encode(part, add_special_tokens=False)
 
-    def _starts(self) -> bool:
+    def _adds_bos(self) -> bool:
         """Whether the tokenizer puts its start token before a text."""
         bos = self._tokenizer.bos_token_id
         return bos is not None and self._tokenizer.encode("a")[:1] == [bos]
 
 
-def split(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """The examples to learn from, and a random `share` of them (0 to under 1) held back to measure the loss on.
+def split(examples: Sequence[Example], val_fraction: float, seed: int) -> tuple[list[Example], list[Example]]:
+    """The training examples, and a random `val_fraction` (0 to less than 1) of all examples for validation.
 
-    Several replies to one prompt stay together. Raises `ConfigError` for another share.
+    Examples with the same prompt stay together. Raises `ConfigError` for another fraction.
     """
-    if not 0 <= share < 1:
-        raise ConfigError(f"the share of records to hold back, {share}, must be from 0 to under 1")
+    if not 0 <= val_fraction < 1:
+        raise ConfigError(f"val_fraction = {val_fraction} must be at least 0 and less than 1")
     groups: dict[tuple[int, ...], list[Example]] = {}
     for example in examples:
         prompt = example.tokens[: example.generated.index(True)]
         groups.setdefault(tuple(prompt), []).append(example)
     order = list(groups.values())
     random.Random(seed).shuffle(order)
-    wanted = max(1, round(share * len(examples))) if share and len(order) > 1 else 0
-    held: list[Example] = []
-    while len(held) < wanted and len(order) > 1:
-        held += order.pop(0)
-    return [example for group in order for example in group], held
+    expected = max(1, round(val_fraction * len(examples))) if val_fraction and len(order) > 1 else 0
+    validation: list[Example] = []
+    while len(validation) < expected and len(order) > 1:
+        validation += order.pop(0)
+    return [example for group in order for example in group], validation

@@ -1,4 +1,4 @@
-"""The folder of an adapter: first the state of its training, then the adapter, whole or not at all.
+"""The adapter's folder: during training it holds the training state, afterwards the adapter, complete or not at all.
 
 folder = AdapterFolder("adapter"); folder.check(key); state = folder.open(key); folder.save(model, training)
 """
@@ -14,51 +14,48 @@ from typing import Any, NamedTuple
 from swaa_edge.errors import OutputError
 from swaa_edge.files.lora_training import Training, save_training
 
-#: Within the folder, until the training ends: what transformers' Trainer saves, and which run it is of.
+#: Subfolder with the checkpoints of transformers' Trainer and the key of the run; removed when training ends.
 STATE = "training"
 _RUN = "run.json"
 _WEIGHTS = "adapter_model.safetensors"
 
 
-class State(NamedTuple):
-    """A state that Trainer saved after `step` steps of the optimizer."""
+class Checkpoint(NamedTuple):
+    """A checkpoint that Trainer saved after `step` optimizer steps."""
 
     step: int
     path: Path
 
 
 class AdapterFolder:
-    """See the module. What a key holds decides whether a state fits: plain JSON values by name."""
+    """See the module. A run's key, plain JSON values by name, decides whether a stored training state belongs to it."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
 
     def check(self, key: dict[str, Any], force: bool = False) -> None:
-        """Raise `OutputError` if the folder holds something else than the state of a run with this key.
+        """Raise `OutputError` if the folder holds anything other than the training state of the run with this key.
 
-        force: forget the state of another run, and let an adapter or other files be.
+        force: delete the state of another run, and leave an adapter or other files for `save` to replace.
         """
         run = self.path / STATE / _RUN
-        kept = _read(run)
+        stored = _read(run)
         if self.path.is_file():
             raise OutputError(f"{self.path} is a file; give the name of a folder for the adapter")
         if force:
-            if kept != key:
+            if stored != key:
                 shutil.rmtree(run.parent, ignore_errors=True)
         elif run.is_file():
-            if kept != key:
-                apart = [name for name in key if not isinstance(kept, dict) or kept.get(name) != key[name]]
-                raise OutputError(
-                    f"{self.path} holds the training of another run ({', '.join(apart)} differ); choose another "
-                    "folder, or --force to start anew"
-                )
+            if stored != key:
+                found = _difference(stored, key)
+                raise OutputError(f"{self.path} holds {found}; choose another folder, or --force to start over")
         elif (self.path / _WEIGHTS).exists():
-            raise OutputError(f"{self.path} holds an adapter already; choose another folder, or --force to replace it")
+            raise OutputError(f"{self.path} already holds an adapter; choose another folder, or --force to replace it")
         elif self.path.is_dir() and any(self.path.iterdir()):
             raise OutputError(f"{self.path} is not empty; choose another folder, or --force to write into it")
 
     def open(self, key: dict[str, Any]) -> Path:
-        """The folder for the state of the run with this key, made if it is missing. Raises `OutputError`."""
+        """Create the folder for the training state of the run with this key, unless it exists. Raises `OutputError`."""
         state = self.path / STATE
         try:
             state.mkdir(parents=True, exist_ok=True)
@@ -67,28 +64,31 @@ class AdapterFolder:
             raise OutputError(f"cannot write in {self.path}: {error.strerror}") from error
         return state
 
-    def last_state(self) -> State | None:
-        """The last state that was saved whole: Trainer writes its own account last."""
+    def last_checkpoint(self) -> Checkpoint | None:
+        """The last complete checkpoint: Trainer writes trainer_state.json last."""
         found = [
-            State(int(folder.name.rpartition("-")[2]), folder)
+            Checkpoint(int(folder.name.rpartition("-")[2]), folder)
             for folder in (self.path / STATE).glob("checkpoint-*")
             if (folder / "trainer_state.json").is_file()
         ]
         return max(found, default=None)
 
-    def told(self) -> str:
-        """What an error says of the state there is; nothing without one."""
-        kept = self.last_state()
-        return "" if kept is None else f"; the state of step {kept.step} is kept, and the same command goes on from it"
+    def resume_hint(self) -> str:
+        """The end of an error line: the checkpoint that the same command resumes from; "" without one."""
+        last = self.last_checkpoint()
+        return "" if last is None else f"; the checkpoint of step {last.step} is kept; the same command resumes from it"
 
     def save(self, model: Any, training: Training) -> None:
-        """Write the adapter of a PEFT model, and remove the state. Raises `OutputError`; then the state stays."""
+        """Write the adapter of a PEFT model, then remove the training state.
+
+        Raises `OutputError`; the training state then stays.
+        """
         part = self.path / f"{STATE}.part"
         shutil.rmtree(part, ignore_errors=True)
         try:
             model.save_pretrained(str(part))
             save_training(part, training)
-            # The weights last: with them the adapter is there.
+            # The weights come last: a folder that has them holds a complete adapter.
             for file in sorted(part.iterdir(), key=lambda file: file.name == _WEIGHTS):
                 os.replace(file, self.path / file.name)
         except OSError as error:
@@ -103,3 +103,13 @@ def _read(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+
+
+def _difference(stored: Any, key: dict[str, Any]) -> str:
+    """What the folder holds, named by how the stored key differs from `key`."""
+    stored = stored if isinstance(stored, dict) else {}
+    settings = stored.get("settings")
+    if isinstance(settings, dict) and settings.keys() != key.get("settings", {}).keys():
+        return "the interrupted training of another version of swaa-edge, which only that version can resume"
+    differ = [name for name in key if stored.get(name) != key[name]]
+    return f"the training of another run (different {', '.join(differ)})"

@@ -1,4 +1,7 @@
-"""What can be chosen of a fine-tuning; without torch, so that a command line can be checked before it is loaded."""
+"""Settings of a fine-tuning run; checked without torch, so that a wrong option fails before anything is loaded.
+
+settings = Settings(lora_rank=32, learning_rate=5e-5, epochs=2)
+"""
 
 from __future__ import annotations
 
@@ -10,53 +13,58 @@ from swaa_edge.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How LoRA is trained; rank, alpha, rsLoRA and targets as in arXiv 2512.10411.
+    """How the adapter is trained. Rank, alpha, rsLoRA and target modules default to those of arXiv 2512.10411.
 
-    rank, alpha: of the two matrices beside each target; with rslora they are scaled by alpha / sqrt(rank), else by
-    alpha / rank. targets: names of linear layers. dropout: of their input, 0 to under 1.
-    epochs: times over the data; steps: of the optimizer, instead. batch: records at once; accumulate: batches a step.
-    rate: the peak of the learning rate; warmup: the share of steps that it rises in, before it falls as a cosine.
-    max_length: tokens of a record, None for what the model was trained for.
-    holdout: the share of records that the loss is measured on, every `every` steps; then the state is saved, and the
-    best one becomes the adapter. patience: how many times it may fail to get better; 0 never stops early.
-    checkpointing: compute activations again instead of keeping them. half: bfloat16. chat: use the chat template.
+    lora_rank: rank of the LoRA matrices. lora_alpha: LoRA's scale, divided by the rank, or with rslora by its square
+        root. lora_dropout: dropout of LoRA's input. target_modules: names of the linear layers that get LoRA matrices.
+    epochs: training epochs; max_steps: optimizer steps instead of epochs.
+    batch_size: examples per batch. gradient_accumulation_steps: batches per optimizer step.
+    learning_rate: its peak. warmup_ratio: fraction of the steps in which it rises to the peak; then it decays as a
+        cosine.
+    max_length: longest example in tokens, longer ones are left out; None takes the model's context length.
+    val_fraction: fraction of the examples held out to measure the validation loss. eval_steps: steps between two
+        validations, each of which saves the training state; None takes a tenth of the run, at most 100.
+    patience: stop after this many validations without improvement; 0 never stops early.
+    gradient_checkpointing: recompute activations to save memory. bf16: compute in bfloat16; None does on
+        a GPU that supports it.
+    chat: put the examples in the model's chat template.
 
     Raises `ConfigError` for a value out of range.
     """
 
-    rank: int = 16
-    alpha: float = 32
+    lora_rank: int = 16
+    lora_alpha: float = 32
     rslora: bool = True
-    dropout: float = 0.0
-    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
+    lora_dropout: float = 0.0
+    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
     epochs: float = 1.0
-    steps: int | None = None
-    batch: int = 1
-    accumulate: int = 8
-    rate: float = 1e-4
-    warmup: float = 0.1
+    max_steps: int | None = None
+    batch_size: int = 1
+    gradient_accumulation_steps: int = 8
+    learning_rate: float = 1e-4
+    warmup_ratio: float = 0.1
     max_length: int | None = None
-    holdout: float = 0.05
-    every: int | None = None
+    val_fraction: float = 0.05
+    eval_steps: int | None = None
     patience: int = 3
-    checkpointing: bool = False
-    half: bool = False
+    gradient_checkpointing: bool = False
+    bf16: bool | None = None
     chat: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("rank", "batch", "accumulate", "steps", "max_length", "every"):
+        for name in ("lora_rank", "batch_size", "gradient_accumulation_steps", "max_steps", "max_length", "eval_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} = {value} must be at least 1")
-        for name in ("alpha", "epochs", "rate"):
+        for name in ("lora_alpha", "epochs", "learning_rate"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
-                raise ConfigError(f"{name} = {value} must be more than 0")
-        for name in ("dropout", "warmup", "holdout"):
+                raise ConfigError(f"{name} = {value} must be greater than 0")
+        for name in ("lora_dropout", "warmup_ratio", "val_fraction"):
             if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{name} = {getattr(self, name)} must be from 0 to under 1")
+                raise ConfigError(f"{name} = {getattr(self, name)} must be at least 0 and less than 1")
         if self.patience < 0:
             raise ConfigError(f"patience = {self.patience} must be at least 0")
-        if not self.targets or not all(self.targets):
-            raise ConfigError("targets must name at least one linear layer, as in q_proj,k_proj,v_proj")
+        if not self.target_modules or not all(self.target_modules):
+            raise ConfigError("target_modules must name at least one linear layer, as in q_proj,k_proj,v_proj")

@@ -66,6 +66,16 @@ def atomic_outputs(files: Iterable[str | None], *, force: bool = False) -> Itera
         yield {file: stack.enter_context(atomic_output(file, force=force)) for file in names}
 
 
+def check_outputs(files: Iterable[str | None], *, force: bool = False) -> None:
+    """Raise now the `OutputError` that `atomic_outputs` would raise for these files after hours of work."""
+
+    class Claimed(Exception):
+        pass
+
+    with contextlib.suppress(Claimed), atomic_outputs(files, force=force):
+        raise Claimed
+
+
 def _sync_folder(folder: Path) -> None:
     """Make a rename durable, where the file system can sync a folder."""
     with contextlib.suppress(OSError):

@@ -1,6 +1,6 @@
-"""Chooses among configurations that `swaa-edge eval` measured: the most accurate that is fast enough, or the reverse.
+"""Chooses among configurations that `swaa-edge eval` measured: the most accurate one of a speed, or the reverse.
 
-choice = recommend(read_table("eval.json"), target_speedup=2.0); choice.config
+choice = recommend("eval.json", target_speedup=2.0, output="settings.json"); print(choice.why)
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from typing import Any
 from swaa_edge.config import SwaaConfig
 from swaa_edge.errors import ConfigError
 from swaa_edge.evaluate.report import pareto
+from swaa_edge.support.atomic import atomic_output
 
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """A row of an evaluation's table. config: None for full attention. interval: of the accuracy, 95 %.
+    """A row of an evaluation's table. config: None for full attention. interval: 95 % interval of the accuracy.
 
-    speedup: full attention's prefill time over this one's.
+    speedup: prefill time of full attention divided by this configuration's.
     """
 
     name: str
@@ -32,17 +33,56 @@ class Measured:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """why: one sentence. front: those that no other beats in both, fastest first."""
+    """why: the reason in one sentence. front: the configurations that no other beats in both speed and accuracy,
+    fastest first."""
 
     chosen: Measured
     why: str
     front: list[Measured]
 
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain JSON values."""
+        chosen = self.chosen
+        return {
+            "config": chosen.name,
+            "swaa": chosen.config.to_dict() if chosen.config else None,
+            "accuracy": chosen.accuracy,
+            "interval": list(chosen.interval),
+            "prefill_ratio": chosen.speedup,
+            "why": self.why,
+            "front": [
+                {"config": row.name, "accuracy": row.accuracy, "prefill_ratio": row.speedup} for row in self.front
+            ],
+        }
+
+
+def recommend(
+    measured: str | os.PathLike[str],
+    *,
+    target_speedup: float | None = None,
+    min_accuracy: float | None = None,
+    output: str | os.PathLike[str] | None = None,
+    force: bool = False,
+) -> Choice:
+    """Choose a configuration from the document `measured`, which `swaa-edge eval --json` wrote.
+
+    target_speedup, min_accuracy: see `choose`. output: write the settings there, for --config; force: replace the file.
+    Raises `ConfigError` for an invalid document, if no configuration qualifies, or if there are no settings to write
+    since full attention was chosen; `OutputError`.
+    """
+    choice = choose(read_table(measured), target_speedup=target_speedup, min_accuracy=min_accuracy)
+    if output is not None:
+        if choice.chosen.config is None:
+            raise ConfigError(f"nothing to write: the choice is {choice.why}, and full attention has no settings")
+        with atomic_output(output, force=force) as file:
+            file.write_text(json.dumps(choice.chosen.config.to_dict(), indent=2) + "\n", encoding="utf-8")
+    return choice
+
 
 def read_table(path: str | os.PathLike[str]) -> list[Measured]:
-    """The configurations of a document of `swaa-edge eval --json` of which speed and accuracy are known.
+    """The configurations with known speed and accuracy in a document of `swaa-edge eval --json`.
 
-    Raises `ConfigError` for a file that is no such document, or in which no row has both.
+    Raises `ConfigError` for another file, or if no row has both.
     """
     name = os.fspath(path)
     try:
@@ -58,14 +98,14 @@ def read_table(path: str | os.PathLike[str]) -> list[Measured]:
     found = [_measured(name, number, row) for number, row in enumerate(table)]
     rows = [row for row in found if row is not None]
     if not rows:
-        raise ConfigError(f"{name} has no configuration with accuracy and prefill ratio; evaluate full attention, too")
+        raise ConfigError(f"{name} has no configuration with accuracy and prefill ratio; evaluate full attention too")
     return rows
 
 
 def _measured(path: str, number: int, row: Any) -> Measured | None:
     where = f"{path}: row {number + 1} of the table"
     if not isinstance(row, Mapping):
-        raise ConfigError(f"{where} is no JSON object; give a file of swaa-edge eval --json")
+        raise ConfigError(f"{where} is not a JSON object; give a file of swaa-edge eval --json")
     values = {}
     for key in ("config", "accuracy", "prefill_ratio"):
         if key not in row:
@@ -88,21 +128,21 @@ def _measured(path: str, number: int, row: Any) -> Measured | None:
     return Measured(str(values["config"]), config, values["accuracy"], (low, high), values["prefill_ratio"])
 
 
-def recommend(
+def choose(
     rows: Sequence[Measured], *, target_speedup: float | None = None, min_accuracy: float | None = None
 ) -> Choice:
-    """The most accurate of those at least `target_speedup` times as fast as full attention in prefill; or the fastest
-    of those with at least `min_accuracy` (0 to 1); with both, the most accurate that meets both.
+    """The most accurate configuration with at least this prefill speed-up over full attention; or the fastest one with
+    at least this accuracy (0 to 1); with both, the most accurate one that meets both.
 
-    Raises `ConfigError` if neither is given, or none qualifies.
+    Raises `ConfigError` if neither is given, or if no configuration qualifies.
     """
     if target_speedup is None and min_accuracy is None:
-        raise ConfigError("there is no aim; give a target speedup, or the least accuracy")
+        raise ConfigError("give a target speed-up, a minimum accuracy or both")
     if not rows:
         raise ConfigError("there is nothing to choose from; give at least one configuration")
     names = pareto({str(at): (-row.speedup, row.accuracy) for at, row in enumerate(rows)})
     front = sorted((rows[int(at)] for at in names), key=lambda row: (-row.speedup, -row.accuracy))
-    # Whatever meets an aim is matched or beaten by one of the front, so the rest needn't be looked at.
+    # A configuration off the front is no better than one on it.
     fit = [
         row
         for row in front
@@ -113,33 +153,34 @@ def recommend(
         raise ConfigError(_none_fits(front, target_speedup, min_accuracy))
     if target_speedup is not None:
         chosen = max(fit, key=lambda row: (row.accuracy, row.speedup))
-        aim = f"at least {target_speedup:.2f}x as fast in prefill"
+        aim = f"a prefill speed-up of at least {target_speedup:.2f}x"
         if min_accuracy is not None:
-            aim += f" and {min_accuracy:.1%} accurate"
-        why = f"{_told(chosen)}: the most accurate of {_of(len(rows))} that is {aim}"
+            aim += f" and at least {min_accuracy:.1%} accuracy"
+        why = f"{_shown(chosen)}: the most accurate of {_count(len(rows))} with {aim}"
     else:
         chosen = max(fit, key=lambda row: (row.speedup, row.accuracy))
-        why = f"{_told(chosen)}: the fastest of {_of(len(rows))} that is at least {min_accuracy:.1%} accurate"
+        why = f"{_shown(chosen)}: the fastest of {_count(len(rows))} with at least {min_accuracy:.1%} accuracy"
     return Choice(chosen, why + _doubt(chosen, min_accuracy), front)
 
 
-def _told(row: Measured) -> str:
-    return f"{row.name}, {row.accuracy:.1%} accurate, {row.speedup:.2f}x in prefill"
+def _shown(row: Measured) -> str:
+    return f"{row.name}, {row.accuracy:.1%} accurate, prefill {row.speedup:.2f}x"
 
 
-def _of(count: int) -> str:
+def _count(count: int) -> str:
     return f"{count} configurations" if count > 1 else "1 configuration"
 
 
 def _doubt(row: Measured, min_accuracy: float | None) -> str:
     if min_accuracy is None or row.interval[0] >= min_accuracy:
         return ""
-    return f" (its 95% interval, {row.interval[0]:.1%} to {row.interval[1]:.1%}, leaves doubt: take more samples)"
+    low, high = row.interval
+    return f" (uncertain: its 95% interval is {low:.1%} to {high:.1%}; take more samples)"
 
 
 def _none_fits(front: Sequence[Measured], target_speedup: float | None, min_accuracy: float | None) -> str:
-    aims = [] if target_speedup is None else [f"reaches {target_speedup:.2f}x in prefill"]
+    aims = [] if target_speedup is None else [f"a prefill speed-up of {target_speedup:.2f}x"]
     if min_accuracy is not None:
-        aims.append(f"is {min_accuracy:.1%} accurate")
-    ends = f"the fastest is {_told(front[0])}, the most accurate {_told(front[-1])}"
-    return f"no configuration {' and '.join(aims)}; {ends}"
+        aims.append(f"{min_accuracy:.1%} accuracy")
+    ends = f"the fastest is {_shown(front[0])}; the most accurate is {_shown(front[-1])}"
+    return f"no configuration has {' and '.join(aims)}; {ends}"

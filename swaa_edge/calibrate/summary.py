@@ -1,6 +1,6 @@
-"""What `swaa-edge calibrate` prints: the document of a calibration, with the ranking as bars in the terminal.
+"""The document of a calibration as text for the terminal, with the ranking as bars.
 
-print(table(document))
+print(summary(calibration.to_dict()))
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from swaa_edge.config import SwaaConfig
 _BAR = 40
 
 
-def table(document: dict[str, Any]) -> str:
-    """The report for people: losses, the ranking as bars, the comparison, and what to do with it."""
+def summary(document: dict[str, Any]) -> str:
+    """The losses, the ranking as bars, the comparison if there is one, and the --fa-layers to use."""
     lines = [*_facts(document), ""]
     if document["ranking"]:
         lines += [*_bars(document), ""]
     if document["held_out"]["table"]:
         lines += [*_comparison(document), ""]
     if document["stopped"]:
-        lines.append(f"Stopped early ({document['stopped']}); the same command goes on from here.")
+        lines.append(f"Stopped early ({document['stopped']}); the same command resumes from here.")
     if document["chosen"]:
         lines.append(_conclusion(document))
     return "\n".join(lines).rstrip("\n")
@@ -35,8 +35,8 @@ def _facts(document: dict[str, Any]) -> Iterator[str]:
         f"{swaa.sink_count} sinks, {decode}"
     )
     yield (
-        f"{document['samples']} samples of {document['prompt_tokens']:,} tokens; loss in nats per answer token, "
-        f"of {document['answer_tokens']:,}"
+        f"{document['samples']} samples of {document['prompt_tokens']:,} tokens; loss in nats per token, over "
+        f"{document['answer_tokens']:,} answer tokens"
     )
     for name, key in (("full attention", "full_loss"), ("all layers slide", "sliding_loss")):
         if document[key] is not None:
@@ -57,7 +57,7 @@ def _bars(document: dict[str, Any]) -> Iterator[str]:
 def _comparison(document: dict[str, Any]) -> Iterator[str]:
     held_out = document["held_out"]
     width = max(len(row["fa_layers"]) for row in held_out["table"])
-    yield f"on {held_out['samples']} other samples, by FA layers:"
+    yield f"on {held_out['samples']} held-out samples, by FA layers:"
     for row in sorted(held_out["table"], key=lambda row: row["loss"]):
         error = "" if row["error"] is None else f" ± {row['error']:.4f}"
         mark = "  <- chosen" if row["chosen"] else ""
@@ -70,5 +70,5 @@ def _conclusion(document: dict[str, Any]) -> str:
     if document["chosen_loss"] is not None:
         text += f"; loss {document['chosen_loss']:.4f}"
     if document["recovered"] is not None:
-        text += f", which takes back {document['recovered']:.0%} of what sliding adds"
+        text += f", recovers {document['recovered']:.0%} of the loss that sliding adds"
     return text + ")"

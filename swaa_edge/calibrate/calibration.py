@@ -1,0 +1,276 @@
+"""Finds the layers of a model that should keep full attention: all that `swaa-edge calibrate` does, from Python.
+
+found = calibrate("model.gguf", SwaaConfig.from_recipe("balanced"), text="notes.txt", method="greedy")
+print(found); found.config
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from swaa_edge.calibrate.cases import Case, from_samples, from_text
+from swaa_edge.calibrate.lazy import visible_attention
+from swaa_edge.calibrate.report import Report, plot
+from swaa_edge.calibrate.search import search
+from swaa_edge.calibrate.settings import PROMPT_TOKENS, SAMPLES, WINDOWS, CalibrateSettings
+from swaa_edge.calibrate.summary import summary
+from swaa_edge.config import CUSTOM, RECIPES, Configuration, SwaaConfig
+from swaa_edge.engine.settings import EngineSettings
+from swaa_edge.engine.tokenizer import tokenize
+from swaa_edge.errors import ConfigError, SwaaError
+from swaa_edge.evaluate.prompts import Prompts
+from swaa_edge.evaluate.tasks import TaskSettings, build
+from swaa_edge.files.lora_gguf import read_lora
+from swaa_edge.files.model import ModelFile, read_model
+from swaa_edge.files.text import read_text
+from swaa_edge.support.atomic import atomic_output, check_outputs
+from swaa_edge.support.figure import check_plot, picture_type
+from swaa_edge.support.journal import Journal, open_journal
+from swaa_edge.support.progress import OnProgress, Progress
+
+if TYPE_CHECKING:
+    from swaa_edge.llama import SwaaLlama
+
+# Tokens of a retrieval sample that are reserved for its answer.
+_ANSWER_ROOM = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """model: its path; name: that in the file. prompt_tokens: of a sample, answer included. report: the result.
+
+    written: the settings and model files that were written.
+    """
+
+    model: str
+    name: str
+    prompt_tokens: int
+    report: Report
+    written: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return summary(self.to_dict())
+
+    @property
+    def config(self) -> SwaaConfig | None:
+        """The settings with the chosen layers; None before there is a choice."""
+        return self.report.config()
+
+    @property
+    def stopped(self) -> SwaaError | Literal["interrupted"] | None:
+        """None if the run is complete, "interrupted", or the error that ended it."""
+        return self.report.stopped
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain JSON values."""
+        model = {"path": self.model, "name": self.name}
+        return {"model": model, "prompt_tokens": self.prompt_tokens} | self.report.to_dict()
+
+
+def calibrate(
+    model: str | os.PathLike[str],
+    swaa: SwaaConfig | None = None,
+    *,
+    engine: EngineSettings | None = None,
+    output: str | None = None,
+    annotate: str | None = None,
+    in_place: bool = False,
+    json_file: str | None = None,
+    plot_file: str | None = None,
+    force: bool = False,
+    journal_file: str | None = None,
+    on_progress: OnProgress | None = None,
+    on_note: Callable[[str], object] = lambda line: None,
+    **settings: Any,
+) -> Calibration:
+    """Choose the layers of `model`, a GGUF, that should keep full attention, by the loss of reference answers.
+
+    swaa: window, sinks and FA decode; its FA layers only take part in the comparison. None takes the recipe fast, with
+        window and sinks shortened to fit the prompts.
+    settings: the fields of `CalibrateSettings`.
+    output: write the settings as JSON. annotate, in_place: write them into a copy of the model, or into the model.
+    json_file, plot_file: write the result as a document and as a picture, also that of a run that ended early.
+    force: replace existing files. journal_file: keeps the measurements, so that an equal call resumes an interrupted
+        run; None for the user's cache, until the run is complete.
+    on_note: called with a line about the measurements of an earlier run.
+
+    Ctrl-C, or an error after the first measurement, ends the run early; `Calibration.stopped` reports it.
+    Raises `ConfigError` and `ModelFileError` for invalid input, `OutputError`, and the errors of loading and running a
+    model.
+    """
+    chosen, file = CalibrateSettings(**settings), read_model(model)
+    keep = chosen.layers_to_keep(file.n_layers)
+    _check_files(plot_file, (output, annotate, json_file, plot_file), annotate, in_place, force)
+    engine = _check_engine(engine or EngineSettings(), file)
+    length = _prompt_tokens(file, chosen.prompt_tokens)
+    swaa = _sliding(swaa, length)
+    cases, held_out = _cases(file, length, swaa, chosen)
+    key = _key(file, swaa, engine, [*cases, *held_out])
+    with open_journal("calibrate", key, journal_file, False) as journal:
+        if journal.records:
+            on_note(f"resuming after {len(journal.records)} measurements")
+        report = _search(file, engine, swaa, keep, chosen, cases, held_out, journal, on_progress)
+        found = Calibration(os.fspath(model), file.name, length, report)
+        if report.full is None:  # there is nothing to report
+            raise report.stopped if isinstance(report.stopped, SwaaError) else KeyboardInterrupt
+        _write_report(found, json_file, plot_file, force)
+        if found.config and not report.stopped:
+            written = _write_settings(found, output, annotate, in_place, force, on_progress)
+            found = dataclasses.replace(found, written=written)
+            journal.discard()
+    return found
+
+
+def _check_files(
+    plot_file: str | None, files: tuple[str | None, ...], annotate: str | None, in_place: bool, force: bool
+) -> None:
+    if annotate is not None and in_place:
+        raise ConfigError("annotate and in_place are both a place for the model; choose one of them")
+    if plot_file is not None:
+        check_plot()
+        picture_type(plot_file)
+    check_outputs(files, force=force)
+
+
+def _check_engine(engine: EngineSettings, file: ModelFile) -> EngineSettings:
+    """The settings with one cache for all layers that can go back anywhere, so that documents are prefilled once."""
+    if engine.lora_path is not None and read_lora(engine.lora_path, file).swaa is not None:
+        raise ConfigError(
+            f"{engine.lora_path} was trained under a recipe, which fixes its layers; calibrate the model without it"
+        )
+    return dataclasses.replace(engine, swa_full=True)
+
+
+def _prompt_tokens(file: ModelFile, requested: int | None) -> int:
+    trained = file.context_length
+    if requested is not None and trained and requested > trained:
+        raise ConfigError(
+            f"prompt_tokens = {requested} exceeds the {trained} tokens that the model was trained for; lower it"
+        )
+    return requested or min(PROMPT_TOKENS, trained or PROMPT_TOKENS)
+
+
+def _sliding(swaa: SwaaConfig | None, length: int) -> SwaaConfig:
+    """`swaa`, which must hide something in prompts of this length; or else the recipe fast, shortened to do so."""
+    if swaa is None:
+        fast = RECIPES["fast"].config
+        window = min(fast.window_size, length // 4)
+        return dataclasses.replace(
+            fast, window_size=window, sink_count=min(fast.sink_count, window // 8), recipe=CUSTOM
+        )
+    if swaa.reach >= length:
+        raise ConfigError(
+            f"window {swaa.window_size} and {swaa.sink_count} sinks hide nothing in {length} tokens; lower the window "
+            "or raise prompt_tokens"
+        )
+    return swaa
+
+
+def _cases(
+    file: ModelFile, length: int, swaa: SwaaConfig, settings: CalibrateSettings
+) -> tuple[list[Case], list[Case]]:
+    """The cases, and as many held-out ones if the choice is to be compared."""
+    if settings.text is not None:
+        text, head = read_text(settings.text), tokenize(file, "")
+        with Prompts(file, chat=False) as prompts:
+            tokens = prompts.tokenize(text)
+        count, answer = settings.samples or WINDOWS, settings.answer_tokens
+        return from_text(tokens, head=head, length=length, answer=answer, count=count, held_out=settings.compare)
+    names = tuple(name.strip() for name in settings.task.split(","))
+    found = []
+    with Prompts(file, chat=settings.chat) as prompts:
+        for number in range(1 + settings.compare):
+            lengths, seed = (length - _ANSWER_ROOM,), 2 * settings.seed + number
+            tasks = TaskSettings(names, lengths, settings.samples or SAMPLES, seed, beyond=swaa.window_size)
+            made = from_samples(build(tasks, prompts), prompts)
+            found.append([dataclasses.replace(case, id=f"{'ab'[number]}/{case.id}") for case in made])
+    return found[0], found[1] if settings.compare else []
+
+
+def _key(file: ModelFile, swaa: SwaaConfig, engine: EngineSettings, cases: list[Case]) -> dict[str, Any]:
+    """What a loss depends on. Not the method: another one reuses the losses that the first one measured."""
+    tokens = hashlib.sha256(json.dumps([(case.id, case.prompt, case.answer) for case in cases]).encode())
+    lora = [] if engine.lora_path is None else [read_lora(engine.lora_path, file).fingerprint]
+    return {
+        "calibration": 2,
+        "model": [file.fingerprint, *lora],
+        "swaa": dataclasses.replace(swaa, fa_layers="none", recipe=CUSTOM, adapter=None).to_dict(),
+        "cache_type": engine.cache_type,
+        "cases": tokens.hexdigest(),
+    }
+
+
+def _search(
+    file: ModelFile,
+    engine: EngineSettings,
+    swaa: SwaaConfig,
+    keep: int,
+    settings: CalibrateSettings,
+    cases: list[Case],
+    held_out: list[Case],
+    journal: Journal,
+    on_progress: OnProgress | None,
+) -> Report:
+    def load(config: Configuration, n_ctx: int) -> SwaaLlama:
+        return engine.load(file, swaa=config, n_ctx=max(n_ctx, engine.n_ctx or 0))
+
+    return search(
+        load,
+        swaa,
+        file.n_layers,
+        cases,
+        keep=keep,
+        method=settings.method,
+        candidates=settings.candidates,
+        swaps=settings.swaps,
+        visible=lambda: visible_attention(load, swaa, file.n_layers, cases),
+        held_out=held_out,
+        journal=journal,
+        on_progress=on_progress,
+    )
+
+
+def _write_report(found: Calibration, json_file: str | None, plot_file: str | None, force: bool) -> None:
+    document = found.to_dict()
+    if json_file not in (None, "-"):
+        _write_json(json_file, document, force)
+    if plot_file is not None and document["ranking"]:
+        with atomic_output(plot_file, force=force) as temporary:
+            plot(document, temporary, picture_type(plot_file))
+
+
+def _write_settings(
+    found: Calibration,
+    output: str | None,
+    annotated: str | None,
+    in_place: bool,
+    force: bool,
+    on_progress: OnProgress | None,
+) -> tuple[str, ...]:
+    """Write the settings, and the model with them; the names of the files."""
+    config, written = found.config, []
+    assert config is not None
+    if output is not None:
+        _write_json(output, config.to_dict(), force)
+        written.append(output)
+    if annotated is not None or in_place:
+        from swaa_edge.convert.annotate import annotate
+
+        def show(done: int, total: int) -> None:
+            if on_progress:
+                on_progress(Progress(done, total, "writing the model"))
+
+        files: list[Path] = annotate(found.model, annotated, config, in_place=in_place, force=force, on_progress=show)
+        written += map(str, files)
+    return tuple(written)
+
+
+def _write_json(path: str, document: dict[str, Any], force: bool) -> None:
+    with atomic_output(path, force=force) as file:
+        file.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")

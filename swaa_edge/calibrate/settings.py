@@ -1,0 +1,64 @@
+"""Settings of a calibration; checked before a model is loaded.
+
+settings = CalibrateSettings(method="greedy", keep=7, compare=True)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import Literal
+
+from swaa_edge.errors import ConfigError
+
+Method = Literal["nll", "keep", "greedy", "lazy"]
+
+#: Default length of a sample in tokens, if the model was trained for as many.
+PROMPT_TOKENS = 8192
+#: Default number of samples per retrieval task, and of windows of a text.
+SAMPLES, WINDOWS = 4, 16
+
+
+@dataclasses.dataclass(frozen=True)
+class CalibrateSettings:
+    """How layers are chosen, and on which samples.
+
+    method: see `swaa_edge.calibrate.search`. keep: layers that keep full attention, a number or a fraction of all.
+    candidates, swaps: for greedy, see `search`. compare: compare the choice with periodic ones on held-out samples.
+    task: retrieval tasks, separated by commas. text: file of a UTF-8 text to measure on instead; "-" is stdin.
+    samples: per task, or windows of the text; None takes `SAMPLES` or `WINDOWS`.
+    prompt_tokens: length of a sample, answer included; None takes `PROMPT_TOKENS`, or the model's context length if
+        that is less. answer_tokens: tokens at the end of each window whose loss is measured.
+    seed: of the retrieval tasks. chat: use the model's chat template.
+
+    Raises `ConfigError` for a value out of range.
+    """
+
+    method: Method = "nll"
+    keep: int | float = 0.25
+    candidates: int | None = None
+    swaps: int = 1
+    compare: bool = False
+    task: str = "needle,multi-needle,kv,chain"
+    text: str | os.PathLike[str] | None = None
+    samples: int | None = None
+    prompt_tokens: int | None = None
+    answer_tokens: int = 64
+    seed: int = 0
+    chat: bool = True
+
+    def __post_init__(self) -> None:
+        if not (self.keep >= 1 if isinstance(self.keep, int) else 0 < self.keep < 1):
+            raise ConfigError(f"keep = {self.keep} must be a number of layers from 1, or a fraction as in 0.25")
+
+    def layers_to_keep(self, n_layers: int) -> int:
+        """The number of layers that keep full attention. Raises `ConfigError` if a setting doesn't fit `n_layers`."""
+        count = self.keep if isinstance(self.keep, int) else max(1, round(self.keep * n_layers))
+        if count >= n_layers:
+            raise ConfigError(f"keep = {self.keep} leaves none of the model's {n_layers} layers to slide; keep fewer")
+        if self.candidates is not None and (self.method != "greedy" or not count <= self.candidates <= n_layers):
+            raise ConfigError(
+                f"candidates = {self.candidates} requires the method greedy, and from {count} (the layers to keep) to "
+                f"{n_layers} layers"
+            )
+        return count

@@ -1,0 +1,292 @@
+"""Training data that a model writes itself: all that `swaa-edge distill` does, from Python.
+
+distilled = distill("model.gguf", "questions.jsonl", "data.jsonl", samples=8)
+print(distilled); distilled.to_dict()["kept"]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from swaa_edge.config import FULL_ATTENTION
+from swaa_edge.engine.preflight import resolve_swaa
+from swaa_edge.engine.settings import EngineSettings
+from swaa_edge.errors import ConfigError, GenerationError, SwaaError
+from swaa_edge.evaluate.datafile import FileSample, check_lengths, read_samples
+from swaa_edge.evaluate.prompts import Prompts
+from swaa_edge.evaluate.questions import check_judge, check_patterns, scorer
+from swaa_edge.evaluate.scoring import Scorer
+from swaa_edge.files.lora_gguf import read_lora
+from swaa_edge.files.model import read_model
+from swaa_edge.finetune.answerers import Answerer, LlamaAnswerer
+from swaa_edge.finetune.responses import MAX_TOKENS, SAMPLES, TEMPERATURE, Collected, collect, write_lines
+from swaa_edge.support.atomic import atomic_output, check_outputs
+from swaa_edge.support.journal import Journal, open_journal
+from swaa_edge.support.progress import OnProgress
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillSettings:
+    """What is asked, and which responses are kept.
+
+    samples: responses per record at most; None becomes 4, or 1 at temperature 0. keep: correct responses to keep per
+        record. max_tokens: per response; one that does not end within them is not kept.
+    temperature, top_p, top_k, seed: how responses are sampled. chat: use the model's chat template.
+    scorer, judge, judge_model: how responses are judged, as for `eval`; None, None, None is "contains".
+    limit: ask only so many records, from the first. skip_long: leave out records that exceed the context instead of
+        raising.
+
+    Raises `ConfigError` for values that contradict each other.
+    """
+
+    samples: int | None = None
+    keep: int = 1
+    max_tokens: int = MAX_TOKENS
+    temperature: float = TEMPERATURE
+    top_p: float = 0.95
+    top_k: int = 40
+    seed: int = 0
+    chat: bool = True
+    scorer: str | None = None
+    judge: str | None = None
+    judge_model: str | None = None
+    limit: int | None = None
+    skip_long: bool = False
+
+    def __post_init__(self) -> None:
+        check_judge(self.scorer, self.judge, self.judge_model)
+        if self.temperature == 0 and (self.samples or 1) > 1:
+            raise ConfigError(
+                f"samples = {self.samples} at temperature 0 are all the same; take 1 sample, or a higher temperature"
+            )
+        if self.samples is None:
+            object.__setattr__(self, "samples", SAMPLES if self.temperature else 1)
+        if not 1 <= self.keep <= self.samples:
+            raise ConfigError(f"keep = {self.keep} must be from 1 to samples = {self.samples}")
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """The arguments of create_completion."""
+        return {name: getattr(self, name) for name in ("temperature", "top_p", "top_k")}
+
+
+@dataclasses.dataclass(frozen=True)
+class Distilled:
+    """collected: the responses. of: number of records to ask. skipped: number of records left out as too long.
+
+    output: the file that was written, None if there is none. journal: the file that keeps the responses, or None.
+    settings: as plain JSON values.
+    """
+
+    collected: Collected
+    of: int
+    skipped: int
+    output: str | None
+    journal: str | None
+    settings: dict[str, Any]
+
+    def __str__(self) -> str:
+        return _summary(self.to_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The counts and settings, as plain JSON values."""
+        more = {name: getattr(self, name) for name in ("of", "skipped", "output", "journal", "settings")}
+        return self.collected.to_dict() | more
+
+    @property
+    def stopped(self) -> SwaaError | Literal["interrupted"] | None:
+        """Why there is no output: "interrupted", or the error; None if there is one."""
+        found = self.collected
+        if found.stopped or found.lines:
+            return found.stopped
+        if found.truncated == found.responses:
+            return GenerationError("no response ended within --max-tokens, so none was kept; raise it")
+        return GenerationError(
+            "no response was correct, so nothing was written; try another --scorer, or resume with more --samples "
+            f"than {self.settings['samples']}"
+        )
+
+
+def distill(
+    model: str | os.PathLike[str],
+    data: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    engine: EngineSettings | None = None,
+    force: bool = False,
+    journal_file: str | None = None,
+    fresh: bool = False,
+    on_progress: OnProgress | None = None,
+    on_note: Callable[[str], object] = lambda line: None,
+    **settings: Any,
+) -> Distilled:
+    """Ask `model`, under full attention, about the records of `data`; write its correct responses to `output`.
+
+    model: a GGUF, or a Hugging Face model directory. data: see `swaa_edge.evaluate.datafile`. output: JSON Lines.
+    settings: the fields of `DistillSettings`. force: replace `output`.
+    journal_file: keeps the responses, so that an equal call resumes an interrupted run; None for the user's cache,
+        until the run is complete. fresh: discard the responses of an earlier run.
+    on_note: called with a line about the responses of an earlier run.
+
+    Ctrl-C, or an error after the first response, ends the run early; `Distilled.stopped` reports it.
+    Raises `ConfigError`, `DataFileError` or `ModelFileError` for invalid input, `OutputError`, and the errors of
+    loading and running a model.
+    """
+    chosen, engine = DistillSettings(**settings), engine or EngineSettings()
+    _check_output(output, data, force)
+    is_correct = scorer(chosen.scorer, chosen.judge, chosen.judge_model)
+    source = (_hf_source if Path(model).is_dir() else _gguf_source)(model, engine, chosen)
+    records, skipped = _records(source, data, chosen)
+    shown = _shown(model, data, chosen, engine)
+    key = _key(source, chosen, engine, None if journal_file else output)
+    with open_journal("distill", key, journal_file, fresh) as journal:
+        if journal.records:
+            on_note(f"resuming after {len(journal.records)} responses")
+        found = _collect(source, records, is_correct, chosen, journal, on_progress)
+        done = bool(found.lines) and not found.stopped
+        kept_in = None if journal.path is None else str(journal.path)
+        distilled = Distilled(found, len(records), skipped, os.fspath(output) if done else None, kept_in, shown)
+        if done:
+            with atomic_output(output, force=force) as file:
+                file.write_text(write_lines(found.lines), encoding="utf-8")
+            journal.discard()
+    return distilled
+
+
+def _check_output(output: str | os.PathLike[str], data: str | os.PathLike[str], force: bool) -> None:
+    name = os.fspath(output)
+    if Path(name).suffix not in (".jsonl", ".json"):
+        raise ConfigError(f"{name} must end in .jsonl, the format that finetune reads")
+    if os.path.exists(name) and os.path.exists(data) and os.path.samefile(name, data):
+        raise ConfigError(f"{name} is also the input, --data; choose another name")
+    check_outputs([name], force=force)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """The model that is asked. prompts: builds its prompts, in a with statement. context: tokens it takes; 0: any.
+
+    identity: plain JSON values that change whenever its responses may. load(n_ctx): opens it.
+    """
+
+    prompts: Any
+    context: int
+    identity: Any
+    load: Callable[[int], Answerer]
+
+
+def _gguf_source(model: str | os.PathLike[str], engine: EngineSettings, settings: DistillSettings) -> _Source:
+    file = read_model(model)
+    resolve_swaa(file, FULL_ATTENTION, None, engine.lora_path)
+
+    def load(n_ctx: int) -> Answerer:
+        llm = engine.load(file, swaa=FULL_ATTENTION, n_ctx=max(n_ctx, engine.n_ctx or 0))
+        return LlamaAnswerer(llm, max_tokens=settings.max_tokens, sampling=settings.sampling)
+
+    lora = [] if engine.lora_path is None else [read_lora(engine.lora_path, file).fingerprint]
+    identity = [file.fingerprint, *lora]
+    return _Source(Prompts(file, chat=settings.chat), engine.n_ctx or file.context_length, identity, load)
+
+
+def _hf_source(model: str | os.PathLike[str], engine: EngineSettings, settings: DistillSettings) -> _Source:
+    from swaa_edge.convert.hf_folder import read_hf_folder
+    from swaa_edge.files.lora_training import BaseModel
+
+    if engine != EngineSettings(n_ctx=engine.n_ctx, n_threads=engine.n_threads):
+        raise ConfigError(f"{model} is a Hugging Face model; of the engine's options it takes only --ctx and --threads")
+    read_hf_folder(model)
+    identity = [BaseModel.of(model).fingerprint]
+    generation = Path(model, "generation_config.json")
+    if generation.is_file():
+        identity.append(generation.read_bytes().hex())
+
+    from swaa_edge.finetune.hf_answerer import HfAnswerer, HfPrompts  # imports torch
+    from swaa_edge.finetune.hf_model import context_length
+
+    def load(n_ctx: int) -> Answerer:
+        sampling = settings.sampling
+        return HfAnswerer(model, max_tokens=settings.max_tokens, sampling=sampling, threads=engine.n_threads)
+
+    context = engine.n_ctx or context_length(model) or 0
+    return _Source(HfPrompts(model, chat=settings.chat), context, identity, load)
+
+
+def _records(source: _Source, data: str | os.PathLike[str], settings: DistillSettings) -> tuple[list[FileSample], int]:
+    """The records to ask, and how many were left out because they exceed the context."""
+    with source.prompts as prompts:
+        found = read_samples(data, prompts, limit=settings.limit)
+    fit: list[Any] = check_lengths(found, source.context or 2**31, settings.max_tokens, skip_long=settings.skip_long)
+    if settings.scorer == "regex":
+        check_patterns(fit)
+    return fit, len(found) - len(fit)
+
+
+def _key(
+    source: _Source, settings: DistillSettings, engine: EngineSettings, output: str | os.PathLike[str] | None
+) -> dict[str, Any]:
+    """What a response depends on. output: identifies a run in the cache; None for a journal that the user named."""
+    return {
+        "distill": 2,
+        "model": source.identity,
+        "chat": settings.chat,
+        "max_tokens": settings.max_tokens,
+        "sampling": settings.sampling,
+        "seed": settings.seed,
+        "engine": dataclasses.asdict(engine),
+        "output": None if output is None else os.path.abspath(output),
+    }
+
+
+def _collect(
+    source: _Source,
+    records: list[FileSample],
+    is_correct: Scorer,
+    settings: DistillSettings,
+    journal: Journal,
+    on_progress: OnProgress | None,
+) -> Collected:
+    judge = f"{settings.judge} {settings.judge_model}" if settings.judge else None
+    return collect(
+        source.load,
+        records,
+        is_correct,
+        n_ctx=max(len(record.prompt) for record in records) + settings.max_tokens,
+        samples=settings.samples,
+        keep=settings.keep,
+        seed=settings.seed,
+        scored_by=judge or settings.scorer or "",
+        journal=journal,
+        on_progress=on_progress,
+    )
+
+
+def _shown(
+    model: str | os.PathLike[str], data: str | os.PathLike[str], settings: DistillSettings, engine: EngineSettings
+) -> dict[str, Any]:
+    """The settings as the document has them."""
+    more = {"scorer": settings.scorer or ("judge" if settings.judge else "contains")}
+    more["engine"] = dataclasses.asdict(engine)
+    return {"model": os.fspath(model), "data": os.fspath(data)} | dataclasses.asdict(settings) | more
+
+
+def _summary(document: dict[str, Any]) -> str:
+    d = document
+    lines = [
+        f"{d['responses']:,} responses to {d['records']:,} records: {d['kept']:,} kept, {d['incorrect']:,} incorrect, "
+        f"{d['truncated']:,} truncated at {d['settings']['max_tokens']:,} tokens, {d['duplicates']:,} duplicates",
+        f"{d['without_correct']:,} records without a correct response",
+    ]
+    if d["skipped"]:
+        lines.append(f"{d['skipped']:,} records exceed the context and were left out")
+    if d["stopped"]:
+        then = "the same command resumes, and writes the file when it is complete"
+        if d["journal"] is None:
+            then = "the responses are lost, since the cache folder can't be written; give --journal FILE"
+        lines.append(f"Stopped early ({d['stopped']}) after {d['records']:,} of {d['of']:,} records; {then}.")
+    if d["output"] is not None:
+        lines.append(f"wrote {d['output']}")
+    return "\n".join(lines)

@@ -1,0 +1,94 @@
+"""Trains a LoRA adapter under the SWAA mask: all that `swaa-edge finetune` does, from Python.
+
+outcome = finetune("Qwen3-4B", "data.jsonl", "adapter", SwaaConfig.from_recipe("quality"), learning_rate=5e-5)
+print(outcome)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import types
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from swaa_edge.config import SwaaConfig
+from swaa_edge.errors import SwaaError
+from swaa_edge.finetune.plot import plot
+from swaa_edge.finetune.settings import Settings
+from swaa_edge.support.atomic import atomic_outputs
+from swaa_edge.support.figure import check_plot, picture_type
+from swaa_edge.support.interrupt import interruptible
+from swaa_edge.support.progress import OnProgress
+
+if TYPE_CHECKING:
+    from swaa_edge.finetune.train import Outcome, Run
+
+
+def finetune(
+    model: str | os.PathLike[str],
+    data: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    swaa: SwaaConfig,
+    *,
+    plot_file: str | None = None,
+    json_file: str | None = None,
+    force: bool = False,
+    on_progress: OnProgress | None = None,
+    on_note: Callable[[str], object] = lambda line: None,
+    **settings: Any,
+) -> Outcome:
+    """Train an adapter for `model` under the mask of `swaa`, and write it to the folder `output`.
+
+    model: a Hugging Face model directory. data: JSON Lines or Parquet; see `swaa_edge.finetune.data`.
+    settings: the fields of `Settings`.
+    plot_file, json_file: write the losses as a picture and the outcome as a document. force: replace what exists.
+    on_note: called with lines for the user, such as the step that an interrupted run resumes from.
+
+    Ctrl-C ends training after the current step and raises KeyboardInterrupt; an equal call resumes. Raises `SwaaError`
+    without torch, transformers and PEFT, otherwise as `swaa_edge.finetune.train.Run`.
+    """
+    from swaa_edge.convert.hf_folder import read_hf_folder
+
+    chosen = Settings(**settings)
+    read_hf_folder(model)
+    if plot_file is not None:
+        check_plot()
+        picture_type(plot_file)
+    try:
+        from swaa_edge.finetune.train import Run
+    except ImportError as error:
+        raise SwaaError(f"fine-tuning needs {error.name}; pip install 'swaa-edge[finetune]'") from error
+    run = Run(model, data, output, swaa, chosen, force=force)
+    if run.too_long:
+        on_note(f"leaving out {run.too_long} records that are longer than --max-length")
+    if last := run.folder.last_checkpoint():
+        on_note(f"resuming after step {last.step}")
+    with atomic_outputs((plot_file, json_file), force=force) as files:
+        outcome = _train(run, on_progress, on_note)
+        if outcome.stopped:
+            on_note(f"stopped after step {outcome.step} of {outcome.total}; the same command resumes from there")
+            raise KeyboardInterrupt
+        if plot_file in files:
+            plot(outcome.to_dict(), files[plot_file], picture_type(plot_file))
+        if json_file in files:
+            files[json_file].write_text(json.dumps(outcome.to_dict(), indent=2) + "\n", encoding="utf-8")
+    return outcome
+
+
+def _train(run: Run, on_progress: OnProgress | None, on_note: Callable[[str], object]) -> Outcome:
+    """Train until the end or the first Ctrl-C, which lets the current step finish; a second one does not."""
+    outcome = None
+
+    def stop() -> None:
+        if not run.stopping:
+            run.stop()
+            on_note("stopping after this step")
+
+    try:
+        with interruptible(types.SimpleNamespace(cancel=stop)):
+            outcome = run.train(on_progress=on_progress)
+    except KeyboardInterrupt:
+        if outcome is None:
+            raise
+    return outcome

@@ -1,0 +1,165 @@
+"""`Answerer` by transformers, on a Hugging Face model directory: no GGUF, no change to the model's code.
+
+For machines with a GPU, and for models that are not converted yet. Importing this module imports torch.
+
+    prompts = HfPrompts("Qwen3-4B"); tokens = prompts.ask(document, question)
+    answerer = HfAnswerer("Qwen3-4B", max_tokens=1024, sampling={"temperature": 0.7, "top_p": 0.95, "top_k": 40})
+    answerer.answer(tokens, seed=1)
+"""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from swaa_edge.errors import ConfigError, GenerationError, ModelFileError
+from swaa_edge.evaluate.prompts import PLAIN_END, asked
+from swaa_edge.finetune.answerers import Response, reusable
+
+try:
+    import torch
+    import transformers
+
+    from swaa_edge.finetune.hf_model import load_model, load_tokenizer, one_line, out_of_memory, quiet
+except ImportError as error:
+    raise ConfigError(f"a Hugging Face model needs {error.name}; pip install 'swaa-edge[convert]'") from error
+
+# Prompt tokens per forward pass; a layer's memory for the mask and the logits grows with it.
+_STEP = 1024
+# The default of llama_cpp, so that both kinds of model are sampled alike.
+_MIN_P = 0.05
+
+
+class HfPrompts:
+    """Builds prompts with the tokenizer and chat template in `folder`, as `Prompts` does for a GGUF.
+
+    chat=False, or a model without a template: plain text. Special tokens that a document spells out are tokenized as
+    text, if transformers is new enough to support that. Raises `ModelFileError` if the tokenizer can't be loaded.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], *, chat: bool = True) -> None:
+        self._folder, self._tokenizer = os.fspath(folder), load_tokenizer(folder)
+        #: Whether a chat template is in use.
+        self.chat = chat and self._tokenizer.chat_template is not None
+
+    def __enter__(self) -> HfPrompts:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        pass
+
+    def ask(self, document: str, question: str) -> array[int]:
+        """The prompt that asks `question` about `document`, as tokens. Raises `ModelFileError`."""
+        content = asked(document, question)
+        if not self.chat:
+            return array("i", self._tokenizer(content + PLAIN_END, split_special_tokens=True)["input_ids"])
+        try:
+            tokens = self._tokenizer.apply_chat_template(
+                [{"role": "user", "content": content}],
+                add_generation_prompt=True,
+                return_dict=False,
+                sanitize_control_tokens=True,  # older versions pass this on to the template, which ignores it
+            )
+        except Exception as error:  # a template is a program and can raise any class
+            raise ModelFileError(
+                f"{self._folder}: its chat template fails ({one_line(error)}); use --no-chat"
+            ) from error
+        return array("i", tokens)
+
+
+class HfAnswerer:
+    """`Answerer` by `generate` of the model in `folder`, on the accelerator that torch finds, or the CPU.
+
+    sampling: temperature (0: greedy), top_p and top_k; the model's generation_config.json sets the rest, such as a
+    repetition penalty. threads: CPU threads; None leaves the number to torch. Each answer seeds torch's generators.
+
+    Raises `ModelFileError` if the model can't be loaded.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        max_tokens: int,
+        sampling: Mapping[str, Any],
+        threads: int | None = None,
+    ) -> None:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self._tokenizer = load_tokenizer(folder)
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        self._model = load_model(folder, dtype="auto").to(accelerator or "cpu").eval()
+        # Settings passed to generate() would be merged with these a second time.
+        settings = self._model.generation_config
+        _set(settings, self._tokenizer.eos_token_id, max_tokens, sampling)
+        ends = settings.eos_token_id
+        self._ends = {ends} if isinstance(ends, int) else set(ends or ())
+        self._prefilled: Sequence[int] | None = None
+        self._cache = transformers.DynamicCache()
+
+    def answer(self, prompt: Sequence[int], seed: int) -> Response:
+        """As `Answerer`. Raises `GenerationError` if memory runs out."""
+        try:
+            with torch.inference_mode():
+                self._prefill(prompt)
+                tokens = self._generate(prompt, seed)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            raise GenerationError(
+                f"memory ran out on a prompt of {len(prompt)} tokens; shorten it, or use a GGUF"
+            ) from error
+        ended = bool(tokens) and tokens[-1] in self._ends
+        return Response(self._text(tokens[:-1] if ended else tokens), ended, len(tokens))
+
+    def _prefill(self, prompt: Sequence[int]) -> None:
+        """Prefill all but the last token, as `LlamaAnswerer` does, so that all responses share the prompt's K and V."""
+        before, self._prefilled = self._prefilled, None  # an error leaves the cache unknown
+        count = len(prompt) - 1 if before == prompt else reusable(before, prompt, _STEP)
+        if count == 0:
+            self._cache = transformers.DynamicCache()
+        elif (more := self._cache.get_seq_length() - count) > 0:
+            self._cache.crop(-more)  # the form that all versions of transformers accept
+        for start in range(count, len(prompt) - 1, _STEP):
+            tokens = self._tensor(prompt[start : min(start + _STEP, len(prompt) - 1)])
+            self._model(input_ids=tokens, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+        self._prefilled = prompt
+
+    def _generate(self, prompt: Sequence[int], seed: int) -> list[int]:
+        tokens = self._tensor(prompt)
+        torch.manual_seed(seed)
+        with quiet():
+            found = self._model.generate(
+                input_ids=tokens, attention_mask=torch.ones_like(tokens), past_key_values=self._cache
+            )
+        return found[0, len(prompt) :].tolist()
+
+    def _tensor(self, tokens: Sequence[int]) -> torch.Tensor:
+        """[1, tokens], on the model's device."""
+        return torch.tensor([list(tokens)], device=self._model.device)
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        # Some tokenizers drop the space before the first word of a text; the anchor keeps ours from being the first.
+        anchor = self._tokenizer("a", add_special_tokens=False)["input_ids"]
+        return self._decoded([*anchor, *tokens])[len(self._decoded(anchor)) :]
+
+    def _decoded(self, tokens: Sequence[int]) -> str:
+        return self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def close(self) -> None:
+        self._model = self._cache = None
+
+
+def _set(settings: Any, eos: int | None, max_tokens: int, sampling: Mapping[str, Any]) -> None:
+    """Change a model's generation config to our settings. eos: ends a response if the config names no end token."""
+    if settings.eos_token_id is None:
+        settings.eos_token_id = eos
+    if settings.pad_token_id is None:
+        settings.pad_token_id = 0  # unused with one sequence, but required
+    settings.max_new_tokens, settings.use_cache = max_tokens, True
+    settings.do_sample = sampling["temperature"] > 0
+    drawn = {"min_p": _MIN_P, **sampling} if settings.do_sample else dict.fromkeys(("min_p", *sampling))
+    for name, value in drawn.items():
+        setattr(settings, name, value)

@@ -1,0 +1,71 @@
+"""Loads Hugging Face models and tokenizers from disk, without transformers' output and with errors of one line.
+
+tokenizer = load_tokenizer("Qwen3-4B"); model = load_model("Qwen3-4B", dtype="auto")
+
+Importing this module imports torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import transformers
+
+from swaa_edge.errors import ModelFileError
+
+
+def load_model(folder: str | os.PathLike[str], **options: Any) -> Any:
+    """The causal language model in `folder`; options: as for `from_pretrained`. Raises `ModelFileError`."""
+    return _load(transformers.AutoModelForCausalLM, folder, **options)
+
+
+def load_tokenizer(folder: str | os.PathLike[str]) -> Any:
+    """The tokenizer in `folder`. Raises `ModelFileError`."""
+    return _load(transformers.AutoTokenizer, folder)
+
+
+def context_length(folder: str | os.PathLike[str]) -> int | None:
+    """Tokens that the model in `folder` was trained for; None if its config has no such number.
+
+    Raises `ModelFileError`.
+    """
+    config = _load(transformers.AutoConfig, folder)
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether torch raised `error` because memory ran out: a class for a GPU's memory, only a text for the CPU's."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Suppress transformers' progress bars and warnings, which would mix with ours."""
+    log = transformers.utils.logging
+    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(level)
+        if bars:
+            log.enable_progress_bar()
+
+
+def one_line(error: Exception) -> str:
+    """The message of `error` in one line of at most 200 characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+def _load(kind: Any, folder: str | os.PathLike[str], **options: Any) -> Any:
+    try:
+        with quiet(), contextlib.redirect_stdout(None):
+            return kind.from_pretrained(os.fspath(folder), local_files_only=True, **options)
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError, ImportError) as error:
+        raise ModelFileError(f"transformers can't load {os.fspath(folder)}: {one_line(error)}") from error

@@ -1,0 +1,202 @@
+"""Self-distillation data: the model's own correct responses to long prompts, under full attention.
+
+Training under a sliding window should teach a model the window and nothing else. Its own responses do, since they are
+already in its style. The authors of SWAA (arXiv 2512.10411) make their data this way.
+
+    load = lambda n_ctx: LlamaAnswerer(SwaaLlama("model.gguf", swaa=False, n_ctx=n_ctx), max_tokens=1024, sampling={})
+    collected = collect(load, read_samples("questions.jsonl", prompts), contains, n_ctx=32768)
+    collected.lines
+
+A record is asked up to `samples` times, until `keep` responses are correct. The first correct ones are kept: keeping
+the shortest would teach the model to be brief, and an easy record costs a single response. All responses are sampled,
+because greedy responses of reasoning models tend to repeat themselves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+from swaa_edge.errors import ConfigError, SwaaError
+from swaa_edge.evaluate.datafile import FileSample
+from swaa_edge.evaluate.scoring import Scorer, final
+from swaa_edge.finetune.answerers import Answerer
+from swaa_edge.support.journal import Journal, Record
+from swaa_edge.support.progress import OnProgress, Progress
+
+#: Defaults: responses per record, tokens per response, and the temperature they are sampled at.
+SAMPLES, MAX_TOKENS, TEMPERATURE = 4, 1024, 0.7
+
+
+@dataclasses.dataclass
+class Collected:
+    """lines: the training data, one dictionary per kept response, in the order of the records.
+
+    records: records that are done; without_correct: those among them without a correct response. responses: all of
+    them, of which `incorrect` failed the scorer, `truncated` did not end within the token limit, and `duplicates` were
+    correct but equal a kept one. stopped: why the run ended early, None if it is complete.
+    """
+
+    lines: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    records: int = 0
+    without_correct: int = 0
+    responses: int = 0
+    incorrect: int = 0
+    truncated: int = 0
+    duplicates: int = 0
+    stopped: SwaaError | Literal["interrupted"] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The counts, as plain JSON values."""
+        return {
+            "records": self.records,
+            "kept": len(self.lines),
+            "without_correct": self.without_correct,
+            "responses": self.responses,
+            "incorrect": self.incorrect,
+            "truncated": self.truncated,
+            "duplicates": self.duplicates,
+            "stopped": None if self.stopped is None else str(self.stopped),
+        }
+
+
+def collect(
+    load: Callable[[int], Answerer],
+    records: Sequence[FileSample],
+    scorer: Scorer,
+    *,
+    n_ctx: int,
+    samples: int = SAMPLES,
+    keep: int = 1,
+    seed: int = 0,
+    scored_by: str = "",
+    journal: Journal | None = None,
+    on_progress: OnProgress | None = None,
+) -> Collected:
+    """Ask a model for responses to `records`, and keep those that are correct by `scorer`.
+
+    load(n_ctx): the model, with room for `n_ctx` tokens; called only if a response is missing, and closed at the end.
+    samples: responses per record at most. keep: correct responses to keep per record.
+    seed: each response has its own seed, made of this one, the record's name and the response's number, so a resumed
+        run gives the same responses as an undisturbed one.
+    journal: keeps responses and supplies those of an earlier run, whatever its `samples` and `keep` were.
+    scored_by: name of the scorer; responses that another scorer judged are judged again.
+
+    KeyboardInterrupt, or an error after the first response, ends the run early: see `Collected.stopped`.
+    Raises `ConfigError` for numbers out of range, and the errors of loading and running a model.
+    """
+    if not records:
+        raise ConfigError("there is nothing to ask; give at least one record")
+    if not 1 <= keep <= samples:
+        raise ConfigError(f"keep = {keep} must be from 1 to samples = {samples}")
+    journal = journal or Journal(None, {})
+    run = _Run(load, scorer, n_ctx, seed, scored_by, journal)
+    found = Collected()
+    kept: set[str] = set()
+    try:
+        with run:
+            for record in records:
+                for number in _until_correct(run, record, samples, keep, kept, found):
+                    if on_progress:
+                        text = f"{found.records:,}/{len(records):,} records, {len(found.lines):,} kept"
+                        on_progress(Progress(found.records + number / samples, len(records), text))
+    except KeyboardInterrupt:
+        found.stopped = "interrupted"
+    except SwaaError as error:
+        if not journal.records:
+            raise
+        found.stopped = error
+    return found
+
+
+def _until_correct(
+    run: _Run, record: FileSample, samples: int, keep: int, kept: set[str], found: Collected
+) -> Iterable[int]:
+    """Add a record's responses to `found`, and yield the number of each before the model is asked.
+
+    kept: identities of all kept responses, of all records.
+    """
+    new = correct = 0
+    digest = prompt_digest(record)
+    for number in range(samples):
+        yield number
+        entry = run.response(record, digest, number)
+        identity = hashlib.sha256(record.prompt.tobytes() + entry["response"].strip().encode()).hexdigest()
+        found.responses += 1
+        if not entry["ended"]:
+            found.truncated += 1
+        elif not entry["correct"]:
+            found.incorrect += 1
+        elif identity in kept:
+            correct += 1
+            found.duplicates += 1
+        else:
+            correct += 1
+            kept.add(identity)
+            found.lines.append(_line(record, entry["response"], number))
+            new += 1
+            if new == keep:
+                break
+    found.without_correct += not correct
+    found.records += 1
+
+
+def _line(record: FileSample, response: str, number: int) -> dict[str, Any]:
+    question = {"question": record.question} if record.question else {}
+    line = {"id": record.name, "sample": number, "prompt": record.document, **question}
+    return line | {"answer": response, "reference": list(record.answers)}
+
+
+def seed_of(seed: int, name: str, number: int) -> int:
+    """The seed of a record's response: at least 0, and never the value that llama.cpp takes as "random"."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{number}/{name}".encode()).digest()[:8], "big") % (2**32 - 1)
+
+
+def prompt_digest(record: FileSample) -> str:
+    """Identity of a record: its name, prompt, question and reference answers."""
+    found = hashlib.sha256(json.dumps([record.name, record.answers, record.question]).encode())
+    found.update(record.prompt.tobytes())
+    return found.hexdigest()[:16]
+
+
+class _Run:
+    """Responses from the journal, and those that are missing from a model, which the first of them loads."""
+
+    def __init__(
+        self, load: Callable[[int], Answerer], scorer: Scorer, n_ctx: int, seed: int, scored_by: str, journal: Journal
+    ) -> None:
+        self._load, self._scorer, self._n_ctx, self._seed, self._scored_by = load, scorer, n_ctx, seed, scored_by
+        self._journal, self._stack = journal, contextlib.ExitStack()
+        self._model: Answerer | None = None
+        self._known = {(entry.get("record"), entry.get("sample")): entry for entry in journal.records}
+
+    def __enter__(self) -> _Run:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._stack.close()
+
+    def response(self, record: FileSample, digest: str, number: int) -> Record:
+        """Response `number` to a record of this digest, with "response", "ended" and "correct"."""
+        entry = self._known.get((digest, number))
+        if entry is not None and entry.get("scored_by") == self._scored_by:
+            return entry
+        if entry is None:
+            if self._model is None:
+                self._model = self._stack.enter_context(contextlib.closing(self._load(self._n_ctx)))
+            made = self._model.answer(record.prompt, seed_of(self._seed, record.name, number))
+            entry = {"record": digest, "id": record.name, "sample": number, "response": made.text}
+            entry |= {"ended": made.ended, "tokens": made.tokens}
+        correct = entry["ended"] and bool(final(entry["response"])) and self._scorer(record, entry["response"])
+        entry = entry | {"correct": correct, "scored_by": self._scored_by}
+        self._journal.add(entry)
+        return entry
+
+
+def write_lines(lines: Iterable[Mapping[str, Any]]) -> str:
+    """The data as JSON Lines, as `finetune` reads it."""
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)

@@ -1,0 +1,152 @@
+"""transformers' Trainer set up for one run: its arguments, a check of the loss, progress and stopping.
+
+trainer = make_trainer(model, settings, state, examples, validation, collator, control)
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from swaa_edge.errors import TrainingError
+from swaa_edge.finetune.data import Collator, Example
+from swaa_edge.finetune.settings import Settings
+from swaa_edge.support.progress import OnProgress, Progress
+
+
+class Control(transformers.TrainerCallback):
+    """Reports each step, and ends the training after the current step once `stopping` is set."""
+
+    def __init__(self, validates: bool) -> None:
+        self.stopping = False
+        self.on_progress: OnProgress | None = None
+        self._validates = validates
+        self._losses: dict[str, float] = {}
+        self._logged = 1
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        names = {"loss": "loss", "eval_loss": "validation loss"}
+        self._losses |= {names[key]: value for key, value in (logs or {}).items() if key in names}
+        self._logged = max(1, state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.stopping and state.global_step < state.max_steps:
+            control.should_training_stop = control.should_save = True
+            control.should_evaluate = False
+        elif state.global_step == state.max_steps and self._validates:
+            control.should_evaluate = control.should_save = True
+        if self.on_progress:
+            losses = "".join(f", {name} {value:.3f}" for name, value in self._losses.items())
+            text = f"step {self._logged} of {state.max_steps}{losses}"
+            self.on_progress(Progress(state.global_step, state.max_steps, text))
+
+
+def make_trainer(
+    model: Any,
+    settings: Settings,
+    state: Path,
+    examples: Sequence[Example],
+    validation: Sequence[Example],
+    collator: Collator,
+    control: transformers.TrainerCallback,
+    resume_hint: Callable[[], str] = str,
+) -> transformers.Trainer:
+    """A Trainer for a PEFT model that keeps its checkpoints in `state`. resume_hint: ends the error for a bad loss."""
+    callbacks = [control]
+    if validation and settings.patience:
+        callbacks.append(transformers.EarlyStoppingCallback(settings.patience))
+    trainer = _Trainer(
+        model=model,
+        args=_arguments(settings, state, len(examples), bool(validation)),
+        data_collator=collator,
+        train_dataset=_Listed(examples),
+        eval_dataset=_Listed(validation) if validation else None,
+        callbacks=callbacks,
+    )
+    trainer.resume_hint = resume_hint
+    trainer.remove_callback(transformers.PrinterCallback)
+    return trainer
+
+
+def history(trainer: transformers.Trainer) -> list[dict[str, float]]:
+    """The losses so far: {"step", "loss"}, and {"step", "val_loss"} for each validation."""
+    names = {"loss": "loss", "eval_loss": "val_loss"}
+    log = trainer.state.log_history
+    return [{"step": line["step"], names[key]: line[key]} for line in log for key in names if key in line]
+
+
+def _arguments(settings: Settings, state: Path, n_examples: int, validates: bool) -> transformers.TrainingArguments:
+    per_step = settings.batch_size * settings.gradient_accumulation_steps
+    total = settings.max_steps or max(1, math.ceil(n_examples / per_step * settings.epochs))
+    eval_steps = settings.eval_steps or max(1, min(100, total // 10))
+    more: dict[str, Any] = {}
+    if settings.gradient_checkpointing:
+        more = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+    if validates:
+        more |= {"metric_for_best_model": "eval_loss", "greater_is_better": False}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # names of options that a later version changes
+        return transformers.TrainingArguments(
+            output_dir=str(state),
+            per_device_train_batch_size=settings.batch_size,
+            per_device_eval_batch_size=settings.batch_size,
+            gradient_accumulation_steps=settings.gradient_accumulation_steps,
+            max_steps=total,
+            learning_rate=settings.learning_rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=round(total * settings.warmup_ratio),
+            weight_decay=0.0,
+            bf16=settings.bf16,
+            use_cpu=not torch.accelerator.is_available(),
+            logging_steps=max(1, min(10, eval_steps)),
+            logging_nan_inf_filter=False,
+            eval_strategy="steps" if validates else "no",
+            eval_steps=eval_steps,
+            save_strategy="steps",
+            save_steps=eval_steps,
+            save_total_limit=2,
+            load_best_model_at_end=validates,
+            prediction_loss_only=True,
+            remove_unused_columns=False,
+            label_names=["labels"],
+            dataloader_pin_memory=False,
+            disable_tqdm=True,
+            report_to=[],
+            seed=settings.seed,
+            log_level="error",
+            **more,
+        )
+
+
+class _Trainer(transformers.Trainer):
+    """A Trainer that stops at a loss that is NaN or infinite, before a step would spoil the weights."""
+
+    resume_hint: Callable[[], str]
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        found = super().compute_loss(model, inputs, *args, **kwargs)
+        loss = found[0] if isinstance(found, tuple) else found
+        if not bool(torch.isfinite(loss)):
+            raise TrainingError(
+                f"the loss became {loss.item()} at step {self.state.global_step + 1}; lower --learning-rate, now "
+                f"{self.args.learning_rate:g}{', or train with --no-bf16' if self.args.bf16 else ''}"
+                f"{self.resume_hint()}"
+            )
+        return found
+
+
+class _Listed(torch.utils.data.Dataset):
+    def __init__(self, examples: Sequence[Example]) -> None:
+        self._examples = examples
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, at: int) -> Example:
+        return self._examples[at]
