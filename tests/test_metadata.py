@@ -1,12 +1,12 @@
 """The swaa.* keys: literal bytes, every way to get one wrong, overrides, and the document that describes them."""
 
 import struct
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from support import ROOT
 from support.fakes.gguf_bytes import array, kv, model, string, swaa_keys
 from support.strategies import configs
 from swaa_edge import SwaaConfig, metadata
@@ -224,7 +224,7 @@ def test_overrides_alone_must_be_whole(write):
 
 
 def test_the_document_says_what_the_code_does():
-    document = Path(__file__).parent.parent / "convert" / "METADATA.md"
+    document = ROOT / "convert" / "METADATA.md"
     assert document.read_text(encoding="utf-8") == metadata.render_spec(), (
         "convert/METADATA.md is stale; run: python -m swaa_edge.metadata > convert/METADATA.md"
     )

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import swaa_edge
+from support import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 GXX = shutil.which("g++")
 CMAKE = shutil.which("cmake", path=str(Path(sys.executable).parent)) or shutil.which("cmake")
 

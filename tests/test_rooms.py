@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from support import ROOT
+
 # Lowest first: a room imports only rooms to its left.
 ORDER = [
     *("errors", "support", "layers", "config", "metadata", "files", "native", "convert"),

@@ -1,11 +1,11 @@
 """docs/help.md is what the commands print."""
 
-from pathlib import Path
 
+from support import ROOT
 from swaa_edge.cli import COMMANDS
 from swaa_edge.cli.help import page
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "help.md"
+PAGE = ROOT / "docs" / "help.md"
 
 
 def test_the_page_is_up_to_date():

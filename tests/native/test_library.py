@@ -10,11 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from support import ROOT
 from swaa_edge import native
 from swaa_edge.errors import NativeLibraryError
 from swaa_edge.native import abi, library
 
-ROOT = Path(__file__).parents[2]
 LIBRARY = library._FILE_NAMES[0]
 REBUILD = "run `make setup` in the source tree, or reinstall swaa-edge"
 
