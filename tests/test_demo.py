@@ -8,6 +8,7 @@ import json
 import pytest
 from click.testing import CliRunner
 
+from support import ROOT
 from swaa_edge import SwaaConfig
 from swaa_edge.cli import cli
 
@@ -18,7 +19,6 @@ def run(*args):
     return CliRunner().invoke(cli, ["demo", *map(str, args)], prog_name="swaa-edge")
 
 
-@pytest.mark.native
 def test_recipes_at_the_size_of_the_model():
     from swaa_edge.config import RECIPES
     from swaa_edge.demo import SINKS, WINDOW, configurations
@@ -52,7 +52,6 @@ def test_what_the_demo_shows_is_so(tmp_path, monkeypatch):
     assert list((tmp_path / "cache").rglob("*.jsonl")) == []
 
 
-@pytest.mark.native
 @pytest.mark.parametrize(
     ("options", "found", "end"),
     [
@@ -80,7 +79,6 @@ def test_the_command_prints_the_table_and_the_plots_name(monkeypatch, options, f
     assert asked["samples"] == 3 and (asked["plot_file"] is None) == (not end.startswith("\n\nplot"))
 
 
-@pytest.mark.native
 def test_the_model_ships_small_and_plain():
     from swaa_edge.demo import CONTEXT, MODEL
     from swaa_edge.files.model import read_model
@@ -96,13 +94,9 @@ def test_the_model_ships_small_and_plain():
     assert all(len(source["sha256"]) == 64 for source in recipe["text"])
 
 
-@pytest.mark.native
 def test_the_results_are_of_this_model_and_support_the_page():
-    from pathlib import Path
-
-    root = Path(__file__).resolve().parent.parent
-    document = json.loads((root / "docs" / "results" / "demo.json").read_text(encoding="utf-8"))
-    model = (root / "swaa_edge" / "models" / document["model"]["file"]).read_bytes()
+    document = json.loads((ROOT / "docs" / "results" / "demo.json").read_text(encoding="utf-8"))
+    model = (ROOT / "swaa_edge" / "models" / document["model"]["file"]).read_bytes()
     assert hashlib.sha256(model).hexdigest() == document["model"]["sha256"]
     rows = {row["config"]: row for row in document["table"]}
     assert all(cell["samples"] >= 200 for row in rows.values() for cell in row["tasks"].values())
@@ -125,7 +119,6 @@ def test_the_results_are_of_this_model_and_support_the_page():
         assert naive[task]["accuracy"] <= 0.15, task
 
 
-@pytest.mark.native
 def test_errors_are_one_line(monkeypatch, tmp_path):
     from swaa_edge import demo
 
