@@ -16,7 +16,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).resolve().parents[2]
 if __name__ == "__main__":
@@ -25,6 +25,10 @@ if __name__ == "__main__":
 from demo.results_page import page, tuned_name
 from swaa_edge import SwaaConfig
 from swaa_edge.demo import ANSWER, CONTEXT, MODEL, SINKS, WINDOW
+
+if TYPE_CHECKING:
+    from demo.results_tune import Tuning
+    from swaa_edge import SwaaLlama
 
 DATA = ROOT / "docs" / "results" / "demo.json"
 PAGE = ROOT / "docs" / "results.md"
@@ -60,76 +64,16 @@ def configurations(n_layers: int, chosen: Sequence[int]) -> dict[str, Any]:
 
 def measure(samples: int, threads: int) -> None:
     """Calibrate, fine-tune, then ask every configuration the same questions; resumes an interrupted run."""
-    from demo.results_tune import SETTINGS, Tuning
-    from swaa_edge import SwaaLlama
-    from swaa_edge.calibrate.cases import from_samples
-    from swaa_edge.calibrate.search import search
-    from swaa_edge.evaluate.prompts import Prompts
-    from swaa_edge.evaluate.run import evaluate
-    from swaa_edge.evaluate.tasks import TASKS, TaskSettings, build
-    from swaa_edge.files.model import read_model
-    from swaa_edge.support.journal import Journal
     from swaa_edge.support.machine import machine
 
-    models = {}  # by the label of an adapter
-
-    def load(swaa: Any, n_ctx: int) -> SwaaLlama:
-        model = models[swaa.adapter] if swaa and swaa.adapter else MODEL
-        return SwaaLlama(
-            str(model),
-            swaa=swaa,
-            n_ctx=n_ctx,
-            n_threads=threads,
-            n_threads_batch=threads,
-            n_gpu_layers=0,
-            verbose=False,
-        )
-
-    def asked(seed: int, count: int) -> list[Any]:
-        return build(TaskSettings(tuple(TASKS), (CONTEXT - ANSWER,), samples=count, seed=seed, beyond=WINDOW), prompts)
-
-    n_layers = read_model(MODEL).n_layers
-    build_folder = ROOT / "build"
-    build_folder.mkdir(exist_ok=True)
-    with Prompts(MODEL) as prompts:
-        cases = from_samples(asked(CALIBRATED, 16), prompts)
-        questions = asked(EVALUATED, samples)
-        learned = asked(LEARNED, 2 * DOCUMENTS)
-    read = hashlib.sha256(b"".join(sample.prompt.tobytes() for sample in questions)).hexdigest()
-    key = {"model": _sha256(MODEL), "samples": samples, "prompts": read}
-    with Journal(build_folder / "results-calibrate.jsonl", key) as journal:
-        base = SwaaConfig(WINDOW, SINKS, "none", True)
-        methods = {
-            method: search(load, base, n_layers, cases, keep=n_layers // 4, method=method, journal=journal)
-            for method in ("nll", "keep", "greedy")
-        }
-    chosen = methods["greedy"].chosen
-    configs = configurations(n_layers, chosen)
-    tuning = Tuning(build_folder / "results-lora", learned, threads)
-    for name in TUNED:
-        label = tuned_name(name)
-        models[label] = tuning.model(name, configs[name])
-        configs[label] = dataclasses.replace(configs[name], adapter=label)
-    made = [_sha256(model) for model in models.values()]
-    with Journal(build_folder / "results-eval.jsonl", key | {"chosen": list(chosen), "tuned": made}) as journal:
-        report = evaluate(
-            load, configs, questions, max_tokens=ANSWER, journal=journal, together=True, on_progress=_show
-        )
-    print(file=sys.stderr)
-    if report.stopped:
-        sys.exit("stopped early; run the same command to resume")
-    document = report.to_dict()
-    answers = document.pop("answers")
-    at_once = {name: _at_once(questions, answers, tuned_name(name)) for name in TUNED}
+    (ROOT / "build").mkdir(exist_ok=True)
+    measured = _Measurement(samples, threads)
+    calibrated = measured.calibrate()
+    tuning = measured.tune(calibrated["greedy"].chosen)
+    document = measured.evaluate(calibrated["greedy"].chosen, tuning)
     document |= {
-        "calibration": {name: _calibration(found.to_dict()) for name, found in methods.items()},
-        "tuning": {
-            "data": tuning.counts,
-            "settings": dataclasses.asdict(SETTINGS),
-            "outcomes": tuning.outcomes,
-            "at_once": at_once,
-        },
-        "model": {"file": MODEL.name, "sha256": key["model"], "layers": n_layers},
+        "calibration": {name: _calibration(found.to_dict()) for name, found in calibrated.items()},
+        "model": {"file": MODEL.name, "sha256": _sha256(MODEL), "layers": measured.n_layers},
         "settings": {
             "context": CONTEXT,
             "prompt_tokens": CONTEXT - ANSWER,
@@ -147,6 +91,78 @@ def measure(samples: int, threads: int) -> None:
     print(f"{DATA.relative_to(ROOT)} written; next: {Path(sys.argv[0]).name} write", file=sys.stderr)
 
 
+class _Measurement:
+    """The questions of all three steps, and the models they are asked."""
+
+    def __init__(self, samples: int, threads: int) -> None:
+        from swaa_edge.calibrate.cases import from_samples
+        from swaa_edge.engine.settings import EngineSettings
+        from swaa_edge.evaluate.prompts import Prompts
+        from swaa_edge.evaluate.tasks import TASKS, TaskSettings, build
+        from swaa_edge.files.model import read_model
+
+        def questions(seed: int, count: int) -> list[Any]:
+            lengths = (CONTEXT - ANSWER,)
+            return build(TaskSettings(tuple(TASKS), lengths, samples=count, seed=seed, beyond=WINDOW), prompts)
+
+        self.threads, self.engine = threads, EngineSettings(n_threads=threads, n_gpu_layers=0)
+        self.n_layers = read_model(MODEL).n_layers
+        self.models: dict[str, Path] = {}  # by the label of an adapter
+        with Prompts(MODEL) as prompts:
+            self.cases = from_samples(questions(CALIBRATED, 16), prompts)
+            self.questions, self.documents = questions(EVALUATED, samples), questions(LEARNED, 2 * DOCUMENTS)
+        prompts_hash = hashlib.sha256(b"".join(sample.prompt.tobytes() for sample in self.questions)).hexdigest()
+        self.key = {"model": _sha256(MODEL), "samples": samples, "prompts": prompts_hash}
+
+    def load(self, swaa: Any, n_ctx: int) -> SwaaLlama:
+        model = self.models[swaa.adapter] if swaa and swaa.adapter else MODEL
+        return self.engine.load(model, swaa=swaa, n_ctx=n_ctx)
+
+    def calibrate(self) -> dict[str, Any]:
+        """The reports by method."""
+        from swaa_edge.calibrate.search import search
+        from swaa_edge.support.journal import Journal
+
+        base, keep = SwaaConfig(WINDOW, SINKS, "none", True), self.n_layers // 4
+        with Journal(ROOT / "build" / "results-calibrate.jsonl", self.key) as journal:
+            return {
+                method: search(self.load, base, self.n_layers, self.cases, keep=keep, method=method, journal=journal)
+                for method in ("nll", "keep", "greedy")
+            }
+
+    def tune(self, chosen: Sequence[int]) -> Tuning:
+        """Fine-tune the model for each of the configurations `TUNED`."""
+        from demo.results_tune import Tuning
+
+        tuning = Tuning(ROOT / "build" / "results-lora", self.documents, self.threads)
+        configs = configurations(self.n_layers, chosen)
+        for name in TUNED:
+            self.models[tuned_name(name)] = tuning.model(name, configs[name])
+        return tuning
+
+    def evaluate(self, chosen: Sequence[int], tuning: Tuning) -> dict[str, Any]:
+        """The document of `evaluate`, without its answers, and of the fine-tuning."""
+        from demo.results_tune import SETTINGS
+        from swaa_edge.evaluate.run import evaluate
+        from swaa_edge.support.journal import Journal
+        from swaa_edge.support.progress import progress_bar
+
+        configs = configurations(self.n_layers, chosen)
+        configs |= {tuned_name(name): dataclasses.replace(configs[name], adapter=tuned_name(name)) for name in TUNED}
+        key = self.key | {"chosen": list(chosen), "tuned": [_sha256(model) for model in self.models.values()]}
+        with Journal(ROOT / "build" / "results-eval.jsonl", key) as journal, progress_bar(True) as show:
+            options = {"max_tokens": ANSWER, "journal": journal, "together": True, "on_progress": show}
+            report = evaluate(self.load, configs, self.questions, **options)
+        if report.stopped:
+            sys.exit("stopped early; run the same command to resume")
+        document = report.to_dict()
+        answers = document.pop("answers")
+        at_once = {name: _at_once(self.questions, answers, tuned_name(name)) for name in TUNED}
+        settings = dataclasses.asdict(SETTINGS)
+        tuned = {"data": tuning.counts, "settings": settings, "outcomes": tuning.outcomes, "at_once": at_once}
+        return document | {"tuning": tuned}
+
+
 def _at_once(questions: Sequence[Any], answers: Sequence[dict[str, Any]], name: str) -> float:
     """The fraction of direct questions whose response begins with the answer."""
     direct = {sample.id: sample.answers[0] for sample in questions if sample.style == "direct"}
@@ -157,10 +173,6 @@ def _at_once(questions: Sequence[Any], answers: Sequence[dict[str, Any]], name: 
 def _calibration(found: dict[str, Any]) -> dict[str, Any]:
     names = ("method", "keep", "chosen", "ranking", "full_loss", "sliding_loss", "chosen_loss", "samples")
     return {name: found[name] for name in names}
-
-
-def _show(at: Any) -> None:
-    print(f"\r{at.text}   ", end="", file=sys.stderr, flush=True)
 
 
 def _sha256(path: Path) -> str:

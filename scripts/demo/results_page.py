@@ -147,7 +147,8 @@ def _tuned(tuning: dict[str, Any], rows: dict[str, Any]) -> list[str]:
         "answer alone, because under FA decode only tokens after the prompt see the whole prompt. `finetune` trained "
         f"on them under each row's mask (rank {settings['lora_rank']}, alpha {settings['lora_alpha']:g}, rsLoRA, "
         f"{', '.join(settings['target_modules'])}; {settings['max_steps']} steps of "
-        f"{settings['batch_size'] * settings['gradient_accumulation_steps']} prompts), and `convert --lora` merged and quantized the result."
+        f"{settings['batch_size'] * settings['gradient_accumulation_steps']} prompts), and `convert --lora` merged and "
+        "quantized the result."
     )
     lines = [
         textwrap.fill(text, 120),

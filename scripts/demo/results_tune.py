@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from demo.tokenizer import PRE_TOKENIZER, tokenizer_of
-from swaa_edge import SwaaConfig, SwaaLlama
+from swaa_edge import SwaaConfig
+from swaa_edge.config import FULL_ATTENTION
 from swaa_edge.demo import ANSWER, CONTEXT, MODEL
+from swaa_edge.engine.settings import EngineSettings
 from swaa_edge.engine.tokenizer import open_vocabulary
 from swaa_edge.evaluate.datafile import read_samples
 from swaa_edge.evaluate.facts import STYLES
@@ -28,6 +30,7 @@ from swaa_edge.finetune.answerers import LlamaAnswerer
 from swaa_edge.finetune.responses import collect, write_lines
 from swaa_edge.finetune.settings import Settings
 from swaa_edge.support.journal import Journal, digest
+from swaa_edge.support.progress import progress_bar
 
 #: The style of all responses: under FA decode only tokens after the prompt see the whole prompt, so the adapter learns
 #: to answer in a sentence even if the question asks for the answer alone.
@@ -70,11 +73,13 @@ class Tuning:
         target, summary = folder.with_suffix(".gguf"), folder.with_suffix(".json")
         if not (target.is_file() and summary.is_file()):
             run = Run(self.base, self.data, folder, swaa, SETTINGS, force=True)
-            outcome = run.train(on_progress=lambda at: _show(f"{name}: {at.text}"))
-            print(file=sys.stderr)
+            with progress_bar(True) as show:
+                outcome = run.train(on_progress=show)
             target.unlink(missing_ok=True)
             hf.convert(self.base, target, outtype="f16", quantize=QUANTIZED, lora=folder, pre=PRE_TOKENIZER)
-            document = {key: value for key, value in outcome.to_dict().items() if key not in ("model", "output", "swaa")}
+            document = outcome.to_dict()
+            for name in ("model", "output", "swaa"):
+                del document[name]
             summary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         self.outcomes[name] = json.loads(summary.read_text(encoding="utf-8"))
         return target
@@ -106,18 +111,9 @@ class Tuning:
             source.write_text(write_lines(questions), encoding="utf-8")
             with Prompts(MODEL) as prompts:
                 records = read_samples(source, prompts)
-            with Journal(self._folder / f"distill-{digest(key)}.jsonl", key) as journal:
-                found = collect(
-                    self._answerer,
-                    records,
-                    in_order,
-                    n_ctx=CONTEXT,
-                    samples=1,
-                    scored_by="in-order",
-                    journal=journal,
-                    on_progress=lambda at: _show(f"distill: {at.text}"),
-                )
-            print(file=sys.stderr)
+            with Journal(self._folder / f"distill-{digest(key)}.jsonl", key) as journal, progress_bar(True) as show:
+                options = {"scored_by": "in-order", "journal": journal, "on_progress": show}
+                found = collect(self._answerer, records, in_order, n_ctx=CONTEXT, samples=1, **options)
             if found.stopped:
                 sys.exit("stopped early; run the same command to resume")
             lines = [line | {"question": question} for line in found.lines for question in asked[line["id"]]]
@@ -142,17 +138,5 @@ class Tuning:
         return records, asked
 
     def _answerer(self, n_ctx: int) -> LlamaAnswerer:
-        llm = SwaaLlama(
-            str(MODEL),
-            swaa=False,
-            n_ctx=n_ctx,
-            n_threads=self._threads,
-            n_threads_batch=self._threads,
-            n_gpu_layers=0,
-            verbose=False,
-        )
+        llm = EngineSettings(n_threads=self._threads, n_gpu_layers=0).load(MODEL, swaa=FULL_ATTENTION, n_ctx=n_ctx)
         return LlamaAnswerer(llm, max_tokens=ANSWER, sampling={"temperature": 0.0})
-
-
-def _show(text: str) -> None:
-    print(f"\r{text}   ", end="", file=sys.stderr, flush=True)
