@@ -11,7 +11,13 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["support.engine.fixtures", "support.engine.tiny_llm", "support.fakes.upstream_fixtures"]
+pytest_plugins = [
+    "support.engine.fixtures",
+    "support.engine.tiny_llm",
+    "support.fakes.upstream_fixtures",
+    "support.fakes.bench_fixtures",
+    "support.finetune",
+]
 
 
 def pytest_runtest_setup(item):

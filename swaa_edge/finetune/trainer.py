@@ -19,6 +19,9 @@ from swaa_edge.finetune.data import Collator, Example
 from swaa_edge.finetune.settings import Settings
 from swaa_edge.support.progress import OnProgress, Progress
 
+# Trainer's name of each loss: ours in texts, and in the history.
+_LOSSES = {"loss": ("loss", "loss"), "eval_loss": ("validation loss", "val_loss")}
+
 
 class Control(transformers.TrainerCallback):
     """Reports each step, and ends the training after the current step once `stopping` is set."""
@@ -31,8 +34,7 @@ class Control(transformers.TrainerCallback):
         self._logged = 1
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        names = {"loss": "loss", "eval_loss": "validation loss"}
-        self._losses |= {names[key]: value for key, value in (logs or {}).items() if key in names}
+        self._losses |= {key: value for key, value in (logs or {}).items() if key in _LOSSES}
         self._logged = max(1, state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -42,8 +44,8 @@ class Control(transformers.TrainerCallback):
         elif state.global_step == state.max_steps and self._validates:
             control.should_evaluate = control.should_save = True
         if self.on_progress:
-            losses = "".join(f", {name} {value:.3f}" for name, value in self._losses.items())
-            text = f"step {self._logged} of {state.max_steps}{losses}"
+            losses = (f"{name} {self._losses[key]:.3f}" for key, (name, _) in _LOSSES.items() if key in self._losses)
+            text = ", ".join([f"step {self._logged} of {state.max_steps}", *losses])
             self.on_progress(Progress(state.global_step, state.max_steps, text))
 
 
@@ -76,9 +78,10 @@ def make_trainer(
 
 def history(trainer: transformers.Trainer) -> list[dict[str, float]]:
     """The losses so far: {"step", "loss"}, and {"step", "val_loss"} for each validation."""
-    names = {"loss": "loss", "eval_loss": "val_loss"}
     log = trainer.state.log_history
-    return [{"step": line["step"], names[key]: line[key]} for line in log for key in names if key in line]
+    return [
+        {"step": line["step"], name: line[key]} for line in log for key, (_, name) in _LOSSES.items() if key in line
+    ]
 
 
 def _arguments(settings: Settings, state: Path, n_examples: int, validates: bool) -> transformers.TrainingArguments:

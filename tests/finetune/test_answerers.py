@@ -1,4 +1,4 @@
-"""distill with real models: our engine on a GGUF, and transformers on the folder of a Hugging Face model."""
+"""The models that distill asks: our engine on a GGUF, and transformers on a Hugging Face model directory."""
 
 import json
 import random
@@ -9,10 +9,21 @@ import pytest
 from support.fakes.distill_files import lines, read, run
 from swaa_edge.errors import ModelFileError
 from swaa_edge.evaluate.facts import ask_codes, code_fact
-from swaa_edge.finetune.answerers import LlamaAnswerer
+from swaa_edge.finetune.answerers import LlamaAnswerer, reusable
 from swaa_edge.support.journal import Journal
 
 SAMPLING = {"temperature": 0.7, "top_p": 0.95, "top_k": 40}
+
+
+def test_the_reusable_part_of_a_prompt():
+    before = list(range(100))
+    assert reusable(None, before, 8) == 0
+    assert reusable(before, before, 8) == 96
+    assert reusable(before, before[:97], 8) == 96
+    assert reusable(before, before[:96], 8) == 88, "its last token is computed in a batch of its own"
+    assert reusable(before[:96], before, 8) == 88, "so was the last token of the prompt before"
+    assert reusable(before, [*before[:41], -1, *before[42:]], 8) == 40
+    assert reusable(before, [-1, *before[1:]], 8) == 0
 
 
 # The engine
@@ -71,19 +82,19 @@ def test_the_demo_model_writes_data(demo, tmp_path, monkeypatch):
     ]
     result = run(*arguments, "--json")
     assert (result.exit_code, result.stderr) == (0, "")
-    told, kept, asked = json.loads(result.stdout), read(out), read(data)
-    assert len(kept) == told["kept"] >= 4 and told["records"] == 8
+    counts, kept, asked = json.loads(result.stdout), read(out), read(data)
+    assert len(kept) == counts["kept"] >= 4 and counts["records"] == 8
     for line in kept:
         source = asked[int(line["id"]) - 1]
         assert line["prompt"] == source["prompt"] and line["question"] == source["question"]
         assert source["answer"] in line["answer"] and line["reference"] == [source["answer"]]
     whole = out.read_bytes()
-    # Interrupted after each few replies; what is left is then asked of a model that has read something else before.
+    # Interrupted after every few responses; the rest is asked of a model that has prefilled something else before.
     add, count = Journal.add, 0
 
-    def adds(self, reply):
+    def adds(self, response):
         nonlocal count
-        add(self, reply)
+        add(self, response)
         count += 1
         if count in (2, 6, 9):
             raise KeyboardInterrupt
@@ -93,12 +104,12 @@ def test_the_demo_model_writes_data(demo, tmp_path, monkeypatch):
         result = run(*arguments, "--force")
         assert (result.exit_code, result.stderr.splitlines()[-1]) == (130, "Interrupted")
     result = run(*arguments, "--force")
-    assert (result.exit_code, result.stderr) == (0, "resuming: 9 replies are in\n")
-    assert count == told["replies"] > 9 and out.read_bytes() == whole
+    assert (result.exit_code, result.stderr) == (0, "resuming after 9 responses\n")
+    assert count == counts["responses"] > 9 and out.read_bytes() == whole
 
 
 @pytest.mark.native
-def test_a_reply_does_not_depend_on_what_was_read_before(demo):
+def test_a_response_does_not_depend_on_earlier_prompts(demo):
     from swaa_edge import SwaaLlama
     from swaa_edge.evaluate.prompts import Prompts
     from swaa_edge.support.sample_text import real_text
@@ -127,8 +138,8 @@ def test_a_reply_does_not_depend_on_what_was_read_before(demo):
     shared.close()
     assert reused == len(asked[0]) - 1
     assert found == [alone(asked[at], seed) for at, seed in order]
-    assert len({reply.text for reply in found}) > 3 and found[0] == found[-1]
-    assert all(reply.tokens <= 12 for reply in found)
+    assert len({response.text for response in found}) > 3 and found[0] == found[-1]
+    assert all(response.tokens <= 12 for response in found)
 
 
 # Transformers
@@ -145,9 +156,9 @@ def questions(count):
 
 @pytest.mark.native
 @pytest.mark.parametrize("chat", [True, False])
-def test_both_kinds_of_model_read_the_same_prompt(folder, gguf_model, chat):
+def test_both_kinds_of_model_get_the_same_prompt(folder, gguf_model, chat):
     from swaa_edge.evaluate.prompts import Prompts
-    from swaa_edge.finetune.hfanswerer import HfPrompts
+    from swaa_edge.finetune.hf_answerer import HfPrompts
 
     with Prompts(gguf_model("qwen3"), chat=chat) as ours, HfPrompts(folder, chat=chat) as theirs:
         assert ours.chat == theirs.chat == chat
@@ -156,9 +167,9 @@ def test_both_kinds_of_model_read_the_same_prompt(folder, gguf_model, chat):
 
 
 @pytest.mark.native
-def test_transformers_replies_as_the_engine(folder, gguf_model):
+def test_transformers_responds_as_the_engine(folder, gguf_model):
     from swaa_edge import SwaaLlama
-    from swaa_edge.finetune.hfanswerer import HfAnswerer, HfPrompts
+    from swaa_edge.finetune.hf_answerer import HfAnswerer, HfPrompts
 
     sampling = SAMPLING | {"temperature": 0.0}
     with HfPrompts(folder) as prompts:
@@ -170,34 +181,34 @@ def test_transformers_replies_as_the_engine(folder, gguf_model):
         HfAnswerer(folder, max_tokens=10, sampling=sampling, threads=1),
     )
     found = [theirs.answer(prompt, 0) for prompt in asked]
-    # Half a character, which a random model often writes, is left out by the one and a mark in the other.
-    told = [(reply.text.replace("\ufffd", ""), reply.ended, reply.tokens) for reply in found]
+    # A random model often generates half a character, which one side drops and the other replaces by a mark.
+    got = [(response.text.replace("\ufffd", ""), response.ended, response.tokens) for response in found]
     expected = [ours.answer(prompt, 0) for prompt in asked]
-    assert told == [(reply.text, reply.ended, reply.tokens) for reply in expected]
-    assert len(set(told)) == 3 and all(reply.tokens == 10 for reply in found)
+    assert got == [(response.text, response.ended, response.tokens) for response in expected]
+    assert len(set(got)) == 3 and all(response.tokens == 10 for response in found)
     ours.close()
     theirs.close()
 
 
-def test_transformers_replies_by_the_seed_alone(folder, monkeypatch):
+def test_transformers_responds_by_the_seed_alone(folder, monkeypatch):
     import torch
 
-    from swaa_edge.finetune import hfanswerer
+    from swaa_edge.finetune import hf_answerer
 
-    monkeypatch.setattr(hfanswerer, "_STEP", 16)
-    with hfanswerer.HfPrompts(folder) as prompts:
+    monkeypatch.setattr(hf_answerer, "_STEP", 16)
+    with hf_answerer.HfPrompts(folder) as prompts:
         asked = [prompts.ask(*question) for question in questions(2)]
     asked.append(asked[0][:-20] + asked[1][-20:])
 
     def answerer():
-        return hfanswerer.HfAnswerer(folder, max_tokens=8, sampling=SAMPLING | {"temperature": 2.0}, threads=1)
+        return hf_answerer.HfAnswerer(folder, max_tokens=8, sampling=SAMPLING | {"temperature": 2.0}, threads=1)
 
     shared = answerer()
     order = [(0, 1), (0, 2), (1, 1), (2, 1), (0, 1)]
     found = [shared.answer(asked[at], seed) for at, seed in order]
     assert found == [answerer().answer(asked[at], seed) for at, seed in order]
-    assert len({reply.text for reply in found}) > 2 and found[0] != found[1] and found[0] == found[-1]
-    # A random model hardly heeds what is far back; K and V do.
+    assert len({response.text for response in found}) > 2 and found[0] != found[1] and found[0] == found[-1]
+    # The output of a random model hardly depends on distant tokens, so K and V are compared.
     counts, tensor = [], shared._tensor
     monkeypatch.setattr(shared, "_tensor", lambda tokens: counts.append(len(tokens)) or tensor(tokens))
     read = []
@@ -205,23 +216,23 @@ def test_transformers_replies_by_the_seed_alone(folder, monkeypatch):
         fresh = answerer()
         counts.clear()
         for one in (shared, fresh):
-            one._read_all_but_last(prompt)
+            one._prefill(prompt)
         for ours, theirs in zip(shared._cache.layers, fresh._cache.layers, strict=True):
             assert ours.keys.shape[2] == len(prompt) - 1
             assert torch.equal(ours.keys, theirs.keys) and torch.equal(ours.values, theirs.values)
         read.append(sum(counts))
-    assert read[0] < 16 + 20 < read[1], "the beginning was there: asked[0] has it, too"
+    assert read[0] < 16 + 20 < read[1], "the beginning was in the cache, since asked[0] shares it"
 
 
 @pytest.fixture
 def ending(folder, tmp_path):
-    """The folder of a model whose greedy reply to the first question ends, by a token that it generates early."""
-    from swaa_edge.finetune.hfanswerer import HfAnswerer, HfPrompts
+    """A model directory whose greedy response to the first question ends, with a token that it generates early."""
+    from swaa_edge.finetune.hf_answerer import HfAnswerer, HfPrompts
 
     with HfPrompts(folder) as prompts:
         prompt = prompts.ask(*questions(1)[0])
     answerer = HfAnswerer(folder, max_tokens=10, sampling=SAMPLING | {"temperature": 0.0}, threads=1)
-    answerer._read_all_but_last(prompt)
+    answerer._prefill(prompt)
     tokens = answerer._generate(prompt, 0)
     end = max(at for at, token in enumerate(tokens) if token not in tokens[:at])
     assert end > 0
@@ -234,7 +245,7 @@ def test_a_folder_from_end_to_end(ending, tmp_path, monkeypatch):
     import transformers
 
     from swaa_edge.finetune.data import read_examples
-    from swaa_edge.finetune.hfanswerer import HfPrompts
+    from swaa_edge.finetune.hf_answerer import HfPrompts
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder, text = ending
@@ -247,7 +258,7 @@ def test_a_folder_from_end_to_end(ending, tmp_path, monkeypatch):
     assert read(out) == [
         {"id": "fox", "sample": 0, "prompt": document, "question": question, "answer": text, "reference": ["."]}
     ]
-    # finetune learns it behind the very prompt that it was a reply to.
+    # finetune learns it after exactly the prompt that it responded to.
     (example,) = read_examples(out, transformers.AutoTokenizer.from_pretrained(folder), max_length=10_000).kept
     prompt = HfPrompts(folder).ask(document, question).tolist()
     assert example.tokens[: len(prompt)] == prompt and example.generated.index(True) == len(prompt)
@@ -256,7 +267,7 @@ def test_a_folder_from_end_to_end(ending, tmp_path, monkeypatch):
 
 
 def test_a_folder_that_transformers_can_t_load(folder, tmp_path):
-    from swaa_edge.finetune.hfanswerer import HfAnswerer, HfPrompts
+    from swaa_edge.finetune.hf_answerer import HfAnswerer, HfPrompts
 
     broken = shutil.copytree(folder, tmp_path / "broken")
     config = json.loads((broken / "config.json").read_text())

@@ -1,4 +1,4 @@
-"""Training data: which tokens are a prompt's and which a reply's, by record form and chat template."""
+"""Training data: which tokens belong to prompts and which to responses, by record form and chat template."""
 
 import json
 
@@ -26,27 +26,27 @@ def read(file, tokenizer=None, **options):
 
 
 def parts(example: Example, tokenizer=None) -> list[tuple[str, bool]]:
-    """An example as text, in runs of prompt and reply."""
+    """An example as text, in runs of prompt and response."""
     decode, found = (tokenizer or tiny_tokenizer()).decode, []
-    for token, reply in zip(example.tokens, example.generated, strict=True):
-        if not found or found[-1][1] != reply:
-            found.append(([], reply))
+    for token, generated in zip(example.tokens, example.generated, strict=True):
+        if not found or found[-1][1] != generated:
+            found.append(([], generated))
         found[-1][0].append(token)
-    return [(decode(tokens), reply) for tokens, reply in found]
+    return [(decode(tokens), generated) for tokens, generated in found]
 
 
 def test_a_prompt_and_its_answer(write):
     (example,) = read(write({"prompt": "A text.", "question": "What is it?", "answer": " A text"})).kept
     assert parts(example) == [
         ("<|im_start|>user\nA text.\n\nWhat is it?<|im_end|>\n<|im_start|>assistant\n", False),
-        # What a template puts behind the end of the turn is not generated.
+        # What a template adds after the end of the turn is not generated.
         (" A text<|im_end|>", True),
     ]
     assert example.source.endswith("data.jsonl:1")
 
 
 def test_a_prompt_is_tokenized_as_it_will_be_asked(write):
-    # Tokenized as one text, "assistant\n" and the reply's first line end would melt into one token.
+    # Tokenized as one text, "assistant\n" and the first line end of the response would become one token.
     (example,) = read(write({"prompt": "p", "answer": "\n\nyes"})).kept
     start = "<|im_start|>user\np<|im_end|>\n<|im_start|>assistant\n"
     encode = lambda text: tiny_tokenizer().encode(text, add_special_tokens=False)  # noqa: E731
@@ -59,7 +59,7 @@ def test_a_question_in_the_prompt_is_not_asked_again(write):
     assert parts(example)[0][0].count("What is it?") == 1
 
 
-def test_every_reply_of_a_conversation(write):
+def test_every_response_of_a_conversation(write):
     messages = [
         {"role": "system", "content": "Be kind."},
         {"role": "user", "content": "Hello"},
@@ -77,7 +77,7 @@ def test_every_reply_of_a_conversation(write):
     ]
 
 
-def test_a_template_that_drops_earlier_thoughts_teaches_the_last_reply(write):
+def test_a_template_that_drops_earlier_reasoning_teaches_the_last_response(write):
     tokenizer = tiny_tokenizer().__class__(tokenizer_object=tiny_tokenizer().backend_tokenizer)
     tokenizer.add_special_tokens({"eos_token": "<|im_end|>"})
     tokenizer.chat_template = (
@@ -92,10 +92,10 @@ def test_a_template_that_drops_earlier_thoughts_teaches_the_last_reply(write):
         {"role": "assistant", "content": "so</think>two"},
     ]
     (example,) = read(write({"messages": messages}), tokenizer).kept
-    (before, first), (reply, second) = parts(example, tokenizer)
+    (before, first), (response, second) = parts(example, tokenizer)
     assert (first, second) == (False, True)
     assert "hm" not in before and before.endswith("2?<|im_end|>\n<|im_start|>assistant\n")
-    assert reply == "so</think>two<|im_end|>"
+    assert response == "so</think>two<|im_end|>"
 
 
 def test_plain_text_without_a_template(write):
@@ -110,12 +110,12 @@ def test_long_records_are_left_out_and_counted(write):
     short, long = {"prompt": "p", "answer": "a"}, {"prompt": "word " * 200, "answer": "a"}
     examples = read(write(short, long, short), max_length=60)
     assert len(examples.kept) == 2 and examples.too_long == 1
-    with pytest.raises(DataFileError, match="none of its 1 records has at most 60 tokens; raise --max-length"):
+    with pytest.raises(DataFileError, match="all 1 records have more than 60 tokens; raise --max-length"):
         read(write(long), max_length=60)
 
 
 @pytest.mark.parametrize(
-    ("record", "told"),
+    ("record", "message"),
     [
         (7, "7 must be an object with prompt and answer, or messages"),
         ({"answer": "a"}, "the field prompt is missing; there is answer"),
@@ -124,17 +124,17 @@ def test_long_records_are_left_out_and_counted(write):
         ({"prompt": " ", "answer": "a"}, "prompt is empty"),
         ({"messages": "hello"}, 'messages must be a list of {"role", "content"}'),
         ({"messages": [{"role": "user"}]}, "message 1: the field content is missing; there is role"),
-        ({"messages": [{"role": "user", "content": "x"}]}, "nothing of it is a reply"),
+        ({"messages": [{"role": "user", "content": "x"}]}, "no response to learn"),
     ],
 )
-def test_a_wrong_record_is_named_by_its_line(write, record, told):
+def test_an_invalid_record_is_named_by_its_line(write, record, message):
     with pytest.raises(DataFileError, match=r"data.jsonl:2: ") as caught:
         read(write({"prompt": "p", "answer": "a"}, record))
-    assert told in str(caught.value) and "\n" not in str(caught.value)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_an_empty_file(write):
-    with pytest.raises(DataFileError, match="it holds no record"):
+    with pytest.raises(DataFileError, match="it has no records"):
         read(write())
 
 
@@ -157,16 +157,16 @@ def test_a_batch():
     assert batch["decode_mask"].dtype == torch.bool
 
 
-def test_split_holds_back_a_share_of_its_own():
+def test_split_holds_out_a_random_fraction():
     examples = [Example([i, 1], [False, True]) for i in range(40)]
     learned, held = split(examples, 0.1, seed=3)
     assert len(held) == 4 and {e.tokens[0] for e in learned + held} == set(range(40))
     assert split(examples, 0.1, seed=3)[1] == held and split(examples, 0.1, seed=4)[1] != held
     assert split(examples, 0, seed=3)[1] == [] and len(split(examples[:2], 0.01, seed=3)[1]) == 1
     assert split(examples[:1], 0.5, seed=3)[1] == []
-    # Replies to one prompt are all learned from, or all held back.
+    # Responses to one prompt are all trained on, or all held out.
     several = [Example([i // 4, i], [False, True]) for i in range(40)]
     learned, held = split(several, 0.2, seed=3)
     assert len(held) == 8 and not {e.tokens[0] for e in learned} & {e.tokens[0] for e in held}
-    with pytest.raises(ConfigError, match="from 0 to under 1"):
+    with pytest.raises(ConfigError, match="val_fraction = 1 must be at least 0 and less than 1"):
         split(examples, 1, seed=3)
