@@ -1,7 +1,7 @@
-"""How many bytes of K and V a context takes, before it is made: by kind of layer, and equal to what is allocated.
+"""The size of a context's KV cache by kind of layer, computed before the context exists; equal to the allocation.
 
-Layers in full attention, and those that decode with it, keep K and V of the whole context. The other sliding
-layers keep what their window and sinks need, in a ring.
+Layers with full attention, in prefill or decode, keep K and V of the whole context. The other sliding layers keep
+a ring of the cells that their window and sinks need.
 
     size = kv_size(read_model("model.gguf"), SwaaConfig(2048, 64), n_ctx=32768); print(size.total, size.ring_cells)
 """
@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from swaa_edge.config import SwaaConfig
+from swaa_edge.engine.settings import round_up
 from swaa_edge.errors import ConfigError
 from swaa_edge.files.header import Header
 from swaa_edge.files.model import ModelFile
@@ -20,9 +21,8 @@ from swaa_edge.files.model import ModelFile
 FA, SLIDING_FA_DECODE, SLIDING = "fa", "sliding_fa_decode", "sliding"
 KINDS = (FA, SLIDING_FA_DECODE, SLIDING)
 
-# Caches are whole blocks of this many cells.
-_BLOCK = 256
-# Models whose tokens have several position numbers; these never get a ring. The second: only with the key for it.
+# Architectures whose tokens have several position numbers, for which there is no ring. The second set has them only if
+# the file has the key for it.
 _MULTI_POSITION = frozenset(
     ["paddleocr", "qwen2vl", "qwen35", "qwen35moe", "qwen3tts", "qwen3vl", "qwen3vlmoe", "qwen4exp"]
 )
@@ -31,7 +31,7 @@ _MULTI_POSITION_IF_GIVEN = frozenset(["dflash", "glm4", "glm4moe", "hunyuan_vl"]
 
 @dataclasses.dataclass(frozen=True)
 class KVSize:
-    """Bytes of K and V by kind of layer, and cells (tokens) of one stream; ring_cells is 0 where there is no ring."""
+    """Bytes of K and V by kind of layer, and cells (tokens) of one stream; ring_cells is 0 if no layer has a ring."""
 
     bytes: Mapping[str, int]
     full_cells: int
@@ -68,25 +68,25 @@ def kv_size(
     swa_full: bool = False,
     flash_attn: bool = True,
 ) -> KVSize:
-    """What a context of llama.cpp with these parameters allocates for K and V of `model` under `swaa`.
+    """The K and V that a context of llama.cpp with these parameters allocates for `model` under `swaa`.
 
-    Sizes are in tokens. n_ctx: 0 is what the model was trained for; n_batch: None is n_ubatch. type_k, type_v: name
+    Sizes are in tokens. n_ctx: 0 for the model's own context length. n_batch: None for n_ubatch. type_k, type_v: name
     or number of a ggml type. swa_full: no rings. Raises `ConfigError` for a type that doesn't exist or doesn't fit
     the model's heads.
     """
     n_ctx = n_ctx or model.context_length
     n_ubatch = min(n_ctx, n_ubatch if n_batch is None else n_batch, n_ubatch)
     streams = 1 if kv_unified else n_seq_max
-    full_cells = _padded(_padded(n_ctx) // streams)
+    full_cells = round_up(round_up(n_ctx) // streams)
     kinds = layer_kinds(swaa, model.n_layers)
     ring_cells = 0
     if swaa is not None and SLIDING in kinds and not swa_full and not _several_positions(model.header):
-        needed = (n_seq_max if kv_unified else 1) * (swaa.window_size + swaa.sink_count) + n_ubatch
-        ring_cells = _padded(needed) if _padded(needed) < full_cells else 0
+        needed = round_up((n_seq_max if kv_unified else 1) * swaa.reach + n_ubatch)
+        ring_cells = needed if needed < full_cells else 0
 
-    # Layers at the end that predict further tokens are not part of the model that runs.
+    # The last layers of some models predict further tokens; the engine doesn't run them.
     cached = range(model.n_layers - int(model.header.value(f"{model.architecture}.nextn_predict_layers", 0)))
-    # Without flash attention V is stored transposed, and all layers' rows are as wide as the widest.
+    # Without flash attention V is stored transposed, and every layer's rows are as wide as the widest.
     widest = max(model.n_kv_heads, default=0)
     sizes = dict.fromkeys(KINDS, 0)
     for layer in cached:
@@ -98,10 +98,6 @@ def kv_size(
     return KVSize(sizes, full_cells, ring_cells, streams)
 
 
-def _padded(cells: int) -> int:
-    return -(-cells // _BLOCK) * _BLOCK
-
-
 def _head_bytes(name: str, kind: str | int, length: int) -> int:
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
@@ -110,9 +106,11 @@ def _head_bytes(name: str, kind: str | int, length: int) -> int:
             GGMLQuantizationType[kind.upper()] if isinstance(kind, str) else GGMLQuantizationType(kind)
         ]
     except (KeyError, ValueError):
-        raise ConfigError(f"{name} = {kind} is no type of ggml; take f16, q8_0 or q4_0") from None
+        raise ConfigError(f"{name} = {kind} is not a ggml type; use f16, q8_0 or q4_0") from None
     if length % block:
-        raise ConfigError(f"{name} = {kind} keeps {block} numbers together; a head's {length} don't fit; take f16")
+        raise ConfigError(
+            f"{name} = {kind} has blocks of {block} numbers, which don't divide a head of {length}; use f16"
+        )
     return length // block * size
 
 

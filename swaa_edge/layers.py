@@ -1,6 +1,6 @@
 """Layer lists as users write them: a list of indices, slice text, "none" or "all".
 
-Checked and brought to one form here, for every setting that names layers.
+Every setting that names layers is validated and normalized here.
 
     selected_layers("fa_layers", layer_spec("fa_layers", "1::2"), n_layers=6)   # {1, 3, 5}
 """
@@ -12,10 +12,10 @@ from typing import Any
 
 from swaa_edge.errors import ConfigError
 
-#: Positions are int32 in the engine, so no window, sink count or layer beyond it can mean anything.
+#: Upper limit of windows, sink counts and layers, since positions are int32 in the engine.
 INT32_MAX = 2**31 - 1
 
-#: A checked layer list: "none", "all", slice text, or a sorted tuple of indices.
+#: A valid layer list: "none", "all", slice text, or a sorted tuple of indices.
 LayerSpec = str | tuple[int, ...]
 
 SPEC_HELP = 'a list of layers, slice text such as "1::2", "none" or "all"'
@@ -23,7 +23,7 @@ _SLICE = re.compile(r"([+-]?[0-9]*):([+-]?[0-9]*)(?::([+-]?[0-9]*))?")
 
 
 def shown(value: Any) -> str:
-    """A value for an error message: one line, and never longer than a line."""
+    """A value for an error message, in at most 60 characters."""
     try:
         text = repr(value)
     except ValueError:  # Python refuses to print integers of thousands of digits
@@ -36,7 +36,7 @@ def _is_whole(value: Any) -> bool:
 
 
 def whole_number(name: str, value: Any, least: int) -> int:
-    """`value` as an int from `least` to INT32_MAX; a bool is no number. Raises `ConfigError`."""
+    """`value` as an int from `least` to INT32_MAX. Raises `ConfigError` for another value, or a bool."""
     if not _is_whole(value):
         raise ConfigError(f"{name} = {shown(value)} must be a whole number from {least} to {INT32_MAX}")
     if not least <= value <= INT32_MAX:
@@ -50,7 +50,7 @@ def layer_spec(name: str, value: Any) -> LayerSpec:
         text = "".join(value.split())
         if text in ("none", "all") or (_SLICE.fullmatch(text) and _as_slice(text) is not None):
             return text
-        # "1,3,5" and "5" are how a list is typed on a command line.
+        # On a command line, a list is typed as "1,3,5" or "5".
         if re.fullmatch(r"[0-9]{1,9}(,[0-9]{1,9})*", text):
             return tuple(sorted({int(part) for part in text.split(",")}))
         raise ConfigError(f"{name} = {shown(value)} is not {SPEC_HELP}")
@@ -59,16 +59,16 @@ def layer_spec(name: str, value: Any) -> LayerSpec:
     layers = list(value)
     for layer in layers:
         if not _is_whole(layer):
-            raise ConfigError(f"{name} has {shown(layer)}, which is no layer index; those are whole numbers from 0")
+            raise ConfigError(f"{name} has {shown(layer)}, which is not a layer index; give whole numbers from 0")
         if not 0 <= layer <= INT32_MAX:
             raise ConfigError(
-                f'{name} has {shown(int(layer))}, but layers count from 0; to count from the end use slice text: "-1:"'
+                f'{name} has {shown(int(layer))}, but indices start at 0; to count from the end, use slice text: "-1:"'
             )
     return tuple(sorted({int(layer) for layer in layers})) or "none"
 
 
 def _as_slice(text: str) -> slice | None:
-    """The slice that `text` spells, or None if Python has no such slice (step 0, a lone sign, absurd digits)."""
+    """The slice in `text`, or None if Python has no such slice (step 0, a lone sign, too many digits)."""
     try:
         parts = slice(*(int(part) if part else None for part in text.split(":")))
         range(0)[parts]
@@ -78,7 +78,7 @@ def _as_slice(text: str) -> slice | None:
 
 
 def selected_layers(name: str, spec: LayerSpec, n_layers: int) -> frozenset[int]:
-    """The layers of a model of `n_layers` that `spec` means. Raises `ConfigError` for one it doesn't have."""
+    """The layers that `spec` selects in a model of `n_layers`. Raises `ConfigError` for a layer it doesn't have."""
     if not _is_whole(n_layers) or n_layers < 1:
         raise ConfigError(f"n_layers = {shown(n_layers)} must be a whole number of at least 1")
     if isinstance(spec, str):

@@ -176,7 +176,7 @@ def test_settings_are_saved_with_the_model(tmp_path):
 def test_decode_mask():
     mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 0, 0]])
     assert hf.decode_mask([1, 3], mask).int().tolist() == [[0, 0, 0, 1, 1], [0, 0, 0, 0, 0]]
-    for lengths, told in (([1], "1 prompt lengths for a batch of 2"), ([1, 4], "prompt length 4 of sequence 1")):
+    for lengths, told in (([1], "there are 1 prompt lengths for 2 sequences"), ([1, 4], "prompt length 4 of sequence 1")):
         with pytest.raises(ConfigError, match=told):
             hf.decode_mask(lengths, mask)
 
@@ -186,9 +186,9 @@ def test_what_would_be_silently_wrong_is_an_error():
     model = adapted("qwen3")
     with pytest.raises(ConfigError, match=r"decode_mask is \(1, 3\), but the tokens are \(1, 4\)"):
         model(tokens, decode_mask=torch.ones(1, 3, dtype=torch.bool))
-    with pytest.raises(ConfigError, match="needs to know which tokens are the answer's"):
+    with pytest.raises(ConfigError, match="needs decode_mask, which marks the tokens of the answers"):
         model.train()(tokens)
-    with pytest.raises(ConfigError, match="SWAA makes its masks itself"):
+    with pytest.raises(ConfigError, match="SWAA builds its own masks"):
         model.eval()(tokens, attention_mask=torch.ones(1, 1, 4, 4, dtype=torch.bool))
     bare = copy.deepcopy(tiny_model("qwen3", seed=8, layers=LAYERS))
     bare.set_attn_implementation("swaa")
@@ -200,7 +200,7 @@ def test_what_cannot_slide_is_refused():
     model = copy.deepcopy(tiny_model("qwen3", seed=8, layers=LAYERS))
     with pytest.raises(ConfigError, match="fa_layers"):
         hf.apply(model, SwaaConfig(8, fa_layers=[4]))
-    with pytest.raises(ConfigError, match="there is no attention flash"):
+    with pytest.raises(ConfigError, match="attention = flash must be one of"):
         hf.apply(model, SwaaConfig(8), attention="flash")
     model.config.layer_types = ["full_attention", "sliding_attention"] * 2
     with pytest.raises(UnsupportedModelError, match="sliding_attention of its own"):

@@ -78,9 +78,9 @@ def test_types(tiny):
         assert size.total == 2 * (sizes[type_k][0] + sizes[type_v][1]) * 256
     assert kv_size(found, None, n_ctx=256, type_k=8, type_v=1) == kv_size(found, None, n_ctx=256, type_k="q8_0")
     for kind in ("f17", 999):
-        with pytest.raises(ConfigError, match=f"type_k = {kind} is no type of ggml; take f16, q8_0 or q4_0"):
+        with pytest.raises(ConfigError, match=f"type_k = {kind} is not a ggml type; use f16, q8_0 or q4_0"):
             kv_size(found, None, n_ctx=256, type_k=kind)
-    with pytest.raises(ConfigError, match="type_v = q4_K keeps 256 numbers together; a head's 32 don't fit"):
+    with pytest.raises(ConfigError, match="type_v = q4_K has blocks of 256 numbers, which don't divide a head of 32"):
         kv_size(found, None, n_ctx=256, type_v="q4_K")
 
 
