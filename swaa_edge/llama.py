@@ -41,7 +41,7 @@ _GENERATE = inspect.signature(llama_cpp.Llama.generate)
 
 
 class _Closed:
-    """Takes the place of upstream's model and context; any use of it is an error that names the reason."""
+    """Takes the place of model, context and cache; any use of it is an error that names the reason."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # looked up by copy, pickle and repr
@@ -109,7 +109,7 @@ class SwaaLlama(llama_cpp.Llama):
             self._logits_all = bool(kwargs.get("logits_all", False))
             self._abort.attach(self.ctx)
             self._swaa = reported_config(native.model_config(self.model), resolved.config)
-            self._kv_cache = KVCache(self.ctx, self._swaa, ring_snapshots)
+            self._kv_cache = KVCache(self.ctx, self._swaa, self._ours["ring_snapshots"])
             self._facts = states.facts_of(self, self._swaa, self._ours["kv_overrides"])
             self._shrink_buffers()
         except BaseException as error:
@@ -276,9 +276,9 @@ class SwaaLlama(llama_cpp.Llama):
         self._kv_cache.snapshots.clear()
 
     def shift(self, n_discard: int | None = None, n_keep: int | None = None) -> None:
-        """Make room: forget the `n_discard` tokens after the first `n_keep`, and move the rest down.
+        """Make room: discard the `n_discard` tokens after the first `n_keep`, and move the rest down.
 
-        K and V stay as they were computed, so the rest still carries information from the forgotten tokens. n_keep: by
+        K and V stay as they were computed, so the rest still carries information from the discarded ones. n_keep: by
         default the sinks, and at least one token; n_discard: by default half of the tokens after them. Not while
         `generate` runs.
 
@@ -294,7 +294,7 @@ class SwaaLlama(llama_cpp.Llama):
         for array in (self.input_ids, self.scores) if self._logits_all else (self.input_ids,):
             array[n_keep : self.n_tokens] = array[start:end]
         self._phases.shift(n_discard)
-        # The logits in the engine were computed before; they are right to sample from, but not those of this prompt.
+        # The logits in the engine were computed before; they are valid to sample from, but not those of this prompt.
         self._requires_eval = True
 
     def save_state(self) -> Any:
@@ -332,11 +332,9 @@ class SwaaLlama(llama_cpp.Llama):
             return
         self._sampler = None
         super().close()
-        if hasattr(self, "_kv_cache"):
-            self._kv_cache.snapshots.clear()
         self.cache = self._candidates = None
-        # Upstream's objects would give null pointers to C.
-        self._ctx = self._model = self._batch = self.tokenizer_ = _Closed()
+        # These would give null or dangling pointers to C.
+        self._ctx = self._model = self._batch = self.tokenizer_ = self._kv_cache = _Closed()
         self.n_tokens = 0
         self.input_ids = np.empty(0, np.intc)
         self.scores = np.empty((0, 0), np.single)

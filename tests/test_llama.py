@@ -1,7 +1,6 @@
-"""SwaaLlama on the real engine: phases by their effect on logits, cancelling, progress, errors, state.
+"""SwaaLlama on the real engine: settings, cancelling, progress, timings, errors. Its phases: engine/test_phases.py.
 
-Most tests run one tiny model whose four layers all slide over a window of 8 and decode with full attention, so
-that a token in the wrong phase changes the logits.
+Most tests run one tiny model whose four layers all slide over a window of 8 and decode with full attention.
 """
 
 import copy
@@ -13,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from support.engine.tiny_llm import SHORT_PROMPT as PROMPT
+from support.engine.tiny_llm import SLIDING, VOCAB, last_logits, raw_logits, tokens_of
 from swaa_edge.config import SwaaConfig
 from swaa_edge.engine.preflight import ResolvedSwaa
 from swaa_edge.errors import (
@@ -20,227 +21,17 @@ from swaa_edge.errors import (
     GenerationCancelled,
     GenerationError,
     ModelFileError,
-    NativeLibraryError,
     UnsupportedModelError,
 )
+from swaa_edge.files.model import read_model
 
 pytestmark = pytest.mark.native
 
-CONFIG = SwaaConfig(8, 1, fa_decode=True)
-PROMPT = [5 + 37 * i % 700 for i in range(65)]  # two batches of 32 and one token
-VOCAB = 768
-
-
-@pytest.fixture(scope="module")
-def native():
-    """The module `native`, with the library loaded."""
-    from swaa_edge import native
-
-    try:
-        native.library_dir()
-    except NativeLibraryError as error:
-        pytest.skip(str(error))
-    native.load()
-    return native
-
-
-@pytest.fixture(scope="module")
-def path(native, gguf_model):
-    return str(gguf_model("qwen3", layers=4))
-
 
 @pytest.fixture
-def load(path):
-    """load(**arguments): a SwaaLlama of the tiny model, one thread, closed when the test ends."""
-    from swaa_edge import SwaaLlama
-
-    made = []
-
-    def make(model=path, **arguments):
-        settings = {"n_ctx": 512, "n_batch": 32, "n_ubatch": 32, "n_threads": 1, "n_threads_batch": 1}
-        made.append(SwaaLlama(model, **{"swaa": CONFIG, "verbose": False} | settings | arguments))
-        return made[-1]
-
-    yield make
-    for llm in made:
-        llm.close()
-
-
-@pytest.fixture
-def decoded(native, monkeypatch):
-    """The llama_decode calls so far: a list of (phase in force, tokens in the batch)."""
-    from llama_cpp._internals import LlamaContext
-
-    calls, phase = [], ["AUTO"]
-    set_phase, decode = native.set_phase, LlamaContext.decode
-
-    def spied_phase(context, value):
-        set_phase(context, value)
-        phase[0] = native.Phase(value).name
-
-    def spied_decode(self, batch):
-        calls.append((phase[0], batch.n_tokens()))
-        decode(self, batch)
-
-    monkeypatch.setattr(native, "set_phase", spied_phase)
-    monkeypatch.setattr(LlamaContext, "decode", spied_decode)
-    return calls
-
-
-def last_logits(llm):
-    return np.ctypeslib.as_array(llm._ctx.get_logits(), shape=(VOCAB,)).copy()
-
-
-def raw_logits(native, llm, *parts):
-    """Logits after the last of `parts` (phase name, tokens), each one llama_decode, without SwaaLlama.eval."""
-    llm._ctx.kv_cache_clear()
-    past = 0
-    for phase, tokens in parts:
-        native.set_phase(llm.ctx, native.Phase[phase])
-        llm._batch.set_batch(batch=tokens, n_past=past, logits_all=False)
-        llm._ctx.decode(llm._batch)
-        past += len(tokens)
-    native.set_phase(llm.ctx, native.Phase.AUTO)
-    return last_logits(llm)
-
-
-def prompt_parts(phase, prompt=PROMPT):
-    return [(phase, prompt[i : i + 32]) for i in range(0, len(prompt), 32)]
-
-
-# Phases
-
-
-def test_a_prompts_last_chunk_of_one_token_is_prefill(native, load):
-    llm, raw = load(), load()
-    next(llm.generate(PROMPT, temp=0))
-    found = last_logits(llm)
-    assert np.array_equal(found, raw_logits(native, raw, *prompt_parts("PREFILL")))
-    # Left to itself the engine takes a single token for decode, and the difference shows.
-    assert not np.array_equal(found, raw_logits(native, raw, *prompt_parts("AUTO")))
-
-
-def test_what_is_generated_and_fed_back_is_decode(native, load):
-    llm, raw = load(), load()
-    first, second, _ = itertools.islice(llm.generate(PROMPT, temp=0), 3)
-    found = last_logits(llm)
-    fed = [[first], [second]]
-    prompt = prompt_parts("PREFILL")
-    assert np.array_equal(found, raw_logits(native, raw, *prompt, *(("DECODE", token) for token in fed)))
-    assert not np.array_equal(found, raw_logits(native, raw, *prompt, *(("PREFILL", token) for token in fed)))
-
-
-def test_verifying_drafted_tokens_is_decode(load, decoded):
-    from llama_cpp.llama_speculative import LlamaDraftModel
-
-    plain = list(itertools.islice(load().generate(PROMPT, temp=0), 12))
-
-    class Oracle(LlamaDraftModel):
-        """Drafts three tokens, every second time with a wrong one in the middle."""
-
-        def __init__(self):
-            self.calls = 0
-
-        def __call__(self, input_ids, /, **kwargs):
-            self.calls += 1
-            at = len(input_ids) - len(PROMPT)
-            draft = plain[at : at + 3]
-            if self.calls % 2 and len(draft) == 3:
-                draft[1] = (draft[1] + 1) % VOCAB
-            return np.array(draft, dtype=np.intc)
-
-    decoded.clear()
-    drafting = load(draft_model=Oracle())
-    assert list(itertools.islice(drafting.generate(PROMPT, temp=0), 12)) == plain
-    assert decoded[:3] == [("PREFILL", 32), ("PREFILL", 32), ("PREFILL", 1)]
-    assert {phase for phase, _ in decoded[3:]} == {"DECODE"}
-    assert ("DECODE", 4) in decoded[3:]
-
-
-def test_the_next_turn_of_a_chat_is_prefill_though_it_repeats_what_was_generated(load, decoded):
-    llm = load()
-    answer = list(itertools.islice(llm.generate(PROMPT, temp=0), 5))
-    decoded.clear()
-    # The last token of the answer was never fed back; now it is part of the prompt.
-    next(llm.generate([*PROMPT, *answer, 7], temp=0))
-    assert decoded == [("PREFILL", 2)]
-    assert (llm.last_timings.reused_tokens, llm.last_timings.prompt_tokens) == (len(PROMPT) + 4, 2)
-
-
-def test_a_prompt_that_is_cached_whole_is_not_evaluated_again(load, decoded):
-    llm = load()
-    first = next(llm.generate(PROMPT, temp=0))
-    decoded.clear()
-    assert next(llm.generate(PROMPT, temp=0)) == first
-    assert decoded == []
-    llm.eval([first])
-    assert decoded == [("DECODE", 1)]
-
-
-def test_the_loop_of_eval_and_sample(load, decoded):
-    llm = load()
-    llm.eval(PROMPT)
-    for _ in range(2):
-        llm.eval([llm.sample(temp=0)])
-    assert decoded == [("PREFILL", 32), ("PREFILL", 32), ("PREFILL", 1), ("DECODE", 1), ("DECODE", 1)]
-
-
-def test_other_tokens_than_the_sampled_one_are_prefill(load, decoded):
-    llm = load()
-    llm.eval(PROMPT)
-    token = llm.sample(temp=0)
-    decoded.clear()
-    llm.eval([(token + 1) % VOCAB])
-    assert decoded == [("PREFILL", 1)]
-    token = llm.sample(temp=0)
-    decoded.clear()
-    llm.eval([token, 9, 9])  # a user's turn appended to what the model said
-    assert decoded == [("DECODE", 1), ("PREFILL", 2)]
-
-
-def test_a_caller_with_a_sampler_of_its_own_decodes(load, decoded):
-    llm = load()
-    llm.eval([3])
-    llm.eval([4])
-    assert decoded == [("PREFILL", 1), ("DECODE", 1)]
-
-
-def test_a_phase_that_is_given_holds(native, load, decoded):
-    llm = load()
-    llm.eval([3, 4], phase=native.Phase.DECODE)
-    llm.eval([5], phase=native.Phase.PREFILL)
-    assert decoded == [("DECODE", 2), ("PREFILL", 1)]
-
-
-def test_a_sampled_token_is_forgotten_with_its_sequence(load, decoded):
-    llm = load()
-    llm.eval(PROMPT)
-    state = llm.save_state()
-    token = llm.sample(temp=0)
-    llm.load_state(state)
-    decoded.clear()
-    llm.eval([(token + 1) % VOCAB])
-    assert decoded == [("DECODE", 1)]
-
-
-def test_texts_to_embed_are_prefill(load, decoded):
-    llm = load(embedding=True, pooling_type=1)
-    llm.embed("x")
-    assert [phase for phase, _ in decoded] == ["PREFILL"]
-
-
-def test_code_that_uses_the_context_itself_meets_the_automatic_phase(load, decoded):
-    llm = load()
-    next(llm.generate(PROMPT, temp=0))
-    decoded.clear()
-    llm._batch.set_batch(batch=[1], n_past=len(PROMPT), logits_all=False)
-    llm._ctx.decode(llm._batch)
-    assert decoded == [("AUTO", 1)]
-
-
-def test_batches_are_cut_at_ubatches(load, decoded):
-    load(n_batch=48, n_ubatch=32).eval(PROMPT)
-    assert decoded == [("PREFILL", 32), ("PREFILL", 16), ("PREFILL", 17)]
+def load(load):
+    """load(**arguments): a SwaaLlama of the tiny model whose layers all slide and decode with full attention."""
+    return lambda *model, **arguments: load(*model, **{"swaa": SLIDING, "n_ctx": 512} | arguments)
 
 
 # Settings
@@ -257,7 +48,7 @@ def test_the_settings_in_force(load):
 
 def test_off_is_full_attention_and_a_window_is_not(load):
     logits = []
-    for swaa in (None, False, SwaaConfig(512), CONFIG):
+    for swaa in (None, False, SwaaConfig(512), SLIDING):
         llm = load(swaa=swaa)
         llm.eval(PROMPT)
         logits.append(last_logits(llm))
@@ -285,10 +76,16 @@ def test_the_context_that_the_model_was_trained_for(load):
     assert load(n_ctx=0).n_ctx() == 8192
 
 
+def test_a_model_that_was_read_already(load, path):
+    llm = load(read_model(path))
+    assert (llm.model_path, llm.swaa) == (path, SLIDING)
+    assert llm.__getstate__()["model_path"] == path
+
+
 def test_copies_have_the_same_settings(load):
     llm = load(on_prefill=print, kv_overrides={"qwen3.context_length": 1234})
     for other in (copy.deepcopy(llm), pickle.loads(pickle.dumps(llm))):
-        assert (other.swaa, other.n_ctx(), other.n_batch, other.on_prefill) == (CONFIG, 512, 32, None)
+        assert (other.swaa, other.n_ctx(), other.n_batch, other.on_prefill) == (SLIDING, 512, 32, None)
         assert other._model.n_ctx_train() == 1234
         other.close()
 
@@ -318,7 +115,7 @@ def test_timings_count_tokens(load):
     assert type(timings)().prefill_speed is None
 
 
-def test_a_saved_state_goes_on_as_before(load):
+def test_a_saved_state_continues_as_before(load):
     llm = load()
     llm.eval(PROMPT)
     state = llm.save_state()
@@ -328,11 +125,11 @@ def test_a_saved_state_goes_on_as_before(load):
     assert list(itertools.islice(other.generate(PROMPT, temp=0), 6)) == expected
 
 
-def test_logits_of_every_token_are_kept_on_request(native, load):
+def test_logits_of_every_token_are_kept_on_request(load):
     llm = load(logits_all=True)
     llm.eval(PROMPT)
     assert np.array_equal(llm.scores[64], last_logits(llm))
-    expected = raw_logits(native, load(), ("PREFILL", PROMPT[:32]), ("PREFILL", PROMPT[32:40]))
+    expected = raw_logits(load(), ("PREFILL", PROMPT[:32]), ("PREFILL", PROMPT[32:40]))
     assert np.abs(llm.scores[39] - expected).max() < 0.15 * expected.std()
     assert llm.create_completion(PROMPT, max_tokens=2, logprobs=1)["choices"][0]["logprobs"]
 
@@ -340,20 +137,16 @@ def test_logits_of_every_token_are_kept_on_request(native, load):
 # Cancelling
 
 
-def tokens_of(llm, prompt=PROMPT, count=6):
-    return list(itertools.islice(llm.generate(prompt, temp=0), count))
-
-
 def test_cancel_between_ubatches_keeps_what_is_done(load, decoded):
     llm = load()
-    expected = tokens_of(load())
+    expected = tokens_of(load(), PROMPT, 6)
     llm.on_prefill = lambda done, total: llm.cancel() if done == 32 else None
     decoded.clear()
     with pytest.raises(GenerationCancelled, match="cancelled"):
-        tokens_of(llm)
+        tokens_of(llm, PROMPT, 6)
     assert (llm.n_tokens, decoded) == (32, [("PREFILL", 32)])
     llm.on_prefill = None
-    assert tokens_of(llm) == expected
+    assert tokens_of(llm, PROMPT, 6) == expected
     assert llm.last_timings.reused_tokens == 32
 
 
@@ -378,7 +171,7 @@ def test_cancel_within_a_ubatch(load, monkeypatch, capfd):
     assert llm.n_tokens == 0
     assert capfd.readouterr().err == ""
     monkeypatch.undo()
-    assert tokens_of(llm) == tokens_of(load())
+    assert tokens_of(llm, PROMPT, 6) == tokens_of(load(), PROMPT, 6)
 
 
 def test_cancel_between_tokens(load):
@@ -388,7 +181,7 @@ def test_cancel_between_tokens(load):
     llm.cancel()
     with pytest.raises(GenerationCancelled):
         next(stream)
-    assert tokens_of(llm) == tokens_of(load())
+    assert tokens_of(llm, PROMPT, 6) == tokens_of(load(), PROMPT, 6)
 
 
 def test_cancelling_a_completion_while_its_prompt_is_tokenized(load):
@@ -410,14 +203,14 @@ def test_cancelling_a_completion_while_its_prompt_is_tokenized(load):
 def test_a_cancel_with_nothing_running_does_not_stop_what_comes_later(load):
     llm = load()
     llm.cancel()
-    assert len(tokens_of(llm)) == 6
+    assert len(tokens_of(llm, PROMPT, 6)) == 6
     llm.cancel()
     assert llm.create_completion("some text", max_tokens=3)["choices"]
 
 
 def test_an_interrupt_keeps_the_model_usable(load):
     llm = load()
-    expected = tokens_of(load())
+    expected = tokens_of(load(), PROMPT, 6)
 
     def interrupt(done, total):
         if done == 64:
@@ -425,17 +218,17 @@ def test_an_interrupt_keeps_the_model_usable(load):
 
     llm.on_prefill = interrupt
     with pytest.raises(KeyboardInterrupt):
-        tokens_of(llm)
+        tokens_of(llm, PROMPT, 6)
     llm.on_prefill = None
     assert llm.n_tokens == 64
-    assert tokens_of(llm) == expected
+    assert tokens_of(llm, PROMPT, 6) == expected
 
 
 def test_logits_of_an_interrupted_evaluation_are_not_sampled_from(load, decoded, monkeypatch):
     from llama_cpp._internals import LlamaContext
 
     llm = load()
-    expected = tokens_of(load(), count=1)
+    expected = tokens_of(load(), PROMPT, 1)
     llm.eval(PROMPT)
     decode = LlamaContext.decode
 
@@ -447,21 +240,21 @@ def test_logits_of_an_interrupted_evaluation_are_not_sampled_from(load, decoded,
         patch.setattr(LlamaContext, "decode", interrupted)
         llm.eval([9])
     decoded.clear()
-    assert tokens_of(llm, count=1) == expected
+    assert tokens_of(llm, PROMPT, 1) == expected
     assert decoded == [("PREFILL", 1)]
 
 
 def test_a_model_whose_state_cannot_be_cut_back_starts_over(load, monkeypatch):
     # As recurrent models answer.
     llm = load(swaa=False)
-    expected = tokens_of(load(swaa=False))
+    expected = tokens_of(load(swaa=False), PROMPT, 6)
     llm.on_prefill = lambda done, total: llm.cancel() if done == 32 else None
     with monkeypatch.context() as patch, pytest.raises(GenerationCancelled):
         patch.setattr(llm._ctx, "kv_cache_seq_rm", lambda *_: False)
-        tokens_of(llm)
+        tokens_of(llm, PROMPT, 6)
     assert llm.n_tokens == 0
     llm.on_prefill = None
-    assert tokens_of(llm) == expected
+    assert tokens_of(llm, PROMPT, 6) == expected
 
 
 # Errors
@@ -473,21 +266,21 @@ def test_too_many_tokens(load):
     with pytest.raises(GenerationError) as caught:
         llm.eval([1] * 448)
     assert str(caught.value) == "448 tokens after 65 don't fit the context of 512; raise n_ctx"
-    # Programs tell this case of llama_cpp's by its type and text.
+    # Programs recognize this case of llama_cpp's by its type and text.
     with pytest.raises(ValueError, match="exceed context window of 512"):
         llm.create_completion([1] * 600)
-    assert tokens_of(llm) == tokens_of(load())
+    assert tokens_of(llm, PROMPT, 6) == tokens_of(load(), PROMPT, 6)
 
 
-def test_tokens_that_there_are_not(load):
+def test_tokens_that_do_not_exist(load):
     llm = load()
     with pytest.raises(GenerationError) as caught:
         llm.eval([5, VOCAB])
     assert str(caught.value) == f"the engine refused 2 tokens; each must be from 0 to {VOCAB - 1}"
-    assert tokens_of(llm) == tokens_of(load())
+    assert tokens_of(llm, PROMPT, 6) == tokens_of(load(), PROMPT, 6)
 
 
-def test_logits_that_there_are_not(load):
+def test_logits_that_do_not_exist(load):
     llm = load()
     with pytest.raises(GenerationError, match="no logits to sample from; evaluate tokens first"):
         llm.sample()
@@ -506,7 +299,7 @@ def test_an_empty_prompt(load):
         next(load().generate([]))
 
 
-def test_files_that_are_refused_leave_nothing_behind(native, load, path, tmp_path, recwarn):
+def test_files_that_are_refused_leave_nothing_behind(load, path, tmp_path, recwarn):
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(Path(path).read_bytes()[:-1000])
     for wrong, error, message in [
@@ -535,7 +328,7 @@ def test_a_broken_chat_template(load, path, tmp_path):
         load(str(broken))
 
 
-def test_the_engines_own_reason_is_told(native, load, monkeypatch):
+def test_the_engines_own_reason_is_reported(load, monkeypatch):
     import swaa_edge.llama
 
     # As if Python had let a wrong override through.

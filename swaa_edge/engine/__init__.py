@@ -1,1 +1,1 @@
-"""What lies between `SwaaLlama` and the C library: checks before a load, error translation, the KV cache, states."""
+"""Everything between `SwaaLlama` and the C library: checks before a load, phases, evaluation, KV cache, states."""

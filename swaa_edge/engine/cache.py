@@ -81,7 +81,7 @@ class KVCache:
         )
 
     def shift(self, n_tokens: int, n_discard: int, n_keep: int) -> bool:
-        """Forget `n_discard` of `n_tokens` tokens after the first `n_keep`, and move the rest down.
+        """Discard `n_discard` of `n_tokens` tokens after the first `n_keep`, and move the rest down.
 
         Takes the numbers that `check_shift` returned. False if the engine failed to move the rest: then all tokens must
         be evaluated again. Raises `GenerationError` if it refuses; nothing is changed then.
@@ -91,9 +91,9 @@ class KVCache:
         # Cells behind the tokens that count must not be moved along.
         for first, last in ((n_tokens, -1), (n_keep, start)):
             if not llama_cpp.llama_memory_seq_rm(memory, 0, first, last):
-                raise GenerationError(f"the engine can't forget tokens: {native.last_error()}")
+                raise GenerationError(f"the engine can't discard tokens: {native.last_error()}")
         llama_cpp.llama_memory_seq_add(memory, 0, start, -1, -n_discard)
-        self.snapshots.forget(n_keep)
+        self.snapshots.invalidate(n_keep)
         return llama_cpp.llama_memory_seq_pos_max(memory, 0) == n_tokens - n_discard - 1
 
 
@@ -103,7 +103,7 @@ def shift_range(n_tokens: int, n_discard: int | None, n_keep: int | None, sinks:
     rest = n_tokens - n_keep
     if n_tokens < 3 or not 0 <= n_keep <= n_tokens - 2:
         raise GenerationError(
-            f"n_keep = {n_keep} leaves nothing to forget of {n_tokens} tokens; at least 2 must follow"
+            f"n_keep = {n_keep} leaves nothing to discard of {n_tokens} tokens; at least 2 must follow"
         )
     n_discard = rest // 2 if n_discard is None else n_discard
     if not 0 < n_discard < rest:

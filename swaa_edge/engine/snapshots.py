@@ -51,7 +51,7 @@ class Snapshots:
 
     def advance(self, position: int, count: int) -> None:
         """Call this before `count` tokens are evaluated from `position` on."""
-        self.forget(position)
+        self.invalidate(position)
         # Half of the reach is left for going back into the prompt's last tokens, which often differ next time. A
         # response shorter than the other half needs no copy.
         if self._limit and self._mark is not None and position + count > self._mark + self._reach // 2:
@@ -79,7 +79,7 @@ class Snapshots:
                 return end if llama_cpp.llama_memory_seq_rm(memory, 0, end, -1) else None
         return None
 
-    def forget(self, position: int) -> None:
+    def invalidate(self, position: int) -> None:
         """Drop copies that depend on tokens from `position` on."""
         for snapshot in self._kept:
             snapshot.valid = min(snapshot.valid, position)

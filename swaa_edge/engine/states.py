@@ -30,7 +30,7 @@ _AGAIN = "evaluate the prompt again"
 
 
 def facts_of(llm: llama_cpp.Llama, swaa: SwaaConfig | None, overrides: Mapping[str, Any] | None) -> Facts:
-    """The facts of a loaded model; swaa: the settings in force; overrides: the kv_overrides that its caller gave."""
+    """The facts of a loaded model; swaa: the settings in effect; overrides: the kv_overrides of its caller."""
     params, adapter = llm.context_params, llm.lora_path
     settings = {key: value for key, value in (swaa.to_dict() if swaa else {}).items() if key not in _LABELS}
     others = {key: value for key, value in (overrides or {}).items() if not key.startswith(PREFIX)}

@@ -59,7 +59,7 @@ def test_what_no_snapshot_reaches_is_evaluated_again(load, cold, same):
     tokens_of(llm, PROMPT, LONG)
     prompt = [*PROMPT[:same], *text(3, 250)]
     tokens_of(llm, prompt, 1)
-    assert reused(llm, prompt) == (same if same <= RING.sink_count else 0)  # sinks are never forgotten
+    assert reused(llm, prompt) == (same if same <= RING.sink_count else 0)  # sinks are never evicted
     assert close(last_logits(llm), cold(prompt))
     # Nothing of the first prompt is left to be mistaken for a part of it.
     tokens_of(llm, PROMPT, 1)

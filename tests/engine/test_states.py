@@ -1,4 +1,4 @@
-"""Saved states of SwaaLlama, pickled and in upstream's caches too: they go on exactly, or are refused by name."""
+"""Saved states of SwaaLlama, pickled and in upstream's caches too: they continue exactly, or are refused by name."""
 
 import copy
 import pickle
@@ -7,13 +7,12 @@ import random
 import numpy as np
 import pytest
 
-from support.engine.tiny_llm import RING, RING_CELLS, UBATCH, close, last_logits, text, tokens_of
+from support.engine.tiny_llm import PROMPT, RING, RING_CELLS, UBATCH, close, last_logits, text, tokens_of
 from swaa_edge.config import SwaaConfig
 from swaa_edge.errors import GenerationError, StateError
 
 pytestmark = pytest.mark.native
 
-PROMPT = text(1, 300)
 PER_TOKEN = 2 * 2 * 128 * 2  # bytes of a layer: K and V, 2 heads of 128 numbers of 2 bytes
 
 SETTINGS = [
@@ -30,11 +29,11 @@ def same_bits(found, expected):
     return found.tobytes() == expected.tobytes()
 
 
-# States that go on
+# States that continue
 
 
 @pytest.mark.parametrize("arguments", SETTINGS, ids=lambda arguments: "-".join(arguments) or "ring")
-def test_a_state_goes_on_elsewhere(load, arguments):
+def test_a_state_continues_elsewhere(load, arguments):
     llm, other = load(**arguments), load(**arguments)
     llm.eval(PROMPT)
     state = pickle.loads(pickle.dumps(llm.save_state()))
@@ -62,7 +61,7 @@ def test_a_state_is_what_it_was_whatever_comes_after(load):
     assert close(last_logits(llm), last_logits(other))
 
 
-def test_a_prompt_goes_on_from_a_state(load, cold):
+def test_a_prompt_continues_from_a_state(load, cold):
     llm, other = load(), load()
     llm.eval(PROMPT)
     other.load_state(llm.save_state())
@@ -123,7 +122,7 @@ def state(load):
 
 
 def still_works(llm, cold):
-    """That a refusal changed nothing: the object goes on from the 40 tokens it held."""
+    """That a refusal changed nothing: the object continues from the 40 tokens it held."""
     assert llm.n_tokens == 40
     llm.eval([7])
     assert close(last_logits(llm), cold([*PROMPT[:40], 7]))
@@ -190,7 +189,7 @@ def test_a_state_of_upstream(load, path):
     llm.eval(PROMPT[:40])
     theirs = llama_cpp.Llama(path, n_ctx=512, verbose=False)
     theirs.eval(PROMPT[:40])
-    with pytest.raises(StateError, match="doesn't say which model and settings"):
+    with pytest.raises(StateError, match="doesn't record which model and settings"):
         llm.load_state(theirs.save_state())
     theirs.close()
 

@@ -11,9 +11,12 @@ import random
 import numpy as np
 import pytest
 
+from swaa_edge import native
 from swaa_edge.config import SwaaConfig
 
 RING = SwaaConfig(24, 2, fa_layers=[1])
+#: All layers slide and decode with full attention: here phases change the logits.
+SLIDING = SwaaConfig(8, 1, fa_decode=True)
 VOCAB, UBATCH, RING_CELLS = 768, 32, 256
 
 
@@ -24,6 +27,7 @@ def text(seed, count):
 
 
 PROMPT = text(1, 300)
+SHORT_PROMPT = [5 + 37 * i % 700 for i in range(65)]  # two batches of 32 and one token
 
 
 def tokens_of(llm, prompt, count):
@@ -46,6 +50,19 @@ def reused(llm, prompt):
     return timings.reused_tokens
 
 
+def raw_logits(llm, *parts):
+    """Logits after the last of `parts` (phase name, tokens), each one llama_decode, without SwaaLlama.eval."""
+    llm._ctx.kv_cache_clear()
+    past = 0
+    for phase, tokens in parts:
+        native.set_phase(llm.ctx, native.Phase[phase])
+        llm._batch.set_batch(batch=tokens, n_past=past, logits_all=False)
+        llm._ctx.decode(llm._batch)
+        past += len(tokens)
+    native.set_phase(llm.ctx, native.Phase.AUTO)
+    return last_logits(llm)
+
+
 @pytest.fixture(scope="module")
 def path(gguf_model):
     return str(gguf_model("qwen3", layers=4))
@@ -60,7 +77,7 @@ def load(path):
 
     def make(model=path, **arguments):
         settings = {"n_ctx": 1024, "n_batch": UBATCH, "n_ubatch": UBATCH, "n_threads": 1, "n_threads_batch": 1}
-        made.append(SwaaLlama(str(model), **{"swaa": RING, "verbose": False} | settings | arguments))
+        made.append(SwaaLlama(model, **{"swaa": RING, "verbose": False} | settings | arguments))
         return made[-1]
 
     yield make
@@ -79,3 +96,25 @@ def cold(load):
         return last_logits(reference)
 
     return logits
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """The llama_decode calls so far: a list of (phase in force, tokens in the batch)."""
+    native.load()
+    from llama_cpp._internals import LlamaContext
+
+    calls, phase = [], ["AUTO"]
+    set_phase, decode = native.set_phase, LlamaContext.decode
+
+    def spied_phase(context, value):
+        set_phase(context, value)
+        phase[0] = native.Phase(value).name
+
+    def spied_decode(self, batch):
+        calls.append((phase[0], batch.n_tokens()))
+        decode(self, batch)
+
+    monkeypatch.setattr(native, "set_phase", spied_phase)
+    monkeypatch.setattr(LlamaContext, "decode", spied_decode)
+    return calls

@@ -1,4 +1,4 @@
-"""States of the C functions say what they belong to; what does not fit is refused with a reason, never a crash."""
+"""States of the C functions name what they belong to; one that does not fit is refused with a reason, never a crash."""
 
 import random
 
@@ -110,7 +110,7 @@ def test_a_state_without_swaa(engine, zoo):
 @pytest.mark.parametrize("seq", [None, 0])
 @pytest.mark.parametrize("unified", [True, False])
 def test_damage_anywhere(engine, zoo, seq, unified):
-    """Cuts and flipped bits: the process lives, what is refused leaves nothing half, and all works afterwards."""
+    """Cuts and flipped bits: the process survives, a refusal leaves no half state, and everything works afterwards."""
     setup = Setup(**RING.changed() | {"unified": unified})
     context = opened(engine, zoo, setup)
     fill(context)
@@ -169,7 +169,7 @@ def test_requests_about_sequences_that_there_are_not(engine, zoo):
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )
-def test_a_request_madethat_is_refused_says_why(engine, zoo, request_made, reason):
+def test_a_refused_request_names_the_reason(engine, zoo, request_made, reason):
     context = opened(engine, zoo, RING)
     fill(context)
     answer = context.call(*request_made)
