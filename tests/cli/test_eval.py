@@ -2,13 +2,12 @@
 
 import json
 import re
-import types
 
 import pytest
 from click.testing import CliRunner
 
-from support.fakes.evaluate import WORDS, Reader, fake_prompts, forget_runs
-from support.fakes.gguf_bytes import kv, model, swaa_keys
+from support.fakes.evaluate import Reader, fake_engine, write_model
+from support.fakes.gguf_bytes import swaa_keys
 from swaa_edge import SwaaConfig
 from swaa_edge.cli import cli
 from swaa_edge.engine.settings import EngineSettings
@@ -20,12 +19,6 @@ def run(*args):
     return CliRunner().invoke(cli, ["eval", *map(str, args)], prog_name="swaa-edge")
 
 
-def write_model(path, *keys):
-    """A model file of four layers and a context of 4096 tokens, which no engine could run."""
-    path.write_bytes(model(extra=[kv("tokenizer.ggml.model", "str", "none"), *keys]))
-    return path
-
-
 @pytest.fixture
 def file(tmp_path):
     return write_model(tmp_path / "model.gguf")
@@ -33,22 +26,7 @@ def file(tmp_path):
 
 @pytest.fixture
 def fake(monkeypatch, tmp_path):
-    """A fake engine and vocabulary. responses: by a part of the question; cache: the folder of journals."""
-    forget_runs(monkeypatch)
-    state = types.SimpleNamespace(prompts=None, responses={}, cache=tmp_path / "cache" / "swaa-edge", engines=[])
-
-    def prompts(path, *, chat=True):
-        state.prompts = fake_prompts(WORDS, "chat" if chat else "plain")
-        return state.prompts
-
-    def load(engine, path, *, swaa, n_ctx):
-        state.engines.append((engine, str(path)))
-        return Reader(state.prompts, swaa, n_ctx, state.responses)
-
-    monkeypatch.setattr("swaa_edge.evaluate.prompts.Prompts", prompts)
-    monkeypatch.setattr(EngineSettings, "load", load)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return state
+    return fake_engine(monkeypatch, tmp_path / "cache")
 
 
 @pytest.fixture

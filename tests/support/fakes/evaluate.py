@@ -10,6 +10,8 @@ import contextlib
 import re
 from types import SimpleNamespace
 
+from support.fakes.gguf_bytes import kv, model
+from swaa_edge.engine.settings import EngineSettings
 from swaa_edge.evaluate.prompts import Prompts
 
 #: Patterns of one token.
@@ -158,3 +160,31 @@ def forget_runs(monkeypatch):
     """Reset the record of what `Reader`s did."""
     for name, value in {"open": 0, "loaded": (), "asked": (), "fail_at": None}.items():
         monkeypatch.setattr(Reader, name, value)
+
+
+def fake_engine(monkeypatch, cache):
+    """Replace engine and vocabulary of `evaluate.compare`, and keep its journals in the folder `cache`.
+
+    In the result, responses: by a part of the question; cache: the folder of journals; engines: what was loaded.
+    """
+    forget_runs(monkeypatch)
+    state = SimpleNamespace(prompts=None, responses={}, cache=cache / "swaa-edge", engines=[])
+
+    def prompts(path, *, chat=True):
+        state.prompts = fake_prompts(WORDS, "chat" if chat else "plain")
+        return state.prompts
+
+    def load(engine, path, *, swaa, n_ctx):
+        state.engines.append((engine, str(path)))
+        return Reader(state.prompts, swaa, n_ctx, state.responses)
+
+    monkeypatch.setattr("swaa_edge.evaluate.prompts.Prompts", prompts)
+    monkeypatch.setattr(EngineSettings, "load", load)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    return state
+
+
+def write_model(path, *keys):
+    """A model file of four layers and a context of 4096 tokens, which no engine could run."""
+    path.write_bytes(model(extra=[kv("tokenizer.ggml.model", "str", "none"), *keys]))
+    return path
