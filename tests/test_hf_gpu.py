@@ -57,25 +57,25 @@ def test_gradients_are_those_of_a_mask():
     found = []
     for device, attention in (("cpu", "swaa_sdpa"), ("cuda", "swaa_flex")):
         model = adapted("qwen3", WIDE, attention).to(device).train()
-        asked = {"attention_mask": mask.to(device), "decode_mask": hf.decode_mask(PROMPTS, mask).to(device)}
+        arguments = {"attention_mask": mask.to(device), "decode_mask": hf.decode_mask(PROMPTS, mask).to(device)}
         labels = tokens.masked_fill(mask == 0, -100).to(device)
-        model(tokens.to(device), labels=labels, **asked).loss.backward()
+        model(tokens.to(device), labels=labels, **arguments).loss.backward()
         found.append({name: p.grad.cpu() for name, p in model.named_parameters() if p.grad is not None})
     cpu, gpu = found
     assert cpu.keys() == gpu.keys() and len(cpu) > 20
-    for name, wanted in cpu.items():
-        assert (gpu[name] - wanted).norm() < 1e-3 * wanted.norm(), name
+    for name, expected in cpu.items():
+        assert (gpu[name] - expected).norm() < 1e-3 * expected.norm(), name
 
 
 def test_generating_is_what_the_cpu_generates():
     rng = np.random.default_rng(24)
     tokens, mask = padded([some_tokens(rng, count) for count in SEQUENCES], "left")
-    told = []
+    generated = []
     for device in ("cpu", "cuda"):
         model = adapted("qwen3", WIDE).to(device)
-        asked = {"attention_mask": mask.to(device), "max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
-        told.append(model.generate(tokens.to(device), **asked).cpu())
-    assert torch.equal(*told)
+        arguments = {"attention_mask": mask.to(device), "max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
+        generated.append(model.generate(tokens.to(device), **arguments).cpu())
+    assert torch.equal(*generated)
 
 
 def test_training_memory_grows_with_the_length_not_with_its_square():
