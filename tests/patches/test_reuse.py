@@ -150,10 +150,10 @@ def test_a_copy_lacks_what_the_ring_had_lost():
 def test_a_state_of_a_sequence_holds_its_newest_positions():
     book = Book(2, unified=True, cells=512, ring=Ring(80, window=10, sinks=2, keep=18))
     book.append([((0,), range(50))])
-    book.put(1, book.snapshot(), 0)
+    book.put(1, book.state(), 0)
     assert [book.servable(1, p) for p in (40, 41)] == [False, True]
     assert book.servable(0, 20)
-    book.rewind_to(0, book.snapshot(), 0)
+    book.rewind_to(0, book.state(), 0)
     assert [book.servable(0, p) for p in (40, 41)] == [False, True]
 
 

@@ -220,4 +220,3 @@ def save_model(
     elif tokenizer is not None:
         tokenizer.save_pretrained(folder)
     return folder
-save_checkpoint = save_model
