@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -147,5 +148,14 @@ def duration(seconds: float) -> str:
 def _bar(stream: TextIO, **options: object) -> tqdm:
     from tqdm import tqdm
 
-    # Steps take seconds, so each one may redraw the bar.
-    return tqdm(file=stream, miniters=1, dynamic_ncols=True, **options)
+    # miniters: steps take seconds, so each one may redraw the bar. ncols, nrows: tqdm hides a bar where a terminal
+    # reports no size.
+    return tqdm(file=stream, miniters=1, ncols=_columns(stream), nrows=24, **options)
+
+
+def _columns(stream: TextIO) -> int:
+    """Width of a bar: less than the terminal's, which may be unknown or 0, so that a line never wraps."""
+    try:
+        return (os.get_terminal_size(stream.fileno()).columns or 80) - 1
+    except (OSError, ValueError):
+        return 79

@@ -1,7 +1,10 @@
 """Progress, by the exact text of a log and by what stands on a terminal."""
 
+import contextlib
 import io
+import os
 import re
+import sys
 import types
 
 import pytest
@@ -123,6 +126,32 @@ def test_a_transient_bar_leaves_nothing_behind(clock):
     written = prefill(Terminal(), clock, transient=True)
     assert "\n" not in written and "1000/2000" in written and written.endswith("\r")
     assert not written.split("\r")[-2].strip()
+
+
+@pytest.mark.parametrize(("columns", "width"), [(0, 79), (40, 39)])
+def test_a_bar_fits_its_terminal_even_if_the_size_is_unknown(clock, monkeypatch, columns, width):
+    stream = Terminal()
+    stream.fileno = lambda: 2
+    monkeypatch.setattr(module.os, "get_terminal_size", lambda fd: module.os.terminal_size((columns, 24)))
+    progress = PrefillProgress(stream)
+    progress(0, 100)
+    assert len(stream.getvalue().strip("\r")) == width
+    progress.close()
+
+
+def test_a_terminal_without_a_size_shows_the_bar():
+    pty = pytest.importorskip("pty")
+    child, end = pty.fork()
+    if child == 0:
+        code = "import sys; from swaa_edge.support.progress import PrefillProgress; PrefillProgress(sys.stderr)(0, 7)"
+        os.execv(sys.executable, [sys.executable, "-c", code])
+    shown = b""
+    with contextlib.suppress(OSError):  # Linux reports the end of the child so
+        while part := os.read(end, 4096):
+            shown += part
+    os.waitpid(child, 0)
+    os.close(end)
+    assert b"0/7" in shown
 
 
 def test_an_interrupted_bar_is_removed(clock):
