@@ -52,14 +52,9 @@ def search(
     Raises `ConfigError` for numbers out of range, and the errors of loading and running a model.
     """
     keep = quarter(n_layers) if keep is None else keep
-    if not 1 <= keep < n_layers:
-        raise ConfigError(f"keep = {keep} must be from 1 to {n_layers - 1} of the model's {n_layers} layers")
-    if candidates is not None and not keep <= candidates <= n_layers:
-        raise ConfigError(f"candidates = {candidates} must be from {keep} (the layers to keep) to {n_layers}")
+    _check(n_layers, keep, candidates, swaps)
     if method == "lazy" and visible is None:
         raise ConfigError("method lazy needs a measurement of attention; give visible")
-    if swaps < 0:
-        raise ConfigError(f"swaps = {swaps} must be 0 or more")
     counter, journal = Counter(on_progress), journal or Journal(None, {})
     losses = Losses(load, swaa, n_layers, cases, journal=journal, counter=counter)
     apart = Losses(load, swaa, n_layers, held_out, journal=journal, counter=counter) if held_out else None
@@ -79,6 +74,15 @@ def search(
             raise
         report.stopped = error
     return report
+
+
+def _check(n_layers: int, keep: int, candidates: int | None, swaps: int) -> None:
+    if not 1 <= keep < n_layers:
+        raise ConfigError(f"keep = {keep} must be from 1 to {n_layers - 1} of the model's {n_layers} layers")
+    if candidates is not None and not keep <= candidates <= n_layers:
+        raise ConfigError(f"candidates = {candidates} must be from {keep} (the layers to keep) to {n_layers}")
+    if swaps < 0:
+        raise ConfigError(f"swaps = {swaps} must be 0 or more")
 
 
 def quarter(n_layers: int) -> int:

@@ -1,9 +1,10 @@
-"""`calibrate` from Python, as docs/calibrate.md shows it: the engine's losses, a choice, files, a journal."""
+"""`calibrate` from Python: a choice by the engine's losses, files, a journal; the example of docs/calibrate.md."""
 
 import json
 
 import pytest
 
+from support.docs import run_example
 from swaa_edge import SwaaConfig
 from swaa_edge.calibrate import calibrate
 from swaa_edge.calibrate.settings import CalibrateSettings
@@ -40,6 +41,14 @@ def test_calibrate_from_python(path, tmp_path, monkeypatch):
     again = calibrate(path, SwaaConfig(16, 2), json_file=str(tmp_path / "all.json"), **arguments)
     assert again.to_dict() == document == json.loads((tmp_path / "all.json").read_text())
     assert notes == ["resuming after 12 measurements"]
+
+
+@pytest.mark.native
+def test_the_example_of_the_docs(path, tmp_path):
+    (tmp_path / "model.gguf").symlink_to(path)
+    (tmp_path / "notes.txt").write_text(real_text()[:4000], encoding="utf-8")
+    output = run_example("docs/calibrate.md", 0, tmp_path)
+    assert "loss saved when only this layer keeps full attention:" in output and "\n--fa-layers " in output
 
 
 @pytest.mark.parametrize("keep", [0, -1, 0.0, 1.5, -0.5])

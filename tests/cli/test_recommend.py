@@ -1,10 +1,11 @@
-"""The command recommend: exact output, files, and mistakes in one line."""
+"""The command recommend: exact output, files, mistakes in one line; the example of docs/calibrate.md."""
 
 import json
 
 import pytest
 from click.testing import CliRunner
 
+from support.docs import run_example
 from swaa_edge import SwaaConfig
 from swaa_edge.cli import cli
 
@@ -133,3 +134,8 @@ def test_files_that_are_not_evaluations(tmp_path, text, message):
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.startswith(f"Error: {path}") and message in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_the_example_of_the_docs(measured, tmp_path):
+    output = run_example("docs/calibrate.md", 1, tmp_path)
+    assert output.startswith("quality, 95.0% accurate, prefill 1.50x: ") and "fa_layers='1::2'" in output

@@ -118,12 +118,12 @@ def test_long_records_are_left_out_and_counted(write):
     ("record", "message"),
     [
         (7, "7 must be an object with prompt and answer, or messages"),
-        ({"answer": "a"}, "the field prompt is missing; there is answer"),
-        ({"prompt": "p"}, "the field answer is missing; there is prompt"),
+        ({"answer": "a"}, "the field prompt is missing; the record has answer"),
+        ({"prompt": "p"}, "the field answer is missing; the record has prompt"),
         ({"prompt": "p", "answer": 7}, "answer = 7 must be a string"),
         ({"prompt": " ", "answer": "a"}, "prompt is empty"),
         ({"messages": "hello"}, 'messages must be a list of {"role", "content"}'),
-        ({"messages": [{"role": "user"}]}, "message 1: the field content is missing; there is role"),
+        ({"messages": [{"role": "user"}]}, "message 1: the field content is missing; the record has role"),
         ({"messages": [{"role": "user", "content": "x"}]}, "no response to learn"),
     ],
 )
