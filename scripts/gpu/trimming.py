@@ -1,9 +1,8 @@
 """Leaves kernel instances out of a CUDA tree, so that it compiles in minutes instead of half an hour.
 
-The unpatched library is there to be timed, so its flash attention is needed only for the head size of the timed
-models; and no check multiplies matrices of a type that none of the models has. A kernel that is left out still links:
-its function aborts with a message, so it cannot be measured by mistake. The other kernels are compiled from upstream's
-own lines.
+The unpatched library is only timed, so its flash attention is needed only for the head size of the timed models; and no
+check multiplies matrices of a type that none of the models has. A kernel that is left out still links: its function
+aborts with a message, so it cannot be measured by mistake. The other kernels are compiled from upstream's own lines.
 
     for path, text in trim(instances_of(tree), heads=(128,), matrices=("Q8_0", "F16")): ...
 """

@@ -1,4 +1,4 @@
-"""Large CPU buffers ask Linux for huge pages (patches/0012): the advice stands in the kernel's list of mappings.
+"""Large CPU buffers ask Linux for huge pages (patches/0012): the kernel's list of mappings shows the advice.
 
 pytest tests/patches/test_huge_pages.py
 """
@@ -17,7 +17,7 @@ ADVISED = "hg"  # of VmFlags in /proc/PID/smaps, proc(5)
 
 
 def flags_at(address: int) -> list[str]:
-    """VmFlags of this process's mapping that holds the address."""
+    """VmFlags of this process's mapping that contains the address."""
     inside = False
     for line in Path("/proc/self/smaps").read_text().splitlines():
         if match := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):

@@ -1,6 +1,6 @@
-"""The engine's window where the random grid doesn't go: reuse of what a cache holds, shifts, states, and refusals.
+"""The engine's window beyond the random grid: reuse of cached tokens, shifts, states, and refusals.
 
-What is compared is again the oracle's logits, or another run of the engine that must give the same ones.
+Compared with the oracle's logits, or with another run of the engine that must give the same ones.
 
     pytest tests/patches/test_semantics.py
 """
@@ -155,11 +155,11 @@ def test_equal_runs_give_equal_bits(llama, threads):
     assert first.tobytes() == second.tobytes()
 
 
-# What a cache holds already
+# Reuse of the cache
 
 
 def test_a_reused_prefix(llama):
-    # A chat whose last answer is thrown away: its tokens were decode tokens, those that stay keep what they computed.
+    # A chat whose last answer is discarded: its tokens were decode tokens, and the remaining ones keep their K and V.
     tokens, more = random_tokens(900), random_tokens(60, seed=1)
     steps = [("decode", tokens_of(tokens[i : i + 300], i), "prefill") for i in range(0, 900, 300)]
     steps += [("decode", tokens_of([token], 900 + i), "decode") for i, token in enumerate(more[:20])]
@@ -219,7 +219,7 @@ def test_a_state_in_another_sequence(llama, unified):
 
 
 def test_after_a_context_shift(llama):
-    # Tokens 40 to 239 go, the later ones move down by 200: what is position 0 to 3 now are the sinks, as before.
+    # Tokens 40 to 239 are removed, the later ones move down by 200; positions 0 to 3 are the sink tokens, as before.
     tokens, more = random_tokens(600), random_tokens(40, 1)
     steps = [("phase", "prefill"), ("decode", tokens_of(tokens[:300])), ("decode", tokens_of(tokens[300:], 300))]
     steps += [("seq_rm", 0, 40, 240), ("seq_add", 0, 240, -1, -200)]
@@ -229,7 +229,7 @@ def test_after_a_context_shift(llama):
     close(got, shifted(llama.model, tokens, (40, 240), more, n_decode=10, rule=llama.rule))
 
 
-# What the tests stand on
+# The tests' own foundations
 
 
 def test_a_crash_is_one_failure(engine, zoo):
@@ -305,11 +305,11 @@ def test_a_policy_that_needs_flash_attention(engine, zoo, policy):
         engine.run(zoo.gguf("llama", LAYERS), [], RULE.overrides, policy=policy, flash_attn=False)
 
 
-def test_the_library_tells_its_configuration(engine, zoo):
+def test_the_library_reports_its_configuration(engine, zoo):
     result = engine.run(zoo.gguf("llama", LAYERS), [], RULE.overrides)
-    told = result.config
-    assert (told["window_size"], told["sink_count"], told["sliding"]) == (RULE.window, RULE.sinks, RULE.sliding)
-    assert told["fa_decode"] == RULE.fa_decode
+    config = result.config
+    assert (config["window_size"], config["sink_count"], config["sliding"]) == (RULE.window, RULE.sinks, RULE.sliding)
+    assert config["fa_decode"] == RULE.fa_decode
     assert engine.run(zoo.gguf("llama", LAYERS), []).config is None
 
 

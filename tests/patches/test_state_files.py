@@ -1,4 +1,4 @@
-"""States of the C functions name what they belong to; one that does not fit is refused with a reason, never a crash."""
+"""States of the C functions identify their model and context; one that does not fit is refused with a reason."""
 
 import random
 
@@ -43,7 +43,7 @@ def saved(context, way, tmp_path):
 
 
 def loaded(context, way, state):
-    """Bytes read, or tokens; 0 is a refusal."""
+    """Load a state: bytes read, or tokens; 0 is a refusal."""
     seq = 0 if "sequence" in way else None
     if "file" in way:
         return context.call("file_load", str(state), seq)

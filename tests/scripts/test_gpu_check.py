@@ -268,19 +268,19 @@ def test_what_has_no_time_left_is_done_by_the_next_call(tmp_path):
     assert runner.run("a", 1, half)["rows"] == [1] and runner.open == {"a": "no time left"}
     assert runner.run("b", 1, dict, needs=90) is None and list(runner.open) == ["a", "b"]
     again = Runner(tmp_path, say=lambda text: None)
-    # The half result is shown while there is no better one, but never for other inputs.
+    # The partial result is kept until there is a complete one, but never for other inputs.
     late = Runner(tmp_path, time.monotonic() - 1, say=lambda text: None)
     assert late.run("a", 1, dict)["rows"] == [1] and late.run("a", 2, dict) is None
     assert again.run("a", 1, lambda: {"rows": [1, 2]})["rows"] == [1, 2] and again.open == {}
     failed = Runner(tmp_path, say=lambda text: None)
     assert failed.run("c", 1, lambda: (_ for _ in ()).throw(CheckError("no nvcc"))) is None
     assert failed.open == {"c": "no nvcc"}
-    # A stage that breaks doesn't take the others with it.
+    # A stage that breaks does not stop the others.
     assert failed.run("d", 1, lambda: {}["rows"]) is None and failed.run("e", 1, dict) is not None
     assert failed.open == {"c": "no nvcc", "d": "KeyError: 'rows'"}
 
 
-# What test-backend-ops says
+# Parsing the output of test-backend-ops
 
 
 def test_reading_op_tests():

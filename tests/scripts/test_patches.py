@@ -1,4 +1,4 @@
-"""scripts/patches.py apply and refresh: no edit is lost, nothing is guessed, what comes out is exact to the byte.
+"""scripts/patches.py apply and refresh: no edit is lost, nothing is guessed, the output is exact to the byte.
 
 pytest tests/scripts/test_patches.py
 """

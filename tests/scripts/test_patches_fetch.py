@@ -1,4 +1,4 @@
-"""scripts/patches.py fetch: the pinned sdist and no other, from a cache or by pip, unpacked safely.
+"""scripts/patches.py fetch: only the pinned sdist, from a cache or by pip, unpacked safely.
 
 pytest tests/scripts/test_patches_fetch.py
 """

@@ -1,4 +1,4 @@
-"""scripts/patches.py, the patch format: any change survives the way out and back, whatever git is told elsewhere.
+"""The patch format of scripts/patches.py: any change survives export and apply, whatever the user's git configuration.
 
 pytest tests/scripts/test_patches_format.py
 """

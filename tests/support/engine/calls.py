@@ -1,6 +1,6 @@
-"""What can be asked of an open context: one method per C function, each returning what the function says.
+"""The calls of an open context: one method per C function, each returning the function's result.
 
-Runs in the child process of engine.py, over ctypes; nothing here decides whether an answer is right.
+Runs in the child process of `Engine`, over ctypes; nothing here decides whether a result is correct.
 
 Use: `calls = Calls(api, swaa=True, context=ctx, vocab=768); calls.seq_rm(0, 40, -1)`
 """
@@ -13,7 +13,7 @@ import os
 import numpy as np
 
 PHASES = {"auto": 0, "prefill": 1, "decode": 2}
-# LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY: only what a ring holds.
+# LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY: only the ring's part of the state.
 PARTIAL_ONLY = 1
 
 _CONTEXT, _U32, _U64 = ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint64
@@ -38,12 +38,12 @@ class Calls:
         self.memory = api.llama_get_memory(context)
 
     def last_error(self) -> str:
-        """Why SWAA refused something last on this thread; "" if it didn't."""
+        """The reason of SWAA's last refusal on this thread; "" if there was none."""
         return last_error(self.api, self.swaa)
 
     def phase(self, name: str) -> int:
         if not self.swaa:
-            raise RuntimeError("a phase was asked of a library without SWAA")
+            raise RuntimeError("the library has no SWAA, so it takes no phase")
         function = self.api._lib.llama_swaa_set_phase
         function.argtypes = [_CONTEXT, ctypes.c_int32]
         return function(self.ctx, PHASES[name])
@@ -52,8 +52,8 @@ class Calls:
         self.api.llama_set_n_threads(self.ctx, n, n)
 
     def decode(self, entries: list, phase: str | None = None) -> tuple[int, np.ndarray | None]:
-        """entries: (token, position, sequence ids, want logits). The code, and if it is 0 the logits of the wanted
-        rows in batch order, float32 [rows, vocab]."""
+        """entries: (token, position, sequence ids, want logits). Returns the code, and if it is 0 the logits of the
+        rows with want logits in batch order, float32 [rows, vocab]."""
         if phase is not None and self.phase(phase) != 0:
             raise RuntimeError(f"phase {phase} refused")
         owners = max(len(seqs) for _, _, seqs, _ in entries)
@@ -139,7 +139,7 @@ class Calls:
         return self.api.llama_state_seq_save_file(self.ctx, path.encode(), seq, array, len(tokens))
 
     def file_load(self, path: str, seq: int | None, capacity: int = 4096) -> tuple[int, list[int]]:
-        """What the function returns (0: refused), and the tokens it read."""
+        """The function's result (0: refused), and the tokens it read."""
         array, count = (self.api.llama_token * capacity)(), ctypes.c_size_t(0)
         if seq is None:
             got = self.api.llama_state_load_file(self.ctx, path.encode(), array, capacity, ctypes.byref(count))

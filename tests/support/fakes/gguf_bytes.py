@@ -1,6 +1,6 @@
-"""GGUF files spelled out byte by byte, for tests of what reads and splices them.
+"""GGUF files spelled out byte by byte, for tests of the code that reads and splices them.
 
-Independent of swaa_edge and of the gguf package, so that a shared mistake can't hide.
+Independent of swaa_edge and of the gguf package, so that a shared mistake cannot hide.
 
     model(layers=4, extra=[text("general.name", "tiny")])
 """
@@ -63,7 +63,7 @@ def model(layers=4, *, arch="llama", extra=(), tensors=TENSORS, **layout):
 
 
 def swaa_keys(layers=4, **changed):
-    """Right SWAA keys, ready-made; a key named in `changed` (version=..., None to leave out) is replaced."""
+    """Correct SWAA keys; a key named in `changed` (version=..., None to leave out) is replaced."""
     keys = {
         "version": kv("swaa.version", "u32", 1),
         "window_size": kv("swaa.window_size", "u32", 2048),

@@ -1,8 +1,8 @@
-"""One flash attention of the emulator against plain attention in float64, which knows nothing of tables or kernels.
+"""Compares flash attention in the emulator with plain attention in float64, which has neither tables nor kernels.
 
-Why: the reference sees positions, the sliding window by its definition, and nothing else. What the kernel gets is made
-from that: blocks of the cache at random places, NaN in every block that the table does not name, a mask that is only
-as wide as the table's masked columns. So a row read from a wrong place is an error that no bound hides.
+Why: the reference uses only positions and the definition of the sliding window. The kernel's inputs are derived from
+them: blocks of the cache at random places, NaN in every block that the table does not name, a mask only as wide as the
+table's masked columns. So reading a row from a wrong place is an error that no bound hides.
 
     failures = attention.check(library, [Case(type="q8_0", n_q=65, window=300, sinks=64)])
 
@@ -53,7 +53,7 @@ class Case:
     softcap: float = 0.0
     vec: tuple[int, int] = (0, 0)  # queries and elements of the vector kernel; 0: upstream's choice
     n_kv_max: int = 0
-    blind_row: bool = False  # one query that sees nothing of what is masked
+    blind_row: bool = False  # one query that sees none of the masked columns
     reverse: bool = False  # simdgroups run in reverse order
 
     @property
@@ -78,7 +78,7 @@ class _Call(ctypes.Structure):
 
 
 def visible(case: Case, stream: int) -> np.ndarray:
-    """bool [n_q, kv]: who sees which position, by the definition."""
+    """bool [n_q, kv]: the positions that each query sees, by definition."""
     p, j = case.positions(stream)[:, None], np.arange(case.kv)[None, :]
     if not case.mask:
         return np.ones((case.n_q, case.kv), bool)
@@ -89,13 +89,13 @@ def visible(case: Case, stream: int) -> np.ndarray:
 
 
 def bias(case: Case, stream: int) -> np.ndarray:
-    """float [n_q, kv]: what the mask holds where it is visible; not 0 with ALiBi, which scales it."""
+    """float [n_q, kv]: the mask's values at visible positions; not 0 with ALiBi, which scales them."""
     p, j = case.positions(stream)[:, None], np.arange(case.kv)[None, :]
     return -np.minimum(np.abs(p - j), 16) / 16.0 * (case.max_bias > 0) * (j >= BLOCK * unmasked_blocks(case))
 
 
 def unmasked_blocks(case: Case) -> int:
-    """Blocks without a mask, as many in every stream."""
+    """Number of blocks without a mask, the same in every stream."""
     return int(case.positions(case.streams - 1)[0]) // BLOCK - 1 if case.past else 0
 
 
@@ -146,7 +146,7 @@ def to_bf16(x: np.ndarray) -> np.ndarray:
 
 
 def aligned(data: np.ndarray) -> np.ndarray:
-    """A copy at an address as a GPU's buffers have it, with NaN on both sides of it."""
+    """A copy aligned like a GPU's buffer, with NaN on both sides."""
     guard = 16384
     memory = np.full(data.nbytes + 2 * guard + 256, 0xFF, np.uint8)
     start = guard + -(memory.ctypes.data + guard) % 256
@@ -156,7 +156,7 @@ def aligned(data: np.ndarray) -> np.ndarray:
 
 
 class Emulator:
-    """The functions of host.cpp in a library that build.py made."""
+    """The functions of host.cpp in a library made by build.py."""
 
     def __init__(self, library: Path):
         self.lib = ctypes.CDLL(str(library), mode=os.RTLD_LAZY)
@@ -186,7 +186,7 @@ class Emulator:
         return out.astype(float)
 
     def run(self, case: Case) -> dict:
-        """Errors of a case: nmse, the largest one, that of plain half precision; the result's hash; the pipelines."""
+        """Run a case: nmse, largest error, error of plain half precision, hash of the result, pipelines."""
         rng = np.random.default_rng(len(repr(case)) + case.n_q + case.kv)
         q = rng.standard_normal((case.streams, case.n_heads, case.n_q, case.dk)).astype(np.float32) * 2
         k = self.encode(case.type, rng.uniform(-1, 1, (case.streams, case.kv, case.heads, case.dk)))
@@ -227,7 +227,7 @@ class Emulator:
 
 
 def _columns(case: Case, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The mask that the kernels get, the table, and the place of each block of positions, both among all streams."""
+    """The kernels' mask, the table, and the place of each block of positions, the latter two for all streams."""
     full = [np.where(visible(case, s), bias(case, s), -np.inf) for s in range(case.streams)]
     if not case.table:
         return np.stack(full).astype(np.float16), np.zeros((1, 1), np.int32), np.zeros(0, np.int32)
@@ -247,7 +247,7 @@ def _columns(case: Case, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarr
 
 
 def verdict(case: Case, result: dict) -> str | None:
-    """What is wrong with a result, or None: at most upstream's NMSE, and twice the error of plain half precision."""
+    """The failure of a result, or None: at most upstream's NMSE, and twice the error of plain half precision."""
     bound = 2 * result["half"] + 1e-5
     if not result["nmse"] <= MAX_NMSE or not result["error"] <= bound:
         return f"{case}: nmse {result['nmse']:.2e}, error {result['error']:.2e} of {bound:.2e}"
@@ -261,7 +261,7 @@ def run(library: Path, cases: Sequence[Case]) -> list[dict]:
         input=json.dumps([asdict(case) for case in cases]),
         capture_output=True,
         text=True,
-        # small matrices: numpy's threads would cost more than they bring
+        # small matrices: numpy's threads would cost more than they gain
         env=module_environment(GGML_NO_BACKTRACE="1", OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1"),
     )
     results = [json.loads(line) for line in child.stdout.splitlines() if line.startswith("{")]
@@ -270,7 +270,7 @@ def run(library: Path, cases: Sequence[Case]) -> list[dict]:
 
 
 def complaints(cases: Sequence[Case], results: Sequence[dict]) -> list[str]:
-    """What is wrong with results, one line a case; ValueError without a case."""
+    """The failures in results, one line per case; ValueError without a case."""
     if not cases:
         raise ValueError("no cases")
     found = []
@@ -283,7 +283,7 @@ def complaints(cases: Sequence[Case], results: Sequence[dict]) -> list[str]:
 
 
 def check(library: Path, cases: Sequence[Case]) -> list[str]:
-    """What is wrong with the cases, one line each; [] if nothing is."""
+    """Run the cases; returns one line per failure, [] if all pass."""
     return complaints(cases, run(library, cases))
 
 

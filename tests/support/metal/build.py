@@ -1,8 +1,8 @@
 """Compiles llama.cpp's Metal flash attention, kernels and host code, into a library that runs without a Mac.
 
-Why: the kernels are Metal, which is C++ but for a few things; this rewrites those (function constants, attributes of
-parameters, instantiations with a host_name) line by line and leaves the code of the kernels alone. Only the instances
-in KERNELS are compiled, since each takes seconds.
+Why: Metal is C++ with a few extensions (function constants, attributes of parameters, instantiations with a host_name);
+this rewrites the extensions line by line and leaves the code of the kernels alone. Only the instances in KERNELS are
+compiled, since each takes seconds.
 
     library = build.build(ROOT / "vendor" / "llama.cpp-patched", lib_dir, ROOT / "build" / "metal")
 """
@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -72,12 +72,16 @@ INSTANCE = re.compile(r'^template \[\[host_name\("kernel_(\w+?)"\s*\)\]\]\s*kern
 KERNEL = re.compile(r"^kernel void (\w+)\((.*?)\) \{$", re.M | re.S)
 
 
+#: A compiler command without its -o, and the files that its object depends on, the source last.
+Job = tuple[list[str], list[Path]]
+
+
 class MissingCompiler(RuntimeError):
-    """No clang: the message says which would do and how to get it."""
+    """No suitable clang; the message names the versions and how to install one."""
 
 
 def compiler() -> str:
-    """Path of a clang++ that knows _Float16 and the rest; the environment variable METAL_CXX goes first."""
+    """Path of a clang++ that supports _Float16; the environment variable METAL_CXX takes precedence."""
     for name in [os.environ.get("METAL_CXX", ""), *COMPILERS]:
         path = shutil.which(name) if name else None
         if path and int(_output([path, "-dumpversion"]).split(".")[0] or 0) >= 16:
@@ -92,7 +96,7 @@ def _output(command: list[str]) -> str:
 
 
 def parameters(signature: str) -> list[str]:
-    """What emulator.h has to pass for each parameter of a kernel: numbers of buffers, names of TG_MEMORY's kind."""
+    """The argument that emulator.h passes for each parameter of a kernel: a buffer number or a name like TG_MEMORY."""
     found, buffers = [], 0
     for part in signature.split(","):
         if attribute := re.search(r"\[\[(.*?)\]\]", part):
@@ -104,21 +108,21 @@ def parameters(signature: str) -> list[str]:
 
 
 def translate(source: str, wanted: Iterable[str] = ()) -> str:
-    """A .metal source as C++ for include/metal_stdlib, with the instances in `wanted` registered by their names."""
-    # kernels of another op that lie in the same file
+    """Translate a .metal source to C++ for include/metal_stdlib; registers the instances in `wanted` by name."""
+    # kernels of another op in the same file
     source = re.split(
         r"^template<\s*(?:typename|short)[^{}]*?^kernel void kernel_lightning_indexer\(", source, flags=re.M
     )[0]
     source = FUNCTION_CONSTANT.sub(r"static const emu::function_constant<\1, (\3)> \2;", source)
     source = re.sub(r"^constant ", "static const ", source, flags=re.M)
-    # memory of a threadgroup, declared in a kernel: threadgroups run one after another, so static is the same
+    # threadgroup memory declared in a kernel can be static: threadgroups run one after another
     source = re.sub(r"^( +)threadgroup (\w+)(\s+\w+\[)", r"\1static \2\3", source, flags=re.M)
     source = source.replace('_Pragma("clang loop unroll(full)")', "")
     source = re.sub(r"^\s*#pragma unroll.*$", "", source, flags=re.M)
-    # without a mask its sizes are 0: a GPU gets some remainder and reads nothing there, a CPU stops
+    # without a mask its sizes are 0: a GPU gets some remainder and reads nothing there, a CPU traps
     source = re.sub(r"%args\.(ne3[123])", r"%emu::divisor(args.\1)", source)
     wanted = set(wanted)
-    # of the two numbers of simdgroups that upstream compiles the larger is for heads of 512 and more, not in KERNELS
+    # of upstream's two simdgroup counts, the larger is for heads of 512 and more, which are not in KERNELS
     source = re.sub(r"^ +case 8: kernel_flash_attn_ext_impl.*$", "", source, flags=re.M)
 
     def instance(match: re.Match[str]) -> str:
@@ -134,7 +138,7 @@ def translate(source: str, wanted: Iterable[str] = ()) -> str:
     for match in KERNEL.finditer(source):
         name = match[1]
         before = source[end : match.start()]
-        # a template's parameters stand before its kernel, and the typedef has to go in front of them
+        # the typedef must precede the template parameters of the kernel
         starts = [m.start() for m in re.finditer(r"^template ?<", before, re.M)]
         own = starts and not re.search(r"[;}]", re.sub(r"//.*", "", before[starts[-1] :]))
         start = starts[-1] if own else len(before)
@@ -148,7 +152,7 @@ def translate(source: str, wanted: Iterable[str] = ()) -> str:
 
 
 def write_sources(tree: Path, folder: Path, kernels: Sequence[str]) -> list[Path]:
-    """The translated kernels below `folder`; returns those to compile."""
+    """Write the translated kernels below `folder`; returns those to compile."""
     target = folder / "kernels"
     target.mkdir(parents=True, exist_ok=True)
     units, left = [], set(kernels)
@@ -158,7 +162,7 @@ def write_sources(tree: Path, folder: Path, kernels: Sequence[str]) -> list[Path
         text = path.read_text(encoding="utf-8")
         for place in IN_STEP.get(path.name, []):
             if text.count(place) != 1:
-                raise ValueError(f"{path.name} has changed; look again where lanes must move in step: {place.strip()}")
+                raise ValueError(f"{path.name} has changed; check again where lanes must move in step: {place.strip()}")
             text = text.replace(place, "emu::simdgroup_barrier();\n" + place)
         named = {
             m.removeprefix("flash_attn_ext_")
@@ -172,72 +176,29 @@ def write_sources(tree: Path, folder: Path, kernels: Sequence[str]) -> list[Path
             units.append(target / path.name)
             left -= set(mine)
     if left:
-        raise ValueError(f"no source of upstream's has the kernels {sorted(left)}")
+        raise ValueError(f"no upstream source has the kernels {sorted(left)}")
     return units
 
 
 def build(
     tree: Path, lib_dir: Path, cache: Path, kernels: Sequence[str] = KERNELS, level: str = "-O1", jobs: int = 2
 ) -> Path:
-    """The library for the kernels and host code of `tree`, from the cache if nothing has changed since.
+    """Build the library of the kernels and host code of `tree`, or return it from the cache if nothing changed.
 
-    `lib_dir` has libggml-base, which the host code calls. Raises MissingCompiler, or RuntimeError with clang's words.
+    lib_dir: has libggml-base, which the host code calls. Raises MissingCompiler, or RuntimeError with clang's errors.
     """
     cxx = compiler()
-    ggml, metal = tree / "ggml", tree / METAL
     sources = cache / "sources" / hashlib.sha256(str(tree).encode()).hexdigest()[:16]
     shutil.rmtree(sources, ignore_errors=True)
     units = write_sources(tree, sources, kernels)
 
-    common = [
-        "-std=c++17",
-        "-fPIC",
-        "-w",
-        "-fvisibility=hidden",
-        f"-I{ggml / 'include'}",
-        f"-I{ggml / 'src'}",
-        f"-I{HERE}",
-    ]
-    arch = ["-mavx2", "-mfma", "-mf16c"] if os.uname().machine == "x86_64" else []
-    metal_flags = ["-DGGML_METAL_HAS_BF16", "-D__METAL_VERSION__=310", "-include", "metal_stdlib", "-x", "c++"]
-    folders = [f"-I{HERE / 'include'}", f"-I{sources / 'kernels'}", f"-I{metal}"]
-    kernel_flags = [*common, level, *arch, "-fno-math-errno", "-fno-unroll-loops", *folders, *metal_flags]
-    # -include memory: on a Mac other headers bring it
-    host_flags = [*common, "-O0", "-include", "memory", f"-I{metal}"]
-
-    shared = [HERE / "emulator.h", metal / "ggml-metal-impl.h", ggml / "src" / "ggml-common.h"]
-    kernel_inputs = [
-        *shared,
-        HERE / "include" / "metal_stdlib",
-        *(sources / "kernels" / n for n in ("common.h", "dequantize.h")),
-    ]
-    host_inputs = [
-        *shared,
-        *sorted(metal.glob("*.h")),
-        metal / "ggml-metal.cpp",
-        *sorted((ggml / "include").glob("*.h")),
-    ]
-    host = [
-        HERE / "emulator.cpp",
-        HERE / "host.cpp",
-        *(metal / f"ggml-metal-{n}.cpp" for n in ("ops", "device", "common", "tuning")),
-    ]
-
-    work = []
-    for unit in units:
-        inputs = [
-            *kernel_inputs,
-            sources / "kernels" / ("fa_vec_common.metal" if "vec" in unit.stem else "fa_common.metal"),
-            unit,
-        ]
-        work.append(([cxx, *kernel_flags, "-c", str(unit)], inputs))
-    work += [([cxx, *host_flags, "-c", str(path)], [*host_inputs, path]) for path in host]
+    work = [*_kernel_jobs(cxx, tree, sources / "kernels", units, level), *_host_jobs(cxx, tree)]
     work.sort(key=lambda job: -job[1][-1].stat().st_size)  # the longest first
     with ThreadPoolExecutor(jobs) as pool:
         objects = sorted(pool.map(lambda job: _compile(*job, cache / "objects"), work))
     library = cache / f"{hashlib.sha256(repr((objects, str(lib_dir))).encode()).hexdigest()[:16]}.so"
     if not library.exists():
-        # what only other ops call stays undefined
+        # functions that only other ops call stay undefined
         _run(
             [cxx, "-shared", *map(str, objects), f"-L{lib_dir}", "-lggml-base", f"-Wl,-rpath,{lib_dir}", "-Wl,-z,lazy"],
             library,
@@ -245,8 +206,38 @@ def build(
     return library
 
 
+def _kernel_jobs(cxx: str, tree: Path, folder: Path, units: Sequence[Path], level: str) -> Iterator[Job]:
+    arch = ["-mavx2", "-mfma", "-mf16c"] if os.uname().machine == "x86_64" else []
+    metal_flags = ["-DGGML_METAL_HAS_BF16", "-D__METAL_VERSION__=310", "-include", "metal_stdlib", "-x", "c++"]
+    folders = [f"-I{HERE / 'include'}", f"-I{folder}", f"-I{tree / METAL}"]
+    flags = [*_common_flags(tree), level, *arch, "-fno-math-errno", "-fno-unroll-loops", *folders, *metal_flags]
+    inputs = [*_shared_headers(tree), HERE / "include" / "metal_stdlib"]
+    inputs += [folder / name for name in ("common.h", "dequantize.h")]
+    for unit in units:
+        common = folder / ("fa_vec_common.metal" if "vec" in unit.stem else "fa_common.metal")
+        yield [cxx, *flags, "-c", str(unit)], [*inputs, common, unit]
+
+
+def _host_jobs(cxx: str, tree: Path) -> Iterator[Job]:
+    metal = tree / METAL
+    flags = [*_common_flags(tree), "-O0", "-include", "memory", f"-I{metal}"]  # on a Mac other headers include memory
+    headers = [*sorted(metal.glob("*.h")), metal / "ggml-metal.cpp", *sorted((tree / "ggml" / "include").glob("*.h"))]
+    sources = [metal / f"ggml-metal-{name}.cpp" for name in ("ops", "device", "common", "tuning")]
+    for path in [HERE / "emulator.cpp", HERE / "host.cpp", *sources]:
+        yield [cxx, *flags, "-c", str(path)], [*_shared_headers(tree), *headers, path]
+
+
+def _common_flags(tree: Path) -> list[str]:
+    folders = [tree / "ggml" / "include", tree / "ggml" / "src", HERE]
+    return ["-std=c++17", "-fPIC", "-w", "-fvisibility=hidden", *(f"-I{folder}" for folder in folders)]
+
+
+def _shared_headers(tree: Path) -> list[Path]:
+    return [HERE / "emulator.h", tree / METAL / "ggml-metal-impl.h", tree / "ggml" / "src" / "ggml-common.h"]
+
+
 def _compile(command: list[str], inputs: Sequence[Path], objects: Path) -> Path:
-    """The object file of a command without its -o, from `objects` if it was made from the same bytes before."""
+    """Compile a job, or return its object from `objects` if it was made from the same bytes before."""
     digest = hashlib.sha256(repr(command).encode())
     for path in inputs:
         digest.update(path.read_bytes())

@@ -1,10 +1,10 @@
-"""Breaks the kernels and their host code, one line at a time, and sees whether the cases notice.
+"""Breaks the kernels and their host code, one line at a time, and checks that a case fails.
 
-Why: a comparison that passes over a wrong row proves nothing. Each mutation of mutations.txt is made in a copy of the
-Metal folder; what it changes is compiled again, and the cases below run until one of them fails.
+Why: a comparison that overlooks a wrong row proves nothing. Each mutation of mutations.txt is made in a copy of the
+Metal folder; the changed file is compiled again, and the cases below run until one fails.
 
     lab = mutants.Lab(ROOT / "vendor" / "llama.cpp-patched", lib_dir, ROOT / "build" / "metal")
-    lab.killer(mutation)    # what a case had to say, or None: the mutant has survived
+    lab.killer(mutation)    # the first failure, or None: the mutant has survived
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Mutation(Protocol):
 
 
 class Lab:
-    """A tree that shares all files with another but those of ggml-metal, of which it has copies."""
+    """A tree of links to another, except for ggml-metal, which is a copy."""
 
     def __init__(self, tree: Path, lib_dir: Path, cache: Path):
         self.original, self.lib_dir, self.cache = tree, lib_dir, cache
@@ -54,7 +54,7 @@ class Lab:
         shutil.copytree(tree / build.METAL, self.tree / build.METAL)
 
     def killer(self, mutation: Mutation | None) -> str | None:
-        """The first complaint about a mutant, or None; without a mutation, about the tree as it is."""
+        """The first failure of a mutant, or None; without a mutation, of the unbroken tree."""
         if mutation is None:
             return self._complaint()
         path = self.tree / mutation.file
