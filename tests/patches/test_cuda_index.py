@@ -1,7 +1,7 @@
-"""Where the CUDA kernels find the columns of a query tile, against the definition of the block table in numpy.
+"""The index arithmetic by which the CUDA kernels find the columns of a query tile, against a definition in numpy.
 
 The functions under test are the kernels' own (patches/src/ggml/src/ggml-cuda/fattn-kv-blocks.cuh), compiled for the
-host. How the kernels walk over them (tiles, stream-k ranges, parallel blocks) is written down here a second time.
+host. The kernels' loops over them (tiles, stream-k ranges, parallel blocks) are written here a second time.
 """
 
 import ctypes

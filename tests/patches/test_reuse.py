@@ -185,7 +185,7 @@ def test_random_steps(engine, zoo, setup):
         stateful_step_count=STEPS,
         deadline=None,
         database=None,
-        phases=[hypothesis.Phase.generate],  # steps are left out by reuse_machine, which is faster
+        phases=[hypothesis.Phase.generate],  # support/reuse/shrink.py removes steps faster
         print_blob=False,
         suppress_health_check=list(hypothesis.HealthCheck),
     )

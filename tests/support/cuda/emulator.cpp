@@ -32,7 +32,7 @@ static void meet(barrier & b, int n) {
     }
 }
 
-// Contexts are entered once; from then on jumps switch, which ask nothing of the kernel.
+// Contexts are entered once; afterwards longjmp switches them, without system calls.
 void yield() {
     if (_setjmp(current->jump) == 0) {
         _longjmp(main_jump, 1);
@@ -70,7 +70,7 @@ static void thread_main() {
     current->done = true;
     --n_alive;
     ++progress;
-    if (whole.arrived > 0 && whole.arrived >= n_alive) { // those that wait wait no longer for this one
+    if (whole.arrived > 0 && whole.arrived >= n_alive) { // the waiting ones no longer wait for this one
         whole.arrived = 0;
         ++whole.generation;
     }
@@ -98,7 +98,7 @@ void run_block(const std::function<void()> & kernel) {
         t.context.uc_link          = nullptr;
         makecontext(&t.context, thread_main, 0);
     }
-    bool backwards = false; // no warp is always the first
+    bool backwards = false; // so that no warp is always first
     while (n_alive > 0) {
         const uint64_t before = progress;
         for (int i = 0; i < n; ++i) {
@@ -179,7 +179,7 @@ static void ldmatrix(bool trans, std::initializer_list<void *> out, uint64_t add
         }
         memcpy(out.begin()[m], got, sizeof(got));
     }
-    exchange(nullptr, 0); // a register may be an address's own
+    exchange(nullptr, 0); // a register may hold the address
 }
 
 void ptx(const char * op, std::initializer_list<void *> out, std::initializer_list<uint64_t> in) {

@@ -1,9 +1,8 @@
 // A CUDA device on the host: runs kernels of the patched tree, compiled as plain C++, one CUDA block after the other.
 //
-// Why: where there is no GPU, this is the only way to execute the flash attention kernels. Threads of a block are fibers
-// that run until they meet a barrier or a warp-wide instruction; PTX that the sources hold as inline assembly is
-// interpreted (tests/support/cuda/translate.py turns it into calls of emu::ptx). Asynchronous copies are made as late as allowed, so
-// that a missing wait shows. It takes the place of vendors/cuda.h. EMU_ARCH is the compute capability, 610 to 900.
+// Why: without a GPU, this is the only way to execute the flash attention kernels. Threads of a block are fibers that run
+// until they reach a barrier or a warp-wide instruction; inline PTX is interpreted (translate.py turns it into calls of
+// emu::ptx). Asynchronous copies are made as late as allowed, so that a missing wait shows. It replaces vendors/cuda.h. EMU_ARCH is the compute capability, 610 to 900.
 
 #pragma once
 
@@ -85,7 +84,7 @@ void yield();
 void sync_block();
 void run_block(const std::function<void()> & kernel);
 
-// All lanes put n values down; afterwards slots of the warp hold them.
+// All lanes store n values; afterwards the slots of the warp hold them.
 const uint64_t (* exchange(const uint64_t * values, int n))[16];
 
 void ptx(const char * op, std::initializer_list<void *> out, std::initializer_list<uint64_t> in);
@@ -126,7 +125,7 @@ static inline char * dynamic_shared() {
 
 } // namespace emu
 
-// what launch_fattn asks of the runtime
+// the runtime functions that launch_fattn calls
 template <typename T> cudaError_t emu_occupancy(int * n, T, int, size_t) { *n = 2; return cudaSuccess; }
 #define cudaOccupancyMaxActiveBlocksPerMultiprocessor emu_occupancy
 #define cudaFuncSetAttribute(...) cudaSuccess

@@ -1,6 +1,6 @@
 // The index arithmetic of the CUDA kernels as a C library, for tests/patches/test_cuda_index.py.
 //
-// Why: fattn-kv-blocks.cuh is what the kernels call; here a host compiler compiles the same functions.
+// Why: the kernels call fattn-kv-blocks.cuh; here a host compiler compiles the same functions.
 
 #include "fattn-kv-blocks.cuh"
 #include "fattn-kv-split.cuh"

@@ -1,7 +1,7 @@
 // Flash attention of the patched CUDA sources on the emulated device, against plain loops in double precision.
 //
-// Why: launch_fattn, the kernels, the plan and the f16 copies run as they are (emulator.h). What a table does not list is
-// NaN, so that reading it shows; so is fresh memory, and what lies behind every buffer must stay as it was.
+// Why: launch_fattn, the kernels, the plan and the f16 copies run unchanged (emulator.h). Rows that the table does not list
+// and fresh memory are NaN, so that reading them shows; the bytes behind every buffer must not change.
 //
 // Use: built by tests/patches/test_cuda_kernels.py with one of -DRUN_VEC, -DRUN_TILE, -DRUN_MMA; prints one line per case.
 
@@ -27,7 +27,7 @@ void ggml_cuda_error(const char * stmt, const char *, const char *, int, const c
 bool ggml_cuda_flash_attn_ext_mma_f16_shall_use_sparse(const int, const ggml_tensor *, const int, const int) { return false; }
 void ggml_cuda_flash_attn_ext_compact_mask(const ggml_tensor *, int32_t *, int32_t *, int32_t, int32_t, int32_t, cudaStream_t) { abort(); }
 
-// Memory that is NaN at first, with a guard behind it.
+// Memory that is initially NaN, with a guard behind it.
 struct guarded {
     static constexpr size_t GUARD = 256;
     size_t size;
@@ -167,7 +167,7 @@ static void check(const char * name, const fattn_case & c, run_t run) {
     ggml_init_params params = { size_t(512) << 20, nullptr, false };
     ggml_context * ctx = ggml_init(params);
 
-    // who is live: as in patches/src/tests/test-kv-blocks.h
+    // live blocks, as in patches/src/tests/test-kv-blocks.h
     const auto pos_of = [&](int r, int i) { return c.kv - c.nb - 17*r + i; };
     const int n_blocks_kv = c.kv/B;
     const int n_free = c.w > 0 || !c.table ? 0 : pos_of(c.ns - 1, 0)/B - 1;
@@ -307,7 +307,7 @@ int main() {
 
 #define CASE(...) fattn_case { __VA_ARGS__ }
 
-// With a table, and once per kernel without: that one says whether the emulator is right.
+// With a table, and once per kernel without, which validates the emulator.
 static void both(const char * name, fattn_case c, run_t run) {
     check(name, c, run);
     c.table = false;

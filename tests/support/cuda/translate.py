@@ -1,4 +1,4 @@
-"""Make the patched CUDA sources compile as plain C++ for the emulator (emulator.h), changing syntax and nothing else.
+"""Translates the patched CUDA sources to plain C++ for the emulator (emulator.h), changing only syntax.
 
 Inline PTX becomes a call of emu::ptx, a kernel launch one of emu::launch, dynamic shared memory a pointer.
 
@@ -22,7 +22,7 @@ def translate(source: Path, target: Path) -> None:
         text = SHARED.sub(r"\1 * \2 = (\1 *) emu::dynamic_shared();", text)
         text = LAUNCH.sub(r"emu::launch(\1, \2, \3);", text)
         if path.name == "common.cuh":
-            # one launch after the other: nothing overlaps, so nothing has to be waited for
+            # launches run one after another, so there is nothing to wait for
             text = text.replace("#    define GGML_CUDA_USE_PDL", "")
         (target / path.name).write_text(text)
     (target / "vendors").mkdir(exist_ok=True)

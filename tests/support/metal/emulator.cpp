@@ -11,7 +11,7 @@
 #include <cstdlib>
 #include <vector>
 
-// ucontext works everywhere, but asks the system at every switch
+// ucontext works everywhere, but makes a system call at every switch
 #if !defined(EMU_OWN_SWITCH)
 #if defined(__x86_64__)
 #define EMU_OWN_SWITCH 1
@@ -74,7 +74,7 @@ const launch * job;
 #if EMU_OWN_SWITCH
 void * scheduler_sp;
 
-// Saves the registers that a call must keep, changes stacks, and takes them up again there.
+// Saves the callee-saved registers, switches stacks, and restores the registers saved there.
 extern "C" void emu_switch(void ** save, void * load);
 asm(R"(
 .text
@@ -126,7 +126,7 @@ void prepare(fiber & f, int i) {
     f.n_barriers = f.n_exchanges = 0;
 #if EMU_OWN_SWITCH
     void ** sp = (void **) top;
-    *--sp = nullptr;               // where fiber_main would return to; also aligns its stack
+    *--sp = nullptr;               // the return address of fiber_main; also aligns its stack
     *--sp = (void *) &fiber_main;  // where emu_switch returns to
     for (int r = 0; r < 6; ++r) {
         *--sp = nullptr;
@@ -141,7 +141,7 @@ void prepare(fiber & f, int i) {
 #endif
 }
 
-// Lanes in turn until all of them stand at a barrier of the threadgroup, or have ended; which of the two it is.
+// Runs the lanes in turn until all are at a barrier of the threadgroup or have ended; returns which of the two.
 state run_simdgroup(fiber * lanes) {
     for (;;) {
         for (int i = 0; i < LANES; ++i) {
@@ -183,7 +183,7 @@ void run_threadgroup(int n_simdgroups) {
 void threadgroup_barrier() { stop(AT_THREADGROUP_BARRIER); }
 void simdgroup_barrier()   { stop(AT_SIMDGROUP_BARRIER); }
 
-// Two sets in turn: a lane that is already at its next exchange must not overwrite what others have still to read.
+// Two alternating sets: a lane at its next exchange must not overwrite values that others have yet to read.
 char * exchange_slots() {
     return slots[self->id.index/LANES][self->n_exchanges++ % 2];
 }
@@ -203,7 +203,7 @@ void run(const launch & l) {
         }
     }
 
-    // NaN before the first write; what lies behind it must stay as it is
+    // NaN before the first write; the bytes behind it must not change
     constexpr size_t GUARD = 4096;
     std::vector<char> memory(l.memory + GUARD);
     threadgroup_memory = memory.data();

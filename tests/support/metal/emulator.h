@@ -2,8 +2,8 @@
 //
 // Why fibers: the lanes of a simdgroup exchange values (simd_sum, simd_shuffle) and the threads of a threadgroup wait
 // for each other, so every thread needs a stack of its own and has to stop in the middle of the kernel. Lanes run in
-// turn, each up to the next point where it needs the others. All lanes must stop at the same point: a lane that goes
-// another way, or returns early, ends the run with a message, and so does a function constant that nobody has set.
+// turn, each up to the next point where it needs the others. All lanes must stop at the same point: a lane that
+// diverges or returns early ends the run with a message, and so does a function constant that was not set.
 //
 // Use: emu::launch l = {...}; emu::run(l); the kernel's view of it is what metal_stdlib calls.
 
@@ -27,7 +27,7 @@ constexpr int MAX_FC      = 4096;
 [[noreturn]] void fail(const char * format, ...);
 
 //
-// what a thread asks for
+// the thread's position
 //
 
 struct ids {
@@ -49,7 +49,7 @@ void simdgroup_barrier();
 constexpr int SLOT = 64; // bytes, for the largest type that lanes exchange
 char * exchange_slots(); // of this lane's simdgroup, for this exchange
 
-// Every lane gives a value and gets those of all.
+// Every lane contributes a value and receives those of all.
 template <typename T> struct all_lanes {
     const char * slots;
     explicit all_lanes(const T & mine) {
@@ -86,7 +86,7 @@ template <typename T, int I> struct function_constant {
 // kernels
 //
 
-// What a parameter of a kernel is; 0 to 30 are buffers.
+// The kind of a kernel's parameter; 0 to 30 are buffers.
 enum { TG_MEMORY = 100, TG_POSITION, THREAD_IN_GRID, THREAD_INDEX, LANE, SIMDGROUP, THREADS };
 
 template <typename A, int P> inline A argument() {

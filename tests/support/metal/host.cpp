@@ -1,8 +1,8 @@
-// One flash attention through llama.cpp's own host code for Metal, with the emulator in the place of the GPU.
+// One flash attention through llama.cpp's own host code for Metal, with the emulator instead of the GPU.
 //
 // Why: grid, arguments, scratch buffers, function constants and the choice of kernels come from ggml-metal-ops.cpp and
-// ggml-metal-device.cpp, compiled as they are; only what those call in Objective-C is given here. Two things are made
-// stricter than a Mac is: kernels between two memory barriers run last first, and all scratch starts as NaN.
+// ggml-metal-device.cpp, compiled unchanged; only their Objective-C functions are replaced here. Two things are stricter
+// than on a Mac: kernels between two memory barriers run in reverse order, and all scratch starts as NaN.
 //
 // Use: emu_attention(&c), through ctypes (attention.py).
 
@@ -18,7 +18,7 @@
 #define API extern "C" __attribute__((visibility("default")))
 
 //
-// what ggml-metal-device.m and -context.m have
+// replacements for ggml-metal-device.m and -context.m
 //
 
 struct ggml_metal_cv { std::map<int, int> values; };
@@ -38,7 +38,7 @@ struct ggml_metal_pipeline {
 struct ggml_metal_library { std::map<std::string, ggml_metal_pipeline> pipelines; };
 
 static ggml_metal_library g_library;
-static std::string        g_log; // names of the pipelines that ran, one a line
+static std::string        g_log; // names of the pipelines that ran, one per line
 
 ggml_metal_pipeline_with_params ggml_metal_library_get_pipeline(ggml_metal_library_t lib, const char * name) {
     ggml_metal_pipeline_with_params res = {};
@@ -143,7 +143,7 @@ struct attention {
     int64_t n_blocks;         // 0: no table
     int64_t n_kv_max;         // hint of sparsity, 0: none
     float   scale, max_bias, softcap;
-    int32_t vec_q, vec_ne;    // 0: what the tuning table says
+    int32_t vec_q, vec_ne;    // 0: as in the tuning table
     int32_t reverse_simdgroups;
 
     void * q;     // f32 [n_stream][heads][n_q][dk]
@@ -197,7 +197,7 @@ API void emu_attention(const attention * c) {
     }
     op->flags |= GGML_TENSOR_FLAG_COMPUTE;
 
-    // result and scratch, and 4096 bytes that nobody may touch
+    // result, scratch, and a guard of 4096 bytes
     const size_t size = ggml_backend_metal_buffer_type_get_alloc_size(&buffer_type, op);
     std::unique_ptr<char, void (*)(void *)> memory((char *) aligned_alloc(256, GGML_PAD(size + 4096, 256)), free);
     memset(memory.get(), 0xff, size + 4096);
@@ -224,7 +224,7 @@ API void emu_attention(const attention * c) {
 
 API const char * emu_log() { return g_log.c_str(); }
 
-// Does the backend say that its kernels read a table? -1: it has no such function.
+// Whether the backend reports that its kernels read a table; -1: it has no such function.
 API int emu_supports_kv_blocks() {
     const auto supports = (bool (*)(const ggml_tensor *)) ggml_backend_metal_get_proc_address(nullptr, "ggml_backend_supports_kv_blocks");
     ggml_tensor op = {};

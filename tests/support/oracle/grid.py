@@ -160,17 +160,17 @@ def schedule(case: Case) -> Schedule:
         if len(remaining) > 1 and rng.random() < 0.3:
             remaining = rng.sample(remaining, rng.randrange(1, len(remaining)))
         rng.shuffle(remaining)
-        room, share = case.n_batch, {}
+        room, counts = case.n_batch, {}
         for k, s in enumerate(remaining):
             left = case.sequences[s][0] - done[s] if in_prompt[s] else len(fed.tokens[s]) - done[s]
             drafted = rng.choice((1, 1, 2, 3)) if phase == "decode" else 1
             limit = min(left, room - (len(remaining) - 1 - k), case.n_batch if in_prompt[s] else drafted)
             if limit < 1:
                 continue
-            share[s] = limit if greedy or not in_prompt[s] else rng.randrange(1, limit + 1)
-            room -= share[s]
+            counts[s] = limit if greedy or not in_prompt[s] else rng.randrange(1, limit + 1)
+            room -= counts[s]
         parts = []
-        for s, count in share.items():
+        for s, count in counts.items():
             flag = phase == "decode" if phase else count == 1
             fed.is_decode[s] += [flag] * count
             parts.append([(fed.tokens[s][i], i, (s,), True) for i in range(done[s], done[s] + count)])
