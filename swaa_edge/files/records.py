@@ -1,8 +1,8 @@
-"""Records from the user's own file: JSON Lines or Parquet, each with the place it came from, for errors.
+"""Records of a user's data file, JSON Lines or Parquet, each with its position for error messages.
 
     for number, source, record in read_records("data.jsonl", ("prompt", "answer")): text(source, record, "prompt")
 
-A record is an object on a line of its own, or a row; `source` is "data.jsonl:3", or "data.parquet: row 3".
+A record is an object on one line, or a row; `source` is "data.jsonl:3" or "data.parquet: row 3".
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ Place = tuple[int, str, Any]
 
 
 def read_records(path: Path, fields: Sequence[str], needed: Sequence[str] = ()) -> Iterator[Place]:
-    """Number from 1, source and value of each record of a file, as they are wanted.
+    """Yield number (from 1), source and value of each record, one at a time.
 
-    fields: those that count; the columns that are read of a Parquet file. needed: columns that it must have.
+    fields: the columns to read from a Parquet file. needed: columns that it must have.
 
-    Raises `DataFileError` for a file of another kind, a line that is no JSON, a file that can't be read; `ConfigError`
-    for a Parquet file without pyarrow. What a record holds is for `text` and `present` to check.
+    Raises `DataFileError` for another kind of file, a line that isn't JSON or a file that can't be read; `ConfigError`
+    for a Parquet file without pyarrow. `text` and `present` check the fields of a record.
     """
     extension = path.suffix.lower()
     if extension in _LINES:
@@ -39,12 +39,12 @@ def read_records(path: Path, fields: Sequence[str], needed: Sequence[str] = ()) 
         raise DataFileError(f"{path} has {what}; it must be .jsonl or .json (one object per line) or .parquet")
     try:
         yield from records
-    except OSError as error:  # pyarrow's own has no errno, and lines
+    except OSError as error:  # pyarrow's own has no errno, and several lines
         raise DataFileError(f"cannot read {path}: {' '.join((error.strerror or str(error)).split())}") from error
 
 
 def text(source: str, record: dict[str, Any], field: str) -> str:
-    """The text in a field. Raises `DataFileError` if it is missing, null, no string, empty or half a character."""
+    """The text in a field. Raises `DataFileError` if it is missing, null, empty, not a string or not valid Unicode."""
     value = present(source, record, field)
     if not isinstance(value, str):
         raise DataFileError(f"{source}: {field} = {shown(value)} must be a string")
@@ -55,15 +55,15 @@ def present(source: str, record: dict[str, Any], field: str) -> Any:
     """The value of a field. Raises `DataFileError` if it is missing or null."""
     value = record.get(field)
     if value is None:
-        what = "is null" if field in record else f"is missing; there is {', '.join(map(str, record)) or 'nothing'}"
+        what = "is null" if field in record else f"is missing; the record has {', '.join(map(str, record)) or 'none'}"
         raise DataFileError(f"{source}: the field {field} {what}")
     return value
 
 
 def sound(source: str, field: str, value: str) -> str:
-    """`value`. Raises `DataFileError` if it is nothing but white space, or can't be written as UTF-8."""
+    """Return `value`. Raises `DataFileError` if it is only white space, or can't be encoded as UTF-8."""
     if not value.strip():
-        raise DataFileError(f"{source}: {field} is empty; give a text")
+        raise DataFileError(f"{source}: {field} is empty; it must be a text")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -78,11 +78,11 @@ def _lines(path: Path) -> Iterator[Place]:
             if number == 1:
                 line = line.removeprefix(codecs.BOM_UTF8)
             try:
-                told = line.decode("utf-8")
+                decoded = line.decode("utf-8")
             except UnicodeDecodeError as error:
                 raise DataFileError(f"{source}: byte {error.start + 1} is not UTF-8; save the file as UTF-8") from None
-            if told.strip():
-                yield number, source, _parsed(source, told)
+            if decoded.strip():
+                yield number, source, _parsed(source, decoded)
 
 
 def _parsed(source: str, line: str) -> Any:
@@ -90,10 +90,10 @@ def _parsed(source: str, line: str) -> Any:
         return json.loads(line)
     except json.JSONDecodeError as error:
         if line.strip() in ("[", "{", "[{"):
-            raise DataFileError(f"{source}: the object goes on in the next line; write it on one line") from None
+            raise DataFileError(f"{source}: the object continues on the next line; write it on one line") from None
         raise DataFileError(f"{source}: malformed JSON at column {error.colno}: {error.msg}") from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists in lists in lists
-        raise DataFileError(f"{source}: JSON that can't be read: {error}") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, deeply nested lists
+        raise DataFileError(f"{source}: invalid JSON: {error}") from None
 
 
 def _rows(path: Path, fields: Sequence[str], needed: Sequence[str]) -> Iterator[Place]:
@@ -108,7 +108,7 @@ def _rows(path: Path, fields: Sequence[str], needed: Sequence[str]) -> Iterator[
             columns = table.schema_arrow.names
             for field in needed:
                 if field not in columns:
-                    raise DataFileError(f"{path} has no column {field}; there is {', '.join(columns) or 'none'}")
+                    raise DataFileError(f"{path} has no column {field}; its columns: {', '.join(columns) or 'none'}")
             number = 0
             for batch in table.iter_batches(64, columns=[name for name in fields if name in columns]):
                 for row in range(batch.num_rows):
@@ -118,7 +118,7 @@ def _rows(path: Path, fields: Sequence[str], needed: Sequence[str]) -> Iterator[
                     yield number, source, {name: _cell(source, name, cell) for name, cell in cells.items()}
         except pyarrow.ArrowException as error:
             what = " ".join(str(error).split())
-            raise DataFileError(f"{path} is no Parquet file that can be read: {what}") from error
+            raise DataFileError(f"{path} is not a readable Parquet file: {what}") from error
 
 
 def _cell(source: str, name: str, cell: Any) -> Any:

@@ -225,7 +225,7 @@ def test_greedy_responses_are_asked_for_once(fake):
     "records, message",
     [
         (['{"prompt": "a", "answer": "b"}', '{"prompt": "a", "answer" "b"}'], ":2: malformed JSON at column 26"),
-        (['{"prompt": "a", "answer": "b"}', "", '{"prompt": "a"}'], ":3: the field answer is missing; there is prompt"),
+        (['{"prompt": "a", "answer": "b"}', "", '{"prompt": "a"}'], ":3: the field answer is missing; the record has"),
         (['{"prompt": "a", "answer": "(47"}'], ":1: answer '(47' is not a regular expression"),
     ],
 )

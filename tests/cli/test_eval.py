@@ -111,11 +111,11 @@ def test_the_help():
     assert example in result.stdout
     sections = re.findall(r"^(\w[\w ]*):$", result.stdout, re.MULTILINE)
     assert sections == ["Questions", "Own files and text", "Configurations", "Results", "Engine"]
-    told = re.findall(r"^  (--[\w-]+)", result.stdout, re.MULTILINE)
-    assert len(told) == len(set(told)) and {"--task", "--judge", "--configs", "--json", "--ctx"} <= set(told)
+    options = re.findall(r"^  (--[\w-]+)", result.stdout, re.MULTILINE)
+    assert len(options) == len(set(options)) and {"--task", "--judge", "--configs", "--json", "--ctx"} <= set(options)
 
 
-def test_json_on_stdout_is_all_there_is(fake, small):
+def test_json_is_alone_on_stdout(fake, small):
     result = run(*small, "--json", "-", "--seed", 3)
     document = json.loads(result.stdout)
     assert (result.exit_code, result.stderr) == (0, "")
@@ -167,12 +167,12 @@ def test_a_file_that_exists_is_refused_before_the_run(fake, small, tmp_path):
     assert run(*small, "--json", there, "--force").exit_code == 0 and json.loads(there.read_text())["table"]
 
 
-# A run that goes on
+# Resuming
 
 STOPPED = "Stopped early (interrupted) after 10 of 24 answers"
 
 
-def test_ctrl_c_shows_what_is_in_and_the_same_command_goes_on(fake, small, tmp_path):
+def test_ctrl_c_shows_the_results_so_far_and_the_same_command_resumes(fake, small, tmp_path):
     whole = json.loads(run(*small, "--json", "-").stdout)
     target = tmp_path / "eval.json"
     forget = len(Reader.asked)
@@ -194,8 +194,8 @@ def test_ctrl_c_shows_what_is_in_and_the_same_command_goes_on(fake, small, tmp_p
     assert (last.exit_code, last.stderr) == (0, "resuming after 13 of 24 answers\n")
     assert len(Reader.asked) - forget == 24 and list(fake.cache.iterdir()) == []
     found = json.loads(target.read_text())
-    told = [(r["config"], r["sample"], r["reply"], r["correct"]) for r in found["answers"]]
-    assert told == [(r["config"], r["sample"], r["reply"], r["correct"]) for r in whole["answers"]]
+    answers = [(r["config"], r["sample"], r["reply"], r["correct"]) for r in found["answers"]]
+    assert answers == [(r["config"], r["sample"], r["reply"], r["correct"]) for r in whole["answers"]]
 
 
 def test_without_an_answer_there_is_nothing_to_show(fake, small):
@@ -204,7 +204,7 @@ def test_without_an_answer_there_is_nothing_to_show(fake, small):
     assert (result.exit_code, result.stdout, result.stderr) == (130, "", "Interrupted\n")
 
 
-def test_an_error_in_the_middle_shows_what_is_in(fake, small):
+def test_an_error_in_the_middle_shows_the_results_so_far(fake, small):
     Reader.fail_at = (10, GenerationError("out of memory"))
     result = run(*small)
     assert (result.exit_code, result.stderr) == (1, "Error: out of memory\n")
@@ -215,7 +215,7 @@ def test_an_error_in_the_middle_shows_what_is_in(fake, small):
     assert run(*small).stderr == "resuming after 10 of 24 answers\n"
 
 
-def test_an_error_of_the_perplexity_leaves_the_answers_to_be_seen(fake, small, monkeypatch):
+def test_an_error_of_the_perplexity_still_shows_the_answers(fake, small, monkeypatch):
     def measure(*_, windows, **__):
         raise GenerationError(f"no memory for {windows} windows")
 
@@ -228,7 +228,7 @@ def test_an_error_of_the_perplexity_leaves_the_answers_to_be_seen(fake, small, m
     assert (result.exit_code, result.stdout, result.stderr) == (1, "", "Error: no memory for 4 windows\n")
 
 
-def test_without_a_cache_folder_nothing_is_promised(fake, small, tmp_path, monkeypatch):
+def test_without_a_cache_folder_the_answers_are_reported_lost(fake, small, tmp_path, monkeypatch):
     (tmp_path / "taken").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "taken"))
     Reader.fail_at = (10, KeyboardInterrupt())
@@ -245,8 +245,8 @@ def test_a_journal_of_one_s_own_stays_and_fresh_forgets_it(fake, small, tmp_path
     assert run(*small, "--journal", file).stderr == "resuming after 24 of 24 answers\n"
     assert len(Reader.asked) == 24 and not fake.cache.exists()
     other = run(*small, "--journal", file, "--seed", 5)
-    told = "is the journal of another run (model, samples or settings differ); choose another file"
-    assert (other.exit_code, other.stderr) == (1, f"Error: {file} {told}\n")
+    message = "is the journal of another run (model, samples or settings differ); choose another file"
+    assert (other.exit_code, other.stderr) == (1, f"Error: {file} {message}\n")
     assert run(*small, "--journal", file, "--seed", 5, "--fresh").stderr == ""
     notes = tmp_path / "notes"
     notes.write_text("mine")
@@ -353,18 +353,18 @@ def test_questions_that_are_too_long(fake, file, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "records, told",
+    "records, message",
     [
         (['{"prompt": "a", "answer": "b"}', '{"prompt": "a", "answer" "b"}'], ":2: malformed JSON at column 26"),
-        (['{"prompt": "a", "answer": "b"}', "", '{"prompt": "a"}'], ":3: the field answer is missing; there is prompt"),
-        (['{"answer": "b"}'], ":1: the field prompt is missing; there is answer"),
+        (['{"prompt": "a", "answer": "b"}', "", '{"prompt": "a"}'], ":3: the field answer is missing; the record has"),
+        (['{"answer": "b"}'], ":1: the field prompt is missing; the record has answer"),
     ],
 )
-def test_wrong_lines(fake, file, tmp_path, records, told):
+def test_wrong_lines(fake, file, tmp_path, records, message):
     own = lines(tmp_path, *records)
     result = run(file, "--task", f"needle,{own}", "--prompt-tokens", "100", "--configs", "full")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr.startswith(f"Error: {own}{told}") and result.stderr.count("\n") == 1
+    assert result.stderr.startswith(f"Error: {own}{message}") and result.stderr.count("\n") == 1
     assert Reader.loaded == ()
 
 
@@ -376,7 +376,7 @@ def test_a_wrong_pattern_names_its_line(fake, file, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "args, code, told",
+    "args, code, message",
     [
         (["--task", "needel"], 1, "there is no task needel (is it needle?); there are needle, multi-needle, kv, "),
         (["--task", "none.jsonl"], 1, "cannot read none.jsonl: No such file or directory"),
@@ -419,7 +419,7 @@ def test_a_wrong_pattern_names_its_line(fake, file, tmp_path):
         (["--json", "none/a.json"], 1, "the folder none does not exist; create it or choose another output"),
     ],
 )
-def test_mistakes_are_one_line_and_nothing_is_loaded(fake, file, tmp_path, monkeypatch, args, code, told):
+def test_mistakes_are_one_line_and_nothing_is_loaded(fake, file, tmp_path, monkeypatch, args, code, message):
     monkeypatch.chdir(tmp_path)
     if any(arg.startswith("a.") and arg.endswith(("png", "bmp")) for arg in args):
         pytest.importorskip("matplotlib")
@@ -429,7 +429,7 @@ def test_mistakes_are_one_line_and_nothing_is_loaded(fake, file, tmp_path, monke
     more = [] if "--prompt-tokens" in args else ["--prompt-tokens", "200"]
     result = run("model.gguf", *more, *args)
     assert (result.exit_code, result.stdout) == (code, "")
-    assert result.stderr.startswith(f"Error: {told}") and result.stderr.count("\n") == 1, result.stderr
+    assert result.stderr.startswith(f"Error: {message}") and result.stderr.count("\n") == 1, result.stderr
     assert Reader.loaded == () and sorted(tmp_path.iterdir()) == before
 
 
@@ -466,9 +466,9 @@ def test_tasks_a_file_and_perplexity_on_the_engine(gguf_model, tmp_path, monkeyp
     full, naive = whole["perplexity"]["perplexity"]
     assert full["windows"] == naive["windows"] == 2 and full["kl"] == 0 < naive["kl"] and full["ppl"] > 1
     assert [r["prompt_tokens"] for r in whole["answers"]] == [320, 320, whole["answers"][2]["prompt_tokens"]] * 2
-    replies = {(r["config"], r["sample"]): r["reply"] for r in whole["answers"]}
-    assert {r for (name, _), r in replies.items() if name == "full"} != {
-        r for (name, _), r in replies.items() if name == "naive"
+    responses = {(r["config"], r["sample"]): r["reply"] for r in whole["answers"]}
+    assert {r for (name, _), r in responses.items() if name == "full"} != {
+        r for (name, _), r in responses.items() if name == "naive"
     }, "a window of 64 changes nothing"
     # Interrupted after three answers, and after one window; then the same command to its end.
     add, kept = Journal.add, []
@@ -480,9 +480,9 @@ def test_tasks_a_file_and_perplexity_on_the_engine(gguf_model, tmp_path, monkeyp
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Journal, "add", adds)
-    for told, answers in (("Interrupted\n", 3), ("resuming after 3 of 6 answers\nInterrupted\n", 6)):
+    for message, answers in (("Interrupted\n", 3), ("resuming after 3 of 6 answers\nInterrupted\n", 6)):
         result = run(*arguments)
-        assert (result.exit_code, result.stderr) == (130, told)
+        assert (result.exit_code, result.stderr) == (130, message)
         assert json.loads(result.stdout)["progress"]["answers"] == answers
     result = run(*arguments)
     assert (result.exit_code, result.stderr) == (
@@ -490,6 +490,6 @@ def test_tasks_a_file_and_perplexity_on_the_engine(gguf_model, tmp_path, monkeyp
         "resuming after 6 of 6 answers\nresuming after 1 of 4 windows\n",
     )
     again = json.loads(result.stdout)
-    assert {(r["config"], r["sample"]): r["reply"] for r in again["answers"]} == replies
+    assert {(r["config"], r["sample"]): r["reply"] for r in again["answers"]} == responses
     assert again["perplexity"] == whole["perplexity"] and len(kept) == 10
     assert list((tmp_path / "cache" / "swaa-edge").iterdir()) == []

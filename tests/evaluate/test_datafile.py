@@ -77,13 +77,13 @@ def test_the_order_is_that_of_the_file_and_a_limit_stops_before_the_rest(write):
 
 
 @pytest.mark.parametrize(
-    "content, told",
+    "content, message",
     [
         (lines(GOOD) + ' {"prompt": "a", "answer": x}\n', ":2: malformed JSON at column 28: Expecting value"),
-        (lines(GOOD) + "{\n", ":2: the object goes on in the next line; write it on one line"),
+        (lines(GOOD) + "{\n", ":2: the object continues on the next line; write it on one line"),
         ("[[1], 2]\n", ":1: [[1], 2] must be an object with prompt and answer"),
-        ("\n\n" + lines({"prompt": "a"}), ":3: the field answer is missing; there is prompt"),
-        (lines({"context": "a", "answer": "b"}), ":1: the field prompt is missing; there is context, answer"),
+        ("\n\n" + lines({"prompt": "a"}), ":3: the field answer is missing; the record has prompt"),
+        (lines({"context": "a", "answer": "b"}), ":1: the field prompt is missing; the record has context, answer"),
         (lines({"prompt": "a", "answer": None}), ":1: the field answer is null"),
         (lines({**GOOD, "prompt": ["a"]}), ":1: prompt = ['a'] must be a string"),
         (lines({**GOOD, "question": 3}), ":1: question = 3 must be a string"),
@@ -91,8 +91,8 @@ def test_the_order_is_that_of_the_file_and_a_limit_stops_before_the_rest(write):
         (lines({**GOOD, "answer": [["a"]]}), ":1: answer = ['a'] must be a string, a number or a list of these"),
         (lines({**GOOD, "answer": float("nan")}), ":1: answer = nan must be a string, a number or a list of these"),
         (lines({**GOOD, "answer": []}), ":1: answer is an empty list; give what the response must contain"),
-        (lines({**GOOD, "answer": ["a", " "]}), ":1: answer is empty; give a text"),
-        (lines({**GOOD, "prompt": " \n"}), ":1: prompt is empty; give a text"),
+        (lines({**GOOD, "answer": ["a", " "]}), ":1: answer is empty; it must be a text"),
+        (lines({**GOOD, "prompt": " \n"}), ":1: prompt is empty; it must be a text"),
         (lines({**GOOD, "prompt": "\ud800"}), ":1: prompt holds half a character (\\ud800)"),
         (lines({**GOOD, "id": 1.5}), ":1: id = 1.5 must be a string or a whole number"),
         (lines({**GOOD, "id": 2}, GOOD), ':2: the id "talks/2" is also that of {path}:1; make it unique'),
@@ -102,26 +102,28 @@ def test_the_order_is_that_of_the_file_and_a_limit_stops_before_the_rest(write):
         ("\ufeff\n \n", " contains no samples; write one object with prompt and answer per line"),
     ],
 )
-def test_a_mistake_is_one_line_with_its_place(write, content, told):
+def test_a_mistake_is_one_line_with_its_place(write, content, message):
     path = write(content)
     with pytest.raises(DataFileError) as caught:
         read_samples(path, Words())
-    assert str(caught.value) == str(path) + told.replace("{path}", str(path))
+    assert str(caught.value) == str(path) + message.replace("{path}", str(path))
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "9" * 5000])
-def test_json_that_python_refuses_is_no_traceback(write, text):
+def test_json_that_python_refuses_is_one_line(write, text):
     with pytest.raises(DataFileError, match=r"talks\.jsonl:1: ") as caught:
         read_samples(write(text), Words())
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
 
 
-def test_files_that_are_none(tmp_path, write):
-    for name, told in {"a.csv": "the extension .csv", "notes": "no extension"}.items():
+def test_files_of_other_kinds(tmp_path, write):
+    for name, message in {"a.csv": "the extension .csv", "notes": "no extension"}.items():
         with pytest.raises(DataFileError) as caught:
             read_samples(write("x", name), Words())
         path = tmp_path / name
-        assert str(caught.value) == f"{path} has {told}; it must be .jsonl or .json (one object per line) or .parquet"
+        assert (
+            str(caught.value) == f"{path} has {message}; it must be .jsonl or .json (one object per line) or .parquet"
+        )
     for name in ("none.jsonl", "none.parquet"):
         with pytest.raises(DataFileError) as caught:
             read_samples(tmp_path / name, Words())
@@ -174,7 +176,7 @@ def test_mistakes_in_a_table(table, write, monkeypatch):
     path = table(context=["a"], answer=["x"])
     with pytest.raises(DataFileError) as caught:
         read_samples(path, Words())
-    assert str(caught.value) == f"{path} has no column prompt; there is context, answer"
+    assert str(caught.value) == f"{path} has no column prompt; its columns: context, answer"
     with pytest.raises(DataFileError) as caught:
         read_samples(table(prompt=[b"a"], answer=["x"]), Words())
     assert str(caught.value) == f"{path}: row 1: prompt = b'a' must be a string"
