@@ -13,7 +13,7 @@ from swaa_edge.errors import SwaaError
 if TYPE_CHECKING:
     from swaa_edge.llama import SwaaLlama
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["SwaaConfig", "SwaaError", "SwaaLlama", "__version__"]
 
 # Installed, the converter is the subpackage swaa_edge/convert. In a source tree the same folder lies
