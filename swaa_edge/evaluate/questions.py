@@ -241,19 +241,12 @@ def read_text(path: str | os.PathLike[str] | None) -> str:
 
 def settings_of(questions: Questions, prepared: Prepared) -> dict[str, Any]:
     """The settings in a document: plain JSON values."""
+    names = ("samples", "style", "beyond", "needles", "pairs", "hops", "max_tokens", "chat", "judge_model")
     return {
         "tasks": [*questions.names, *questions.files],
         "lengths": list(prepared.lengths),
-        "samples": questions.samples,
-        "depths": None if questions.depths is None else list(questions.depths),
-        "style": questions.style,
-        "beyond": questions.beyond,
-        "needles": questions.needles,
-        "pairs": questions.pairs,
-        "hops": questions.hops,
-        "max_tokens": questions.max_tokens,
-        "chat": questions.chat,
+        "depths": list(questions.depths),
+        **{name: getattr(questions, name) for name in names},
         "scorer": questions.scorer or (JUDGE if questions.judge else "contains"),
-        "judge_model": questions.judge_model,
         "skipped": prepared.skipped,
     }

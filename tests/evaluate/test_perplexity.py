@@ -1,4 +1,4 @@
-"""Perplexity: figures against what another program makes of the logits, windows, resuming, and what is refused."""
+"""Perplexity: figures against torch's from the same logits, windows, resuming, and errors."""
 
 import contextlib
 import json
@@ -187,7 +187,7 @@ def test_one_window_has_no_error_and_a_short_one_nothing_past_it():
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt(), GenerationError("out of memory")])
-def test_what_is_done_is_kept_and_not_done_again(tmp_path, stop):
+def test_complete_windows_are_kept_and_not_measured_again(tmp_path, stop):
     path, key = tmp_path / "ppl.jsonl", {"text": "x"}
     with Journal(path, key) as journal:
         report = measure(Loader(fail_at=(2, 4, stop)), CONFIGS, TEXT, 10, journal=journal)
@@ -204,7 +204,7 @@ def test_what_is_done_is_kept_and_not_done_again(tmp_path, stop):
     assert loader.made == []
 
 
-def test_full_attention_that_no_comparison_is_left_for_is_measured_alone():
+def test_full_attention_without_comparisons_left_is_measured_alone():
     journal = Journal(None, {})
     measure(Loader(), {"a": CONFIGS["a"]}, TEXT, 10, journal=journal)
     loader, seen = Loader(), []
@@ -254,7 +254,7 @@ def test_logits_that_are_nan(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "arguments, told",
+    "arguments, message",
     [
         (({}, TEXT, 10), "there is nothing to measure; give at least one configuration"),
         ((CONFIGS, TEXT, 36), "the text has 35 tokens, fewer than a window of 36; use a longer text"),
@@ -262,11 +262,11 @@ def test_logits_that_are_nan(monkeypatch):
         ((CONFIGS, TEXT, 1), "length = 1 must be at least 2, one token to evaluate and one to predict"),
     ],
 )
-def test_what_can_not_be_measured(arguments, told):
+def test_what_can_not_be_measured(arguments, message):
     loader = Loader()
     with pytest.raises(ConfigError) as caught:
         measure(loader, *arguments)
-    assert str(caught.value) == told and loader.made == []
+    assert str(caught.value) == message and loader.made == []
     with pytest.raises(ConfigError, match=r"^windows = 0 must be at least 1$"):
         measure(loader, CONFIGS, TEXT, 10, windows=0)
 
@@ -288,7 +288,7 @@ def loading(load):
 
 
 @pytest.mark.native
-def test_the_engine_against_its_own_logits_read_whole(load, loading, words):
+def test_the_engine_against_its_own_logits_of_the_whole_text(load, loading, words):
     config = SwaaConfig(41, 3, fa_layers=[1])
     full_row, row = measure(loading, {"full": False, "a": config}, words, LENGTH).rows()
     figures = []

@@ -72,9 +72,9 @@ def test_the_heat_map_adds_up_both_styles():
     plot._heatmap(figure, DOCUMENT, plot._mapped(DOCUMENT))
     full, fast, *_ = figure.axes
     assert [axes.get_title() for axes in (full, fast)] == ["full", "fast"]
-    told = {text.get_position(): text.get_text() for text in full.texts}
+    labels = {text.get_position(): text.get_text() for text in full.texts}
     # Columns are lengths, rows are depths from the start on.
-    assert told == {(0, 0): "0%", (0, 1): "75%", (1, 1): "100%"}
+    assert labels == {(0, 0): "0%", (0, 1): "75%", (1, 1): "100%"}
     assert [text.get_text() for text in fast.texts] == ["0%"]
     assert [label.get_text() for label in full.get_xticklabels()] == ["100", "2,000"]
     assert [label.get_text() for label in full.get_yticklabels()] == ["0%", "50%"]

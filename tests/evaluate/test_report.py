@@ -16,11 +16,11 @@ from swaa_edge.evaluate.samples import Sample
 Z2 = 3.841458820694124  # the 95 % quantile of chi squared with one degree of freedom
 
 
-def root(share, total, low, high):
-    """Where (share - p)^2 = z^2 p (1 - p) / total between low and high, by halving; the definition of the interval."""
+def root(fraction, total, low, high):
+    """Solve (fraction - p)^2 = z^2 p (1 - p) / total between low and high by bisection: the interval's definition."""
 
     def excess(p):
-        return (share - p) ** 2 - Z2 * p * (1 - p) / total
+        return (fraction - p) ** 2 - Z2 * p * (1 - p) / total
 
     rising = excess(high) > excess(low)
     for _ in range(200):
@@ -37,8 +37,8 @@ def test_the_interval_is_wilson_s():
     cases = [(1, 2), (5, 10), (1, 1000), (999, 1000)]
     cases += [(generator.randint(1, total - 1), total) for total in generator.choices(range(2, 500), k=100)]
     for correct, total in cases:
-        share = correct / total
-        expected = (root(share, total, 0, share), root(share, total, share, 1))
+        fraction = correct / total
+        expected = (root(fraction, total, 0, fraction), root(fraction, total, fraction, 1))
         assert wilson(correct, total) == pytest.approx(expected, abs=1e-6), (correct, total)
 
 
@@ -104,7 +104,7 @@ def test_rows():
     assert {task: counts["samples"] for task, counts in a["tasks"].items()} == {"needle": 2, "kv": 1}
 
 
-def test_times_are_those_of_prompts_that_were_read_whole():
+def test_times_are_those_of_prompts_evaluated_whole():
     samples = [sample(f"n/{n}") for n in range(4)]
     full = [record("full", "n/0", True, 6.0), record("full", "n/1", True, 0.1, reused=11)]
     full += [record("full", "n/2", True, 8.0, reused=10), record("full", "n/3", True, 9.0)]

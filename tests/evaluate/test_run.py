@@ -56,8 +56,8 @@ def test_all_are_asked_the_same_and_what_a_window_hides_is_not_found(run, sample
         assert [q.split("<")[0] for c, q in Reader.asked if c == config] == questions
     assert Reader.loaded == tuple((config, LENGTH + ANSWER) for config in CONFIGS.values())
     assert {row["config"]: row["accuracy"] for row in report.rows()} == {"full": 1.0, "naive": 0.0, "decode": 0.5}
-    right = {r["sample"].rpartition("/")[2] for r in report.of("decode") if r["correct"]}
-    assert right == {"spoken"}
+    correct = {r["sample"].rpartition("/")[2] for r in report.of("decode") if r["correct"]}
+    assert correct == {"spoken"}
     first = report.of("naive")[0]
     assert first == {
         "config": "naive",
@@ -112,7 +112,7 @@ def test_an_interrupted_run_resumes(run, samples, tmp_path, together, stop):
 
 
 def test_an_interrupt_while_a_sample_is_scored_or_kept_loses_that_one_at_most(run, tmp_path):
-    def scorer(sample, reply):
+    def scorer(sample, response):
         if len(Reader.asked) == 3:
             raise KeyboardInterrupt
         return True

@@ -1,4 +1,4 @@
-"""Scorers: which replies are right, one by one."""
+"""Scorers: which responses are correct, one by one."""
 
 from array import array
 
@@ -8,12 +8,12 @@ from swaa_edge.evaluate.samples import Sample
 from swaa_edge.evaluate.scoring import SCORERS, final
 
 
-def right(scorer, answers, reply):
-    return SCORERS[scorer](Sample("a/1", "a", array("i"), tuple(answers)), reply)
+def correct(scorer, answers, response):
+    return SCORERS[scorer](Sample("a/1", "a", array("i"), tuple(answers)), response)
 
 
 @pytest.mark.parametrize(
-    "answers, reply, found",
+    "answers, response, found",
     [
         (["47"], " 47.", True),
         (["47"], "The code of fox is 47", True),
@@ -36,13 +36,13 @@ def right(scorer, answers, reply):
         (["t"], "été", False),
     ],
 )
-def test_contains(answers, reply, found):
-    assert right("contains", answers, reply) is found
-    assert right("in-order", answers, reply) is found
+def test_contains(answers, response, found):
+    assert correct("contains", answers, response) is found
+    assert correct("in-order", answers, response) is found
 
 
 @pytest.mark.parametrize(
-    "reply, any_order, ordered",
+    "response, any_order, ordered",
     [
         ("47 and 31", True, True),
         ("31 and 47", True, False),
@@ -51,17 +51,17 @@ def test_contains(answers, reply, found):
         ("4731", False, False),
     ],
 )
-def test_several_answers(reply, any_order, ordered):
-    assert right("contains", ["47", "31"], reply) is any_order
-    assert right("in-order", ["47", "31"], reply) is ordered
+def test_several_answers(response, any_order, ordered):
+    assert correct("contains", ["47", "31"], response) is any_order
+    assert correct("in-order", ["47", "31"], response) is ordered
 
 
-def test_in_order_wants_an_answer_for_each():
-    assert not right("in-order", ["47", "47"], "both are 47") and right("in-order", ["47", "47"], "47 and 47")
+def test_in_order_requires_an_answer_for_each():
+    assert not correct("in-order", ["47", "47"], "both are 47") and correct("in-order", ["47", "47"], "47 and 47")
 
 
 @pytest.mark.parametrize(
-    "answers, reply, found",
+    "answers, response, found",
     [
         (["47"], " 47.\n", True),
         (["47"], "It is 47", False),
@@ -71,12 +71,12 @@ def test_in_order_wants_an_answer_for_each():
         (["47"], "<think>31?</think>\n47", True),
     ],
 )
-def test_exact(answers, reply, found):
-    assert right("exact", answers, reply) is found
+def test_exact(answers, response, found):
+    assert correct("exact", answers, response) is found
 
 
 @pytest.mark.parametrize(
-    "answers, reply, found",
+    "answers, response, found",
     [
         ([r"\d{2}"], "it is 47", True),
         ([r"^\d{2}$"], "it is 47", False),
@@ -87,12 +87,12 @@ def test_exact(answers, reply, found):
         (["(?i)FOX"], "fox", True),
     ],
 )
-def test_regex(answers, reply, found):
-    assert right("regex", answers, reply) is found
+def test_regex(answers, response, found):
+    assert correct("regex", answers, response) is found
 
 
-def test_thinking_is_no_answer():
+def test_reasoning_is_not_part_of_the_response():
     assert final("<think>47? No.</think>\n\n 31 ") == "31"
     assert final("47?</think>a</think>b") == "b" and final(" 31\n") == "31"
     for scorer in SCORERS:
-        assert not right(scorer, ["47"], "<think>It is 47.</think>It is 31.")
+        assert not correct(scorer, ["47"], "<think>It is 47.</think>It is 31.")

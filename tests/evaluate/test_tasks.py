@@ -29,7 +29,7 @@ def made_up_prose(sentences=400):
     )
 
 
-# A space first, as before each sentence, so that a text that starts over is no other in words.
+# A space first, as before each sentence, so that a text that wraps around has the same words.
 PROSE = f" {made_up_prose()}"
 SENTENCES = [f" {part}." for part in PROSE.strip().rstrip(".").split(". ")]
 FACT = re.compile(r" The code of (\w+) is (\w+)\.")
@@ -96,9 +96,9 @@ def test_pieces_are_buried_in_the_order_of_their_places():
     rng = random.Random(0)
     rng.randrange = lambda count: 0
     pieces = [(8, ["END"]), (3, ["X"]), (4, ["Y"]), (4, ["Y2"]), (3.9, ["Z"]), (0.5, ["TOO"]), (0, ["START"])]
-    told = "START TOO a b. X Z c d. Y Y2 e f. g h. END"
-    assert " ".join(hay.bury(rng, 15, pieces)) == told
-    assert " ".join(hay.bury(rng, 14, pieces)) == told.replace("h. ", "")
+    text = "START TOO a b. X Z c d. Y Y2 e f. g h. END"
+    assert " ".join(hay.bury(rng, 15, pieces)) == text
+    assert " ".join(hay.bury(rng, 14, pieces)) == text.replace("h. ", "")
     with pytest.raises(ValueError, match=r"^7 tokens of hidden text don't fit into a document of 5$"):
         hay.bury(rng, 5, pieces)
     with pytest.raises(ValueError, match="no sentence"):
@@ -136,7 +136,7 @@ def test_beyond_holds_for_every_sample(pattern, template, depths):
     prompts, samples = all_of(pattern, template, samples=120, beyond=beyond, depths=depths, needles=3)
     behind = [len(sample.prompt) - 1 - answers_end(prompts, sample) for sample in samples]
     assert min(behind) >= beyond
-    # It isn't the whole prompt that is shifted to the front: what is asked for comes near to the limit.
+    # The prompt is not shifted to the front as a whole: the asked facts come close to the limit.
     assert min(behind) < beyond + 25
     _, free = all_of(pattern, template, samples=120)
     assert min(len(sample.prompt) - 1 - answers_end(_, sample) for sample in free) < beyond
@@ -166,9 +166,9 @@ def test_a_needle_stands_at_the_last_seam_up_to_the_requested_depth(pattern):
     reach = max(len(prompts.tokenize(sentence)) for sentence in SENTENCES)
     for pair in zip(samples[::2], samples[1::2], strict=True):
         places = [prose_before(prompts, sample) for sample in pair]
-        wanted = pair[0].depth * min(whole for _, whole in places)
+        requested = pair[0].depth * min(whole for _, whole in places)
         for before, _ in places:
-            assert wanted - reach < before <= wanted
+            assert requested - reach < before <= requested
         # Each style of a question finds it in the same place; at the very end that is where the shorter prose is cut.
         assert len({before for before, _ in places}) == 1 or pair[0].depth == 1
     assert all(s.depth is None for s in all_of(pattern, "chat", depths=None)[1])
@@ -184,9 +184,9 @@ def test_a_needle_moved_up_by_beyond_reports_its_actual_depth():
         before, whole = prose_before(prompts, sample)
         assert sample.depth == round(sample.depth, 2)
         assert (sample.depth - 0.006) * whole - reach < before <= (sample.depth + 0.006) * whole
-        wanted = depths[at // 2 % 4]
-        assert sample.depth == wanted if wanted < 0.4 else 0.4 < sample.depth < 0.6
-    # Two wanted depths, one place: of a length it is one row of a heat map, as all facts have as many words.
+        requested = depths[at // 2 % 4]
+        assert sample.depth == requested if requested < 0.4 else 0.4 < sample.depth < 0.6
+    # Two requested depths share one place, a single row of the heat map per length: all facts have equally many words.
     assert len({sample.depth for sample in samples}) == 3
 
 
@@ -321,10 +321,10 @@ def test_literal_questions():
 @pytest.mark.parametrize("task", TASKS)
 def test_a_too_short_prompt_is_refused_with_the_least_length(task):
     prompts = fake_prompts(WORDS, "system")
-    told = rf"^{task} doesn't fit into a prompt of 20 tokens; it takes at least (\d+)$"
-    with pytest.raises(ConfigError, match=told) as caught:
+    text = rf"^{task} doesn't fit into a prompt of 20 tokens; it takes at least (\d+)$"
+    with pytest.raises(ConfigError, match=text) as caught:
         build(settings((task,), lengths=(20,), samples=1, styles=("spoken",)), prompts)
-    least = int(re.match(told, str(caught.value))[1])
+    least = int(re.match(text, str(caught.value))[1])
     # In words all facts of a task are equally long, so that the least length holds for all.
     samples = build(settings((task,), lengths=(least,), styles=("spoken",)), prompts)
     assert [len(sample.prompt) for sample in samples] == [least] * 10
@@ -334,10 +334,10 @@ def test_a_too_short_prompt_is_refused_with_the_least_length(task):
 
 def test_a_too_large_beyond_is_refused_with_the_largest_possible():
     prompts = fake_prompts(WORDS, "system")
-    told = r"^beyond = 250: in needle prompts of 200 tokens, the facts stand at most (\d+) tokens before the"
-    with pytest.raises(ConfigError, match=told) as caught:
+    text = r"^beyond = 250: in needle prompts of 200 tokens, the facts stand at most (\d+) tokens before the"
+    with pytest.raises(ConfigError, match=text) as caught:
         build(settings(("needle",), lengths=(200,), beyond=250), prompts)
-    most = int(re.match(told, str(caught.value))[1])
+    most = int(re.match(text, str(caught.value))[1])
     samples = build(settings(("needle",), lengths=(200,), beyond=most), prompts)
     assert {len(s.prompt) - 1 - answers_end(prompts, s) for s in samples} == {most}
     with pytest.raises(ConfigError):
@@ -345,7 +345,7 @@ def test_a_too_large_beyond_is_refused_with_the_largest_possible():
 
 
 @pytest.mark.parametrize(
-    "changed, told",
+    "changed, text",
     [
         ({"tasks": ("needl",)}, "there is no task needl; there are needle, multi-needle, kv, chain, or give a .jsonl"),
         ({"tasks": ()}, "tasks is empty; give at least one"),
@@ -362,7 +362,7 @@ def test_a_too_large_beyond_is_refused_with_the_largest_possible():
         ({"depths": (-0.1,)}, "depth -0.1 must be from 0 (the document's start) to 1 (its end)"),
     ],
 )
-def test_wrong_settings_are_refused(changed, told):
+def test_wrong_settings_are_refused(changed, text):
     with pytest.raises(ConfigError) as caught:
         settings(**{"lengths": (100,)} | changed)
-    assert str(caught.value).startswith(told)
+    assert str(caught.value).startswith(text)
