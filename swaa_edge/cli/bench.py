@@ -14,11 +14,12 @@ import click
 
 from swaa_edge.bench.random_model import SHAPES, TYPES, temporary_shape
 from swaa_edge.cli.options.engine import engine_options
+from swaa_edge.cli.options.output import force_option, json_option, progress_option
 from swaa_edge.cli.options.swaa import Chosen, raw_swaa_options
 from swaa_edge.config import RECIPES
 from swaa_edge.engine.settings import EngineSettings
 from swaa_edge.errors import SwaaError
-from swaa_edge.support.atomic import atomic_output
+from swaa_edge.support.atomic import atomic_outputs
 from swaa_edge.support.progress import progress_bar
 
 #: Layers of --shape under --attention, and under --quick: enough of them for ratios of attention.
@@ -41,15 +42,16 @@ class _Lengths(click.ParamType):
     "--prompt-tokens",
     type=_Lengths(),
     metavar="N,N,...",
-    help="Prompt lengths.  [4096,8192; --attention: 2048,8192,32768; --quick: 8192; as far as the context goes]",
+    help="Prompt lengths in tokens, up to the context length.  [default: 4096,8192; --attention: 2048,8192,32768; "
+    "--quick: 8192]",
 )
 @click.option(
     "--configs",
     metavar="NAME,...",
     help=f"Configurations to compare with full attention: naive, {', '.join(RECIPES)}, file, FILE.json.  "
-    "[file if the model has SWAA keys, else naive,quality,balanced,fast; --attention: none]",
+    "[default: file if the model has SWAA keys, else naive,quality,balanced,fast; --attention: none]",
 )
-@click.option("--baseline", metavar="DIR", help="Folder of an unpatched libllama, to compare with it too.")
+@click.option("--baseline", metavar="DIR", help="Also compare with the unpatched libllama in this folder.")
 @click.option(
     "--attention",
     is_flag=True,
@@ -57,22 +59,29 @@ class _Lengths(click.ParamType):
 )
 @click.option("--quick", is_flag=True, help="With --attention: at most about 5 minutes on two cores.")
 @click.option(
-    "--decode", type=click.IntRange(0), metavar="N", help="Tokens decoded after each prompt.  [32; --attention: 64]"
+    "--decode",
+    type=click.IntRange(0),
+    metavar="N",
+    help="Tokens decoded after each prompt.  [default: 32; --attention: 64]",
 )
 @click.option(
     "--repeat",
     type=click.IntRange(1),
     metavar="N",
-    help="Rounds per prompt length.  [3, above 8192 tokens 2; --attention: 3; --quick: 5]",
+    help="Rounds per prompt length.  [default: 3, above 8192 tokens 2; --attention: 3; --quick: 5]",
 )
-@click.option("--json", "json_file", metavar="FILE", help="Write a JSON document with all samples; - is stdout.")
+@json_option
 @click.option("--plot", "plot_file", metavar="FILE.png", help="Plot speed and speed-up over the prompt length.")
-@click.option("--force", is_flag=True, help="Replace existing output files.")
-@click.option("--shape", metavar="NAME", help=f"Random weights: {', '.join(SHAPES)}.  [--attention: the first]")
+@force_option
+@click.option(
+    "--shape",
+    metavar="NAME",
+    help=f"Measure random weights of this shape: {', '.join(SHAPES)}.  [with --attention: the first]",
+)
 @click.option("--layers", type=click.IntRange(1), metavar="N", help="With --shape: number of layers.")
-@click.option("--type", "ftype", metavar="TYPE", help=f"With --shape: {', '.join(TYPES)}.  [{TYPES[0]}]")
+@click.option("--type", "ftype", metavar="TYPE", help=f"With --shape: {', '.join(TYPES)}.  [default: {TYPES[0]}]")
 @click.option("--vocab", type=click.IntRange(1), metavar="N", help="With --shape: size of the vocabulary.")
-@click.option("--progress/--no-progress", default=None, help="Show progress on stderr.  [if it is a terminal]")
+@progress_option
 @engine_options
 @raw_swaa_options
 def bench(
@@ -123,8 +132,7 @@ def bench(
     kind = None if plot_file is None else picture_type(plot_file)
     with contextlib.ExitStack() as stack:
         # Both files are claimed before the minutes of measuring.
-        outputs = {file for file in (json_file, plot_file) if file not in (None, "-")}
-        files = {file: stack.enter_context(atomic_output(file, force=force)) for file in outputs}
+        files = stack.enter_context(atomic_outputs((json_file, plot_file), force=force))
         path = model or stack.enter_context(temporary_shape(shape, **sizes))
         sides = None
         if not attention or configs is not None or chosen != Chosen():

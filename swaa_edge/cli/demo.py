@@ -19,12 +19,12 @@ _PLOT = "swaa-edge-demo.png"
 
 @click.command()
 @json_flag
-@click.option("--plot", metavar="FILE.png", help=f"File of the plot; an existing one is replaced.  [{_PLOT}]")
+@click.option("--plot", metavar="FILE.png", help=f"File of the plot; an existing one is replaced.  [default: {_PLOT}]")
 @click.option("--no-plot", is_flag=True, help="Draw no plot.")
 @click.option(
     "--samples", type=click.IntRange(1), metavar="N", default=8, show_default=True, help="Questions per task."
 )
-@click.option("--threads", type=click.IntRange(1), metavar="N", help="CPU threads.  [all cores]")
+@click.option("--threads", type=click.IntRange(1), metavar="N", help="CPU threads.  [default: all cores]")
 @progress_option
 def demo(
     as_json: bool, plot: str | None, no_plot: bool, samples: int, threads: int | None, progress: bool | None

@@ -28,7 +28,7 @@ from swaa_edge.support.progress import progress_bar
     "--samples",
     type=click.IntRange(1, 10**6),
     metavar="N",
-    help=f"Maximum number of responses per record.  [{SAMPLES}; 1 at --temp 0]",
+    help=f"Maximum number of responses per record.  [default: {SAMPLES}; 1 at --temp 0]",
 )
 @click.option(
     "--keep",

@@ -55,7 +55,7 @@ _ENGINE_OPTIONS = [
         "n_batch",
         type=click.IntRange(1),
         metavar="N",
-        help="Prompt tokens per call of the engine.  [512, or --ubatch if that is more]",
+        help="Prompt tokens per call of the engine.  [default: 512, or --ubatch if that is more]",
     ),
     click.option(
         "--ubatch",
@@ -71,7 +71,7 @@ _ENGINE_OPTIONS = [
         "n_threads",
         type=click.IntRange(1),
         metavar="N",
-        help="CPU threads.  [all cores in prefill, half of them in decode]",
+        help="CPU threads.  [default: all cores in prefill, half of them in decode]",
     ),
     click.option(
         "--cache-type",
@@ -92,7 +92,7 @@ _ENGINE_OPTIONS = [
         type=click.IntRange(-1),
         metavar="N",
         default=EngineSettings.n_gpu_layers,
-        help="Layers to run on the GPU, if the build supports one.  [all]",
+        help="Layers to run on the GPU, if the build supports one.  [default: all]",
     ),
     click.option(
         "--lora",
@@ -128,5 +128,5 @@ def _temp_option(default: float) -> Callable[..., Any]:
 
 
 def _seed_option(default: int | None) -> Callable[..., Any]:
-    text = f"Random seed for sampling.  [{'random' if default is None else default}]"
+    text = f"Random seed for sampling.  [default: {'random' if default is None else default}]"
     return click.option("--seed", type=click.IntRange(0, 2**32 - 2), metavar="N", default=default, help=text)

@@ -111,7 +111,7 @@ _FILE_OPTIONS = [
     click.option(
         "--scorer",
         type=click.Choice([*SCORERS, JUDGE]),
-        help="How to score responses to questions from a file.  [contains]",
+        help="How to score responses to questions from a file.  [default: contains]",
     ),
     click.option(
         "--judge",
@@ -126,7 +126,7 @@ _FILE_OPTIONS = [
         "--journal",
         "journal_file",
         metavar="FILE",
-        help="Keep the answers in this file for resuming.  [in the user's cache until the run is complete]",
+        help="Keep the answers in this file for resuming.  [default: in the user's cache until the run is complete]",
     ),
     click.option("--fresh", is_flag=True, help="Discard the answers of an interrupted run."),
     progress_option,
@@ -139,13 +139,14 @@ _OPTIONS = [
         multiple=True,
         metavar="NAME|FILE,...",
         help=f"Tasks: {', '.join(BUILT_IN)}, {PERPLEXITY} (perplexity), or a FILE.jsonl or FILE.parquet with the "
-        f"fields prompt, question and answer; repeatable.  [{','.join(BUILT_IN)}]",
+        f"fields prompt, question and answer; repeatable.  [default: {','.join(BUILT_IN)}]",
     ),
     click.option(
         "--prompt-tokens",
         type=_Numbers(int, 16, 2**31 - 1, "4096,8192"),
         metavar="N,...",
-        help=f"Prompt lengths in tokens, chat template included.  [what the context holds, up to {PROMPT_TOKENS}]",
+        help="Prompt lengths in tokens, chat template included.  "
+        f"[default: what the context holds, up to {PROMPT_TOKENS}]",
     ),
     _count("samples", "Questions per task and length.", min=1, max=10**6),
     click.option(
@@ -170,16 +171,18 @@ _OPTIONS = [
     _count("hops", "Links per chain."),
     _count("seed", "Random seed of the questions."),
     click.option(
-        "--haystack", metavar="FILE", help="UTF-8 text to hide facts in.  [Python's language reference, built in]"
+        "--haystack",
+        metavar="FILE",
+        help="UTF-8 text to hide facts in.  [default: Python's language reference, built in]",
     ),
     _count("max_tokens", "Maximum tokens per answer.", min=1),
-    click.option("--text", metavar="FILE", help=f"UTF-8 text for {PERPLEXITY}.  [the haystack]"),
+    click.option("--text", metavar="FILE", help=f"UTF-8 text for {PERPLEXITY}.  [default: the haystack]"),
     click.option(
         "--configs",
         metavar="NAME,...",
         help=f"Configurations: {FULL} (always included), {NAIVE} (a window and nothing else), {', '.join(RECIPES)}, "
         f"{FILE} (the settings in the model file), or a FILE.json. The options below change each of them.  "
-        f"[{FILE} if it has settings, else {','.join(DEFAULT)}]",
+        f"[default: {FILE} if it has settings, else {','.join(DEFAULT)}]",
     ),
     json_option,
     click.option("--plot", "plot_file", metavar="FILE.png", help="Plot accuracy over prefill speed-up."),

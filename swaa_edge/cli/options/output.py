@@ -12,7 +12,7 @@ import sys
 import click
 
 progress_option = click.option(
-    "--progress/--no-progress", default=None, help="Show progress on stderr.  [if stderr is a terminal]"
+    "--progress/--no-progress", default=None, help="Show progress on stderr.  [default: if stderr is a terminal]"
 )
 json_option = click.option(
     "--json", "json_file", metavar="FILE", help="Write the results as one JSON document; - means stdout."

@@ -118,16 +118,20 @@ _OPTIONS = [
         "--window", "window_size", type=int, metavar="N", help="Window size W in tokens, the current one included."
     ),
     click.option(
-        "--sinks", "sink_count", type=int, metavar="N", help="Sink count S: the first N tokens stay visible.  [0]"
+        "--sinks",
+        "sink_count",
+        type=int,
+        metavar="N",
+        help="Sink count S: the first N tokens stay visible.  [default: 0]",
     ),
     click.option(
         "--fa-layers",
         metavar="SPEC",
-        help='Layers that keep full attention: "1::2", "0,5,7", "none" or "all".  [none]',
+        help='Layers that keep full attention: "1::2", "0,5,7", "none" or "all".  [default: none]',
     ),
     click.option(
         "--fa-decode/--no-fa-decode",
         default=None,
-        help="Let sliding layers see all tokens while generating (FA decode).  [no]",
+        help="Let sliding layers see all tokens while generating (FA decode).  [default: no]",
     ),
 ]
