@@ -34,6 +34,7 @@ from swaa_edge.support.journal import Journal, open_journal
 from swaa_edge.support.machine import machine
 from swaa_edge.support.progress import OnProgress
 
+PathLike = str | os.PathLike[str]
 #: Bytes of weights, over all configurations, up to which each configuration has its own copy of the model loaded, so
 #: that they can take turns.
 TOGETHER = 1 << 30
@@ -58,17 +59,17 @@ class Comparison:
 
 
 def compare(
-    model: str | os.PathLike[str],
+    model: PathLike,
     configs: str | Iterable[str] | Mapping[str, Configuration] | None = None,
     *,
     base: SwaaConfig | None = None,
     changes: Mapping[str, Any] | None = None,
     engine: EngineSettings | None = None,
-    json_file: str | None = None,
-    plot_file: str | None = None,
-    heatmap_file: str | None = None,
+    json_file: PathLike | None = None,
+    plot_file: PathLike | None = None,
+    heatmap_file: PathLike | None = None,
     force: bool = False,
-    journal_file: str | None = None,
+    journal_file: PathLike | None = None,
     fresh: bool = False,
     using: Using = interruptible,
     on_note: Callable[[str], object] = lambda line: None,
@@ -191,9 +192,9 @@ def _measure(
 
 
 def _journal(
-    key: dict[str, Any], what: str, total: int, file: str | None, fresh: bool, on_note: Callable[[str], object]
+    key: dict[str, Any], what: str, total: int, file: PathLike | None, fresh: bool, on_note: Callable[[str], object]
 ) -> Journal:
-    path = file and file + ("" if what == "answers" else f".{what}")
+    path = file and os.fspath(file) + ("" if what == "answers" else f".{what}")
     journal = open_journal("eval", key | {"what": what}, path, fresh)
     if journal.records:
         on_note(f"resuming after {len(journal.records)} of {total} {what}")
@@ -243,7 +244,7 @@ class _Unwritten(Exception):
 
 @contextlib.contextmanager
 def _outputs(
-    json_file: str | None, plot_file: str | None, heatmap_file: str | None, force: bool
+    json_file: PathLike | None, plot_file: PathLike | None, heatmap_file: PathLike | None, force: bool
 ) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Claim the files and yield the function that writes a document to them; without a call they stay as they were."""
     pictures = [file for file in (plot_file, heatmap_file) if file is not None]

@@ -77,12 +77,18 @@ def test_an_adapter_with_a_recipe_is_left_out_of_full_attention(fake, file, monk
 
 def test_a_run_that_stops_keeps_its_answers_and_writes_no_file(fake, file, tmp_path):
     target, notes = tmp_path / "eval.json", []
-    arguments = {"configs": {"mine": FAST}, "json_file": str(target), "on_note": notes.append, **SMALL}
+    arguments = {
+        "configs": {"mine": FAST},
+        "json_file": target,
+        "journal_file": tmp_path / "journal",
+        "on_note": notes.append,
+        **SMALL,
+    }
     Reader.fail_at = (5, GenerationError("out of memory"))
     comparison = evaluate.compare(file, **arguments)
     assert str(comparison.stopped) == "out of memory" == comparison.to_dict()["stopped"]
     assert comparison.to_dict()["progress"] == {"answers": 5, "of": 16, "windows": 0, "of_windows": 0, "kept": True}
-    assert not target.exists() and notes == [] and sorted(tmp_path.iterdir()) == [tmp_path / "cache", file]
+    assert not target.exists() and notes == [] and sorted(tmp_path.iterdir()) == [tmp_path / "journal", file]
     Reader.fail_at = None
     assert evaluate.compare(file, **arguments).stopped is None and target.exists()
     assert notes == ["resuming after 5 of 16 answers"] and len(Reader.asked) == 16
