@@ -62,10 +62,7 @@ def bench(
     decode = DECODE if decode is None else decode
     work = Workload.of(model, prompt_tokens, decode=decode, engine=engine, default=LENGTHS)
     sides = configurations(work.model, configs)
-    if UNPATCHED in sides:
-        raise ConfigError(f"{UNPATCHED} is the name of the baseline; call the configuration something else")
-    if len(sides) == 1 and baseline is None:
-        raise ConfigError("give a configuration to compare with full attention, or an unpatched library as baseline")
+    _check_sides(sides, baseline)
     names = [*([UNPATCHED] if baseline is not None else []), *sides]
     turns = [
         (name, length)
@@ -94,6 +91,13 @@ def bench(
                 raise
             report.stopped = error
     return report
+
+
+def _check_sides(sides: Mapping[str, Configuration], baseline: str | os.PathLike[str] | None) -> None:
+    if UNPATCHED in sides:
+        raise ConfigError(f"{UNPATCHED} is the name of the baseline; call the configuration something else")
+    if len(sides) == 1 and baseline is None:
+        raise ConfigError("give a configuration to compare with full attention, or an unpatched library as baseline")
 
 
 def rounds_of(repeat: int | None, n_tokens: int) -> int:

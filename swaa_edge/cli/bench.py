@@ -14,6 +14,7 @@ import click
 
 from swaa_edge.bench.random_model import SHAPES, TYPES, temporary_shape
 from swaa_edge.cli.options.engine import engine_options
+from swaa_edge.cli.options.numbers import Numbers
 from swaa_edge.cli.options.output import force_option, json_option, progress_option
 from swaa_edge.cli.options.swaa import Chosen, raw_swaa_options
 from swaa_edge.config import RECIPES
@@ -22,25 +23,15 @@ from swaa_edge.errors import SwaaError
 from swaa_edge.support.atomic import atomic_outputs
 from swaa_edge.support.progress import progress_bar
 
-#: Layers of --shape under --attention, and under --quick: enough of them for ratios of attention.
-_LAYERS, _QUICK_LAYERS = 4, 2
-
-
-class _Lengths(click.ParamType):
-    name = "lengths"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
-        parts = str(value).replace("_", "").split(",")
-        if not all(part.strip().isdigit() and 0 < int(part) < 2**31 for part in parts):
-            self.fail(f"{value!r} must be numbers of tokens from 1, as in 4096,8192")
-        return [int(part) for part in parts]
+# Under --attention, without a model: enough layers for ratios of attention, and fewer for --quick.
+_SHAPE, _LAYERS, _QUICK_LAYERS = "qwen3-0.6b", 4, 2
 
 
 @click.command()
 @click.argument("model", metavar="[MODEL.gguf]", required=False)
 @click.option(
     "--prompt-tokens",
-    type=_Lengths(),
+    type=Numbers(int, 1, 2**31 - 1, "4096,8192"),
     metavar="N,N,...",
     help="Prompt lengths in tokens, up to the context length.  [default: 4096,8192; --attention: 2048,8192,32768; "
     "--quick: 8192]",
@@ -76,7 +67,7 @@ class _Lengths(click.ParamType):
 @click.option(
     "--shape",
     metavar="NAME",
-    help=f"Measure random weights of this shape: {', '.join(SHAPES)}.  [with --attention: the first]",
+    help=f"Measure random weights of this shape: {', '.join(SHAPES)}.  [default with --attention: the first]",
 )
 @click.option("--layers", type=click.IntRange(1), metavar="N", help="With --shape: number of layers.")
 @click.option("--type", "ftype", metavar="TYPE", help=f"With --shape: {', '.join(TYPES)}.  [default: {TYPES[0]}]")
@@ -86,7 +77,7 @@ class _Lengths(click.ParamType):
 @raw_swaa_options
 def bench(
     model: str | None,
-    prompt_tokens: list[int] | None,
+    prompt_tokens: tuple[int, ...] | None,
     configs: str | None,
     attention: bool,
     quick: bool,
@@ -115,18 +106,11 @@ def bench(
     from swaa_edge.engine.configurations import configurations
     from swaa_edge.support.figure import check_plot, picture_type
 
-    if quick and not attention:
-        raise click.UsageError("--quick belongs to --attention")
-    if attention and plot_file is not None:
-        raise click.UsageError("--plot does not go with --attention; its results are in --json FILE")
-    sizes = {name: value for name in ("layers", "ftype", "vocab") if (value := options.pop(name)) is not None}
+    _check_attention(attention, quick, plot_file)
     if attention and model is None:
-        shape = shape or "qwen3-0.6b"
-        sizes.setdefault("layers", _QUICK_LAYERS if quick else _LAYERS)
-    if (model is None) == (shape is None):
-        raise click.UsageError("give either MODEL.gguf or --shape NAME")
-    if sizes and shape is None:
-        raise click.UsageError("--layers, --type and --vocab belong to --shape; a model file has its own")
+        shape, options["layers"] = shape or _SHAPE, options["layers"] or (_QUICK_LAYERS if quick else _LAYERS)
+    sizes = {name: value for name in ("layers", "ftype", "vocab") if (value := options.pop(name)) is not None}
+    _check_shape(model, shape, sizes)
     if plot_file is not None:
         check_plot()
     kind = None if plot_file is None else picture_type(plot_file)
@@ -151,3 +135,17 @@ def bench(
     click.echo(json.dumps(document, indent=2) if json_file == "-" else str(report))
     if report.stopped is not None:
         raise report.stopped if isinstance(report.stopped, SwaaError) else KeyboardInterrupt
+
+
+def _check_attention(attention: bool, quick: bool, plot_file: str | None) -> None:
+    if quick and not attention:
+        raise click.UsageError("--quick belongs to --attention")
+    if attention and plot_file is not None:
+        raise click.UsageError("--attention draws no plot; it takes --json FILE instead of --plot")
+
+
+def _check_shape(model: str | None, shape: str | None, sizes: dict[str, Any]) -> None:
+    if (model is None) == (shape is None):
+        raise click.UsageError("give either MODEL.gguf or --shape NAME")
+    if sizes and shape is None:
+        raise click.UsageError("--layers, --type and --vocab belong to --shape; a model file has its own")

@@ -120,7 +120,7 @@ def test_attention_measures_a_shape_by_default(fake_runner, monkeypatch, args, l
         (["MODEL", "--layers", 2], 2, "Error: --layers, --type and --vocab belong to --shape"),
         (["MODEL", "--attention", "--layers", 2], 2, "Error: --layers, --type and --vocab belong to --shape"),
         (["MODEL", "--quick"], 2, "Error: --quick belongs to --attention"),
-        (["MODEL", "--attention", "--plot", "a.png"], 2, "Error: --plot does not go with --attention"),
+        (["MODEL", "--attention", "--plot", "a.png"], 2, "Error: --attention draws no plot"),
         (["MODEL", "--attention", "--decode", 0], 1, "Error: decode = 0 must be at least 1"),
         (["--shape", "qwen3-5b"], 1, "Error: unknown shape 'qwen3-5b'; did you mean qwen3-4b?"),
         (["--shape", "../x"], 1, "Error: unknown shape '../x'; the shapes are qwen3-0.6b, qwen3-4b, llama-3.1-8b"),

@@ -108,7 +108,7 @@ def test_the_converter_is_a_subpackage():
         (["convert", "a", "-o", "b", "--adapter-only"], "Error: --adapter-only converts the adapter that --lora names"),
         (["convert", "a", "-o", "b", "--lora", "c", "--adapter-only", "--quantize", "Q8_0"], "Error: --quantize is"),
         (["convert", "a", "-o", "b", "--lora", "c", "--adapter-only", "--pre", "gpt-2"], "Error: --pre is for a model"),
-        (["bench", "a", "--lora", "b"], "Error: bench measures no adapters; merge it into the model by: swaa-edge"),
+        (["bench", "a", "--quick"], "Error: --quick belongs to --attention; see swaa-edge bench --help"),
     ],
 )
 def test_a_wrong_command_line_is_one_line_and_exit_code_2(args, message):

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from swaa_edge.cli.options.numbers import Numbers
 from swaa_edge.cli.options.output import force_option, json_option, progress_option
 from swaa_edge.config import RECIPES
 from swaa_edge.engine.configurations import DEFAULT, FILE, FULL, NAIVE
@@ -47,22 +48,6 @@ def check_options(tasks: tuple[str, ...], plot_file: str | None, heatmap_file: s
         raise click.UsageError("--heatmap shows the task needle; add it to --task")
     if plot_file is not None and not files and names == [PERPLEXITY]:
         raise click.UsageError(f"--plot shows accuracy, which {PERPLEXITY} does not measure; add another task")
-
-
-class _Numbers(click.ParamType):
-    """Comma-separated numbers of `kind`, from `least` to `most`."""
-
-    def __init__(self, kind: type, least: float, most: float, example: str) -> None:
-        self.name, self._kind, self._least, self._most, self._example = "numbers", kind, least, most, example
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
-        try:
-            numbers = tuple(self._kind(part) for part in str(value).split(","))
-        except ValueError:
-            numbers = ()
-        if not numbers or not all(self._least <= number <= self._most for number in numbers):
-            self.fail(f"{value!r} must be numbers from {self._least} to {self._most}, as in {self._example}")
-        return tuple(dict.fromkeys(numbers))
 
 
 class Grouped(click.Command):
@@ -143,7 +128,7 @@ _OPTIONS = [
     ),
     click.option(
         "--prompt-tokens",
-        type=_Numbers(int, 16, 2**31 - 1, "4096,8192"),
+        type=Numbers(int, 16, 2**31 - 1, "4096,8192"),
         metavar="N,...",
         help="Prompt lengths in tokens, chat template included.  "
         f"[default: what the context holds, up to {PROMPT_TOKENS}]",
@@ -151,7 +136,7 @@ _OPTIONS = [
     _count("samples", "Questions per task and length.", min=1, max=10**6),
     click.option(
         "--depths",
-        type=_Numbers(float, 0, 1, "0,0.5,1"),
+        type=Numbers(float, 0, 1, "0,0.5,1"),
         metavar="X,...",
         default=",".join(f"{depth:g}" for depth in Questions.depths),
         show_default=True,
