@@ -1,4 +1,4 @@
-"""Chooses among configurations that `swaa-edge eval` measured: the most accurate one of a speed, or the reverse.
+"""Recommends one of the configurations that `swaa-edge eval` measured: the most accurate one that is fast enough.
 
 choice = recommend("eval.json", target_speedup=2.0, output="settings.json"); print(choice.why)
 """
@@ -18,7 +18,7 @@ from swaa_edge.support.atomic import atomic_output
 
 
 @dataclasses.dataclass(frozen=True)
-class Measured:
+class Row:
     """A row of an evaluation's table. config: None for full attention. interval: 95 % interval of the accuracy.
 
     speedup: prefill time of full attention divided by this configuration's.
@@ -32,13 +32,13 @@ class Measured:
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
+class Recommendation:
     """why: the reason in one sentence. front: the configurations that no other beats in both speed and accuracy,
     fastest first."""
 
-    chosen: Measured
+    chosen: Row
     why: str
-    front: list[Measured]
+    front: list[Row]
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain JSON values."""
@@ -63,7 +63,7 @@ def recommend(
     min_accuracy: float | None = None,
     output: str | os.PathLike[str] | None = None,
     force: bool = False,
-) -> Choice:
+) -> Recommendation:
     """Choose a configuration from the document `measured`, which `swaa-edge eval --json` wrote.
 
     target_speedup, min_accuracy: see `choose`. output: write the settings there, for --config; force: replace the file.
@@ -79,7 +79,7 @@ def recommend(
     return choice
 
 
-def read_table(path: str | os.PathLike[str]) -> list[Measured]:
+def read_table(path: str | os.PathLike[str]) -> list[Row]:
     """The configurations with known speed and accuracy in a document of `swaa-edge eval --json`.
 
     Raises `ConfigError` for another file, or if no row has both.
@@ -102,7 +102,7 @@ def read_table(path: str | os.PathLike[str]) -> list[Measured]:
     return rows
 
 
-def _measured(path: str, number: int, row: Any) -> Measured | None:
+def _measured(path: str, number: int, row: Any) -> Row | None:
     where = f"{path}: row {number + 1} of the table"
     if not isinstance(row, Mapping):
         raise ConfigError(f"{where} is not a JSON object; give a file of swaa-edge eval --json")
@@ -125,12 +125,12 @@ def _measured(path: str, number: int, row: Any) -> Measured | None:
         raise ConfigError(f"{where}: {error}") from None
     except (TypeError, ValueError):
         raise ConfigError(f"{where}: interval = {interval!r} must be two numbers") from None
-    return Measured(str(values["config"]), config, values["accuracy"], (low, high), values["prefill_ratio"])
+    return Row(str(values["config"]), config, values["accuracy"], (low, high), values["prefill_ratio"])
 
 
 def choose(
-    rows: Sequence[Measured], *, target_speedup: float | None = None, min_accuracy: float | None = None
-) -> Choice:
+    rows: Sequence[Row], *, target_speedup: float | None = None, min_accuracy: float | None = None
+) -> Recommendation:
     """The most accurate configuration with at least this prefill speed-up over full attention; or the fastest one with
     at least this accuracy (0 to 1); with both, the most accurate one that meets both.
 
@@ -160,10 +160,10 @@ def choose(
     else:
         chosen = max(fit, key=lambda row: (row.speedup, row.accuracy))
         why = f"{_shown(chosen)}: the fastest of {_count(len(rows))} with at least {min_accuracy:.1%} accuracy"
-    return Choice(chosen, why + _doubt(chosen, min_accuracy), front)
+    return Recommendation(chosen, why + _doubt(chosen, min_accuracy), front)
 
 
-def _shown(row: Measured) -> str:
+def _shown(row: Row) -> str:
     return f"{row.name}, {row.accuracy:.1%} accurate, prefill {row.speedup:.2f}x"
 
 
@@ -171,14 +171,14 @@ def _count(count: int) -> str:
     return f"{count} configurations" if count > 1 else "1 configuration"
 
 
-def _doubt(row: Measured, min_accuracy: float | None) -> str:
+def _doubt(row: Row, min_accuracy: float | None) -> str:
     if min_accuracy is None or row.interval[0] >= min_accuracy:
         return ""
     low, high = row.interval
     return f" (uncertain: its 95% interval is {low:.1%} to {high:.1%}; take more samples)"
 
 
-def _none_fits(front: Sequence[Measured], target_speedup: float | None, min_accuracy: float | None) -> str:
+def _none_fits(front: Sequence[Row], target_speedup: float | None, min_accuracy: float | None) -> str:
     aims = [] if target_speedup is None else [f"a prefill speed-up of {target_speedup:.2f}x"]
     if min_accuracy is not None:
         aims.append(f"{min_accuracy:.1%} accuracy")

@@ -33,19 +33,19 @@ class _Keep(click.ParamType):
 
 @click.command()
 @click.argument("model", metavar="MODEL.gguf")
-@click.option("--text", metavar="FILE", help="Measure on this UTF-8 text, - is stdin, instead of retrieval tasks.")
+@click.option("--text", metavar="FILE", help="UTF-8 text to measure on instead of retrieval tasks; - means stdin.")
 @click.option("--task", metavar="NAME,...", default=_DEFAULT.task, show_default=True, help="Retrieval tasks.")
 @click.option(
     "--samples",
     type=click.IntRange(1),
     metavar="N",
-    help=f"Samples per task, or windows of the text.  [{SAMPLES}; {WINDOWS}]",
+    help=f"Samples per task, or windows of the text.  [default: {SAMPLES}; {WINDOWS}]",
 )
 @click.option(
     "--prompt-tokens",
     type=click.IntRange(16),
     metavar="N",
-    help=f"Length of a sample, answer included.  [{PROMPT_TOKENS}, or the model's context length]",
+    help=f"Length of a sample, answer included.  [default: {PROMPT_TOKENS}, or the model's context length]",
 )
 @click.option(
     "--answer-tokens",
@@ -64,29 +64,31 @@ class _Keep(click.ParamType):
     metavar="N|F",
     default=str(_DEFAULT.keep),
     show_default=True,
-    help="Number of layers that keep full attention, or fraction of all layers.",
+    help="Layers that keep full attention: a number, or a fraction of all.",
 )
 @click.option(
     "--method",
     type=click.Choice(["nll", "keep", "greedy", "lazy"]),
     default=_DEFAULT.method,
     show_default=True,
-    help="Rank layers by the loss added when only this layer slides (nll); the loss saved when only this layer keeps "
-    "full attention (keep); the loss saved beside the layers chosen before it (greedy); the fraction of its attention "
-    "that the window hides (lazy).",
+    help="Rank layers by the loss added when only this layer slides (nll), the loss saved when only this layer keeps "
+    "full attention (keep), the loss saved beside the layers chosen before it (greedy), or the fraction of its "
+    "attention that the window hides (lazy).",
 )
-@click.option("--candidates", type=click.IntRange(1), metavar="N", help="greedy: try only the N best layers of keep.")
+@click.option(
+    "--candidates", type=click.IntRange(1), metavar="N", help="With greedy: try only the N layers that keep ranks best."
+)
 @click.option(
     "--swaps",
     type=click.IntRange(0),
     metavar="N",
     default=_DEFAULT.swaps,
     show_default=True,
-    help="greedy: finally try to exchange the N weakest of the chosen layers.",
+    help="With greedy: finally try to exchange the N weakest chosen layers.",
 )
 @click.option("--compare", is_flag=True, help="Compare the choice with periodic patterns on held-out samples.")
 @click.option("-o", "--output", metavar="CONFIG.json", help="Write the settings, for --config of every command.")
-@click.option("--annotate", metavar="OUT.gguf", help="Write a copy of the model that carries the settings.")
+@click.option("--annotate", metavar="OUT.gguf", help="Write a copy of the model with the settings in it.")
 @click.option("--in-place", is_flag=True, help="Write the settings into MODEL.gguf.")
 @json_option
 @click.option("--plot", "plot_file", metavar="FILE.png", help="Draw the layers as bars.")
@@ -95,7 +97,7 @@ class _Keep(click.ParamType):
     "--journal",
     "journal_file",
     metavar="FILE",
-    help="Keep the measurements in this file for resuming.  [in the user's cache until the run is complete]",
+    help="Keep the measurements in this file for resuming.  [default: in the user's cache until the run is complete]",
 )
 @click.option("--no-chat", is_flag=True, help="Ask in plain text, without the model's chat template.")
 @progress_option
@@ -111,9 +113,9 @@ def calibrate(
 ) -> None:
     """Find the layers that should keep full attention.
 
-    Measures, with the engine on the model as it is, how the loss of reference answers changes while layers slide, and
-    proposes --fa-layers. Without SWAA settings it takes the recipe fast, with window and sinks shortened to fit short
-    prompts; FA layers in the settings only take part in --compare. After Ctrl-C, the same command resumes.
+    The engine measures how the loss of reference answers changes while layers of the model slide; the result is a
+    proposal for --fa-layers. Without SWAA settings, the recipe fast applies, with window and sinks shortened to fit
+    short prompts. FA layers in the settings only take part in --compare. After Ctrl-C, the same command resumes.
 
     \b
     swaa-edge calibrate model.gguf --text notes.txt -o settings.json

@@ -40,22 +40,31 @@ def _setting(flag: str, kind: Any, metavar: str, help_text: str) -> Any:
 @click.option("--data", required=True, metavar="FILE", help="JSON Lines or Parquet: prompt and answer, or messages.")
 @click.option("--output", "-o", required=True, metavar="DIR", help="Folder for the adapter.")
 @_setting("--lora-rank", int, "N", "Rank of the LoRA matrices.")
-@_setting("--lora-alpha", float, "X", "Scale of LoRA, divided by the square root of the rank.")
-@click.option("--rslora/--no-rslora", default=_DEFAULT.rslora, help="Divide the scale by the rank itself: --no-rslora.")
+@_setting("--lora-alpha", float, "X", "Scale of the LoRA matrices; see --rslora.")
+@click.option(
+    "--rslora/--no-rslora",
+    default=_DEFAULT.rslora,
+    help="Divide --lora-alpha by the square root of the rank (rsLoRA), or by the rank.  [default: rslora]",
+)
 @_setting("--lora-dropout", float, "X", "Dropout of LoRA's input.")
-@_setting("--target-modules", _Names(), "NAME,...", "Linear layers that get LoRA matrices.")
+@_setting("--target-modules", _Names(), "NAME,...", "Linear layers to train LoRA matrices for.")
 @_setting("--epochs", float, "X", "Number of training epochs.")
 @_setting("--max-steps", int, "N", "Number of optimizer steps, instead of --epochs.")
 @_setting("--batch-size", int, "N", "Examples per batch.")
 @_setting("--gradient-accumulation-steps", int, "N", "Batches per optimizer step.")
 @_setting("--learning-rate", float, "X", "Peak learning rate.")
 @_setting("--warmup-ratio", float, "X", "Fraction of the steps in which the learning rate rises.")
-@_setting("--max-length", int, "N", "Leave out examples with more tokens.  [the model's context length]")
+@_setting("--max-length", int, "N", "Leave out examples with more tokens.  [default: the model's context length]")
 @_setting("--val-fraction", float, "X", "Fraction of the examples held out to measure the validation loss.")
-@_setting("--eval-steps", int, "N", "Steps between validations; each saves a checkpoint.  [a tenth of all, up to 100]")
+@_setting(
+    "--eval-steps",
+    int,
+    "N",
+    "Steps between validations; each saves a checkpoint.  [default: a tenth of all, up to 100]",
+)
 @_setting("--patience", int, "N", "Stop after N validations without improvement; 0: never.")
 @click.option("--gradient-checkpointing", is_flag=True, help="Save memory by recomputing activations.")
-@click.option("--bf16/--no-bf16", default=None, help="Compute in bfloat16.  [on a GPU that supports it]")
+@click.option("--bf16/--no-bf16", default=None, help="Compute in bfloat16.  [default: on a GPU that supports it]")
 @click.option("--no-chat", is_flag=True, help="Train on plain text, without the model's chat template.")
 @_setting("--seed", int, "N", "Seed of everything random.")
 @click.option("--plot", "plot_file", metavar="FILE.png", help="Draw the losses.")

@@ -15,8 +15,8 @@ from swaa_edge.errors import ConfigError
 class Settings:
     """How the adapter is trained. Rank, alpha, rsLoRA and target modules default to those of arXiv 2512.10411.
 
-    lora_rank: rank of the LoRA matrices. lora_alpha: LoRA's scale, divided by the rank, or with rslora by its square
-        root. lora_dropout: dropout of LoRA's input. target_modules: names of the linear layers that get LoRA matrices.
+    lora_rank: rank of the LoRA matrices. lora_alpha: their scale, divided by the rank, or with rslora by its square
+        root. lora_dropout: dropout of LoRA's input. target_modules: linear layers to train LoRA matrices for.
     epochs: training epochs; max_steps: optimizer steps instead of epochs.
     batch_size: examples per batch. gradient_accumulation_steps: batches per optimizer step.
     learning_rate: its peak. warmup_ratio: fraction of the steps in which it rises to the peak; then it decays as a
