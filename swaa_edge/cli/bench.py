@@ -114,7 +114,7 @@ def bench(
     if plot_file is not None:
         check_plot()
     kind = None if plot_file is None else picture_type(plot_file)
-    with contextlib.ExitStack() as stack:
+    with progress_bar(progress) as shown, contextlib.ExitStack() as stack:
         # Both files are claimed before the minutes of measuring.
         files = stack.enter_context(atomic_outputs((json_file, plot_file), force=force))
         path = model or stack.enter_context(temporary_shape(shape, **sizes))
@@ -122,7 +122,6 @@ def bench(
         if not attention or configs is not None or chosen != Chosen():
             sides = configurations(path, configs, base=chosen.base, changes=chosen.changes)
         run = partial(bench_attention, quick=quick) if attention else compare
-        shown = stack.enter_context(progress_bar(progress))
         report = run(path, sides, prompt_tokens, engine=engine, on_progress=shown, **options)
         document = report.to_dict()
         if not document["rows"]:
