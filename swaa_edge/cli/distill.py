@@ -64,8 +64,8 @@ def distill(
     """Make training data for `finetune`: the model's own correct responses to the prompts in a file.
 
     MODEL is a GGUF, or a Hugging Face model directory (which needs torch). It answers under full attention, whatever
-    SWAA settings it has. The model answers each record until --keep responses are correct, at most --samples times. After Ctrl-C,
-    the same command resumes, also with other --samples, --keep, --limit or --scorer.
+    SWAA settings it has, and answers each record until --keep responses are correct, at most --samples times. After
+    Ctrl-C, the same command resumes, also with other --samples, --keep, --limit or --scorer.
 
     \b
     swaa-edge distill model.gguf --data questions.jsonl -o data.jsonl

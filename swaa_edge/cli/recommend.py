@@ -1,4 +1,4 @@
-"""`swaa-edge recommend`: chooses a configuration from what `swaa-edge eval` measured.
+"""`swaa-edge recommend`: choose a configuration from what `swaa-edge eval` measured.
 
 swaa-edge recommend eval.json --target-speedup 2 -o settings.json
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 
 import click
+
+from swaa_edge.cli.options.output import force_option, json_flag
 
 
 @click.command()
@@ -20,8 +22,8 @@ import click
 )
 @click.option("--min-accuracy", type=click.FloatRange(0, 1), metavar="Y", help="Minimum accuracy, from 0 to 1.")
 @click.option("-o", "--output", metavar="CONFIG.json", help="Write the settings, for --config of every command.")
-@click.option("--force", is_flag=True, help="Replace CONFIG.json if it exists.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document: the choice, the reason and the front.")
+@force_option
+@json_flag
 def recommend(
     measured: str,
     target_speedup: float | None,

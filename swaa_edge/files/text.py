@@ -11,7 +11,10 @@ from swaa_edge.errors import ConfigError
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """Return the text of the file at `path`; "-" is stdin. Raises `ConfigError` if it is missing, empty or not UTF-8."""
+    """Return the text of the file at `path`; "-" is stdin.
+
+    Raises `ConfigError` if the file is missing, empty or not UTF-8.
+    """
     where = "stdin" if path == "-" else path
     try:
         data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
