@@ -23,6 +23,7 @@ from swaa_edge.evaluate.facts import STYLES
 from swaa_edge.evaluate.run import MAX_TOKENS
 from swaa_edge.evaluate.scoring import SCORERS, Scorer, in_order
 from swaa_edge.evaluate.tasks import TASKS, TaskSettings, build
+from swaa_edge.files.text import read_text
 from swaa_edge.support.sample_text import real_text
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ class Questions:
         from swaa_edge.evaluate.prompts import Prompts  # opens the library
 
         lengths = self.lengths(context)
-        haystack = read_text(self.haystack)
+        haystack = _prose(self.haystack)
         samples: list[Sample] = []
         tokens: list[int] = []
         skipped = 0
@@ -224,19 +225,8 @@ def check_patterns(samples: Iterable[Sample]) -> None:
                 raise DataFileError(f"{where}: answer {answer!r} is not a regular expression: {error}") from None
 
 
-def read_text(path: str | os.PathLike[str] | None) -> str:
-    """The text of a UTF-8 file; None for a text that ships with Python. Raises `ConfigError`."""
-    if path is None:
-        return real_text()
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: byte {error.start + 1} is not UTF-8; save the file as UTF-8") from None
-    if not text.strip():
-        raise ConfigError(f"{path} is empty; give a file with text")
-    return text
+def _prose(path: str | os.PathLike[str] | None) -> str:
+    return real_text() if path is None else read_text(path)
 
 
 def settings_of(questions: Questions, prepared: Prepared) -> dict[str, Any]:

@@ -23,6 +23,6 @@ def read_text(path: str | os.PathLike[str]) -> str:
         raise ConfigError(f"cannot read {where}: {error.strerror}; give a text file") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{where} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
-    if not text:
+    if not text.strip():
         raise ConfigError(f"{where} is empty; give a file with text")
     return text

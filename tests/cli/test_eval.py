@@ -411,7 +411,7 @@ def test_a_wrong_pattern_names_its_line(fake, file, tmp_path):
         (["--task", "ppl", "--plot", "a.png"], 2, "--plot shows accuracy, which ppl does not measure"),
         (["--task", "kv", "--heatmap", "a.png"], 2, "--heatmap shows the task needle; add it to --task"),
         (["--task", "ppl", "--text", "none"], 1, "cannot read none: No such file or directory"),
-        (["--task", "needle,ppl", "--text", "model.gguf"], 1, "model.gguf: byte "),
+        (["--task", "needle,ppl", "--text", "model.gguf"], 1, "model.gguf is not UTF-8 text (byte "),
         (["--task", "needle,ppl", "--text", "short.txt"], 1, "the text has 3 tokens, fewer than a window of 200"),
         (["--haystack", "blank.txt"], 1, "blank.txt is empty; give a file with text"),
         (["--plot", "a.bmp"], 1, "a.bmp must be a picture: .png, .svg, .pdf"),
