@@ -202,7 +202,7 @@ Configuration = SwaaConfig | Literal[False]
 
 def _unknown(what: str, key: Any, valid: list[str]) -> str:
     near = difflib.get_close_matches(str(key), valid, n=1)
-    return f"unknown {what}; " + (f"did you mean {near[0]}?" if near else f"there are: {', '.join(valid)}")
+    return f"unknown {what}; " + (f"did you mean {near[0]}?" if near else f"valid names: {', '.join(valid)}")
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

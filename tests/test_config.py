@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from support.strategies import configs
 from swaa_edge import SwaaConfig, SwaaError
-from swaa_edge.config import RECIPES
+from swaa_edge.config import FULL_ATTENTION, RECIPES
 from swaa_edge.errors import ConfigError
 
 INT32_MAX = 2**31 - 1
@@ -73,6 +73,31 @@ def test_slice_text_means_what_python_means_by_it(start, stop, step, n_layers):
 )
 def test_fa_decode_holds_only_where_a_layer_slides(fa_layers, fa_decode, decodes):
     assert layers(SwaaConfig(16, 0, fa_layers, fa_decode).fa_decode_layers(4)) == decodes
+
+
+@given(configs, st.integers(1, 40))
+def test_settings_from_the_layers_select_the_same_layers(config, n_layers):
+    try:
+        sliding, fa_decode = config.sliding_layers(n_layers), config.fa_decode_layers(n_layers)
+    except ConfigError:
+        return  # it names a layer that such a model doesn't have
+    labels = {"recipe": config.recipe, "adapter": config.adapter}
+    found = SwaaConfig.from_layers(config.window_size, config.sink_count, sliding, fa_decode, **labels)
+    assert (found.sliding_layers(n_layers), found.fa_decode_layers(n_layers)) == (sliding, fa_decode)
+    assert (found.window_size, found.sink_count) == (config.window_size, config.sink_count)
+    assert (found.recipe, found.adapter) == (config.recipe, config.adapter)
+
+
+def test_settings_from_the_layers_are_spelled_by_index():
+    found = SwaaConfig.from_layers(8, 2, [True, False, True], [True, True, False])
+    assert (found.fa_layers, found.fa_decode, found.recipe, found.adapter) == ((1,), (0,), "custom", None)
+    assert SwaaConfig.from_layers(8, 2, [True, False], [True, True]).fa_decode is True
+    assert SwaaConfig.from_layers(8, 2, [False, False], [True, True]).fa_decode is False
+
+
+def test_the_reach_is_window_and_sinks():
+    assert SwaaConfig(window_size=9, sink_count=2).reach == 11
+    assert FULL_ATTENTION is False
 
 
 def test_equal_settings_are_equal_and_hashable():
@@ -154,7 +179,7 @@ def test_both_spellings_mean_the_same():
     assert SwaaConfig.from_dict(paper) == ours
     mixed = {"window_size": 2000, "keep_first": 100, "fa_layers": [1, 3], "force_fa_decode": [0]}
     assert SwaaConfig.from_dict(mixed) == ours
-    # The same setting twice is no contradiction while both say the same.
+    # The same setting in both spellings is fine if the values agree.
     assert SwaaConfig.from_dict(paper | {"window_size": 2000, "fa_layers": "1,3"}) == ours
     assert SwaaConfig.from_dict({"sliding_window_size": 8}) == SwaaConfig(8, 0, "none", False)
 

@@ -176,8 +176,8 @@ def test_settings_are_saved_with_the_model(tmp_path):
 def test_decode_mask():
     mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 0, 0]])
     assert hf.decode_mask([1, 3], mask).int().tolist() == [[0, 0, 0, 1, 1], [0, 0, 0, 0, 0]]
-    for lengths, told in (([1], "there are 1 prompt lengths for 2"), ([1, 4], "prompt length 4 of sequence 1")):
-        with pytest.raises(ConfigError, match=told):
+    for lengths, message in (([1], "there are 1 prompt lengths for 2"), ([1, 4], "prompt length 4 of sequence 1")):
+        with pytest.raises(ConfigError, match=message):
             hf.decode_mask(lengths, mask)
 
 

@@ -1,4 +1,4 @@
-"""The size of K and V told beforehand: by hand for a tiny file, and against what the engine allocates."""
+"""The predicted size of K and V: worked out by hand for a tiny file, and equal to what the engine allocates."""
 
 import contextlib
 import dataclasses
@@ -150,13 +150,13 @@ def test_it_is_what_the_engine_allocates(gguf_model, arch):
         llm = SwaaLlama(path, swaa=swaa, n_ctx=256, n_batch=32, verbose=False)
         for shape, kinds in itertools.product(SHAPES, KINDS):
             type_k, type_v, flash_attn, swa_full = kinds
-            told = kv_size(
+            size = kv_size(
                 facts, llm.swaa, **shape, type_k=type_k, type_v=type_v, flash_attn=flash_attn, swa_full=swa_full
             )
             with context_of(llm, type_k, type_v, flash_attn, swa_full=swa_full, **shape) as context:
                 case = (arch, swaa, shape, type_k, type_v, flash_attn, swa_full)
-                assert (told.total, told.ring_cells) == (native.kv_bytes(context), native.ring_cells(context)), case
-            rings.add(told.ring_cells)
+                assert (size.total, size.ring_cells) == (native.kv_bytes(context), native.ring_cells(context)), case
+            rings.add(size.ring_cells)
         llm.close()
     assert len(rings) > 4
 
@@ -168,6 +168,6 @@ def test_a_loaded_model_tells_its_size(gguf_model):
     path = gguf_model("qwen3", layers=4)
     for swa_full in (None, True, False):
         llm = SwaaLlama(path, swaa=SwaaConfig(100, 7), swa_full=swa_full, n_ctx=2000, n_ubatch=64, verbose=False)
-        told = kv_size(read_model(path), llm.swaa, n_ctx=2000, n_ubatch=64, swa_full=bool(swa_full))
-        assert (llm.kv_bytes, bool(told.ring_cells)) == (told.total, not swa_full)
+        size = kv_size(read_model(path), llm.swaa, n_ctx=2000, n_ubatch=64, swa_full=bool(swa_full))
+        assert (llm.kv_bytes, bool(size.ring_cells)) == (size.total, not swa_full)
         llm.close()

@@ -94,8 +94,8 @@ def test_strip_takes_out_what_another_program_put_anywhere(write, tmp_path):
     annotate(source, tmp_path / "plain.gguf")
     assert (tmp_path / "plain.gguf").read_bytes() == model()
     annotate(source, tmp_path / "new.gguf", CONFIG)
-    annotate(write(model(), "other.gguf"), tmp_path / "wanted.gguf", CONFIG)
-    assert (tmp_path / "new.gguf").read_bytes() == (tmp_path / "wanted.gguf").read_bytes()
+    annotate(write(model(), "other.gguf"), tmp_path / "expected.gguf", CONFIG)
+    assert (tmp_path / "new.gguf").read_bytes() == (tmp_path / "expected.gguf").read_bytes()
 
 
 def test_wrong_keys_can_be_replaced_and_stripped(write, tmp_path):

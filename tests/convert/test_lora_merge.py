@@ -1,6 +1,6 @@
 """Merging an adapter is W + scale * B A, nothing else changes, and one that doesn't fit is refused.
 
-What it was trained under and on goes into the file, and another recipe or base model is refused before any work.
+The recipe and base model of its training go into the file; others are refused before any work.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ def adapter(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(adapter, model_dir, tmp_path_factory):
-    """The same adapter with what our own training writes down beside it."""
+    """The same adapter with the files that our own training writes."""
     folder = shutil.copytree(adapter, tmp_path_factory.mktemp("trained") / "trained-here")
     save_training(folder, Training(RECIPE, BaseModel.of(model_dir("qwen3"))))
     return folder
@@ -134,7 +134,7 @@ def test_what_it_was_trained_under_goes_into_the_merged_file(model_dir, trained,
     found, header = read_swaa(output), read_header(output)
     assert (found, found.recipe, found.adapter) == (RECIPE, "mine", "trained-here")
     assert header.value("general.finetune") == "trained-here"
-    # The base is what was trained on, whatever PEFT noted.
+    # The base model is the one of the training, whatever PEFT recorded.
     assert header.value("general.base_model.0.name") == model_dir("qwen3").name
     assert header.value("general.base_model.0.organization") is None
 
@@ -173,7 +173,7 @@ def test_its_label_is_that_of_the_settings_or_of_the_folder(adapter, model_dir, 
 
 
 @pytest.mark.parametrize(
-    ("told", "expected"),
+    ("stated", "expected"),
     [
         ("Owner/Tiny-1B", {"name": "Tiny-1B", "organization": "Owner"}),
         ("Tiny-1B", {"name": "Tiny-1B"}),
@@ -185,9 +185,9 @@ def test_its_label_is_that_of_the_settings_or_of_the_folder(adapter, model_dir, 
         (None, {"name": "base"}),
     ],
 )
-def test_the_base_models_name_says_nothing_of_a_machine(adapter, told, expected, tmp_path, monkeypatch):
+def test_the_base_models_name_holds_no_path_of_a_machine(adapter, stated, expected, tmp_path, monkeypatch):
     folder = shutil.copytree(adapter, tmp_path / "copied")
-    edit_config(folder, base_model_name_or_path=told)
+    edit_config(folder, base_model_name_or_path=stated)
     (tmp_path / "models" / "Tiny-1B").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert read_adapter(folder).provenance("label", "some/base") == {

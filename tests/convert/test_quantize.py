@@ -1,4 +1,4 @@
-"""Quantization by llama.cpp keeps what the file says, and refuses what it can't do in one line."""
+"""Quantization by llama.cpp keeps the metadata of the file, and refuses in one line what it can't do."""
 
 import gguf
 import pytest

@@ -69,7 +69,7 @@ def logits(path, **arguments):
     from swaa_edge.native import Phase
 
     settings = {"n_ctx": 256, "n_batch": 32, "n_ubatch": 32, "n_threads": 1, "n_threads_batch": 1, "verbose": False}
-    # K and V in float32, so that two ways to the same numbers are not told apart by rounding.
+    # K and V in float32, so that two ways to the same numbers do not differ by rounding.
     rows, llm = [], SwaaLlama(str(path), type_k=0, type_v=0, **settings | arguments)
     with contextlib.closing(llm):
         llm.eval(PROMPT, Phase.PREFILL, lambda found: rows.append(found.copy()))
@@ -303,9 +303,9 @@ def adapter(tmp_path):
     def make(pairs=RIGHT, **keys):
         kind = keys.pop("kind", np.float32)
         flat = {f"{name}.lora_{m}": shape for name, pair in pairs.items() for m, shape in zip("ab", pair, strict=False)}
-        told = {"general.type": "adapter", "adapter.type": "lora", "adapter.lora.alpha": 4.0} | keys
-        arch = told.pop("arch", "qwen3")
-        return write(tmp_path / "lora.gguf", flat | told.pop("more", {}), arch=arch, kind=kind, **told)
+        held = {"general.type": "adapter", "adapter.type": "lora", "adapter.lora.alpha": 4.0} | keys
+        arch = held.pop("arch", "qwen3")
+        return write(tmp_path / "lora.gguf", flat | held.pop("more", {}), arch=arch, kind=kind, **held)
 
     return make
 
@@ -394,12 +394,12 @@ def test_an_adapter_given_as_the_model(adapters):
 
 def test_the_recipe_in_force(base, adapters, tmp_path):
     resolved = resolve_swaa(str(base), None, None, adapters["plain"])
-    meant, overrides = resolved.config, resolved.kv_overrides
-    assert (meant, meant.recipe, meant.adapter) == (RECIPE, "mine", "tuned-plain")
+    config, overrides = resolved.config, resolved.kv_overrides
+    assert (config, config.recipe, config.adapter) == (RECIPE, "mine", "tuned-plain")
     assert (overrides["swaa.window_size"], overrides["swaa.sliding_layers"]) == (24, "1011")
     same = SwaaConfig(24, 2, "1:2", [0, 1], recipe="spelled otherwise")
-    meant = resolve_swaa(str(base), same, None, adapters["plain"]).config
-    assert (meant, meant.recipe, meant.adapter) == (RECIPE, "spelled otherwise", "tuned-plain")
+    config = resolve_swaa(str(base), same, None, adapters["plain"]).config
+    assert (config, config.recipe, config.adapter) == (RECIPE, "spelled otherwise", "tuned-plain")
     annotate(base, tmp_path / "same.gguf", same)
     assert resolve_swaa(str(tmp_path / "same.gguf"), None, None, adapters["plain"]).kv_overrides is None
     with pytest.raises(ConfigError, match="full attention was requested"):
