@@ -235,7 +235,7 @@ def settings_of(questions: Questions, prepared: Prepared) -> dict[str, Any]:
     return {
         "tasks": [*questions.names, *questions.files],
         "lengths": list(prepared.lengths),
-        "depths": list(questions.depths),
+        "depths": None if questions.depths is None else list(questions.depths),
         **{name: getattr(questions, name) for name in names},
         "scorer": questions.scorer or (JUDGE if questions.judge else "contains"),
         "skipped": prepared.skipped,
