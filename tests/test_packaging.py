@@ -95,7 +95,7 @@ def test_a_machine_that_only_claims_amx_is_built_without_it(tmp_path, probe):
     assert ("building without AMX" in done.stdout) == (verdict == "broken")
 
 
-# A configuration as ggml's kernels make one: 113 is among the bytes that GCC's own header says nothing of.
+# A configuration as ggml's kernels write it; GCC's own header does not declare the byte of 113 as read.
 TILE_CONFIG = """
 #include <immintrin.h>
 void configure() {
