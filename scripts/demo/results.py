@@ -121,12 +121,15 @@ class _Measurement:
     def calibrate(self) -> dict[str, Any]:
         """The reports by method."""
         from swaa_edge.calibrate.search import search
+        from swaa_edge.calibrate.settings import CalibrateSettings
         from swaa_edge.support.journal import Journal
 
         base, keep = SwaaConfig(WINDOW, SINKS, "none", True), self.n_layers // 4
         with Journal(ROOT / "build" / "results-calibrate.jsonl", self.key) as journal:
             return {
-                method: search(self.load, base, self.n_layers, self.cases, keep=keep, method=method, journal=journal)
+                method: search(
+                    self.load, base, self.n_layers, self.cases, CalibrateSettings(method, keep), journal=journal
+                )
                 for method in ("nll", "keep", "greedy")
             }
 

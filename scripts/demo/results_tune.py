@@ -18,7 +18,7 @@ from typing import Any
 from demo.tokenizer import PRE_TOKENIZER, tokenizer_of
 from swaa_edge import SwaaConfig
 from swaa_edge.config import FULL_ATTENTION
-from swaa_edge.demo import ANSWER, CONTEXT, MODEL
+from swaa_edge.demo import ANSWER, MODEL
 from swaa_edge.engine.settings import EngineSettings
 from swaa_edge.engine.tokenizer import open_vocabulary
 from swaa_edge.evaluate.datafile import read_samples
@@ -28,7 +28,7 @@ from swaa_edge.evaluate.samples import Sample
 from swaa_edge.evaluate.scoring import in_order
 from swaa_edge.finetune.answerers import LlamaAnswerer
 from swaa_edge.finetune.responses import collect, write_lines
-from swaa_edge.finetune.settings import Settings
+from swaa_edge.finetune.settings import DistillSettings, Settings
 from swaa_edge.support.journal import Journal, digest
 from swaa_edge.support.progress import progress_bar
 
@@ -112,8 +112,8 @@ class Tuning:
             with Prompts(MODEL) as prompts:
                 records = read_samples(source, prompts)
             with Journal(self._folder / f"distill-{digest(key)}.jsonl", key) as journal, progress_bar(True) as show:
-                options = {"scored_by": "in-order", "journal": journal, "on_progress": show}
-                found = collect(self._answerer, records, in_order, n_ctx=CONTEXT, samples=1, **options)
+                settings = DistillSettings(samples=1, max_tokens=ANSWER, scorer="in-order")
+                found = collect(self._answerer, records, in_order, settings, journal=journal, on_progress=show)
             if found.stopped:
                 sys.exit("stopped early; run the same command to resume")
             lines = [line | {"question": question} for line in found.lines for question in asked[line["id"]]]

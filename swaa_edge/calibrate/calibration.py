@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from swaa_edge.calibrate.cases import Case, from_samples, from_text
 from swaa_edge.calibrate.lazy import visible_attention
+from swaa_edge.calibrate.losses import Load
 from swaa_edge.calibrate.report import Report, plot
 from swaa_edge.calibrate.search import search
 from swaa_edge.calibrate.settings import PROMPT_TOKENS, SAMPLES, WINDOWS, CalibrateSettings
@@ -31,7 +32,7 @@ from swaa_edge.files.model import ModelFile, read_model
 from swaa_edge.files.text import read_text
 from swaa_edge.support.atomic import atomic_output, check_outputs
 from swaa_edge.support.figure import check_plot, picture_type
-from swaa_edge.support.journal import Journal, open_journal
+from swaa_edge.support.journal import open_journal
 from swaa_edge.support.progress import OnProgress, Progress
 
 if TYPE_CHECKING:
@@ -105,17 +106,19 @@ def calibrate(
     model.
     """
     chosen, file = CalibrateSettings(**settings), read_model(model)
-    keep = chosen.layers_to_keep(file.n_layers)
+    chosen.layers_to_keep(file.n_layers)  # its errors before any work
     _check_files(plot_file, (output, annotate, json_file, plot_file), annotate, in_place, force)
     engine = _check_engine(engine or EngineSettings(), file)
     length = _prompt_tokens(file, chosen.prompt_tokens)
     swaa = _sliding(swaa, length)
     cases, held_out = _cases(file, length, swaa, chosen)
     key = _key(file, swaa, engine, [*cases, *held_out])
+    measured = _loader(file, engine), swaa, file.n_layers, cases
     with open_journal("calibrate", key, journal_file, False) as journal:
         if journal.records:
             on_note(f"resuming after {len(journal.records)} measurements")
-        report = _search(file, engine, swaa, keep, chosen, cases, held_out, journal, on_progress)
+        more = {"held_out": held_out, "journal": journal, "on_progress": on_progress}
+        report = search(*measured, chosen, visible=lambda: visible_attention(*measured), **more)
         found = Calibration(os.fspath(model), file.name, length, report)
         if report.full is None:  # there is nothing to report
             raise report.stopped if isinstance(report.stopped, SwaaError) else KeyboardInterrupt
@@ -145,6 +148,13 @@ def _check_engine(engine: EngineSettings, file: ModelFile) -> EngineSettings:
             f"{engine.lora_path} was trained under a recipe, which fixes its layers; calibrate the model without it"
         )
     return dataclasses.replace(engine, swa_full=True)
+
+
+def _loader(file: ModelFile, engine: EngineSettings) -> Load:
+    def load(config: Configuration, n_ctx: int) -> SwaaLlama:
+        return engine.load(file, swaa=config, n_ctx=max(n_ctx, engine.n_ctx or 0))
+
+    return load
 
 
 def _prompt_tokens(file: ModelFile, requested: int | None) -> int:
@@ -204,36 +214,6 @@ def _key(file: ModelFile, swaa: SwaaConfig, engine: EngineSettings, cases: list[
         "cache_type": engine.cache_type,
         "cases": tokens.hexdigest(),
     }
-
-
-def _search(
-    file: ModelFile,
-    engine: EngineSettings,
-    swaa: SwaaConfig,
-    keep: int,
-    settings: CalibrateSettings,
-    cases: list[Case],
-    held_out: list[Case],
-    journal: Journal,
-    on_progress: OnProgress | None,
-) -> Report:
-    def load(config: Configuration, n_ctx: int) -> SwaaLlama:
-        return engine.load(file, swaa=config, n_ctx=max(n_ctx, engine.n_ctx or 0))
-
-    return search(
-        load,
-        swaa,
-        file.n_layers,
-        cases,
-        keep=keep,
-        method=settings.method,
-        candidates=settings.candidates,
-        swaps=settings.swaps,
-        visible=lambda: visible_attention(load, swaa, file.n_layers, cases),
-        held_out=held_out,
-        journal=journal,
-        on_progress=on_progress,
-    )
 
 
 def _write_report(found: Calibration, json_file: str | None, plot_file: str | None, force: bool) -> None:

@@ -1,6 +1,7 @@
 """Finds the layers that should keep full attention (FA layers): by ranking single layers, or greedily.
 
-    report = search(load, SwaaConfig(2048, 100, fa_decode=True), 28, cases, method="greedy", keep=7)
+    settings = CalibrateSettings(method="greedy", keep=7)
+    report = search(load, SwaaConfig(2048, 100, fa_decode=True), 28, cases, settings)
     report.chosen            # (2, 5, 9, ...)
 
 nll ranks layers by how much the loss rises when only that layer slides, after arXiv 2606.27791. keep ranks them by how
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from swaa_edge.calibrate.cases import Case
 from swaa_edge.calibrate.losses import Counter, Load, Losses, Measured, label
 from swaa_edge.calibrate.report import Choice, Ranked, Report
-from swaa_edge.calibrate.settings import Method
+from swaa_edge.calibrate.settings import CalibrateSettings, Method
 from swaa_edge.config import SwaaConfig
 from swaa_edge.errors import ConfigError, SwaaError
 from swaa_edge.layers import selected_layers
@@ -29,30 +30,26 @@ def search(
     swaa: SwaaConfig,
     n_layers: int,
     cases: Sequence[Case],
+    settings: CalibrateSettings,
     *,
-    keep: int | None = None,
-    method: Method = "nll",
-    candidates: int | None = None,
-    swaps: int = 1,
     visible: Callable[[], Sequence[float]] | None = None,
     held_out: Sequence[Case] = (),
     journal: Journal | None = None,
     on_progress: OnProgress | None = None,
 ) -> Report:
-    """Choose `keep` FA layers (None: a quarter) of a model with `n_layers`, for `swaa` without its own FA layers.
+    """Choose FA layers of a model with `n_layers`, for `swaa` without its own FA layers.
 
-    candidates: greedy only tries so many layers, the best by the ranking of `keep`; None: all.
-    swaps: greedy tries to exchange so many of the chosen layers in the end, those that contribute least.
+    settings: method, keep, candidates and swaps are used.
     visible: for lazy, measures the fraction of each layer's attention that a window sees (`lazy.visible_attention`).
     held_out: cases to compare the choice on with periodic patterns of equal size, the FA layers of `swaa`, all layers
         and none; empty for no comparison.
     journal: keeps losses, and supplies those of an earlier run.
 
     KeyboardInterrupt, or an error after the first measurement, ends the run early: see `Report.stopped`.
-    Raises `ConfigError` for numbers out of range, and the errors of loading and running a model.
+    Raises `ConfigError` for settings that don't fit `n_layers`, and the errors of loading and running a model.
     """
-    keep = quarter(n_layers) if keep is None else keep
-    _check(n_layers, keep, candidates, swaps)
+    keep, method = settings.layers_to_keep(n_layers), settings.method
+    candidates, swaps = settings.candidates, settings.swaps
     if method == "lazy" and visible is None:
         raise ConfigError("method lazy needs a measurement of attention; give visible")
     counter, journal = Counter(on_progress), journal or Journal(None, {})
@@ -74,20 +71,6 @@ def search(
             raise
         report.stopped = error
     return report
-
-
-def _check(n_layers: int, keep: int, candidates: int | None, swaps: int) -> None:
-    if not 1 <= keep < n_layers:
-        raise ConfigError(f"keep = {keep} must be from 1 to {n_layers - 1} of the model's {n_layers} layers")
-    if candidates is not None and not keep <= candidates <= n_layers:
-        raise ConfigError(f"candidates = {candidates} must be from {keep} (the layers to keep) to {n_layers}")
-    if swaps < 0:
-        raise ConfigError(f"swaps = {swaps} must be 0 or more")
-
-
-def quarter(n_layers: int) -> int:
-    """How many layers keep full attention by default."""
-    return max(1, n_layers // 4)
 
 
 def periodic(n_layers: int, keep: int) -> dict[str, frozenset[int]]:

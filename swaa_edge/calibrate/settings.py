@@ -24,7 +24,9 @@ class CalibrateSettings:
     """How layers are chosen, and on which samples.
 
     method: see `swaa_edge.calibrate.search`. keep: layers that keep full attention, a number or a fraction of all.
-    candidates, swaps: for greedy, see `search`. compare: compare the choice with periodic ones on held-out samples.
+    candidates: for greedy, the number of layers to try, the best by the ranking of keep; None: all.
+    swaps: for greedy, the number of chosen layers to try to exchange finally, the weakest ones.
+    compare: compare the choice with periodic patterns on held-out samples.
     task: retrieval tasks, separated by commas. text: file of a UTF-8 text to measure on instead; "-" is stdin.
     samples: per task, or windows of the text; None takes `SAMPLES` or `WINDOWS`.
     prompt_tokens: length of a sample, answer included; None takes `PROMPT_TOKENS`, or the model's context length if
@@ -50,6 +52,8 @@ class CalibrateSettings:
     def __post_init__(self) -> None:
         if not (self.keep >= 1 if isinstance(self.keep, int) else 0 < self.keep < 1):
             raise ConfigError(f"keep = {self.keep} must be a number of layers from 1, or a fraction as in 0.25")
+        if self.swaps < 0:
+            raise ConfigError(f"swaps = {self.swaps} must be 0 or more")
 
     def layers_to_keep(self, n_layers: int) -> int:
         """The number of layers that keep full attention. Raises `ConfigError` if a setting doesn't fit `n_layers`."""

@@ -16,7 +16,7 @@ from swaa_edge.cli.options.eval import file_options
 from swaa_edge.cli.options.output import json_flag
 from swaa_edge.engine.settings import EngineSettings
 from swaa_edge.errors import SwaaError
-from swaa_edge.finetune.responses import MAX_TOKENS, SAMPLES, TEMPERATURE
+from swaa_edge.finetune.settings import MAX_TOKENS, SAMPLES, TEMPERATURE
 from swaa_edge.support.progress import progress_bar
 
 

@@ -18,60 +18,15 @@ from swaa_edge.engine.settings import EngineSettings
 from swaa_edge.errors import ConfigError, GenerationError, SwaaError
 from swaa_edge.evaluate.datafile import FileSample, check_lengths, read_samples
 from swaa_edge.evaluate.prompts import Prompts
-from swaa_edge.evaluate.questions import check_judge, check_patterns, scorer
-from swaa_edge.evaluate.scoring import Scorer
+from swaa_edge.evaluate.questions import check_patterns, scorer
 from swaa_edge.files.lora_gguf import read_lora
 from swaa_edge.files.model import read_model
 from swaa_edge.finetune.answerers import Answerer, LlamaAnswerer
-from swaa_edge.finetune.responses import MAX_TOKENS, SAMPLES, TEMPERATURE, Collected, collect, write_lines
+from swaa_edge.finetune.responses import Collected, collect, write_lines
+from swaa_edge.finetune.settings import DistillSettings
 from swaa_edge.support.atomic import atomic_output, check_outputs
-from swaa_edge.support.journal import Journal, open_journal
+from swaa_edge.support.journal import open_journal
 from swaa_edge.support.progress import OnProgress
-
-
-@dataclasses.dataclass(frozen=True)
-class DistillSettings:
-    """What is asked, and which responses are kept.
-
-    samples: responses per record at most; None becomes 4, or 1 at temperature 0. keep: correct responses to keep per
-        record. max_tokens: per response; one that does not end within them is not kept.
-    temperature, top_p, top_k, seed: how responses are sampled. chat: use the model's chat template.
-    scorer, judge, judge_model: how responses are judged, as for `eval`; None, None, None is "contains".
-    limit: ask only so many records, from the first. skip_long: leave out records that exceed the context instead of
-        raising.
-
-    Raises `ConfigError` for values that contradict each other.
-    """
-
-    samples: int | None = None
-    keep: int = 1
-    max_tokens: int = MAX_TOKENS
-    temperature: float = TEMPERATURE
-    top_p: float = 0.95
-    top_k: int = 40
-    seed: int = 0
-    chat: bool = True
-    scorer: str | None = None
-    judge: str | None = None
-    judge_model: str | None = None
-    limit: int | None = None
-    skip_long: bool = False
-
-    def __post_init__(self) -> None:
-        check_judge(self.scorer, self.judge, self.judge_model)
-        if self.temperature == 0 and (self.samples or 1) > 1:
-            raise ConfigError(
-                f"samples = {self.samples} at temperature 0 are all the same; take 1 sample, or a higher temperature"
-            )
-        if self.samples is None:
-            object.__setattr__(self, "samples", SAMPLES if self.temperature else 1)
-        if not 1 <= self.keep <= self.samples:
-            raise ConfigError(f"keep = {self.keep} must be from 1 to samples = {self.samples}")
-
-    @property
-    def sampling(self) -> dict[str, Any]:
-        """The arguments of create_completion."""
-        return {name: getattr(self, name) for name in ("temperature", "top_p", "top_k")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +101,7 @@ def distill(
     with open_journal("distill", key, journal_file, fresh) as journal:
         if journal.records:
             on_note(f"resuming after {len(journal.records)} responses")
-        found = _collect(source, records, is_correct, chosen, journal, on_progress)
+        found = collect(source.load, records, is_correct, chosen, journal=journal, on_progress=on_progress)
         done = bool(found.lines) and not found.stopped
         kept_in = None if journal.path is None else str(journal.path)
         distilled = Distilled(found, len(records), skipped, os.fspath(output) if done else None, kept_in, shown)
@@ -239,29 +194,6 @@ def _key(
         "engine": dataclasses.asdict(engine),
         "output": None if output is None else os.path.abspath(output),
     }
-
-
-def _collect(
-    source: _Source,
-    records: list[FileSample],
-    is_correct: Scorer,
-    settings: DistillSettings,
-    journal: Journal,
-    on_progress: OnProgress | None,
-) -> Collected:
-    judge = f"{settings.judge} {settings.judge_model}" if settings.judge else None
-    return collect(
-        source.load,
-        records,
-        is_correct,
-        n_ctx=max(len(record.prompt) for record in records) + settings.max_tokens,
-        samples=settings.samples,
-        keep=settings.keep,
-        seed=settings.seed,
-        scored_by=judge or settings.scorer or "",
-        journal=journal,
-        on_progress=on_progress,
-    )
 
 
 def _shown(

@@ -4,7 +4,7 @@ Training under a sliding window should teach a model the window and nothing else
 already in its style. The authors of SWAA (arXiv 2512.10411) make their data this way.
 
     load = lambda n_ctx: LlamaAnswerer(SwaaLlama("model.gguf", swaa=False, n_ctx=n_ctx), max_tokens=1024, sampling={})
-    collected = collect(load, read_samples("questions.jsonl", prompts), contains, n_ctx=32768)
+    collected = collect(load, read_samples("questions.jsonl", prompts), contains, DistillSettings())
     collected.lines
 
 A record is asked up to `samples` times, until `keep` responses are correct. The first correct ones are kept: keeping
@@ -25,11 +25,9 @@ from swaa_edge.errors import ConfigError, SwaaError
 from swaa_edge.evaluate.datafile import FileSample
 from swaa_edge.evaluate.scoring import Scorer, final
 from swaa_edge.finetune.answerers import Answerer
+from swaa_edge.finetune.settings import DistillSettings
 from swaa_edge.support.journal import Journal, Record
 from swaa_edge.support.progress import OnProgress, Progress
-
-#: Defaults: responses per record, tokens per response, and the temperature they are sampled at.
-SAMPLES, MAX_TOKENS, TEMPERATURE = 4, 1024, 0.7
 
 
 @dataclasses.dataclass
@@ -68,42 +66,36 @@ def collect(
     load: Callable[[int], Answerer],
     records: Sequence[FileSample],
     scorer: Scorer,
+    settings: DistillSettings,
     *,
-    n_ctx: int,
-    samples: int = SAMPLES,
-    keep: int = 1,
-    seed: int = 0,
-    scored_by: str = "",
     journal: Journal | None = None,
     on_progress: OnProgress | None = None,
 ) -> Collected:
     """Ask a model for responses to `records`, and keep those that are correct by `scorer`.
 
     load(n_ctx): the model, with room for `n_ctx` tokens; called only if a response is missing, and closed at the end.
-    samples: responses per record at most. keep: correct responses to keep per record.
-    seed: each response has its own seed, made of this one, the record's name and the response's number, so a resumed
-        run gives the same responses as an undisturbed one.
-    journal: keeps responses and supplies those of an earlier run, whatever its `samples` and `keep` were.
-    scored_by: name of the scorer; responses that another scorer judged are judged again.
+    settings: samples, keep, max_tokens and seed are used. Each response has its own seed, made of this one, the
+        record's name and the response's number, so a resumed run gives the same responses as an undisturbed one.
+    journal: keeps responses and supplies those of an earlier run, whatever its `samples` and `keep` were. Responses
+        that another scorer judged (`DistillSettings.scored_by`) are judged again.
 
     KeyboardInterrupt, or an error after the first response, ends the run early: see `Collected.stopped`.
-    Raises `ConfigError` for numbers out of range, and the errors of loading and running a model.
+    Raises `ConfigError` without records, and the errors of loading and running a model.
     """
     if not records:
         raise ConfigError("there is nothing to ask; give at least one record")
-    if not 1 <= keep <= samples:
-        raise ConfigError(f"keep = {keep} must be from 1 to samples = {samples}")
     journal = journal or Journal(None, {})
-    run = _Run(load, scorer, n_ctx, seed, scored_by, journal)
+    n_ctx = max(len(record.prompt) for record in records) + settings.max_tokens
+    run = _Run(load, scorer, n_ctx, settings.seed, settings.scored_by, journal)
     found = Collected()
     kept: set[str] = set()
     try:
         with run:
             for record in records:
-                for number in _until_correct(run, record, samples, keep, kept, found):
+                for number in _until_correct(run, record, settings, kept, found):
                     if on_progress:
                         text = f"{found.records:,}/{len(records):,} records, {len(found.lines):,} kept"
-                        on_progress(Progress(found.records + number / samples, len(records), text))
+                        on_progress(Progress(found.records + number / settings.samples, len(records), text))
     except KeyboardInterrupt:
         found.stopped = "interrupted"
     except SwaaError as error:
@@ -114,7 +106,7 @@ def collect(
 
 
 def _until_correct(
-    run: _Run, record: FileSample, samples: int, keep: int, kept: set[str], found: Collected
+    run: _Run, record: FileSample, settings: DistillSettings, kept: set[str], found: Collected
 ) -> Iterable[int]:
     """Add a record's responses to `found`, and yield the number of each before the model is asked.
 
@@ -122,7 +114,7 @@ def _until_correct(
     """
     new = correct = 0
     digest = prompt_digest(record)
-    for number in range(samples):
+    for number in range(settings.samples):
         yield number
         entry = run.response(record, digest, number)
         identity = hashlib.sha256(record.prompt.tobytes() + entry["response"].strip().encode()).hexdigest()
@@ -139,7 +131,7 @@ def _until_correct(
             kept.add(identity)
             found.lines.append(_line(record, entry["response"], number))
             new += 1
-            if new == keep:
+            if new == settings.keep:
                 break
     found.without_correct += not correct
     found.records += 1

@@ -1,14 +1,20 @@
-"""Settings of a fine-tuning run; checked without torch, so that a wrong option fails before anything is loaded.
+"""Settings of `finetune` and `distill`; checked without torch, so that a wrong option fails before anything is loaded.
 
 settings = Settings(lora_rank=32, learning_rate=5e-5, epochs=2)
+settings = DistillSettings(samples=8, max_tokens=8192)
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 from swaa_edge.errors import ConfigError
+from swaa_edge.evaluate.questions import check_judge
+
+#: Defaults of `distill`: responses per record, tokens per response, and the temperature they are sampled at.
+SAMPLES, MAX_TOKENS, TEMPERATURE = 4, 1024, 0.7
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,3 +74,53 @@ class Settings:
             raise ConfigError(f"patience = {self.patience} must be at least 0")
         if not self.target_modules or not all(self.target_modules):
             raise ConfigError("target_modules must name at least one linear layer, as in q_proj,k_proj,v_proj")
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillSettings:
+    """What is asked, and which responses are kept.
+
+    samples: responses per record at most; None becomes 4, or 1 at temperature 0. keep: correct responses to keep per
+        record. max_tokens: per response; one that does not end within them is not kept.
+    temperature, top_p, top_k, seed: how responses are sampled. chat: use the model's chat template.
+    scorer, judge, judge_model: how responses are judged, as for `eval`; None, None, None is "contains".
+    limit: ask only so many records, from the first. skip_long: leave out records that exceed the context instead of
+        raising.
+
+    Raises `ConfigError` for values that contradict each other.
+    """
+
+    samples: int | None = None
+    keep: int = 1
+    max_tokens: int = MAX_TOKENS
+    temperature: float = TEMPERATURE
+    top_p: float = 0.95
+    top_k: int = 40
+    seed: int = 0
+    chat: bool = True
+    scorer: str | None = None
+    judge: str | None = None
+    judge_model: str | None = None
+    limit: int | None = None
+    skip_long: bool = False
+
+    def __post_init__(self) -> None:
+        check_judge(self.scorer, self.judge, self.judge_model)
+        if self.temperature == 0 and (self.samples or 1) > 1:
+            raise ConfigError(
+                f"samples = {self.samples} at temperature 0 are all the same; take 1 sample, or a higher temperature"
+            )
+        if self.samples is None:
+            object.__setattr__(self, "samples", SAMPLES if self.temperature else 1)
+        if not 1 <= self.keep <= self.samples:
+            raise ConfigError(f"keep = {self.keep} must be from 1 to samples = {self.samples}")
+
+    @property
+    def scored_by(self) -> str:
+        """Identity of the scorer."""
+        return f"{self.judge} {self.judge_model}" if self.judge else self.scorer or ""
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """The arguments of create_completion."""
+        return {name: getattr(self, name) for name in ("temperature", "top_p", "top_k")}

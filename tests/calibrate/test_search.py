@@ -11,13 +11,20 @@ import pytest
 from swaa_edge import SwaaConfig
 from swaa_edge.calibrate import losses as losses_module
 from swaa_edge.calibrate.cases import Case
-from swaa_edge.calibrate.search import periodic, quarter, search
+from swaa_edge.calibrate.search import periodic
+from swaa_edge.calibrate.search import search as search_with
+from swaa_edge.calibrate.settings import CalibrateSettings
 from swaa_edge.errors import ConfigError, GenerationError
 from swaa_edge.support.journal import Journal
 
 SWAA = SwaaConfig(64, 4, fa_decode=True)
 CASES = [Case("a", (1, 2, 3), (4, 5)), Case("b", (1, 2, 9), (4,))]
 N = 6
+
+
+def search(load, swaa, n_layers, cases, *, visible=None, held_out=(), journal=None, on_progress=None, **settings):
+    more = {"visible": visible, "held_out": held_out, "journal": journal, "on_progress": on_progress}
+    return search_with(load, swaa, n_layers, cases, CalibrateSettings(**settings), **more)
 
 
 class FakeEngine:
@@ -137,7 +144,6 @@ def test_periodic_patterns():
     assert periodic(28, 7).keys() == {"0::4", "1::4", "2::4", "3::4"}
     assert all(len(layers) == 9 for layers in periodic(36, 9).values())
     assert periodic(5, 4) == {"0::1": frozenset(range(5))}
-    assert (quarter(36), quarter(3), quarter(30)) == (9, 1, 7)
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt(), GenerationError("out of memory")])
@@ -192,9 +198,16 @@ def test_progress_counts_up_to_its_total(monkeypatch, method, candidates, held_o
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"keep": 0}, "keep = 0 must be from 1 to 5 of the model's 6 layers"),
-        ({"keep": 6}, "keep = 6 must be from 1 to 5 of the model's 6 layers"),
-        ({"keep": 3, "candidates": 2}, r"candidates = 2 must be from 3 \(the layers to keep\) to 6"),
+        ({"keep": 6}, "keep = 6 leaves none of the model's 6 layers to slide; keep fewer"),
+        (
+            {"keep": 3, "candidates": 4},
+            r"candidates = 4 requires the method greedy, and from 3 \(the layers to keep\) to 6",
+        ),
+        (
+            {"keep": 3, "candidates": 2, "method": "greedy"},
+            r"candidates = 2 requires the method greedy, and from 3 \(the layers to keep\) to 6",
+        ),
+        ({"swaps": -1}, "swaps = -1 must be 0 or more"),
         ({"cases": []}, "there is nothing to measure the loss of; give at least one sample"),
         ({"method": "lazy"}, "method lazy needs a measurement of attention; give visible"),
     ],

@@ -9,6 +9,7 @@ from swaa_edge.evaluate.datafile import FileSample
 from swaa_edge.evaluate.scoring import SCORERS, contains
 from swaa_edge.finetune.answerers import Response
 from swaa_edge.finetune.responses import collect, seed_of
+from swaa_edge.finetune.settings import DistillSettings
 from swaa_edge.support.journal import Journal
 
 
@@ -50,8 +51,13 @@ TEXTS = {"a": ["no", " It is 47. ", "47"], "b": ["47", "x", "y"], "c": ["46", No
 RECORDS = [record("a"), record("b", question=""), record("c")]
 
 
-def ask(script, records=RECORDS, scorer=contains, **more):
-    result = collect(script.load, records, scorer, n_ctx=100, **{"samples": 3} | more)
+#: The settings of a judge.
+NAMED = {"judge": "http://localhost/v1", "judge_model": "judge"}
+
+
+def ask(script, records=RECORDS, is_correct=contains, journal=None, on_progress=None, **settings):
+    chosen = DistillSettings(**{"samples": 3, "max_tokens": 99} | settings)
+    result = collect(script.load, records, is_correct, chosen, journal=journal, on_progress=on_progress)
     assert script.open == 0
     return result
 
@@ -80,7 +86,7 @@ def test_the_first_correct_response_to_a_record_is_kept():
         "duplicates": 0,
         "stopped": None,
     }
-    assert script.asked == [("a", 0), ("a", 1), ("b", 0), ("c", 0), ("c", 1), ("c", 2)] and script.n_ctx == 100
+    assert script.asked == [("a", 0), ("a", 1), ("b", 0), ("c", 0), ("c", 1), ("c", 2)] and script.n_ctx == 1 + 99
 
 
 def test_several_responses_per_record_without_duplicates():
@@ -132,20 +138,20 @@ def test_an_interrupted_run_resumes(tmp_path, at):
 
 def test_a_run_resumes_with_other_numbers_and_another_scorer():
     journal = Journal(None, {})
-    ask(Script(TEXTS), RECORDS[:1], journal=journal, scored_by="contains")
+    ask(Script(TEXTS), RECORDS[:1], journal=journal, scorer="contains")
     script, calls = Script(TEXTS), []
 
     def judge(sample, response):
         calls.append((sample.name, response))
         return "47" in response
 
-    result = ask(script, scorer=judge, journal=journal, scored_by="judge", keep=2)
+    result = ask(script, RECORDS, judge, journal=journal, keep=2, **NAMED)
     assert script.asked == [("a", 2), ("b", 0), ("b", 1), ("b", 2), ("c", 0), ("c", 1), ("c", 2)]
     assert [line["sample"] for line in result.lines] == [1, 2, 0]
     # The new judge scores the old responses, once.
     assert len(calls) == len(set(calls)) == 8
     again = Script(TEXTS)
-    assert ask(again, scorer=judge, journal=journal, scored_by="judge", keep=2) == result
+    assert ask(again, RECORDS, judge, journal=journal, keep=2, **NAMED) == result
     assert again.asked == [] and len(calls) == 8
 
 
