@@ -16,7 +16,7 @@ import contextlib
 import ctypes
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,18 +47,20 @@ def visible_attention(load: Load, swaa: SwaaConfig, n_layers: int, cases: Sequen
     """
     sums = np.zeros(n_layers)
     n_tokens = max(map(len, cases))
-    with contextlib.closing(load(FULL_ATTENTION, CONTEXT_STEP)) as llm, _context(llm, n_tokens) as (evaluate, catch):
+    with (
+        contextlib.closing(load(FULL_ATTENTION, CONTEXT_STEP)) as llm,
+        contextlib.closing(_Softmax(llm, n_tokens)) as softmax,
+    ):
         for case in cases:
             tokens = [*case.prompt, *case.answer[:-1]]
             queries = min(QUERIES, len(tokens))
             with interruptible(llm):
-                evaluate(tokens[:-queries], True)
-                caught = catch(lambda tail=tokens[-queries:]: evaluate(tail, False))
-            if sorted(caught) != list(range(n_layers)):
+                found = softmax.last_rows(tokens, queries)
+            if sorted(found) != list(range(n_layers)):
                 raise UnsupportedModelError(
-                    f"only {len(caught)} of the model's {n_layers} layers show their attention; use another --method"
+                    f"only {len(found)} of the model's {n_layers} layers show their attention; use another --method"
                 )
-            for layer, rows in caught.items():
+            for layer, rows in found.items():
                 sums[layer] += visible_fraction(rows, len(tokens) - queries, swaa)
     return (sums / len(cases)).tolist()
 
@@ -73,74 +75,69 @@ def visible_fraction(rows: np.ndarray, first: int, swaa: SwaaConfig) -> float:
     return float((rows * seen).sum(axis=2, dtype=np.float64).mean())
 
 
-@contextlib.contextmanager
-def _context(
-    llm: SwaaLlama, n_tokens: int
-) -> Iterator[tuple[Callable[..., None], Callable[..., dict[int, np.ndarray]]]]:
-    """A second context on the model of `llm`, without flash attention.
+class _Softmax:
+    """A second context on the model of `llm`, without flash attention, from which each layer's softmax can be read."""
 
-    Yields evaluate(tokens, start), which clears the cache first if start is true, and catch(run), which returns the
-    softmax of each layer that llama.cpp computes during run(): float32 [heads, queries, keys].
-    """
-    from swaa_edge import native
+    def __init__(self, llm: SwaaLlama, n_tokens: int) -> None:
+        from swaa_edge import native
 
-    llama_cpp, ggml = native.load(), _ggml()
-    caught: dict[int, np.ndarray] = {}
-    state: dict[str, Any] = {"on": False, "error": None, "queries": 0}
+        self._llama_cpp, self._ggml = native.load(), _ggml()
+        self._caught: dict[int, np.ndarray] = {}
+        self._reading, self._queries = False, 0
+        self._error: Exception | None = None
+        params = type(llm.context_params).from_buffer_copy(llm.context_params)
+        self._callback = type(params.cb_eval)(self._on_tensor)
+        params.cb_eval, params.cb_eval_user_data = self._callback, None
+        params.flash_attn_type = self._llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        params.type_k = params.type_v = CACHE_TYPES["f16"]
+        params.n_ctx, params.n_batch, params.n_ubatch = n_tokens, _UBATCH, _UBATCH
+        self._context = self._llama_cpp.llama_init_from_model(llm.model, params)
+        if not self._context:
+            raise GenerationError(f"llama.cpp can't create a context of {n_tokens} tokens without flash attention")
+        llm._abort.attach(self._context)  # so that cancel() ends this one, too
 
-    def look(tensor: int, ask: bool, _: Any) -> bool:
-        # An exception must not reach C. False means "don't pass this tensor" if ask is true, else "end the run".
+    def close(self) -> None:
+        self._llama_cpp.llama_free(self._context)
+
+    def last_rows(self, tokens: Sequence[int], queries: int) -> dict[int, np.ndarray]:
+        """Per layer, the softmax of the last `queries` of these tokens: float32 [heads, queries, keys]."""
+        self._caught.clear()
+        self._llama_cpp.llama_memory_clear(self._llama_cpp.llama_get_memory(self._context), True)
+        self._evaluate(tokens[:-queries])
+        self._reading = True
         try:
-            if not state["on"] or not ggml.ggml_get_name(tensor).startswith(_NAME):
-                return not ask
-            if not ask:
-                layer = int(ggml.ggml_get_name(tensor)[len(_NAME) :])
-                caught[layer] = _read(ggml, tensor, state["queries"])
-            return True
-        except Exception as error:
-            state["error"] = error
-            return not ask
+            self._evaluate(tokens[-queries:])
+        finally:
+            self._reading = False
+        if self._error is not None:
+            raise GenerationError(f"the engine's attention can't be read: {self._error}")
+        return self._caught
 
-    params = type(llm.context_params).from_buffer_copy(llm.context_params)
-    callback = type(params.cb_eval)(look)
-    params.cb_eval, params.cb_eval_user_data = callback, None
-    params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    params.type_k = params.type_v = CACHE_TYPES["f16"]
-    params.n_ctx, params.n_batch, params.n_ubatch = n_tokens, _UBATCH, _UBATCH
-    context = llama_cpp.llama_init_from_model(llm.model, params)
-    if not context:
-        raise GenerationError(f"llama.cpp can't create a context of {n_tokens} tokens without flash attention")
-    llm._abort.attach(context)  # so that cancel() ends this one, too
-    memory = llama_cpp.llama_get_memory(context)
-
-    def evaluate(tokens: Sequence[int], start: bool) -> None:
-        if start:
-            llama_cpp.llama_memory_clear(memory, True)
+    def _evaluate(self, tokens: Sequence[int]) -> None:
         for at in range(0, len(tokens), _UBATCH):
             part = tokens[at : at + _UBATCH]
-            state["queries"] = len(part)
-            array = (llama_cpp.llama_token * len(part))(*part)
-            code = llama_cpp.llama_decode(context, llama_cpp.llama_batch_get_one(array, len(part)))
+            self._queries = len(part)
+            array = (self._llama_cpp.llama_token * len(part))(*part)
+            batch = self._llama_cpp.llama_batch_get_one(array, len(part))
+            code = self._llama_cpp.llama_decode(self._context, batch)
             if code == _ABORTED:
                 raise GenerationCancelled("cancelled")
             if code:
                 raise GenerationError(f"the engine failed with code {code} while computing attention")
 
-    def catch(run: Callable[[], None]) -> dict[int, np.ndarray]:
-        caught.clear()
-        state["on"] = True
+    def _on_tensor(self, tensor: int, ask: bool, _: Any) -> bool:
+        # llama.cpp asks whether to pass a tensor, then passes it; False then would end the run. An exception must not
+        # reach C.
         try:
-            run()
-        finally:
-            state["on"] = False
-        if state["error"] is not None:
-            raise GenerationError(f"the engine's attention can't be read: {state['error']}")
-        return dict(caught)
-
-    try:
-        yield evaluate, catch
-    finally:
-        llama_cpp.llama_free(context)
+            name = self._ggml.ggml_get_name(tensor)
+            if not self._reading or not name.startswith(_NAME):
+                return not ask
+            if not ask:
+                self._caught[int(name[len(_NAME) :])] = _read(self._ggml, tensor, self._queries)
+            return True
+        except Exception as error:
+            self._error = error
+            return not ask
 
 
 def _read(ggml: ctypes.CDLL, tensor: int, queries: int) -> np.ndarray:
