@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import math
 import shutil
 
@@ -16,19 +15,18 @@ from safetensors.torch import load_file, save_file
 from support import models
 from support.adapters import ALPHA, RANK, edit_config, make_adapter
 from swaa_edge import SwaaConfig
-from swaa_edge.cli import cli, journals
-from swaa_edge.cli import eval as eval_command
-from swaa_edge.cli.options.engine import Engine
+from swaa_edge.cli import cli
 from swaa_edge.convert import child, hf
 from swaa_edge.convert.annotate import annotate
 from swaa_edge.convert.lora_merge import read_adapter
 from swaa_edge.convert.lora_to_gguf import convert_adapter, scaled_alpha
 from swaa_edge.engine.preflight import check_tokenizer, resolve_swaa
+from swaa_edge.engine.settings import EngineSettings
 from swaa_edge.errors import ConfigError, ModelFileError, UnsupportedModelError
+from swaa_edge.evaluate import comparison
 from swaa_edge.files.header import read_header
 from swaa_edge.files.lora_gguf import read_lora
 from swaa_edge.files.lora_training import BaseModel, Training, save_training
-from swaa_edge.files.model import read_model
 from swaa_edge.metadata import read_swaa
 
 LAYERS = 4
@@ -228,14 +226,14 @@ def ordinary(tmp_path):
         ({"bias": "lora_only"}, r"it has biases \(bias = lora_only\)"),
         ({"modules_to_save": ["lm_head"]}, "it holds whole layers"),
         ({"alpha_pattern": {"q_proj": 20}}, r"its layers are scaled differently \(alpha_pattern\)"),
-        ({"fan_in_fan_out": True}, "its weights lie the other way round"),
+        ({"fan_in_fan_out": True}, "its weights are stored transposed"),
         ({"alora_invocation_tokens": [1, 2]}, "it is an aLoRA"),
-        ({"target_parameters": ["mlp.experts.gate_up_proj"]}, "it changes parameters that are no layer"),
+        ({"target_parameters": ["mlp.experts.gate_up_proj"]}, "it changes parameters outside linear layers"),
         ({"init_lora_weights": "pissa_niter_4"}, "its training changed the base model too"),
     ],
 )
 def test_what_is_no_plain_lora_is_refused(changes, why, ordinary):
-    with pytest.raises(UnsupportedModelError, match=f"odd can't be an adapter of llama.cpp: {why}.*; merge it instead"):
+    with pytest.raises(UnsupportedModelError, match=f"can't apply the adapter .*odd: {why}.*; merge it instead"):
         scaled_alpha(ordinary(**changes))
 
 
@@ -426,40 +424,41 @@ def test_the_engine_hands_it_on():
         def __init__(self, path, **arguments):
             self.arguments = arguments
 
-    loaded = [Engine(lora=lora).load("m.gguf", swaa=None, n_ctx=256, kind=Fake).arguments for lora in (None, "a.gguf")]
-    assert [arguments["lora_path"] for arguments in loaded] == [None, "a.gguf"]
+    for lora in (None, "a.gguf"):
+        loaded = EngineSettings(lora_path=lora).load("m.gguf", swaa=None, n_ctx=256, kind=Fake)
+        assert loaded.arguments["lora_path"] == lora
 
 
-def test_answers_with_and_without_an_adapter_are_not_mixed(base, adapters, tmp_path):
-    model = read_model(base)
+def test_the_fingerprint_is_of_the_content(base, adapters, tmp_path):
     copy = shutil.copyfile(adapters["plain"], tmp_path / "renamed.gguf")
-    files = (None, adapters["plain"], adapters["rslora"], copy)
-    found = [journals.fingerprint(model, file and str(file)) for file in files]
-    assert len({json.dumps(one) for one in found}) == 3 and found[1] == found[3]
+    plain, other, same = (read_lora(path, base).fingerprint for path in (adapters["plain"], adapters["rslora"], copy))
+    assert plain == same != other
 
 
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [([], {"full": None, "mine": RECIPE}), (["--configs", "naive", "--window", "24"], ConfigError)],
-)
-def test_eval_compares_an_adapter_under_its_recipe_with_the_bare_model(options, expected, base, adapters, monkeypatch):
-    seen = []
-    monkeypatch.setattr(eval_command, "_run", lambda *arguments: seen.append(arguments))
-    done = CliRunner().invoke(cli, ["eval", str(base), "--lora", str(adapters["plain"]), *options])
-    if expected is ConfigError:
-        assert done.exit_code == 1 and "tuned-plain was trained under another recipe" in done.stderr and not seen
-        return
-    assert done.exit_code == 0, done.output
-    _, _, configs, engine, full, *_ = seen[0]
-    assert {name: config or None for name, config in configs.items()} == expected
-    assert (engine.lora, full.lora) == (str(adapters["plain"]), None)
+def test_eval_compares_an_adapter_under_its_recipe_with_the_bare_model(base, adapters, monkeypatch):
+    class Reached(Exception):
+        pass
+
+    def check(loader, configs):
+        for config in configs:
+            seen.append((config, loader._settings(config).lora_path))
+        raise Reached
+
+    seen, lora = [], str(adapters["plain"])
+    with monkeypatch.context() as patched:
+        patched.setattr(comparison._Loader, "check", check)
+        with pytest.raises(Reached):
+            comparison.compare(base, engine=EngineSettings(lora_path=lora))
+    assert seen == [(False, None), (RECIPE, lora)]
+    done = CliRunner().invoke(cli, ["eval", str(base), "--lora", lora, "--configs", "naive", "--window", "24"])
+    assert done.exit_code == 1 and "tuned-plain was trained under another recipe" in done.stderr
 
 
 def test_calibrate_chooses_no_layers_for_an_adapter_that_has_them(base, adapters):
     done = CliRunner().invoke(cli, ["calibrate", str(base), "--lora", str(adapters["plain"])])
     assert done.exit_code == 1
     advice = "calibrate the model without it"
-    assert done.stderr == f"Error: {adapters['plain']} was trained under a recipe, so its layers are chosen; {advice}\n"
+    assert done.stderr == f"Error: {adapters['plain']} was trained under a recipe, which fixes its layers; {advice}\n"
 
 
 def test_an_adapter_is_no_model_to_inspect(adapters):
