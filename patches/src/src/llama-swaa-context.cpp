@@ -56,8 +56,8 @@ static bool swaa_device_reads_table(
 llama_swaa_context::llama_swaa_context(const llama_swaa_params & params, llama_swaa_memory & memory) :
     params(params), memory(memory), layer_reads_table(params.sliding.size(), false) {
     for (size_t il = 0; il < params.sliding.size(); ++il) {
-        any_fa_decode  |= params.sliding[il] &&  params.fa_decode[il];
-        any_swa_decode |= params.sliding[il] && !params.fa_decode[il] && !memory.in_ring(il);
+        kinds.fa_decode  |= params.sliding[il] &&  params.fa_decode[il];
+        kinds.swa_decode |= params.sliding[il] && !params.fa_decode[il] && !memory.in_ring(il);
     }
 }
 
@@ -115,8 +115,8 @@ std::unique_ptr<llama_swaa_context> llama_swaa_context::create(
         res->layer_reads_table[il] = reads_table;
 
         if (!sliding) {
-            // the past without a mask has no place for ALiBi's bias
-            res->any_causal_table |= reads_table && !model.hparams.use_alibi;
+            // ALiBi's bias is part of the mask, which unmasked columns lack
+            res->kinds.causal_table |= reads_table && !model.hparams.use_alibi;
         } else if (forced == LLAMA_SWAA_POLICY_TABLE && !reads_table) {
             llama_swaa_refuse(format("SWAA policy 'table' can't be had: flash attention on %s (layer %u) reads no KV block "
                         "table; use policy 'copy' or 'dense'", ggml_backend_dev_name(dev), il));

@@ -115,7 +115,7 @@ llama_memory_context_ptr llama_swaa_memory::init_batch(llama_batch_allocr & ball
 
     // A token that decodes with full attention makes its whole past live for all tokens of its ubatch. While nothing is
     // hidden, ubatches are upstream's, so that results are too.
-    const bool by_phase = swaa->any_fa_decode && decode && prefill && hides && !coupled;
+    const bool by_phase = swaa->kinds.fa_decode && decode && prefill && hides && !coupled;
 
     const auto split = [&]() {
         if (!unified) {
