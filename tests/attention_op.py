@@ -225,6 +225,23 @@ def sees_nothing(case: Case, tensors: dict[str, np.ndarray | None]) -> np.ndarra
     return np.broadcast_to(np.isneginf(mask).all(-1), shape).swapaxes(1, 2)
 
 
+def without_table(case: Case, tensors: dict[str, np.ndarray | None]) -> tuple[Case, dict[str, np.ndarray | None]]:
+    """The same op over the rows that the table lists, for kernels that read none."""
+    if not case.blocks:
+        return case, tensors
+    columns = np.arange(case.n_columns)
+    rows = tensors["table"][:, columns // BLOCK] * BLOCK + columns % BLOCK
+    axis = 1 if case.cells == "tokens" else 2
+    gathered = dict(tensors, table=None)
+    for name in ("k", "v"):
+        if tensors[name] is not None:
+            gathered[name] = np.stack([x.take(r, axis - 1) for x, r in zip(tensors[name], rows, strict=True)])
+    mask = tensors["mask"]
+    if mask is not None:
+        gathered["mask"] = np.pad(mask, [(0, 0)] * 3 + [(0, case.n_columns - mask.shape[-1])])
+    return replace(case, blocks=0, columns=case.n_columns), gathered
+
+
 def scale(case: Case) -> float:
     """What q.k is multiplied by, as the op's parameter holds it."""
     return float(np.float32(case.dk**-0.5))
@@ -273,3 +290,7 @@ class Kernels(Engine):
     def attend(self, case: Case, tensors: dict, threads: int, runs: int = 1) -> list[np.ndarray]:
         """What the op gives, float32 [S, T, H, DV], in each of some runs."""
         return self.request("attend", asdict(case) | {"scale": scale(case)}, tensors, threads, runs)["out"]
+
+    def supports(self, case: Case, tensors: dict) -> bool:
+        """Whether the CPU backend takes the op."""
+        return self.request("attend", asdict(case) | {"scale": scale(case)}, tensors, 1, 1)["supported"]
