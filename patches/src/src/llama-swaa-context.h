@@ -22,8 +22,8 @@ struct llama_model;
 class llama_swaa_memory;
 
 struct llama_swaa_context {
-    // Chooses the policy of every sliding layer. Returns nullptr if SWAA is off for the model or no layer slides. Throws
-    // std::runtime_error if SWAA does not support the memory, or a device does not support the forced policy.
+    // Chooses the policy of every sliding layer. Returns nullptr if SWAA is off for the model or no layer slides.
+    // Throws std::runtime_error if SWAA does not support the memory, or a device does not support the forced policy.
     static std::unique_ptr<llama_swaa_context> create(
             const llama_model   & model,
             const llama_cparams & cparams,
@@ -34,8 +34,8 @@ struct llama_swaa_context {
     // Throws if the graph just built does not use the attention input that SWAA hooks into.
     void check_attached(const llama_model & model) const;
 
-    // Classifies the sequences of a batch before it is split into ubatches. Returns false, with the last error set, if one
-    // of them would miss a key that it must see.
+    // Classifies the sequences of a batch before it is split into ubatches. Returns false, with the last error set, if
+    // one of them would miss a key that it must see.
     bool begin_batch(const llama_batch & batch, const llama_cparams & cparams);
 
     bool is_decode(llama_seq_id seq_id) const {

@@ -17,7 +17,8 @@ constexpr int64_t BLOCK = GGML_KV_BLOCK_SIZE;
 
 // The whole cache behind a view of its first n_kv cells, [n_embd_head, n_head_kv, n_kv, n_stream].
 ggml_tensor * whole_cache(ggml_context * ctx, ggml_tensor * t, int64_t kv_size) {
-    return ggml_view_4d(ctx, t->view_src, t->ne[0], t->ne[1], kv_size, t->ne[3], t->nb[1], t->nb[2], t->nb[3], t->view_offs);
+    return ggml_view_4d(
+            ctx, t->view_src, t->ne[0], t->ne[1], kv_size, t->ne[3], t->nb[1], t->nb[2], t->nb[3], t->view_offs);
 }
 
 // The listed blocks of the cache, one after the other: [n_embd_head, n_head_kv, n_blocks*256, n_stream], F32.
@@ -26,7 +27,8 @@ ggml_tensor * gather(ggml_context * ctx, ggml_tensor * t, ggml_tensor * blocks) 
 
     GGML_ASSERT(t->nb[2] == ggml_row_size(t->type, t->ne[0]*t->ne[1]));
 
-    ggml_tensor * rows = ggml_view_3d(ctx, t->view_src, n_block, t->ne[2]/BLOCK, t->ne[3], t->nb[2]*BLOCK, t->nb[3], t->view_offs);
+    ggml_tensor * rows = ggml_view_3d(
+            ctx, t->view_src, n_block, t->ne[2]/BLOCK, t->ne[3], t->nb[2]*BLOCK, t->nb[3], t->view_offs);
     ggml_tensor * idxs = ggml_reshape_2d(ctx, blocks, blocks->ne[0], blocks->ne[3]);
     ggml_tensor * res  = ggml_get_rows(ctx, rows, idxs);
 
@@ -119,7 +121,11 @@ llm_graph_input_attn_kv * llama_swaa_input::input_of_layer(llm_graph_input_attn_
 }
 
 llama_swaa_input::tensors llama_swaa_input::build(
-        ggml_context * ctx, const llama_swaa_columns & columns, ggml_type type, int64_t n_tps, const char * name) const {
+        ggml_context             * ctx,
+        const llama_swaa_columns & columns,
+        ggml_type                  type,
+        int64_t                    n_tps,
+        const char               * name) const {
     tensors res;
 
     if (columns.n_blocks == 0) {
@@ -140,7 +146,7 @@ llama_swaa_input::tensors llama_swaa_input::build(
 }
 
 std::pair<const llama_swaa_columns *, const llama_swaa_input::tensors *> llama_swaa_input::of_layer(int il) const {
-    // a graph may run layers of its own past those that the file counts
+    // a graph may have layers beyond those that the file counts
     if (!plan.active || il >= (int) swaa.params.sliding.size()) {
         return {};
     }
@@ -187,7 +193,7 @@ void llama_swaa_input::apply(
         return;
     }
 
-    // views of the whole cache do not change as it fills, so the graph can be reused
+    // views of the whole cache stay the same while it fills, so the graph can be reused
     k = whole_cache(ctx, k, mctx->get_kv().get_size());
     v = whole_cache(ctx, v, mctx->get_kv().get_size());
 
@@ -199,7 +205,8 @@ void llama_swaa_input::apply(
     }
 }
 
-bool llama_swaa_input::can_reuse(const llama_ubatch & ubatch, const llama_cparams & cparams, const llama_kv_cache_context * mctx) {
+bool llama_swaa_input::can_reuse(
+        const llama_ubatch & ubatch, const llama_cparams & cparams, const llama_kv_cache_context * mctx) {
     auto next = make_plan(ubatch, cparams, mctx);
 
     const bool res = next.same_graph(plan);
@@ -209,7 +216,8 @@ bool llama_swaa_input::can_reuse(const llama_ubatch & ubatch, const llama_cparam
     return res;
 }
 
-void llama_swaa_input::set_input(const llama_ubatch & ubatch, const llama_hparams & hparams, const llama_kv_cache_context * mctx) const {
+void llama_swaa_input::set_input(
+        const llama_ubatch & ubatch, const llama_hparams & hparams, const llama_kv_cache_context * mctx) const {
     if (!plan.active) {
         return;
     }

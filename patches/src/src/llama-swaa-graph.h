@@ -62,10 +62,11 @@ public:
             ggml_tensor           * & kq_mask,
             ggml_tensor           * & kv_blocks) const;
 
-    // Plans the next ubatch; true if the graph built for the last one fits it.
+    // Plans the next ubatch. Returns whether the graph built for the last one fits it.
     bool can_reuse(const llama_ubatch & ubatch, const llama_cparams & cparams, const llama_kv_cache_context * mctx);
 
-    void set_input(const llama_ubatch & ubatch, const llama_hparams & hparams, const llama_kv_cache_context * mctx) const;
+    void set_input(
+            const llama_ubatch & ubatch, const llama_hparams & hparams, const llama_kv_cache_context * mctx) const;
 
 private:
     struct tensors {
@@ -73,15 +74,21 @@ private:
         ggml_tensor * blocks = nullptr; // I32     [n_blocks, 1, 1, n_stream], only with a table
     };
 
-    llama_swaa_view make_view(const llama_ubatch & ubatch, const llama_kv_cache_context * mctx, uint32_t n_stream) const;
+    llama_swaa_view make_view(
+            const llama_ubatch & ubatch, const llama_kv_cache_context * mctx, uint32_t n_stream) const;
 
-    llama_swaa_plan make_plan(const llama_ubatch & ubatch, const llama_cparams & cparams, const llama_kv_cache_context * mctx) const;
+    llama_swaa_plan make_plan(
+            const llama_ubatch & ubatch, const llama_cparams & cparams, const llama_kv_cache_context * mctx) const;
 
     // The columns and input tensors of a layer; null for upstream's path.
     std::pair<const llama_swaa_columns *, const tensors *> of_layer(int il) const;
 
     tensors build(
-            ggml_context * ctx, const llama_swaa_columns & columns, ggml_type type, int64_t n_tps, const char * name) const;
+            ggml_context             * ctx,
+            const llama_swaa_columns & columns,
+            ggml_type                  type,
+            int64_t                    n_tps,
+            const char               * name) const;
 
     const llama_swaa_context & swaa;
 

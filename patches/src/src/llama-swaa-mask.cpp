@@ -70,7 +70,9 @@ void fill_mask(
             const llama_pos    p      = ubatch.pos[i];
             const bool         all    = view.sees_all(i, kind);
 
-            auto found = std::find_if(known.begin(), known.end(), [&](const column_positions & k) { return k.seq_id == seq_id; });
+            auto found = std::find_if(known.begin(), known.end(), [&](const column_positions & k) {
+                return k.seq_id == seq_id;
+            });
             if (found == known.end()) {
                 found = known.insert(known.end(), find_positions(cells, blocks, n_live, n_cols, seq_id));
             }

@@ -70,7 +70,8 @@ std::vector<span> find_spans(const llama_swaa_view & view, uint32_t stream, sigh
 }
 
 // Does some token see this cell?
-bool is_live(const llama_kv_cells & cells, uint32_t i, const std::vector<span> & spans, const llama_swaa_params & params) {
+bool is_live(
+        const llama_kv_cells & cells, uint32_t i, const std::vector<span> & spans, const llama_swaa_params & params) {
     if (cells.is_empty(i)) {
         return false;
     }
@@ -79,7 +80,8 @@ bool is_live(const llama_kv_cells & cells, uint32_t i, const std::vector<span> &
 
     return std::any_of(spans.begin(), spans.end(), [&](const span & s) {
         return pos <= s.pos_max && cells.seq_has(i, s.seq_id) &&
-            (s.sees_all || (int64_t) pos > (int64_t) s.pos_from - params.window_size || (uint32_t) pos < params.sink_count);
+            (s.sees_all || (int64_t) pos > (int64_t) s.pos_from - params.window_size ||
+             (uint32_t) pos < params.sink_count);
     });
 }
 

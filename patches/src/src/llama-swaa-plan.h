@@ -1,7 +1,7 @@
 // The KV plan of a ubatch: which blocks of the KV cache each kind of layer attends over.
 //
-// Why: a ubatch of a sliding layer needs a few blocks of the cache, whatever the layout of its cells. The plan is a pure
-// function of cells, positions and phases: it needs no model, context or graph, and is tested without them.
+// Why: a ubatch of a sliding layer needs a few blocks of the cache, whatever the layout of its cells. The plan is a
+// pure function of cells, positions and phases: it needs no model, context or graph, and is tested without them.
 //
 // The rule (one definition for plan and mask): in a sliding layer the query at position p sees the key at position j of
 // its sequence iff
@@ -16,7 +16,7 @@
 //     column        a key as attention sees it: the cells of the listed blocks, one after the other
 //     live block    some token of the ubatch sees a cell of it
 //     masked block  a block whose columns have a mask; every token sees every cell of an unmasked block
-//     padding       table entries that repeat block 0 under wholly masked columns, so that all streams list equally many
+//     padding       table entries that repeat block 0 under wholly masked columns, to equal length in all streams
 //     shape         the numbers of blocks and of masked blocks, and whether there is a table: all that graphs depend on
 //     plan          the columns of every kind of layer, for one ubatch
 //     sink token    one of the first S tokens of a sequence, which stay visible. Upstream's "sinks" are logits
@@ -108,7 +108,7 @@ struct llama_swaa_plan {
 
     static constexpr uint32_t N_WIRINGS = 324;
 
-    // Which layers read which input, as a number from 1 below N_WIRINGS. Graphs of one wiring may still differ in shape.
+    // Which layers read which input, as a number from 1 below N_WIRINGS. Graphs of one wiring may differ in shape.
     uint32_t wiring() const {
         uint32_t res = 1;
         for (const auto * columns : { &window, &mixed, &causal }) {
