@@ -36,8 +36,8 @@ _RECURRENT = _names(
     mamba2 minimax-01 nemotron_h nemotron_h_moe plamo2 qwen35 qwen35moe qwen3next qwen4exp rwkv6 rwkv6qwen2 rwkv7"""
 )
 _ENCODERS = _names(
-    """bert clip dream eurobert gemma-embedding jina-bert-v2 jina-bert-v3 llada llada-moe llama-embed modern-bert
-    neo-bert nomic-bert nomic-bert-moe rnd1 t5 t5encoder wavtokenizer-dec"""
+    """bert clip dflash dream eagle3 eurobert gemma-embedding jina-bert-v2 jina-bert-v3 llada llada-moe llama-embed
+    modern-bert neo-bert nomic-bert nomic-bert-moe rnd1 t5 t5encoder wavtokenizer-dec"""
 )
 _OWN_ATTENTION = _names("deepseek32 dots3note glm-dsa hy_v4 minimax-m3")
 _OWN_WINDOW = _names(

@@ -24,6 +24,7 @@ from support.engine.attention_op import (
     random_cases,
     rounded_to_8_bits,
     sees_nothing,
+    without_table,
 )
 from support.engine.process import library_dir
 
@@ -83,7 +84,7 @@ def baseline(baseline_dir):
 def test_against_the_definition(ours, upstream, case):
     tensors = case.tensors(ours.quantize)
     expected = exact(case, tensors)
-    theirs = nmse(upstream.attend(case, tensors, 2)[0], expected)
+    theirs = nmse(upstream.attend(*without_table(case, tensors), 2)[0], expected)
     assert theirs < SANE or case.large
     allowed = max(SAME * theirs, FLOOR_LARGE if case.large else FLOOR)
     definitions = [expected]
@@ -139,6 +140,17 @@ def test_switched_off_they_are_upstreams(upstream, baseline, case):
         ours, theirs = (running.attend(case, tensors, threads)[0] for running in (upstream, baseline))
         same = ours.tobytes() == theirs.tobytes()
         assert same, f"largest difference {np.abs(ours - theirs).max()} on {threads} threads"
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("case", [case for case in RANDOM if case.blocks][:12], ids=str)
+def test_switched_off_no_table_is_read(ours, upstream, case):
+    """The backend refuses the op, so that the engine gathers the rows (policy copy); given a table nevertheless, it
+    takes the path that reads it."""
+    tensors = case.tensors(ours.quantize)
+    assert ours.supports(case, tensors) and not upstream.supports(case, tensors)
+    assert upstream.supports(*without_table(case, tensors))
+    assert nmse(upstream.attend(case, tensors, 2)[0], exact(case, tensors)) < SANE
 
 
 @pytest.mark.parametrize(

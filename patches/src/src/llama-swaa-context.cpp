@@ -17,7 +17,7 @@
 
 static std::atomic<int32_t> swaa_default_policy { LLAMA_SWAA_POLICY_AUTO };
 
-// Would this device run the layer's attention with a KV block table, and a mask over n_masked of two blocks?
+// Does the device support the layer's attention with a KV block table of two blocks, n_masked of them under a mask?
 static bool swaa_device_reads_table(
         ggml_backend_dev_t    dev,
         const llama_hparams & hparams,
@@ -39,9 +39,12 @@ static bool swaa_device_reads_table(
     type_k = type_k == GGML_TYPE_F32 ? GGML_TYPE_F16 : type_k;
     type_v = type_v == GGML_TYPE_F32 ? GGML_TYPE_F16 : type_v;
 
-    ggml_tensor * q = ggml_new_tensor_4d(ctx.get(), GGML_TYPE_F32, hparams.n_embd_head_k(il), n_tokens, hparams.n_head(il),    1);
-    ggml_tensor * k = ggml_new_tensor_4d(ctx.get(), type_k,        hparams.n_embd_head_k(il), n_cells,  hparams.n_head_kv(il), 1);
-    ggml_tensor * v = ggml_new_tensor_4d(ctx.get(), type_v,        hparams.n_embd_head_v(il), n_cells,  hparams.n_head_kv(il), 1);
+    const int64_t dk = hparams.n_embd_head_k(il);
+    const int64_t dv = hparams.n_embd_head_v(il);
+
+    ggml_tensor * q = ggml_new_tensor_4d(ctx.get(), GGML_TYPE_F32, dk, n_tokens, hparams.n_head(il),    1);
+    ggml_tensor * k = ggml_new_tensor_4d(ctx.get(), type_k,        dk, n_cells,  hparams.n_head_kv(il), 1);
+    ggml_tensor * v = ggml_new_tensor_4d(ctx.get(), type_v,        dv, n_cells,  hparams.n_head_kv(il), 1);
     ggml_tensor * m = ggml_new_tensor_4d(ctx.get(), GGML_TYPE_F16, n_masked*GGML_KV_BLOCK_SIZE, n_tokens, 1, 1);
     ggml_tensor * t = ggml_new_tensor_4d(ctx.get(), GGML_TYPE_I32, 2, 1, 1, 1);
 
@@ -56,8 +59,8 @@ static bool swaa_device_reads_table(
 llama_swaa_context::llama_swaa_context(const llama_swaa_params & params, llama_swaa_memory & memory) :
     params(params), memory(memory), layer_reads_table(params.sliding.size(), false) {
     for (size_t il = 0; il < params.sliding.size(); ++il) {
-        any_fa_decode  |= params.sliding[il] &&  params.fa_decode[il];
-        any_swa_decode |= params.sliding[il] && !params.fa_decode[il] && !memory.in_ring(il);
+        kinds.fa_decode  |= params.sliding[il] &&  params.fa_decode[il];
+        kinds.swa_decode |= params.sliding[il] && !params.fa_decode[il] && !memory.in_ring(il);
     }
 }
 
@@ -73,7 +76,7 @@ std::unique_ptr<llama_swaa_context> llama_swaa_context::create(
         return nullptr;
     }
 
-    // the model makes ours where it would make a plain KV cache
+    // create_memory() makes ours wherever it would make a plain KV cache
     auto * swaa_memory = dynamic_cast<llama_swaa_memory *>(memory);
     if (swaa_memory == nullptr) {
         llama_swaa_refuse(format("SWAA can't be applied to architecture '%s': its memory is not a plain KV cache; "
@@ -115,11 +118,11 @@ std::unique_ptr<llama_swaa_context> llama_swaa_context::create(
         res->layer_reads_table[il] = reads_table;
 
         if (!sliding) {
-            // the past without a mask has no place for ALiBi's bias
-            res->any_causal_table |= reads_table && !model.hparams.use_alibi;
+            // ALiBi's bias is part of the mask, which unmasked columns lack
+            res->kinds.causal_table |= reads_table && !model.hparams.use_alibi;
         } else if (forced == LLAMA_SWAA_POLICY_TABLE && !reads_table) {
-            llama_swaa_refuse(format("SWAA policy 'table' can't be had: flash attention on %s (layer %u) reads no KV block "
-                        "table; use policy 'copy' or 'dense'", ggml_backend_dev_name(dev), il));
+            llama_swaa_refuse(format("SWAA policy 'table' is not available: flash attention on %s (layer %u) does not read "
+                        "KV block tables; use policy 'copy' or 'dense'", ggml_backend_dev_name(dev), il));
         }
     }
 
@@ -128,8 +131,8 @@ std::unique_ptr<llama_swaa_context> llama_swaa_context::create(
 
 void llama_swaa_context::check_attached(const llama_model & model) const {
     if (!attached) {
-        llama_swaa_refuse(format("SWAA can't be applied to architecture '%s': its graph does not use the plain attention "
-                    "input; load it with swaa.enabled=false", model.arch_name().c_str()));
+        llama_swaa_refuse(format("SWAA can't be applied to architecture '%s': its graph does not use the plain "
+                    "attention input; load it with swaa.enabled=false", model.arch_name().c_str()));
     }
 }
 

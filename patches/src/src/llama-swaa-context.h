@@ -6,6 +6,7 @@
 
 #include "llama-cparams.h"
 #include "llama-swaa-params.h"
+#include "llama-swaa-plan.h"
 
 #include "ggml.h"
 #include "ggml-backend.h"
@@ -21,8 +22,8 @@ struct llama_model;
 class llama_swaa_memory;
 
 struct llama_swaa_context {
-    // Chooses the policy of every sliding layer. Returns nullptr if SWAA is off for the model or no layer
-    // slides. Throws std::runtime_error if the memory is none that SWAA knows, or a forced policy can't be had.
+    // Chooses the policy of every sliding layer. Returns nullptr if SWAA is off for the model or no layer slides.
+    // Throws std::runtime_error if SWAA does not support the memory, or a device does not support the forced policy.
     static std::unique_ptr<llama_swaa_context> create(
             const llama_model   & model,
             const llama_cparams & cparams,
@@ -30,11 +31,11 @@ struct llama_swaa_context {
                   ggml_type       type_k,
                   ggml_type       type_v);
 
-    // Throws if the graph just built attends in a way that SWAA does not hook into.
+    // Throws if the graph just built does not use the attention input that SWAA hooks into.
     void check_attached(const llama_model & model) const;
 
-    // Classifies the sequences of a batch before it is split into ubatches. False, with the last error set, if one of
-    // them would miss a key that it must see.
+    // Classifies the sequences of a batch before it is split into ubatches. Returns false, with the last error set, if
+    // one of them would miss a key that it must see.
     bool begin_batch(const llama_batch & batch, const llama_cparams & cparams);
 
     bool is_decode(llama_seq_id seq_id) const {
@@ -52,27 +53,23 @@ struct llama_swaa_context {
 
     llama_swaa_memory & memory;
 
-    // in the full cache
-    bool any_fa_decode  = false; // some sliding layer decodes with full attention
-    bool any_swa_decode = false; // some sliding layer slides in decode too
+    llama_swaa_layer_kinds kinds; // in the full cache
 
-    bool any_causal_table = false; // some FA layer's device takes a table with a mask over its first columns
-
-    std::vector<bool> layer_reads_table; // [n_layer_all] false: policy copy, or upstream's path in an FA layer
+    std::vector<bool> layer_reads_table; // [n_layer_all]; false: policy copy, or upstream's path in an FA layer
 
     llama_swaa_phase phase = LLAMA_SWAA_PHASE_AUTO;
 
     bool attached = false; // a graph input of ours was built
 
-    // Our graphs differ in which layers read which input, so in how long each lives. ggml's allocator keeps its
-    // plan while counts and sizes fit, which would let a temporary overwrite an input that is still to be read.
-    uint32_t graph_shape   = 0; // of the graph built last
-    uint32_t planned_shape = 0; // of the graph that the allocator last planned for; 0: unknown
+    // Our graphs differ in which layers read which input, and so in how long each input lives. ggml's allocator keeps a
+    // layout of memory while counts and sizes fit, which would let a temporary overwrite an input that is still needed.
+    uint32_t graph_wiring    = 0; // of the graph built last
+    uint32_t reserved_wiring = 0; // of the graph that memory was last laid out for; 0: unknown
 
-    // True if the allocator must plan for the graph just built, and then takes it that it will.
-    bool needs_plan() {
-        const bool res = planned_shape != graph_shape;
-        planned_shape = graph_shape;
+    // Returns whether memory must be laid out for the graph just built, and assumes that the caller does so.
+    bool needs_reserve() {
+        const bool res = reserved_wiring != graph_wiring;
+        reserved_wiring = graph_wiring;
         return res;
     }
 

@@ -22,7 +22,8 @@ void normalize(llama_pos & p0, llama_pos & p1) {
 
 } // namespace
 
-// The next tokens of a batch for which `wanted` is true of the token's index; none if there are none left.
+// Up to n_ubatch unused tokens of the batch for whose index `wanted` is true; none if none are left. A member of
+// upstream's class, declared by 0007-llama-swaa-memory.patch, since only a member can mark tokens as used.
 llama_ubatch llama_batch_allocr::split_if(uint32_t n_ubatch, const std::function<bool(int32_t)> & wanted) {
     std::vector<int32_t> idxs;
 
@@ -57,7 +58,7 @@ llama_swaa_memory::llama_swaa_memory(
     const uint64_t n_seqs  = unified ? n_seq_max : 1; // in one stream
     const uint64_t n_cells = GGML_PAD(n_seqs*((uint64_t) params.window_size + params.sink_count) + n_ubatch, 256);
 
-    // a window counts positions: where several cells share one, as an image's do, it needs any number of cells
+    // a window counts positions: where several cells share one, as those of an image do, it needs any number of cells
     has_ring = !mparams.swa_full && cparams.causal_attn && hparams.n_pos_per_embd() == 1 && n_cells < cparams.n_ctx_seq;
 
     const auto make = [&](uint32_t size, bool ring, const char * name) {
@@ -113,9 +114,9 @@ llama_memory_context_ptr llama_swaa_memory::init_batch(llama_batch_allocr & ball
         hides   |= !params.hides_nothing_from(batch.pos[i]);
     }
 
-    // A token that decodes with full attention makes its whole past live for all tokens of its ubatch. While nothing is
-    // hidden, ubatches are upstream's, so that results are too.
-    const bool by_phase = swaa->any_fa_decode && decode && prefill && hides && !coupled;
+    // A token that decodes with full attention makes its whole past live for all tokens of its ubatch, so phases get
+    // separate ubatches. While nothing is hidden, ubatches are upstream's, and so are results.
+    const bool by_phase = swaa->kinds.fa_decode && decode && prefill && hides && !coupled;
 
     const auto split = [&]() {
         if (!unified) {
@@ -125,7 +126,9 @@ llama_memory_context_ptr llama_swaa_memory::init_batch(llama_batch_allocr & ball
             return balloc.split_simple(n_ubatch);
         }
         for (const bool phase : { true, false }) {
-            auto ubatch = balloc.split_if(n_ubatch, [&](int32_t i) { return swaa->is_decode(batch.seq_id[i][0]) == phase; });
+            auto ubatch = balloc.split_if(n_ubatch, [&](int32_t i) {
+                return swaa->is_decode(batch.seq_id[i][0]) == phase;
+            });
             if (ubatch.n_tokens > 0) {
                 return ubatch;
             }
@@ -204,7 +207,7 @@ bool llama_swaa_memory::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) 
 
         any = true;
 
-        // only a removed tail changes what comes next
+        // only the removal of the tail changes which token is next
         if (pos_max < p1) {
             const auto & listed = kv_full->get_cells(s).seq_pos_get(s);
             const auto   rest   = listed.lower_bound({ p0, 0 });
@@ -212,8 +215,8 @@ bool llama_swaa_memory::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) 
             const llama_pos next = rest == listed.begin() ? 0 : std::prev(rest)->first + 1;
             const llama_pos lost = find_missed(s, next, false);
             if (lost >= 0) {
-                llama_swaa_set_error(format("sequence %u can't be cut back to position %d: its sliding layers no longer hold the "
-                            "key at position %d; %s", s, next, lost, LLAMA_SWAA_EVALUATE_AGAIN));
+                llama_swaa_set_error(format("sequence %u can't be cut back to position %d: its sliding layers no longer "
+                            "hold the key at position %d; %s", s, next, lost, LLAMA_SWAA_EVALUATE_AGAIN));
                 return false;
             }
         }
@@ -243,7 +246,7 @@ void llama_swaa_memory::seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst,
         if (kv->get_stream(seq_id_src) == kv->get_stream(seq_id_dst)) {
             kv->seq_cp(seq_id_src, seq_id_dst, p0, p1);
         } else {
-            // another stream gets a copy of the whole
+            // between streams the whole sequence is copied
             kv->seq_cp(seq_id_src, seq_id_dst, -1, -1);
             kv->seq_rm(seq_id_dst, 0, p0);
             kv->seq_rm(seq_id_dst, p1, -1);
@@ -295,11 +298,12 @@ void llama_swaa_memory::seq_add(llama_seq_id seq_id, llama_pos p0, llama_pos p1,
         return llama_swaa_refuse_request("this model's keys can't be moved to other positions");
     }
     if (has_shared_cells(seq_id, p0, p1)) {
-        return llama_swaa_refuse_request(format("sequence %d shares cells with another one, which would be moved too; copy it into a "
-                    "context with kv_unified = false, or evaluate it again", seq_id));
+        return llama_swaa_refuse_request(format("sequence %d shares cells with another one, which would be moved too; "
+                    "copy it into a context with kv_unified = false, or evaluate it again", seq_id));
     }
     if ((int64_t) std::min(p1, kv_full->seq_pos_max(seq_id)) + shift >= POS_MAX) {
-        return llama_swaa_refuse_request(format("positions of sequence %d moved by %d end past the largest position", seq_id, shift));
+        return llama_swaa_refuse_request(format("positions of sequence %d moved by %d end past the largest position",
+                    seq_id, shift));
     }
 
     kv_full->seq_add(seq_id, p0, p1, shift);
@@ -324,7 +328,8 @@ void llama_swaa_memory::seq_div(llama_seq_id seq_id, llama_pos p0, llama_pos p1,
         return llama_swaa_refuse_request(format("positions can't be divided by %d; give a number from 1", d));
     }
     if (has_shared_cells(seq_id, p0, p1)) {
-        return llama_swaa_refuse_request(format("sequence %d shares cells with another one, which would be moved too", seq_id));
+        return llama_swaa_refuse_request(format("sequence %d shares cells with another one, which would be moved too",
+                    seq_id));
     }
 
     kv_full->seq_div(seq_id, p0, p1, d);
@@ -361,7 +366,8 @@ std::map<ggml_backend_buffer_type_t, size_t> llama_swaa_memory::memory_breakdown
 
 llama_swaa_memory_context::llama_swaa_memory_context(llama_memory_status status) : llama_kv_cache_context(status) {}
 
-llama_swaa_memory_context::llama_swaa_memory_context(const llama_kv_cache_context & full, std::unique_ptr<llama_kv_cache_context> ring) :
+llama_swaa_memory_context::llama_swaa_memory_context(
+        const llama_kv_cache_context & full, std::unique_ptr<llama_kv_cache_context> ring) :
     llama_kv_cache_context(full), ring(std::move(ring)) {}
 
 llama_swaa_memory_context::llama_swaa_memory_context(const llama_kv_cache_context & full, llama_swaa_memory & memory) :
@@ -380,8 +386,8 @@ bool llama_swaa_memory_context::apply() {
             return false;
         }
 
-        ring = std::make_unique<llama_kv_cache_context>(
-                memory->get_ring(), llama_kv_cache::slot_info_vec_t { std::move(slot) }, std::vector<llama_ubatch> { ubatch });
+        ring = std::make_unique<llama_kv_cache_context>(memory->get_ring(),
+                llama_kv_cache::slot_info_vec_t { std::move(slot) }, std::vector<llama_ubatch> { ubatch });
     }
 
     return !ring || ring->apply();

@@ -4,10 +4,10 @@
 //     sliding layer with FA decode    full
 //     sliding layer without           ring of S + W cells per sequence and one ubatch, unless swa_full
 //
-// The full cache keeps the position of every token of every sequence, also when it holds no layer. What the ring has
-// lost is what the full cache lists and the ring does not: no other state says so, so nothing can go out of step.
+// The full cache keeps the position of every token of every sequence, even if it holds no layer. The ring has lost the
+// tokens that the full cache lists and the ring does not: nothing else records this, so nothing can get out of step.
 //
-// The ring gives up its oldest cells, only when it needs them, and never a sink or a key that the next token of any
+// The ring evicts its oldest cells, only when it needs them, and never a sink token or a key that the next token of any
 // of its sequences could see. A request that would bring a lost key back into view is refused.
 
 #pragma once
@@ -20,7 +20,7 @@
 struct llama_swaa_context;
 struct llama_swaa_params;
 
-// What helps where a ring has lost a key.
+// The advice in errors about a key that the ring has lost.
 inline constexpr const char * LLAMA_SWAA_EVALUATE_AGAIN = "remove the whole sequence and evaluate it again";
 
 class llama_swaa_memory : public llama_memory_i {
@@ -46,19 +46,19 @@ public:
 
     void clear(bool data) override;
 
-    // False, and nothing is removed, if the rest could not be continued.
+    // Returns false and removes nothing if the rest could not be continued.
     bool seq_rm  (llama_seq_id seq_id,                              llama_pos p0, llama_pos p1) override;
     void seq_cp  (llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama_pos p0, llama_pos p1) override;
     void seq_keep(llama_seq_id seq_id)                                                          override;
-    void seq_add (llama_seq_id seq_id,                              llama_pos p0, llama_pos p1, llama_pos shift) override;
-    void seq_div (llama_seq_id seq_id,                              llama_pos p0, llama_pos p1, int d) override;
+    void seq_add (llama_seq_id seq_id, llama_pos p0, llama_pos p1, llama_pos shift)             override;
+    void seq_div (llama_seq_id seq_id, llama_pos p0, llama_pos p1, int d)                       override;
 
     llama_pos seq_pos_min(llama_seq_id seq_id) const override;
     llama_pos seq_pos_max(llama_seq_id seq_id) const override;
 
     std::map<ggml_backend_buffer_type_t, size_t> memory_breakdown() const override;
 
-    // LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY: the ring alone, to rewind further than it reaches back.
+    // LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY: only the ring, to rewind further than it reaches back.
     void state_write(llama_io_write_i & io, llama_seq_id seq_id = -1, llama_state_seq_flags flags = 0) const override;
     void state_read (llama_io_read_i  & io, llama_seq_id seq_id = -1, llama_state_seq_flags flags = 0) override;
 
@@ -66,47 +66,47 @@ public:
     // of SWAA
     //
 
-    // The phases of the batch that comes next are asked of it.
+    // context: source of each sequence's phase in the next batch
     void attach(const llama_swaa_context & context) { swaa = &context; }
 
     bool in_ring(uint32_t il) const;
 
     uint32_t n_ring_cells() const { return kv_ring ? kv_ring->get_size() : 0; }
 
-    // If the sequence ended before pos, would its next token find all the keys it sees?
+    // If the sequence ended before pos, would all the keys be there that its next token sees?
     bool can_continue(llama_seq_id seq_id, llama_pos pos) const;
 
-    // Does the ring hold all tokens of the sequence from p0 on and before p1?
+    // Does the ring hold all tokens of the sequence in [p0, p1)?
     bool holds(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const;
 
-    // False, with the last error set, if a sequence of the batch would miss a key. all: it sees its whole past.
+    // Returns false, with the last error set, if a sequence of the batch would miss a key. all: it sees its whole past.
     bool check_batch(const llama_batch & batch, bool all);
 
-    // Finds cells of the ring for a ubatch, evicting what no sequence needs. Empty if there are none.
+    // Finds cells of the ring for a ubatch, evicting what no sequence needs. Returns an empty slot without room.
     llama_kv_cache::slot_info place_in_ring(const llama_ubatch & ubatch);
 
     llama_kv_cache * get_ring() const { return kv_ring.get(); }
 
 private:
-    // The least position from p0 on and before p1 that the ring has lost; -1 if there is none.
+    // The smallest position in [p0, p1) that the ring has lost; -1 if there is none.
     llama_pos find_lost(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const;
 
-    // The same of those that a token at pos sees. all: it sees its whole past.
+    // The same among the positions that a token at pos sees. all: it sees its whole past.
     llama_pos find_missed(llama_seq_id seq_id, llama_pos pos, bool all) const;
 
-    // The first position that a token at pos sees by the window.
+    // The first position in the window of a token at pos.
     llama_pos window_start(llama_pos pos) const;
 
     bool is_valid(llama_seq_id seq_id) const;
     bool has_shared_cells(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const;
 
-    // Evicts until n_cells are free in the stream of seq_id. ubatch: the tokens that come next, or nullptr.
+    // Evicts until n_cells are free in the stream of seq_id; false if it can't. ubatch: the next tokens, or nullptr.
     bool make_room(llama_seq_id seq_id, uint32_t n_cells, const llama_ubatch * ubatch);
 
-    // Removes what a state does not carry: ring cells of the sequence that are older than window and ubatch.
+    // Removes what a saved state leaves out: ring cells of the sequence that are older than window and ubatch.
     void trim_ring(llama_seq_id seq_id) const;
 
-    // Empties a sequence, or everything (-1), whatever a damaged state has put there.
+    // Empties a sequence, or everything (-1), even with the invalid positions that a damaged state can bring.
     void forget(llama_seq_id seq_id);
 
     void check_positions() const;
@@ -129,12 +129,12 @@ private:
     std::bitset<LLAMA_MAX_SEQ> unchecked;
 };
 
-// Upstream takes it for the full cache's context, which it is; the ring's comes beside it.
+// To upstream this is the full cache's context, which it derives from; the ring's context is beside it.
 class llama_swaa_memory_context : public llama_kv_cache_context {
 public:
     explicit llama_swaa_memory_context(llama_memory_status status);
 
-    // For reservation and updates: both caches do the same.
+    // For reservations and updates: both caches do the same.
     llama_swaa_memory_context(const llama_kv_cache_context & full, std::unique_ptr<llama_kv_cache_context> ring);
 
     // For a batch. The ring's cells are found ubatch by ubatch, since one ubatch makes room for the next.

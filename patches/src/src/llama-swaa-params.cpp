@@ -47,7 +47,7 @@ namespace {
 
 constexpr uint32_t SWAA_KEYS_VERSION = 1;
 
-// FNV-1a, 64 bit: fixed for all platforms, since it ends up in files
+// FNV-1a, 64 bits: the same on all platforms, since it is stored in files
 class swaa_hash {
 public:
     void add(const void * data, size_t size) {
@@ -69,11 +69,11 @@ public:
     uint64_t value = 0xcbf29ce484222325;
 };
 
-constexpr size_t N_SAMPLES   = 64;   // tensors that are looked into
+constexpr size_t N_SAMPLES   = 64;   // tensors that are sampled, or a few more
 constexpr size_t SAMPLE_SIZE = 1024; // bytes of each
 
-// The shape of a model and a sample of its weights, without its metadata, so that a file keeps its hash under other
-// swaa keys, names or devices.
+// Hash of the shape of a model and a sample of its weights, not of its metadata, so that a file keeps its hash with
+// other swaa keys, names or devices.
 uint64_t hash_file(const llama_model_loader & ml) {
     swaa_hash res;
 
@@ -89,7 +89,7 @@ uint64_t hash_file(const llama_model_loader & ml) {
             res.add(n);
         }
 
-        // reads through O_DIRECT would need aligned buffers
+        // O_DIRECT would need aligned buffers
         if (i++ % step == 0 && weight.idx < ml.files.size() && !ml.files[weight.idx]->has_direct_io()) {
             const size_t size = ggml_nbytes(weight.tensor);
 
@@ -105,10 +105,11 @@ uint64_t hash_file(const llama_model_loader & ml) {
     return res.value;
 }
 
-// One key, wherever it is: an override wins over the file.
+// One key: an override takes precedence over the file.
 class swaa_key {
 public:
-    swaa_key(const llama_model_loader & ml, const char * name) : name(name), file(ml.metadata), id(gguf_find_key(file, name)) {
+    swaa_key(const llama_model_loader & ml, const char * name) :
+        name(name), file(ml.metadata), id(gguf_find_key(file, name)) {
         const auto it = ml.kv_overrides.find(name);
         if (it != ml.kv_overrides.end()) {
             override = &it->second;
@@ -154,8 +155,8 @@ public:
             }
         } else {
             expect_type(GGUF_TYPE_ARRAY);
-            expect(gguf_get_arr_type(file, id) == GGUF_TYPE_BOOL,
-                    format("is an array of %s, but must be an array of bool", gguf_type_name(gguf_get_arr_type(file, id))));
+            const gguf_type type = gguf_get_arr_type(file, id);
+            expect(type == GGUF_TYPE_BOOL, format("is an array of %s, but must be an array of bool", gguf_type_name(type)));
             expect_length(gguf_get_arr_n(file, id), n_layer);
             const int8_t * data = (const int8_t *) gguf_get_arr_data(file, id);
             for (uint32_t il = 0; il < n_layer; ++il) {
@@ -174,8 +175,8 @@ private:
 
     void expect_type(gguf_type type) const {
         expect(id >= 0, "is missing, but the other swaa keys need it");
-        expect(gguf_get_kv_type(file, id) == type,
-                format("has type %s, but must be %s", gguf_type_name(gguf_get_kv_type(file, id)), gguf_type_name(type)));
+        const gguf_type found = gguf_get_kv_type(file, id);
+        expect(found == type, format("has type %s, but must be %s", gguf_type_name(found), gguf_type_name(type)));
     }
 
     void expect_length(size_t length, uint32_t n_layer) const {
@@ -220,16 +221,17 @@ uint64_t llama_swaa_model_hash(const llama_model & model, const llama_cparams & 
     return res.value;
 }
 
-// What rules an architecture out already at load; the context checks the rest on its memory and graph.
+// Refuses architectures that can be recognised at load; the context checks memory and graph.
 static void swaa_check_arch(const llama_model & model) {
     const auto & hparams = model.hparams;
 
     const char * reason =
-        hparams.swa_type != LLAMA_SWA_TYPE_NONE                                  ? "it has a sliding window of its own"     :
-        hparams.is_mla()                                                         ? "it uses multi-head latent attention"    :
-        llm_arch_is_recurrent(model.arch) || llm_arch_is_hybrid(model.arch)      ? "it keeps recurrent state"               :
-        !hparams.causal_attn || llm_arch_is_diffusion(model.arch)                ? "its attention is not causal"            :
-        llama_model_has_encoder(&model)                                          ? "it has an encoder"                      : nullptr;
+        hparams.swa_type != LLAMA_SWA_TYPE_NONE                             ? "it has a sliding window of its own"  :
+        hparams.is_mla()                                                    ? "it uses multi-head latent attention" :
+        llm_arch_is_recurrent(model.arch) || llm_arch_is_hybrid(model.arch) ? "it keeps recurrent state"            :
+        !hparams.causal_attn || llm_arch_is_diffusion(model.arch)           ? "its attention is not causal"         :
+        llama_model_has_encoder(&model)                                     ? "it has an encoder"                   :
+        nullptr;
 
     if (reason) {
         llama_swaa_refuse(format("SWAA can't be applied to architecture '%s': %s; load it with swaa.enabled=false",
@@ -250,15 +252,16 @@ void llama_swaa_params_load(const llama_model_loader & ml, llama_model & model) 
     const swaa_key sliding  (ml, "swaa.sliding_layers");
     const swaa_key fa_decode(ml, "swaa.fa_decode_layers");
 
-    const bool any = version.present() || window.present() || sinks.present() || sliding.present() || fa_decode.present();
+    const bool any_key =
+        version.present() || window.present() || sinks.present() || sliding.present() || fa_decode.present();
 
-    if (!any || (enabled.present() && !enabled.flag())) {
+    if (!any_key || (enabled.present() && !enabled.flag())) {
         return;
     }
 
     const uint32_t n_layer = model.hparams.n_layer_all;
 
-    // a newer version may mean the other keys differently: check it first
+    // checked first: in a newer version the other keys may mean something else
     version.number(1, SWAA_KEYS_VERSION);
 
     llama_swaa_params params;
@@ -280,7 +283,7 @@ void llama_swaa_params_load(const llama_model_loader & ml, llama_model & model) 
 
     model.swaa = std::move(params);
 
-    LLAMA_LOG_INFO("%s: SWAA: window = %u, sinks = %u, sliding layers = %d of %u\n", __func__,
+    LLAMA_LOG_INFO("%s: SWAA: window = %u, sink tokens = %u, sliding layers = %d of %u\n", __func__,
             model.swaa.window_size, model.swaa.sink_count,
             (int) std::count(model.swaa.sliding.begin(), model.swaa.sliding.end(), true), n_layer);
 }

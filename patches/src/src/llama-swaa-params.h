@@ -1,4 +1,4 @@
-// SWAA settings of a model: read once at load, from the file's `swaa.*` keys, then the overrides.
+// SWAA settings of a model, read when it is loaded: from the file's `swaa.*` keys, then the overrides.
 
 #pragma once
 
@@ -19,14 +19,14 @@ struct llama_swaa_params {
     std::vector<bool> sliding;   // [n_layer_all]
     std::vector<bool> fa_decode; // [n_layer_all], true only where the layer slides
 
-    uint64_t file_hash = 0; // of the model itself: its shape and a sample of its weights
+    uint64_t file_hash = 0; // of the model: its shape and a sample of its weights
 
     bool any_sliding() const;
 
-    // Of the settings in effect; 0 if nothing slides.
+    // Hash of the settings in effect; 0 if nothing slides.
     uint64_t hash() const;
 
-    // Full attention sees no more than the window does from a token at this position.
+    // A token at this position sees its whole past through window and sink tokens.
     bool hides_nothing_from(int32_t pos) const {
         return (int64_t) pos < (int64_t) window_size + sink_count;
     }
@@ -36,16 +36,16 @@ struct llama_swaa_params {
 // if the architecture can't run under SWAA.
 void llama_swaa_params_load(const llama_model_loader & ml, llama_model & model);
 
-// What the values of K and V depend on besides SWAA: the model and how positions are encoded.
+// Hash of what K and V depend on besides SWAA: the model and the encoding of positions.
 uint64_t llama_swaa_model_hash(const llama_model & model, const llama_cparams & cparams);
 
 // Records the message for llama_swaa_last_error().
 void llama_swaa_set_error(const std::string & message);
 
-// The same, and throws it.
+// Records the message and throws it.
 [[noreturn]] void llama_swaa_refuse(const std::string & message);
 
-// Records and logs it, for requests that llama.h gives no way to answer: nothing is changed then.
+// Records and logs the message, for requests that return no result in llama.h; the request changes nothing.
 void llama_swaa_refuse_request(const std::string & message);
 
 void llama_swaa_clear_error();

@@ -1,4 +1,4 @@
-// The ring of llama_swaa_memory: what it has lost, and which of its cells it gives up next (see llama-swaa-memory.h).
+// The ring of llama_swaa_memory: what it has lost, and which cells it evicts next (see llama-swaa-memory.h).
 
 #include "llama-swaa-memory.h"
 
@@ -74,8 +74,8 @@ bool llama_swaa_memory::check_batch(const llama_batch & batch, bool all) {
 
         const llama_pos lost = find_missed(s, first[s], all);
         if (lost >= 0) {
-            llama_swaa_refuse_request(format("sequence %u can't go on at position %d: its sliding layers no longer hold the key at "
-                        "position %d; %s", s, first[s], lost, LLAMA_SWAA_EVALUATE_AGAIN));
+            llama_swaa_refuse_request(format("sequence %u can't continue at position %d: its sliding layers no longer hold "
+                        "the key at position %d; %s", s, first[s], lost, LLAMA_SWAA_EVALUATE_AGAIN));
             return false;
         }
 
@@ -94,7 +94,7 @@ bool llama_swaa_memory::make_room(llama_seq_id seq_id, uint32_t n_cells, const l
 
     const uint32_t stream = kv_ring->get_stream(seq_id);
 
-    // positions from here on may still be seen
+    // for each sequence, the first position that may still be seen
     std::vector<llama_pos> needed(n_seq_max, -1);
 
     for (uint32_t s = 0; s < n_seq_max; ++s) {
@@ -117,7 +117,7 @@ bool llama_swaa_memory::make_room(llama_seq_id seq_id, uint32_t n_cells, const l
     const std::pair<llama_pos, uint32_t> after_sinks { (llama_pos) params.sink_count, 0 };
 
     while (cells.size() - cells.get_used() < n_cells) {
-        // take from the sequence that can spare most
+        // evict from the sequence whose oldest cell is furthest out of its window
         llama_seq_id best    = -1;
         llama_pos    n_spare = 0;
 
@@ -158,8 +158,8 @@ llama_kv_cache::slot_info llama_swaa_memory::place_in_ring(const llama_ubatch & 
 
     for (uint32_t s = 0; s < n_streams; ++s) {
         if (!make_room(ubatch.seq_id_unq[s], ubatch.n_tokens/n_streams, &ubatch)) {
-            llama_swaa_refuse_request(format("the ring of %u cells has no room for %u tokens: several tokens of a sequence share positions",
-                        kv_ring->get_size(), ubatch.n_tokens));
+            llama_swaa_refuse_request(format("the ring of %u cells has no room for %u tokens: several tokens of a "
+                        "sequence share positions", kv_ring->get_size(), ubatch.n_tokens));
             return {};
         }
     }

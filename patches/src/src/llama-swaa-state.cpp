@@ -1,5 +1,5 @@
-// Saved states of llama_swaa_memory: they say what they belong to, and come back whole or not at all (see
-// llama-swaa-memory.h).
+// Saved states of llama_swaa_memory: each names the model and settings it belongs to, and is loaded whole or not at all
+// (see llama-swaa-memory.h).
 
 #include "llama-swaa-memory.h"
 
@@ -13,7 +13,7 @@
 
 namespace {
 
-// "SWAA", before the part of a state that upstream wrote
+// "SWAA", in front of the part that upstream writes
 constexpr uint32_t STATE_MAGIC   = 0x41415753;
 constexpr uint32_t STATE_VERSION = 1;
 
@@ -46,7 +46,7 @@ void llama_swaa_memory::state_write(llama_io_write_i & io, llama_seq_id seq_id, 
 
     if (kv_ring) {
         if (seq_id != -1) {
-            // so that it fits beside the windows of any other sequences
+            // so that it fits beside the windows of other sequences
             trim_ring(seq_id);
         }
         kv_ring->state_write(io, seq_id, flags);
@@ -61,7 +61,8 @@ void llama_swaa_memory::state_read(llama_io_read_i & io, llama_seq_id seq_id, ll
     }
 
     const auto refuse = [](const char * what) {
-        llama_swaa_refuse(format("the state was saved %s; evaluate the prompt again, or load a state of this model and recipe", what));
+        llama_swaa_refuse(format("the state was saved %s; evaluate the prompt again, or load a state of this model and "
+                    "recipe", what));
     };
 
     if (read<uint32_t>(io) != STATE_MAGIC) {
@@ -111,9 +112,10 @@ void llama_swaa_memory::state_read(llama_io_read_i & io, llama_seq_id seq_id, ll
 
         check_positions();
     } catch (const std::exception & err) {
-        // half a state must not look like one
+        // half a state must not be used
         forget(seq_id);
-        llama_swaa_refuse(format("the state is damaged or does not fit this context (%s); evaluate the prompt again", err.what()));
+        llama_swaa_refuse(format("the state is damaged or does not fit this context (%s); evaluate the prompt again",
+                    err.what()));
     }
 
     if (seq_id == -1) {
@@ -132,7 +134,7 @@ void llama_swaa_memory::forget(llama_seq_id seq_id) {
         kv->state_clear(seq_id);
 
         if (seq_id != -1) {
-            // seq_rm takes a negative position, which a damaged state can bring, for the start of a range
+            // seq_rm would take a negative position, which a damaged state can bring, as "from the start"
             auto & cells = kv->v_cells[kv->get_stream(seq_id)];
             for (uint32_t i = 0; i < cells.size(); ++i) {
                 if (cells.seq_has(i, seq_id)) {

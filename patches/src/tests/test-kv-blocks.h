@@ -1,9 +1,8 @@
 // Cases of ggml_flash_attn_ext with a KV block table for test-backend-ops, which includes this file.
 //
-// Every case computes the attention twice, through the table and over the gathered rows (stock ops only), and
-// fails if they differ: so the row mapping is checked against something that knows nothing of it, on the CPU too.
-// Masks are those of sliding windows (sinks, window edges, wholly masked tiles and rows, padding entries), and those
-// of causal layers whose past has no mask.
+// Every case computes the attention twice, through the table and over gathered rows (stock ops only), and fails if they
+// differ. So the row mapping is checked independently, on the CPU too. Masks are those of sliding windows (sink tokens,
+// window edges, wholly masked tiles and rows, padding entries), and those of causal layers whose past has no mask.
 
 #pragma once
 
@@ -16,9 +15,9 @@ struct test_flash_attn_ext_kv_blocks : public test_case {
     const int64_t kv;  // cells of a stream
     const int64_t nb;  // tokens of a stream
     const int64_t ns;  // streams
-    const int64_t w;   // window; 0: causal, and the blocks before the tokens come last, without a mask
-    const int64_t s;   // sinks
-    const int64_t pad; // entries that only pad the table
+    const int64_t w;   // window; 0: causal, the blocks of the past are last and have no mask
+    const int64_t s;   // sink tokens
+    const int64_t pad; // padding entries of the table
     const ggml_type type_K;
     const ggml_type type_V;
     const bool  logit_sinks;
@@ -40,8 +39,9 @@ struct test_flash_attn_ext_kv_blocks : public test_case {
 
     bool run_whole_graph() override { return true; }
 
-    test_flash_attn_ext_kv_blocks(int64_t hs, int64_t nh, int64_t nr, int64_t kv, int64_t nb, int64_t ns, int64_t w, int64_t s, int64_t pad,
-            ggml_type type_K, ggml_type type_V, bool logit_sinks = false, float max_bias = 0.0f, float softcap = 0.0f)
+    test_flash_attn_ext_kv_blocks(int64_t hs, int64_t nh, int64_t nr, int64_t kv, int64_t nb, int64_t ns,
+            int64_t w, int64_t s, int64_t pad, ggml_type type_K, ggml_type type_V,
+            bool logit_sinks = false, float max_bias = 0.0f, float softcap = 0.0f)
         : hs(hs), nh(nh), nr(nr), kv(kv), nb(nb), ns(ns), w(w), s(s), pad(pad), type_K(type_K), type_V(type_V),
           logit_sinks(logit_sinks), max_bias(max_bias), softcap(softcap) {}
 
@@ -62,7 +62,7 @@ struct test_flash_attn_ext_kv_blocks : public test_case {
         return res;
     }
 
-    // Blocks without a mask, as many in every stream: the streams' tokens start in the same block or the one before.
+    // Blocks without a mask, equally many in every stream: the streams' tokens start in the same block or the one before.
     int64_t n_unmasked() const {
         return w > 0 ? 0 : pos_of(ns - 1, 0)/GGML_KV_BLOCK_SIZE - 1;
     }
@@ -75,8 +75,9 @@ struct test_flash_attn_ext_kv_blocks : public test_case {
         return res + pad;
     }
 
-    // A cache of which [hs, nh] is one row, as llama.cpp keeps it.
-    ggml_tensor * attend(ggml_context * ctx, ggml_tensor * q, ggml_tensor * k, ggml_tensor * v, ggml_tensor * m, ggml_tensor * sinks) const {
+    // The rows of the cache are [hs, nh], as llama.cpp stores them.
+    ggml_tensor * attend(ggml_context * ctx, ggml_tensor * q, ggml_tensor * k, ggml_tensor * v, ggml_tensor * m,
+            ggml_tensor * sinks) const {
         const auto heads = [&](ggml_tensor * t) {
             t = ggml_view_4d(ctx, t, hs, nh, t->ne[1], ns, ggml_row_size(t->type, hs), t->nb[1], t->nb[2], 0);
             return ggml_permute(ctx, t, 0, 2, 1, 3);
@@ -94,7 +95,7 @@ struct test_flash_attn_ext_kv_blocks : public test_case {
         ggml_tensor * k = ggml_new_tensor_3d(ctx, type_K, hs*nh, kv, ns);
         ggml_tensor * v = ggml_new_tensor_3d(ctx, type_V, hs*nh, kv, ns);
         ggml_tensor * m = ggml_new_tensor_4d(ctx, GGML_TYPE_F16, n_masked()*GGML_KV_BLOCK_SIZE, nb, 1, ns);
-        ggml_tensor * a = ggml_new_tensor_4d(ctx, GGML_TYPE_F16, n_blk*GGML_KV_BLOCK_SIZE, nb, 1, ns); // over all columns
+        ggml_tensor * a = ggml_new_tensor_4d(ctx, GGML_TYPE_F16, n_blk*GGML_KV_BLOCK_SIZE, nb, 1, ns); // all columns
         ggml_tensor * t = ggml_new_tensor_4d(ctx, GGML_TYPE_I32, n_blk, 1, 1, ns);
         ggml_tensor * l = logit_sinks ? ggml_new_tensor_1d(ctx, GGML_TYPE_F32, nh*nr) : nullptr;
         ggml_set_name(m, "m");
@@ -157,13 +158,14 @@ struct test_flash_attn_ext_kv_blocks : public test_case {
                 float * row = data.data() + (r*nb + i)*t->ne[0];
                 std::fill(row + n_masked()*GGML_KV_BLOCK_SIZE, row + t->ne[0], 0.0f);
                 if (logit_sinks && nb > 8 && i == 3) {
-                    continue; // a row that sees nothing but the logit sink: without one, backends differ in what 0/0 is
+                    continue; // this row sees only the sink's logit; without one, backends differ in what 0/0 is
                 }
                 for (size_t b = 0; b < blocks.size(); ++b) {
                     for (int64_t c = 0; c < GGML_KV_BLOCK_SIZE; ++c) {
                         const int64_t j = blocks[b]*GGML_KV_BLOCK_SIZE + c;
                         if (j <= p && (w == 0 || p - j < w || j < s) && j >= n_unmasked()*GGML_KV_BLOCK_SIZE) {
-                            row[b*GGML_KV_BLOCK_SIZE + c] = max_bias > 0.0f ? -std::min<int64_t>(p - j, 16)/16.0f : 0.0f;
+                            const float bias = -std::min<int64_t>(p - j, 16)/16.0f;
+                            row[b*GGML_KV_BLOCK_SIZE + c] = max_bias > 0.0f ? bias : 0.0f;
                         }
                     }
                 }
@@ -180,14 +182,14 @@ static void add_flash_attn_ext_kv_blocks_cases(std::vector<std::unique_ptr<test_
         test_cases.emplace_back(new test_flash_attn_ext_kv_blocks(args...));
     };
 
-    // shapes that meet every path: one token, a few, odd ones, a whole ubatch
+    // shapes for every path: one token, a few, odd numbers, a whole ubatch
     for (int64_t nb : { 1, 2, 7, 65, 97, 512 }) {
         for (int64_t hs : { 64, 80, 128 }) {
             add(hs, 2, 4, 4096, nb, 1, 512, 64, 1, GGML_TYPE_F16, GGML_TYPE_F16);
         }
     }
 
-    // window edges and sinks
+    // window edges and sink tokens
     for (int64_t w : { 1, 255, 256, 257, 511, 513, 2047, 2048, 2049 }) {
         for (int64_t s : { 0, 1, 100, 257 }) {
             for (int64_t nb : { 1, 130 }) {
@@ -196,8 +198,9 @@ static void add_flash_attn_ext_kv_blocks_cases(std::vector<std::unique_ptr<test_
         }
     }
 
-    // K/V types, alike and mixed
-    for (ggml_type type : { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q5_1, GGML_TYPE_Q5_0, GGML_TYPE_Q4_1, GGML_TYPE_Q4_0, GGML_TYPE_IQ4_NL }) {
+    // types of K and V, the same and mixed
+    for (ggml_type type : { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q5_1, GGML_TYPE_Q5_0,
+            GGML_TYPE_Q4_1, GGML_TYPE_Q4_0, GGML_TYPE_IQ4_NL }) {
         for (int64_t nb : { 1, 3, 75 }) {
             add(128, 2, 2, 4096, nb, 1, 300, 64, 1, type, type);
         }

@@ -12,24 +12,24 @@ int32_t block_size() {
 }
 
 int64_t plan_size(int n_blocks, int n_tiles, int n_seqs) {
-    return fattn_kv_plan_size(n_blocks, n_tiles, n_seqs);
+    return fattn_kv_lists_size(n_blocks, n_tiles, n_seqs);
 }
 
 int is_visible(uint32_t pair) {
     return fattn_kv_is_visible(pair);
 }
 
-// One list of a plan, as fattn_kv_plan writes it; live holds one flag per masked block.
+// One list of a plan, as fattn_kv_list_blocks writes it; live holds one flag per masked block.
 void write_list(int32_t * plan, const int32_t * table_K, const int32_t * table_V, const uint8_t * live,
         int n_blocks, int n_masked_blocks, int n_tiles, int n_seqs, int seq, int tile) {
-    fattn_kv_entry * list = (fattn_kv_entry *) (plan + fattn_kv_plan_list(n_blocks, n_tiles, seq, tile));
+    fattn_kv_entry * list = (fattn_kv_entry *) (plan + fattn_kv_list_offset(n_blocks, n_tiles, seq, tile));
     int n_live = 0;
     for (int b = 0; b < n_blocks; ++b) {
         const bool is_live = b >= n_masked_blocks || live[b];
         list[fattn_kv_place_in_list(is_live, b, n_live, n_blocks)] = fattn_kv_entry_of(table_K, table_V, n_masked_blocks, b);
         n_live += is_live;
     }
-    plan[fattn_kv_plan_count(n_blocks, n_tiles, n_seqs, seq, tile)] = n_live;
+    plan[fattn_kv_count_offset(n_blocks, n_tiles, n_seqs, seq, tile)] = n_live;
 }
 
 int n_live(const int32_t * plan_or_table, int n_masked, int n_cols, int n_tiles, int n_seqs, int seq, int tile) {

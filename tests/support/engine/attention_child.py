@@ -49,6 +49,7 @@ FUNCTIONS = {
     "ggml_backend_reg_get_proc_address": (c_void_p, [c_void_p, ctypes.c_char_p]),
     "ggml_backend_dev_init": (c_void_p, [c_void_p, ctypes.c_char_p]),
     "ggml_backend_graph_compute": (c_int, [c_void_p] * 2),
+    "ggml_backend_dev_supports_op": (c_bool, [c_void_p] * 2),
 }
 OURS = {"ggml_flash_attn_ext_set_kv_blocks": (None, [c_void_p] * 2)}  # not in an unpatched library
 
@@ -67,7 +68,7 @@ class Child:
                 continue
             function = getattr(self.ggml, name)
             function.restype, function.argtypes = result, arguments
-        device = self.ggml.ggml_backend_dev_by_type(CPU)
+        device = self.device = self.ggml.ggml_backend_dev_by_type(CPU)
         self.backend = self.ggml.ggml_backend_dev_init(device, None)
         registry = self.ggml.ggml_backend_dev_backend_reg(device)
         address = self.ggml.ggml_backend_reg_get_proc_address(registry, b"ggml_backend_set_n_threads")
@@ -108,7 +109,7 @@ class Child:
                     raise RuntimeError(f"ggml_backend_graph_compute returned {status}")
                 ctypes.memmove(out.ctypes.data, self.ggml.ggml_get_data(op), out.nbytes)
                 results.append(out.copy())
-            return {"out": results}
+            return {"out": results, "supported": self.ggml.ggml_backend_dev_supports_op(self.device, op)}
         finally:
             self.ggml.ggml_free(self.ctx)
 

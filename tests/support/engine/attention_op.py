@@ -245,6 +245,23 @@ def sees_nothing(case: OpCase, tensors: dict[str, np.ndarray | None]) -> np.ndar
     return np.broadcast_to(np.isneginf(mask).all(-1), shape).swapaxes(1, 2)
 
 
+def without_table(case: OpCase, tensors: dict[str, np.ndarray | None]) -> tuple[OpCase, dict[str, np.ndarray | None]]:
+    """The same op over the rows that the table lists, for kernels that read none."""
+    if not case.blocks:
+        return case, tensors
+    columns = np.arange(case.n_columns)
+    rows = tensors["table"][:, columns // BLOCK] * BLOCK + columns % BLOCK
+    axis = 1 if case.cells == "tokens" else 2
+    gathered = dict(tensors, table=None)
+    for name in ("k", "v"):
+        if tensors[name] is not None:
+            gathered[name] = np.stack([x.take(r, axis - 1) for x, r in zip(tensors[name], rows, strict=True)])
+    mask = tensors["mask"]
+    if mask is not None:
+        gathered["mask"] = np.pad(mask, [(0, 0)] * 3 + [(0, case.n_columns - mask.shape[-1])])
+    return replace(case, blocks=0, columns=case.n_columns), gathered
+
+
 def scale(case: OpCase) -> float:
     """The factor of q.k, in the precision of the op's parameter."""
     return float(np.float32(case.dk**-0.5))
@@ -286,3 +303,7 @@ class Kernels(ChildProcess):
     def attend(self, case: OpCase, tensors: dict, threads: int, runs: int = 1) -> list[np.ndarray]:
         """The op's result in each of `runs` runs: float32 [S, T, H, DV]."""
         return self.request("attend", asdict(case) | {"scale": scale(case)}, tensors, threads, runs)["out"]
+
+    def supports(self, case: OpCase, tensors: dict) -> bool:
+        """Whether the CPU backend takes the op."""
+        return self.request("attend", asdict(case) | {"scale": scale(case)}, tensors, 1, 1)["supported"]

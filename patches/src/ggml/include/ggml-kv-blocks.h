@@ -21,7 +21,7 @@
 
 #define GGML_KV_BLOCK_SIZE 256
 
-// A backend whose kernels read the table says so, op by op, through this name in its get_proc_address.
+// A backend whose kernels read the table declares it, op by op, by a function of this name in its get_proc_address.
 #define GGML_KV_BLOCKS_PROC "ggml_backend_supports_kv_blocks"
 
 #ifdef __cplusplus

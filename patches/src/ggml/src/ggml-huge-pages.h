@@ -1,10 +1,10 @@
-// Large buffers in huge pages, where Linux gives them to those who ask.
+// Large buffers in huge pages, where Linux provides them on request.
 //
-// Why: a head's K and V lie a few hundred bytes in each cell's kilobytes, so attention touches a new page with every
-// cell or two. With pages of 4 KiB it waits for their addresses about as long as for the data: decode at 32k is 8% to
-// 17% slower that way.
+// Why: a head's K and V are a few hundred bytes of each cell's kilobytes, so attention touches a new page with every
+// cell or two. With pages of 4 KiB it waits for address translation about as long as for the data: decode at 32k is 8%
+// to 17% slower.
 //
-//   ggml_advise_huge_pages(buffer, size);   // before the first touch; advice only, nothing can fail
+//   ggml_advise_huge_pages(buffer, size);   // before the first touch; a hint that cannot fail
 
 #pragma once
 

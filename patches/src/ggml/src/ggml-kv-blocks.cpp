@@ -1,4 +1,4 @@
-// KV block table of ggml_flash_attn_ext: the parts that belong to no backend (see ggml-kv-blocks.h).
+// KV block table of ggml_flash_attn_ext: what is common to all backends (see ggml-kv-blocks.h).
 
 #include "ggml-kv-blocks.h"
 
@@ -26,7 +26,7 @@ bool ggml_backend_dev_supports_kv_blocks(ggml_backend_dev_t dev, const struct gg
         return false;
     }
 
-    const auto supports = (ggml_backend_supports_kv_blocks_t) ggml_backend_reg_get_proc_address(reg, GGML_KV_BLOCKS_PROC);
+    void * proc = ggml_backend_reg_get_proc_address(reg, GGML_KV_BLOCKS_PROC);
 
-    return supports && supports(op);
+    return proc && ((ggml_backend_supports_kv_blocks_t) proc)(op);
 }

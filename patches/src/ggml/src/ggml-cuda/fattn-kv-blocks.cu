@@ -1,4 +1,5 @@
-// KV block table in CUDA flash attention: the plan of a query tile's columns, and f16 copies of K and V (fattn-kv-launch.cuh).
+// KV block table in CUDA flash attention: the list of blocks of each query tile, and f16 copies of K and V (see
+// fattn-kv-launch.cuh).
 
 #include "fattn-kv-launch.cuh"
 
@@ -15,20 +16,21 @@ void * ggml_cuda_fattn_kv_supports_proc() {
 
 static_assert(FATTN_KV_BLOCK == GGML_KV_BLOCK_SIZE, "bad block size");
 
-#define FATTN_KV_PLAN_THREADS  512
-#define FATTN_KV_PLAN_ROWS       8 // mask rows in flight per warp
+#define FATTN_KV_LIST_THREADS  512
+#define FATTN_KV_LIST_ROWS       8 // mask rows in flight per warp
 #define FATTN_KV_COPY_THREADS  256
 #define FATTN_KV_COPY_ROWS      32 // rows per CUDA block
 
-// Blocks with few queries read the table itself: a plan would cost a launch and save next to nothing.
-#define FATTN_KV_MAX_QUERIES_WITHOUT_PLAN 8
+// With few queries the kernels read the table itself: lists would cost a launch and save next to nothing.
+#define FATTN_KV_MAX_QUERIES_WITHOUT_LIST 8
 
-// One CUDA block per query tile (x) and stream (y). A warp reads 256 columns of a mask row at once: 32 lanes, 16 bytes each.
-__launch_bounds__(FATTN_KV_PLAN_THREADS, 1)
-static __global__ void fattn_kv_plan(
+// One CUDA block per query tile (x) and stream (y). A warp reads 256 columns of a mask row together: 32 lanes, 16 bytes
+// each.
+__launch_bounds__(FATTN_KV_LIST_THREADS, 1)
+static __global__ void fattn_kv_list_blocks(
         const char * mask, const int64_t nb31, const int64_t nb33, const int ne33,
         const char * table, const int64_t table_nb3, const bool compact_K, const bool compact_V,
-        int * plan, const int n_blocks, const int n_masked_blocks, const int n_queries, const int ncols1) {
+        int * lists, const int n_blocks, const int n_masked_blocks, const int n_queries, const int ncols1) {
     ggml_cuda_pdl_sync();
 
     extern __shared__ uint8_t fattn_kv_live[]; // [n_masked_blocks]
@@ -37,7 +39,7 @@ static __global__ void fattn_kv_plan(
     const int seq    = blockIdx.y;
     const int lane   = threadIdx.x % WARP_SIZE;
     const int warp   = threadIdx.x / WARP_SIZE;
-    const int nwarps = FATTN_KV_PLAN_THREADS / WARP_SIZE;
+    const int nwarps = FATTN_KV_LIST_THREADS / WARP_SIZE;
 
     const int j0     = tile*ncols1;
     const int j_stop = min(j0 + ncols1, n_queries);
@@ -46,9 +48,9 @@ static __global__ void fattn_kv_plan(
 
     for (int b = warp; b < n_masked_blocks; b += nwarps) {
         int visible = 0;
-        for (int j = j0; j < j_stop; j += FATTN_KV_PLAN_ROWS) {
+        for (int j = j0; j < j_stop; j += FATTN_KV_LIST_ROWS) {
 #pragma unroll
-            for (int jj = 0; jj < FATTN_KV_PLAN_ROWS; ++jj) {
+            for (int jj = 0; jj < FATTN_KV_LIST_ROWS; ++jj) {
                 if (j + jj < j_stop) {
                     const uint4 m = ((const uint4 *) (mask + (j + jj)*nb31))[b*WARP_SIZE + lane];
                     visible |= fattn_kv_is_visible(m.x) || fattn_kv_is_visible(m.y) ||
@@ -74,7 +76,7 @@ static __global__ void fattn_kv_plan(
     const int * row_K = compact_K ? nullptr : row;
     const int * row_V = compact_V ? nullptr : row;
 
-    fattn_kv_entry * list = (fattn_kv_entry *) (plan + fattn_kv_plan_list(n_blocks, gridDim.x, seq, tile));
+    fattn_kv_entry * list = (fattn_kv_entry *) (lists + fattn_kv_list_offset(n_blocks, gridDim.x, seq, tile));
 
     int n_live = 0;
     for (int b0 = 0; b0 < n_blocks; b0 += WARP_SIZE) {
@@ -91,12 +93,12 @@ static __global__ void fattn_kv_plan(
     }
 
     if (lane == 0) {
-        plan[fattn_kv_plan_count(n_blocks, gridDim.x, gridDim.y, seq, tile)] = n_live;
+        lists[fattn_kv_count_offset(n_blocks, gridDim.x, gridDim.y, seq, tile)] = n_live;
     }
 }
 
-// Copies the rows of some columns (x) of one head (y) and stream (z) in f16. A thread reads two values: those of
-// dequantize if the type has blocks of qk > 1 values, else two neighbours.
+// Copies the rows of some columns (x) of one head (y) and stream (z) as f16. A thread converts two values: a pair from
+// dequantize() if the type has blocks of qk > 1 values, otherwise two neighbours.
 template <typename T, int qk, int qr, dequantize_kernel_t dequantize>
 __launch_bounds__(FATTN_KV_COPY_THREADS)
 static __global__ void fattn_kv_to_f16(
@@ -129,8 +131,8 @@ static __global__ void fattn_kv_to_f16(
     }
 }
 
-void ggml_cuda_fattn_kv_to_f16(
-        const ggml_tensor * op, const ggml_tensor * t, half * dst, size_t & nb1, size_t & nb2, size_t & nb3, cudaStream_t stream) {
+void ggml_cuda_fattn_kv_to_f16(const ggml_tensor * op, const ggml_tensor * t, half * dst,
+        size_t & nb1, size_t & nb2, size_t & nb3, cudaStream_t stream) {
     const ggml_tensor * table  = op->src[5];
     const int64_t       n_cols = ggml_kv_blocks_n_cols(op);
 
@@ -162,7 +164,7 @@ void ggml_cuda_fattn_kv_to_f16(
     nb3 = t->ne[2]*nb2;
 }
 
-ggml_cuda_fattn_kv_args ggml_cuda_fattn_kv_plan(const ggml_tensor * op, int ncols1, bool compact_K, bool compact_V,
+ggml_cuda_fattn_kv_args ggml_cuda_fattn_kv_list_blocks(const ggml_tensor * op, int ncols1, bool compact_K, bool compact_V,
         ggml_cuda_pool_alloc<int> & buffer, cudaStream_t stream) {
     const ggml_tensor * Q     = op->src[0];
     const ggml_tensor * mask  = op->src[3];
@@ -173,17 +175,18 @@ ggml_cuda_fattn_kv_args ggml_cuda_fattn_kv_plan(const ggml_tensor * op, int ncol
     const int n_tiles         = (Q->ne[1] + ncols1 - 1)/ncols1;
 
     const bool contiguous = table->nb[3] == n_blocks*sizeof(int32_t) || table->ne[3] == 1;
-    if (!compact_K && !compact_V && contiguous && Q->ne[1] <= FATTN_KV_MAX_QUERIES_WITHOUT_PLAN && Q->ne[3] == 1) {
+    if (!compact_K && !compact_V && contiguous && Q->ne[1] <= FATTN_KV_MAX_QUERIES_WITHOUT_LIST && Q->ne[3] == 1) {
         return { (const int *) table->data, n_masked_blocks*FATTN_KV_BLOCK };
     }
 
     GGML_ASSERT(n_masked_blocks <= 48*1024); // bytes of shared memory
 
-    buffer.alloc(fattn_kv_plan_size(n_blocks, n_tiles, Q->ne[3]));
+    buffer.alloc(fattn_kv_lists_size(n_blocks, n_tiles, Q->ne[3]));
 
     const dim3 blocks_num(n_tiles, Q->ne[3], 1);
-    const ggml_cuda_kernel_launch_params launch_params(blocks_num, dim3(FATTN_KV_PLAN_THREADS, 1, 1), n_masked_blocks, stream);
-    ggml_cuda_kernel_launch(fattn_kv_plan, launch_params,
+    const dim3 threads_num(FATTN_KV_LIST_THREADS, 1, 1);
+    const ggml_cuda_kernel_launch_params launch_params(blocks_num, threads_num, n_masked_blocks, stream);
+    ggml_cuda_kernel_launch(fattn_kv_list_blocks, launch_params,
         (const char *) mask->data, (int64_t) mask->nb[1], (int64_t) mask->nb[3], (int) mask->ne[3],
         (const char *) table->data, (int64_t) table->nb[3], compact_K, compact_V,
         buffer.ptr, n_blocks, n_masked_blocks, (int) Q->ne[1], ncols1);
@@ -201,7 +204,8 @@ static bool ggml_cuda_fattn_kv_supports(const ggml_tensor * op) {
 
     const int64_t n_cols = ggml_kv_blocks_n_cols(op);
 
-    return mask && mask->type == GGML_TYPE_F16 && mask->ne[0] > 0 && mask->ne[0] % FATTN_KV_BLOCK == 0 && mask->ne[0] <= n_cols &&
+    return mask && mask->type == GGML_TYPE_F16 &&
+        mask->ne[0] > 0 && mask->ne[0] % FATTN_KV_BLOCK == 0 && mask->ne[0] <= n_cols &&
         mask->ne[1] >= Q->ne[1] && mask->ne[2] == 1 && mask->nb[1] % 16 == 0 && mask->nb[3] % 16 == 0 &&
         mask->ne[0]/FATTN_KV_BLOCK <= 48*1024 &&
         table->type == GGML_TYPE_I32 && table->nb[0] == sizeof(int32_t) && table->ne[3] == Q->ne[3] &&

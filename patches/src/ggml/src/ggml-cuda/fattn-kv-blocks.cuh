@@ -1,10 +1,13 @@
 // KV block table in CUDA flash attention: where the columns of a query tile lie.
 //
 // Why: K, V and mask of a column are in different places (see ggml-kv-blocks.h), and a query tile sees only some blocks
-// of 256 columns. All index arithmetic of that is here, free of CUDA, so that a host test runs what the kernels run.
+// of 256 columns. The index arithmetic is here, without CUDA, so that a host test runs the same code as the kernels.
+//
+// A query tile's blocks are either the table itself or a list of entries that the kernel fattn_kv_list_blocks writes.
 //
 // Use, in a kernel: columns = fattn_kv_columns_of(...); for the tile at column k < columns.n_live:
-//                   at = fattn_kv_place_at(columns, k, mask, stride_mask); rows at.row_K.., at.mask[j*at.stride_mask + at.col ..]
+//                   at = fattn_kv_place_at(columns, k, mask, stride_mask);
+//                   rows at.row_K.., at.mask[j*at.stride_mask + at.col ..]
 
 #pragma once
 
@@ -19,7 +22,7 @@
 // Columns per block: GGML_KV_BLOCK_SIZE, which fattn-kv-blocks.cu compares. A KV tile must not straddle two blocks.
 #define FATTN_KV_BLOCK 256
 
-// One block of a plan. Where the block has no mask, col is negative.
+// One block of a list. Where the block has no mask, col is negative.
 struct alignas(16) fattn_kv_entry {
     int32_t row_K;
     int32_t row_V;
@@ -29,9 +32,9 @@ struct alignas(16) fattn_kv_entry {
 
 // The columns that a query tile visits, in the order in which it does.
 struct fattn_kv_columns {
-    const int32_t * list; // without a plan: the stream's row of the table; else the tile's entries
-    int32_t n_masked;     // without a plan: columns under the mask; else 0
-    int32_t n_live;       // columns to visit; those of the list after them are masked for every query of the tile
+    const int32_t * list; // the stream's row of the table, or the tile's entries
+    int32_t n_masked;     // with the table: columns under the mask; with entries: 0
+    int32_t n_live;       // columns to visit; the others are masked for every query of the tile
 };
 
 struct fattn_kv_tile {
@@ -40,30 +43,32 @@ struct fattn_kv_tile {
     int32_t col; // of the mask; negative: visible to every query
 };
 
-// A plan in memory: entries[n_seqs*n_tiles][n_blocks], then for each of these lists its number of live blocks.
-FATTN_KV_FUNC int64_t fattn_kv_plan_size(const int n_blocks, const int n_tiles, const int n_seqs) { // in int32_t
+// The lists in memory: entries[n_seqs*n_tiles][n_blocks], then the number of live blocks of each list.
+FATTN_KV_FUNC int64_t fattn_kv_lists_size(const int n_blocks, const int n_tiles, const int n_seqs) { // in int32_t
     return (int64_t) n_seqs*n_tiles*(n_blocks*(sizeof(fattn_kv_entry)/sizeof(int32_t)) + 1);
 }
 
-FATTN_KV_FUNC int64_t fattn_kv_plan_list(const int n_blocks, const int n_tiles, const int seq, const int tile) {
+FATTN_KV_FUNC int64_t fattn_kv_list_offset(const int n_blocks, const int n_tiles, const int seq, const int tile) {
     return ((int64_t) seq*n_tiles + tile)*n_blocks*(int64_t)(sizeof(fattn_kv_entry)/sizeof(int32_t));
 }
 
-FATTN_KV_FUNC int64_t fattn_kv_plan_count(const int n_blocks, const int n_tiles, const int n_seqs, const int seq, const int tile) {
-    return fattn_kv_plan_list(n_blocks, n_tiles, n_seqs, 0) + (int64_t) seq*n_tiles + tile;
+FATTN_KV_FUNC int64_t fattn_kv_count_offset(
+        const int n_blocks, const int n_tiles, const int n_seqs, const int seq, const int tile) {
+    return fattn_kv_list_offset(n_blocks, n_tiles, n_seqs, 0) + (int64_t) seq*n_tiles + tile;
 }
 
-// plan_or_table: a plan if n_masked == 0, else a contiguous table [n_cols/256, n_seqs] with n_masked columns under the mask.
-FATTN_KV_FUNC fattn_kv_columns fattn_kv_columns_of(const int32_t * plan_or_table, const int n_masked, const int n_cols,
+// lists_or_table: lists if n_masked == 0, otherwise a contiguous table [n_cols/256, n_seqs] with n_masked columns under
+// the mask.
+FATTN_KV_FUNC fattn_kv_columns fattn_kv_columns_of(const int32_t * lists_or_table, const int n_masked, const int n_cols,
         const int n_tiles, const int n_seqs, const int seq, const int tile) {
     const int n_blocks = n_cols / FATTN_KV_BLOCK;
     if (n_masked > 0) {
-        return { plan_or_table + (int64_t) seq*n_blocks, n_masked, n_cols };
+        return { lists_or_table + (int64_t) seq*n_blocks, n_masked, n_cols };
     }
     return {
-        plan_or_table + fattn_kv_plan_list(n_blocks, n_tiles, seq, tile),
+        lists_or_table + fattn_kv_list_offset(n_blocks, n_tiles, seq, tile),
         0,
-        plan_or_table[fattn_kv_plan_count(n_blocks, n_tiles, n_seqs, seq, tile)]*FATTN_KV_BLOCK,
+        lists_or_table[fattn_kv_count_offset(n_blocks, n_tiles, n_seqs, seq, tile)]*FATTN_KV_BLOCK,
     };
 }
 
@@ -78,8 +83,8 @@ FATTN_KV_FUNC fattn_kv_tile fattn_kv_tile_at(const fattn_kv_columns & columns, c
     return { entry.row_K + inside, entry.row_V + inside, entry.col < 0 ? -1 : entry.col + inside };
 }
 
-// What a plan says of a column block. table_K, table_V: the stream's row of the table, or null if this one of K and V
-// is compact, in column order.
+// The entry of a column block. table_K, table_V: the stream's row of the table, or null if K (or V) is a compact copy
+// in column order.
 FATTN_KV_FUNC fattn_kv_entry fattn_kv_entry_of(
         const int32_t * table_K, const int32_t * table_V, const int n_masked_blocks, const int block) {
     return {
@@ -90,17 +95,18 @@ FATTN_KV_FUNC fattn_kv_entry fattn_kv_entry_of(
     };
 }
 
-// Place of a block in its list: live ones from the front, in order, the others from the back.
-FATTN_KV_FUNC int fattn_kv_place_in_list(const bool live, const int block, const int n_live_before, const int n_blocks) {
+// Place of a block in its list: live blocks from the front, in order, the others from the back.
+FATTN_KV_FUNC int fattn_kv_place_in_list(
+        const bool live, const int block, const int n_live_before, const int n_blocks) {
     return live ? n_live_before : n_blocks - 1 - (block - n_live_before);
 }
 
-// Does a pair of f16 mask values let any query see any column? -inf is 0xFC00.
+// Does a pair of f16 mask values make a column visible? -INFINITY is 0xFC00.
 FATTN_KV_FUNC bool fattn_kv_is_visible(const uint32_t mask_pair) {
     return mask_pair != 0xFC00FC00u;
 }
 
-// Row of the table's blocks that is copied to a compact row.
+// The row that is copied to a compact row.
 FATTN_KV_FUNC int64_t fattn_kv_row_of_column(const int32_t * table, const int col) {
     return (int64_t) table[col / FATTN_KV_BLOCK]*FATTN_KV_BLOCK + col % FATTN_KV_BLOCK;
 }

@@ -1,7 +1,7 @@
 // KV block table in CUDA flash attention: what its kernels and launch_fattn call (see fattn-kv-blocks.cuh).
 //
 // Why: the kernels differ from upstream's only in where a KV tile lies. That is a template parameter, so that a kernel
-// without a table is upstream's, and takes no more registers.
+// without a table is upstream's and takes no more registers.
 //
 // Use: fattn_kernel = FATTN_KV_KERNEL(dst, flash_attn_tile, DKQ, DV, ncols1, ncols2, use_logit_softcap);
 
@@ -14,7 +14,7 @@
 
 #include <type_traits>
 
-// A kernel's instance for this op. Its last template parameter says whether it reads a table.
+// The instance of a kernel for this op. Its last template parameter is whether it reads a table.
 #if !defined(GGML_USE_HIP) && !defined(GGML_USE_MUSA)
 #define FATTN_KV_AVAILABLE 1
 #define FATTN_KV_KERNEL(dst, kernel, ...) ((dst)->src[5] ? kernel<__VA_ARGS__, true> : kernel<__VA_ARGS__, false>)
@@ -53,15 +53,15 @@ static __device__ __forceinline__ fattn_kv_place fattn_kv_place_at(
     }
 }
 
-// Columns of the kernels with a table; otherwise what upstream passes in their place.
+// The columns, in kernels with a table; in others, what upstream passes in their place.
 template <bool kv_blocks, typename T>
-static __device__ __forceinline__ auto fattn_kv_columns_or(T upstream, const int * plan_or_table, const int n_masked,
+static __device__ __forceinline__ auto fattn_kv_columns_or(T upstream, const int * lists_or_table, const int n_masked,
         const int n_cols, const int n_tiles, const int n_seqs, const int seq, const int tile) {
     if constexpr (kv_blocks) {
         GGML_UNUSED(upstream);
-        return fattn_kv_columns_of(plan_or_table, n_masked, n_cols, n_tiles, n_seqs, seq, tile);
+        return fattn_kv_columns_of(lists_or_table, n_masked, n_cols, n_tiles, n_seqs, seq, tile);
     } else {
-        GGML_UNUSED_VARS(plan_or_table, n_masked, n_cols, n_tiles, n_seqs, seq, tile);
+        GGML_UNUSED_VARS(lists_or_table, n_masked, n_cols, n_tiles, n_seqs, seq, tile);
         return upstream;
     }
 }
@@ -70,23 +70,23 @@ static __device__ __forceinline__ auto fattn_kv_columns_or(T upstream, const int
 // host
 //
 
-// Elements of K or V in f16: of the table's columns only, if there is one.
+// Elements of the f16 copy of K or V: only of the table's columns, if there is a table.
 static inline int64_t ggml_cuda_fattn_kv_nelements(const ggml_tensor * op, const ggml_tensor * t) {
     return op->src[5] ? t->ne[0]*ggml_kv_blocks_n_cols(op)*t->ne[2]*t->ne[3] : ggml_nelements(t);
 }
 
 // Writes the rows of K or V that the table lists to dst, [ne[0], n_cols, ne[2], ne[3]], and sets its strides.
-void ggml_cuda_fattn_kv_to_f16(
-        const ggml_tensor * op, const ggml_tensor * t, half * dst, size_t & nb1, size_t & nb2, size_t & nb3, cudaStream_t stream);
+void ggml_cuda_fattn_kv_to_f16(const ggml_tensor * op, const ggml_tensor * t, half * dst,
+        size_t & nb1, size_t & nb2, size_t & nb3, cudaStream_t stream);
 
-// What the kernels get as KV_max and ne31: a plan for query tiles of ncols1, or the table itself where that is enough.
+// What the kernels receive as KV_max and ne31: lists for query tiles of ncols1, or the table itself where that is enough.
 struct ggml_cuda_fattn_kv_args {
-    const int * plan_or_table;
+    const int * lists_or_table;
     int32_t     n_masked;
 };
 
-ggml_cuda_fattn_kv_args ggml_cuda_fattn_kv_plan(const ggml_tensor * op, int ncols1, bool compact_K, bool compact_V,
+ggml_cuda_fattn_kv_args ggml_cuda_fattn_kv_list_blocks(const ggml_tensor * op, int ncols1, bool compact_K, bool compact_V,
         ggml_cuda_pool_alloc<int> & buffer, cudaStream_t stream);
 
-// For get_proc_address: whether the kernels read an op's table; null where none does.
+// For get_proc_address: a function that returns whether the kernels read an op's table; null where none does.
 void * ggml_cuda_fattn_kv_supports_proc();

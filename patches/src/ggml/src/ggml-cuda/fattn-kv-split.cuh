@@ -1,7 +1,7 @@
-// KV block table in the MMA kernel: a CUDA block's share of a query tile, cut from the tile's live columns.
+// KV block table in the MMA kernel: a CUDA block's range of a query tile, scaled to the tile's live columns.
 //
-// Why: stream-k cuts all columns of the table evenly, but a tile's masked blocks come last in its list, so that the CUDA
-// block which gets them would idle. Ranges are scaled to the live part: they still meet where the uncut ones met.
+// Why: stream-k divides all columns of the table evenly, but a tile's masked blocks are last in its list, so the CUDA
+// block with the last range would idle. Scaled ranges still meet where the unscaled ones met.
 //
 // Use: fattn_kv_share(k_start, k_stop, n_live, n_all); in KV tiles, 0 <= k_start < k_stop <= n_all.
 
@@ -9,8 +9,8 @@
 
 #include "fattn-kv-blocks.cuh"
 
-// A border stays 0 or becomes more, as only a range that starts at 0 is a tile's beginning. A range that comes out empty
-// becomes one KV tile past the live ones: masked for every query, since the kernel does at least one.
+// A bound is 0 afterwards only if it was 0 before, since only a range that starts at 0 begins a tile. An empty range
+// becomes one KV tile past the live ones, masked for every query, since the kernel computes at least one.
 FATTN_KV_FUNC void fattn_kv_share(int & k_start, int & k_stop, const int n_live, const int n_all) {
     const bool begins = k_start == 0;
 

@@ -1,10 +1,10 @@
-// KV block table of ggml_flash_attn_ext on Metal: what the host works out before it starts the kernels.
+// KV block table of ggml_flash_attn_ext on Metal: the host's side.
 //
-// Why: the kernels and the host code see only columns. With a table there are n_blocks*256 of them, whatever the size
-// of the cache; so the host takes the number of K and V rows from here, and everything that it derives from it (grid,
-// simdgroups, scratch for the F16 copy, tuning) follows. In the kernels KV_BLOCKS_ROW (ggml-metal-impl.h) leads from a
-// column to its row, once per tile. Only live rows are dequantized to F16, in the order of the columns, so that the
-// attention after it needs no table.
+// Why: kernels and host code see only columns. With a table there are n_blocks*256 of them, whatever the size of the
+// cache; so the host takes the number of K and V rows from here, and everything derived from it (grid, simdgroups,
+// scratch for the F16 copy, tuning) follows. In the kernels KV_BLOCKS_ROW (ggml-metal-impl.h) gives the row of a column,
+// once per tile. Only listed rows are dequantized to F16, in the order of the columns, so that the attention on them
+// needs no table.
 //
 // Use: const ggml_metal_kv_cols kv(op); GGML_TENSOR_LOCALS(int32_t, ne1, kv.k(), ne); // ne11: columns
 
@@ -14,7 +14,7 @@
 #include "ggml-metal-impl.h"
 
 static_assert(OP_FLASH_ATTN_EXT_NKVB == GGML_KV_BLOCK_SIZE, "kernels and table must agree on the size of a block");
-// so a tile is of one block, is masked as a whole or not at all, and the last one is whole: it needs no padding
+// so a tile lies in one block, has a mask as a whole or not at all, and the last tile is whole: it needs no padding
 static_assert(GGML_KV_BLOCK_SIZE % OP_FLASH_ATTN_EXT_NCPSG     == 0, "a tile must not straddle two blocks");
 static_assert(GGML_KV_BLOCK_SIZE % OP_FLASH_ATTN_EXT_VEC_NCPSG == 0, "a tile must not straddle two blocks");
 
@@ -45,7 +45,7 @@ struct ggml_metal_kv_cols {
     const shape * v() const { return &vs; }
 };
 
-// All that supports_op accepts works with a table, too: it changes which rows are read, not how.
+// Whatever supports_op accepts also works with a table, which changes which rows are read, not how.
 inline bool ggml_metal_supports_kv_blocks(const struct ggml_tensor * op) {
     GGML_UNUSED(op);
     return true;

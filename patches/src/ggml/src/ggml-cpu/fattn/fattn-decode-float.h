@@ -2,18 +2,18 @@
 //
 // Why: a row of K or V becomes floats once, for all the query rows that share it.
 //
-//   dots<row_f16, 2>(k, nb, n, q, dk, s, lds, ahead);  sums_of_row<row_f16, 2>(v, nb, n, p, ldp, dv, o, ldo, ahead);
+//   dots<row_f16, 2>(k, nb, n, q, dk, S, lds, ahead);  sums_of_row<row_f16, 2>(v, nb, n, P, ldp, dv, O, ldo, ahead);
 
 #pragma once
 
-#include "fattn-plan.h"
+#include "fattn-op.h"
 #include "fattn-rows.h"
 
 namespace {
 
-// s[r][c] = q[r] . k[c] for n rows of K that are nb bytes apart
+// S[r][c] = q[r] . k[c] for n rows of K that are nb bytes apart; the next ones to prefetch are `ahead` bytes on
 template <class K, int R>
-void dots(const char * k, size_t nb, int n, const float * const * q, int dk, float * s, int64_t lds, ptrdiff_t ahead) {
+void dots(const char * k, size_t nb, int n, const float * const * q, int dk, float * S, int64_t lds, ptrdiff_t ahead) {
     int c = 0;
     for (; c + 4 <= n; c += 4) {
         const K k0(k + (c + 0)*nb), k1(k + (c + 1)*nb), k2(k + (c + 2)*nb), k3(k + (c + 3)*nb);
@@ -59,7 +59,7 @@ void dots(const char * k, size_t nb, int n, const float * const * q, int dk, flo
         }
         FATTN_UNROLL
         for (int r = 0; r < R; ++r) {
-            vf_sum4(s + r*lds + c, acc[r][0], acc[r][1], acc[r][2], acc[r][3]);
+            vf_sum4(S + r*lds + c, acc[r][0], acc[r][1], acc[r][2], acc[r][3]);
         }
     }
     for (; c < n; ++c) {
@@ -73,20 +73,21 @@ void dots(const char * k, size_t nb, int n, const float * const * q, int dk, flo
             if (i < dk) {
                 acc = vf_fma(k0.part(i, dk - i), row_f32(q[r]).part(i, dk - i), acc);
             }
-            s[r*lds + c] = vf_sum(acc);
+            S[r*lds + c] = vf_sum(acc);
         }
     }
 }
 
-// o[r][d, d + N*VF_W) += p[r][c] * v[c], summed over c
+// O[r][d, d + N*VF_W) += P[r][c] * v[c], summed over c
 template <class V, int R, int N>
-void sums(const char * v, size_t nb, int n, const float * p, int64_t ldp, int d, float * o, int64_t ldo, ptrdiff_t ahead) {
+void sums(const char * v, size_t nb, int n, const float * P, int64_t ldp, int d, float * O, int64_t ldo,
+        ptrdiff_t ahead) {
     vf acc[R][N];
     FATTN_UNROLL
     for (int r = 0; r < R; ++r) {
         FATTN_UNROLL
         for (int j = 0; j < N; ++j) {
-            acc[r][j] = vf_load(o + r*ldo + d + j*VF_W);
+            acc[r][j] = vf_load(O + r*ldo + d + j*VF_W);
         }
     }
     for (int c = 0; c < n; ++c) {
@@ -106,7 +107,7 @@ void sums(const char * v, size_t nb, int n, const float * p, int64_t ldp, int d,
         }
         FATTN_UNROLL
         for (int r = 0; r < R; ++r) {
-            const vf x = vf_set1(p[r*ldp + c]);
+            const vf x = vf_set1(P[r*ldp + c]);
             FATTN_UNROLL
             for (int j = 0; j < N; ++j) {
                 acc[r][j] = vf_fma(a[j], x, acc[r][j]);
@@ -117,28 +118,29 @@ void sums(const char * v, size_t nb, int n, const float * p, int64_t ldp, int d,
     for (int r = 0; r < R; ++r) {
         FATTN_UNROLL
         for (int j = 0; j < N; ++j) {
-            vf_store(o + r*ldo + d + j*VF_W, acc[r][j]);
+            vf_store(O + r*ldo + d + j*VF_W, acc[r][j]);
         }
     }
 }
 
 template <class V, int R>
-void sums_of_row(const char * v, size_t nb, int n, const float * p, int64_t ldp, int dv, float * o, int64_t ldo, ptrdiff_t ahead) {
+void sums_of_row(const char * v, size_t nb, int n, const float * P, int64_t ldp, int dv, float * O, int64_t ldo,
+        ptrdiff_t ahead) {
     constexpr int N = std::min(8, FATTN_REGISTERS/2/R);
     int d = 0;
     for (; d + N*VF_W <= dv; d += N*VF_W) {
-        sums<V, R, N>(v, nb, n, p, ldp, d, o, ldo, ahead);
+        sums<V, R, N>(v, nb, n, P, ldp, d, O, ldo, ahead);
     }
     for (; d + VF_W <= dv; d += VF_W) {
-        sums<V, R, 1>(v, nb, n, p, ldp, d, o, ldo, ahead);
+        sums<V, R, 1>(v, nb, n, P, ldp, d, O, ldo, ahead);
     }
     if (d < dv) {
         for (int r = 0; r < R; ++r) {
-            vf acc = row_f32(o + r*ldo).part(d, dv - d);
+            vf acc = row_f32(O + r*ldo).part(d, dv - d);
             for (int c = 0; c < n; ++c) {
-                acc = vf_fma(V(v + c*nb).part(d, dv - d), vf_set1(p[r*ldp + c]), acc);
+                acc = vf_fma(V(v + c*nb).part(d, dv - d), vf_set1(P[r*ldp + c]), acc);
             }
-            vf_store_part(o + r*ldo + d, acc, dv - d);
+            vf_store_part(O + r*ldo + d, acc, dv - d);
         }
     }
 }

@@ -1,14 +1,14 @@
 // Integer arithmetic for rows of q8_0, beside the floats of fattn-simd.h: AVX-512, AVX2 or NEON, with their dot product
-// instructions where the build has them. FATTN_INT is 0 where there is nothing of the kind, and q8_0 is read as floats.
+// instructions where the build has them. Elsewhere FATTN_INT is 0 and q8_0 is read as floats.
 //
 // Why: decode from a q8_0 cache is bound by arithmetic if each value becomes a float first.
 //
-//   K: q is rounded to 8 bits, as upstream's kernels do. A lane is a column, or half of its block: four values against four
-//      of q. A block of VF_W columns is two groups of four registers.
-//        vb x[4]; vb_transposed(k, nb, g, x); acc[g] = vb_dot(acc[g], x[j], vb_of_query(spread, g, j));   // g < 2, j < 4
+//   K: q is rounded to 8 bits, as upstream's kernels do. A lane is a column, or half of its block: four values times
+//      four of q. A block of VF_W columns is two groups of four registers; g < 2, j < 4.
+//        vb x[4]; vb_transposed(k, nb, g, x); acc[g] = vb_dot(acc[g], x[j], vb_of_query(spread, g, j));
 //        vi_of_columns(acc[0], acc[1]);   // the products; spread: vb_spread() of q, VB_SPREAD bytes
 //   V: a column's weight, times the scale of its block, is rounded to 16 bits; two columns are added up at a time.
-//        vi acc[2] = {vi_zero(), vi_zero()}; vw_add(acc, vw_load(v0, v1), weights_of_both); vw_finish(acc, sums);
+//        vi acc[2] = {vi_zero(), vi_zero()}; vw_add(acc, vw_load(v0, v1), two_weights); vw_finish(acc, sums);
 
 #pragma once
 
@@ -31,17 +31,20 @@ inline vi   vi_set1(int32_t x) { return _mm512_set1_epi32(x); }
 inline vi   vi_load(const int32_t * p) { return _mm512_loadu_si512(p); }
 inline void vi_store(int32_t * p, vi a) { _mm512_storeu_si512(p, a); }
 inline vf   vf_of(vi a) { return _mm512_cvtepi32_ps(a); }
-inline void vf_store_i16(int16_t * p, vf a) { _mm256_storeu_si256((__m256i *) p, _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(a))); }
+inline void vf_store_i16(int16_t * p, vf a) {
+    _mm256_storeu_si256((__m256i *) p, _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(a)));
+}
 
-// Of the rows g*8 + i and g*8 + 4 + i, i < 4, 32 bytes each: in x[j] bytes [4*j, 4*j + 4) of the first four rows, 16 bytes on,
-// the same of the other four.
+// Transposes the rows g*8 + i and g*8 + 4 + i, i < 4, 32 bytes each: x[j] gets bytes [4*j, 4*j + 4) of the first four
+// rows, then 16 bytes further on, and the same of the other four.
 FATTN_INLINE void vi_transposed(const char * p, size_t nb, int g, vi * x) {
     p += g*8*nb;
     const char * four_on = p + 4*nb;
     fattn_opaque(p);
     fattn_opaque(four_on);
     const auto rows = [=](int i) {
-        const __m256i x = _mm256_loadu_si256((const __m256i *) (p + i*nb)), y = _mm256_loadu_si256((const __m256i *) (four_on + i*nb));
+        const __m256i x = _mm256_loadu_si256((const __m256i *) (p + i*nb));
+        const __m256i y = _mm256_loadu_si256((const __m256i *) (four_on + i*nb));
         return _mm512_inserti64x4(_mm512_castsi256_si512(x), y, 1);
     };
     const vi a = rows(0), b = rows(1), c = rows(2), d = rows(3);
@@ -52,10 +55,14 @@ FATTN_INLINE void vi_transposed(const char * p, size_t nb, int g, vi * x) {
     x[2] = _mm512_unpacklo_epi64(ab1, cd1);
     x[3] = _mm512_unpackhi_epi64(ab1, cd1);
 }
-inline vi vi_of_columns(vi a, vi b) { return _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xDD)); }
-inline vi vb_of_query(const int8_t * spread, int, int j) { return _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *) (spread + 32*j))); }
+inline vi vi_of_columns(vi a, vi b) {
+    return _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xDD));
+}
+inline vi vb_of_query(const int8_t * spread, int, int j) {
+    return _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *) (spread + 32*j)));
+}
 #if defined(__AVX512VNNI__)
-#define FATTN_INT_OFFSET 128 // the instruction wants one side unsigned: K + 128, and sums that start 128*q too low
+#define FATTN_INT_OFFSET 128 // the instruction takes one operand unsigned: K + 128, and sums start 128*q too low
 using vb = __m512i;
 FATTN_INLINE void vb_transposed(const char * k, size_t nb, int g, vb * x) {
     vi_transposed(k, nb, g, x);
@@ -124,7 +131,7 @@ inline void vf_store_i16(int16_t * p, vf a) {
     const __m256i x = _mm256_cvtps_epi32(a);
     _mm_storeu_si128((__m128i *) p, _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1)));
 }
-// As with AVX-512, of the rows g*4 + i.
+// As with AVX-512, for the rows g*4 + i.
 FATTN_INLINE void vi_transposed(const char * p, size_t nb, int g, vi * x) {
     p += g*4*nb;
     fattn_opaque(p);
@@ -137,8 +144,12 @@ FATTN_INLINE void vi_transposed(const char * p, size_t nb, int g, vi * x) {
     x[2] = _mm256_unpacklo_epi64(ab1, cd1);
     x[3] = _mm256_unpackhi_epi64(ab1, cd1);
 }
-inline vi vi_of_columns(vi a, vi b) { return _mm256_add_epi32(_mm256_permute2x128_si256(a, b, 0x20), _mm256_permute2x128_si256(a, b, 0x31)); }
-inline vi vb_of_query(const int8_t * spread, int, int j) { return _mm256_loadu_si256((const __m256i *) (spread + 32*j)); }
+inline vi vi_of_columns(vi a, vi b) {
+    return _mm256_add_epi32(_mm256_permute2x128_si256(a, b, 0x20), _mm256_permute2x128_si256(a, b, 0x31));
+}
+inline vi vb_of_query(const int8_t * spread, int, int j) {
+    return _mm256_loadu_si256((const __m256i *) (spread + 32*j));
+}
 #if defined(__AVXVNNI__)
 #define FATTN_INT_OFFSET 128
 using vb = __m256i;
@@ -210,7 +221,7 @@ inline vi vi_dot8(vi acc, vi k, vi q) { return vdotq_s32(acc, vreinterpretq_s8_s
 inline void vf_store_i16(int16_t * p, vf a) { vst1_s16(p, vmovn_s32(vcvtnq_s32_f32(a))); }
 
 using vb = int8x16_t;
-// In x[j] bytes [16*g + 4*j, 16*g + 4*j + 4) of the four rows.
+// x[j] gets bytes [16*g + 4*j, 16*g + 4*j + 4) of the four rows.
 FATTN_INLINE void vb_transposed(const char * k, size_t nb, int g, vb * x) {
     const auto row = [=](int c) { return vreinterpretq_s32_s8(vld1q_s8((const int8_t *) k + 16*g + c*nb)); };
     const int32x4_t a = row(0), b = row(1), c = row(2), d = row(3);
@@ -224,7 +235,9 @@ FATTN_INLINE void vb_transposed(const char * k, size_t nb, int g, vb * x) {
 inline vi vi_of_columns(vi a, vi b) { return vaddq_s32(a, b); }
 constexpr int VB_SPREAD = QK8_0;
 inline void vb_spread(const int8_t * q, int8_t * to) { memcpy(to, q, QK8_0); }
-inline vb vb_of_query(const int8_t * spread, int g, int j) { return vreinterpretq_s8_s32(vdupq_n_s32(four(spread + 16*g + 4*j))); }
+inline vb vb_of_query(const int8_t * spread, int g, int j) {
+    return vreinterpretq_s8_s32(vdupq_n_s32(four(spread + 16*g + 4*j)));
+}
 inline vi vb_dot(vi acc, vb k, vb q) {
 #if defined(__ARM_FEATURE_DOTPROD)
     return vdotq_s32(acc, k, q);
@@ -265,7 +278,7 @@ inline void vw_finish(const vi * acc, vf * sums) {
 #if FATTN_INT
 
 #if !defined(__ARM_NEON)
-// A block of q as the lanes of vb_transposed() want it.
+// A block of q in the order of vb_transposed()'s lanes.
 constexpr int VB_SPREAD = 4*QK8_0;
 inline void vb_spread(const int8_t * q, int8_t * to) {
     for (int j = 0; j < QK8_0; j += 4, to += 16) {
@@ -275,35 +288,35 @@ inline void vb_spread(const int8_t * q, int8_t * to) {
 }
 #endif
 
-constexpr float LEAST = 1e-30f; // what is smaller counts as zero: its inverse might not be finite
+constexpr float LEAST = 1e-30f; // smaller values count as zero: their inverse might not be finite
 
-// to = x*by/the largest magnitude of them, which it returns
+// to = x*by/(largest magnitude of x), which it returns
 template <int N> inline float vf_normalized(const float * x, float * to, float by) {
-    vf top = vf_zero();
+    vf max = vf_zero();
     for (int i = 0; i < N; i += VF_W) {
         const vf a = vf_load(x + i);
-        top = vf_max(top, vf_max(a, vf_sub(vf_zero(), a)));
+        max = vf_max(max, vf_max(a, vf_sub(vf_zero(), a)));
     }
-    const float most  = vf_hmax(top);
-    const vf    times = vf_set1(most > LEAST ? by/most : 0.0f);
+    const float largest = vf_hmax(max);
+    const vf    factor  = vf_set1(largest > LEAST ? by/largest : 0.0f);
     for (int i = 0; i < N; i += VF_W) {
-        vf_store(to + i, vf_mul(vf_load(x + i), times));
+        vf_store(to + i, vf_mul(vf_load(x + i), factor));
     }
-    return most;
+    return largest;
 }
 
-// A block's values rounded to 8 bits; returns their scale, not a number if x has such or infinities.
+// A block's values rounded to 8 bits; returns their scale, or NaN if x has NaN or infinities.
 inline float vf_round_q8(const float * x, int16_t * rounded) {
     float to[QK8_0];
-    vf odd = vf_zero();
+    vf nan = vf_zero(); // 0, or NaN
     for (int i = 0; i < QK8_0; i += VF_W) {
-        odd = vf_fma(vf_load(x + i), vf_zero(), odd);
+        nan = vf_fma(vf_load(x + i), vf_zero(), nan);
     }
     const float scale = vf_normalized<QK8_0>(x, to, 127.0f)/127.0f;
     for (int i = 0; i < QK8_0; i += VF_W) {
         vf_store_i16(rounded + i, vf_load(to + i));
     }
-    return scale + vf_sum(odd);
+    return scale + vf_sum(nan);
 }
 
 #endif

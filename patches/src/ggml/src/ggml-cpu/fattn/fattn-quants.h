@@ -1,14 +1,14 @@
-// Blocks of the quantized cache types, taken apart into 32 small integers of which the values are d*integer + m.
+// Blocks of the quantized cache types, unpacked into 32 small integers; a value is d*integer + m.
 //
-// Why: with no m they are blocks of q8_0, which the kernels read as they are; ggml's own conversions to floats are
-// compiled for the oldest CPU.
+// Why: where m is 0 they become blocks of q8_0, which the kernels read as they are; ggml's own conversions to floats
+// are compiled for the oldest CPU.
 //
 //   fattn_as_q8_0(GGML_TYPE_Q4_0, row, ne, blocks)   // q4_0, q5_0, iq4_nl: fattn_like_q8_0(type)
 //   block_ints(block, ints, d, m)                    // one block, of any
 
 #pragma once
 
-#include "fattn-plan.h"
+#include "fattn-op.h"
 #include "fattn-simd.h"
 
 #define GGML_COMMON_DECL_CPP
@@ -17,10 +17,11 @@
 
 namespace {
 
-constexpr int QK = 32; // values of a block, of all these types
-static_assert(QK == QK8_0 && QK == QK4_0 && QK == QK4_1 && QK == QK5_0 && QK == QK5_1 && QK == QK4_NL, "blocks of one size");
+constexpr int QK = 32; // values of a block, in all these types
+static_assert(QK == QK8_0 && QK == QK4_0 && QK == QK4_1 && QK == QK5_0 && QK == QK5_1 && QK == QK4_NL,
+    "blocks must be of one size");
 
-// The 32 integers of a block, one a byte; compilers take plain loops over them apart value by value.
+// The 32 integers of a block, one per byte. Written as vectors, since compilers don't vectorize plain loops over them.
 #if defined(__SSSE3__)
 
 struct ints { __m128i half[2]; };
@@ -36,14 +37,15 @@ template <class Block> inline ints nibbles(const Block & b) {
 template <class Block> inline void fifth_bits(const Block & b, ints & x) {
     int32_t bits;
     memcpy(&bits, b.qh, sizeof(bits));
-    const __m128i bit_of_each = _mm_set1_epi64x(0x8040201008040201), byte_of_each = _mm_set_epi64x(0x0101010101010101, 0);
+    const __m128i bit_of_each  = _mm_set1_epi64x(0x8040201008040201);
+    const __m128i byte_of_each = _mm_set_epi64x(0x0101010101010101, 0);
     for (int i = 0; i < 2; ++i) {
         const __m128i of_each = _mm_shuffle_epi8(_mm_set1_epi32(bits >> 16*i), byte_of_each);
         const __m128i is_set  = _mm_cmpeq_epi8(_mm_and_si128(of_each, bit_of_each), bit_of_each);
         x.half[i] = _mm_or_si128(x.half[i], _mm_and_si128(is_set, _mm_set1_epi8(16)));
     }
 }
-inline void less(ints & x, int by) {
+inline void subtract(ints & x, int by) {
     x.half[0] = _mm_sub_epi8(x.half[0], _mm_set1_epi8(by));
     x.half[1] = _mm_sub_epi8(x.half[1], _mm_set1_epi8(by));
 }
@@ -72,7 +74,7 @@ template <class Block> inline void fifth_bits(const Block & b, ints & x) {
         x.half[i] = vorrq_u8(x.half[i], vandq_u8(vtstq_u8(of_each, bit_of_each), vdupq_n_u8(16)));
     }
 }
-inline void less(ints & x, int by) {
+inline void subtract(ints & x, int by) {
     x.half[0] = vsubq_u8(x.half[0], vdupq_n_u8(by));
     x.half[1] = vsubq_u8(x.half[1], vdupq_n_u8(by));
 }
@@ -100,7 +102,7 @@ template <class Block> inline void fifth_bits(const Block & b, ints & x) {
         x.x[i] = (int8_t) (x.x[i] | (b.qh[i/8] >> i % 8 & 1) << 4);
     }
 }
-inline void less(ints & x, int by) {
+inline void subtract(ints & x, int by) {
     for (int i = 0; i < QK; ++i) {
         x.x[i] = (int8_t) (x.x[i] - by);
     }
@@ -116,7 +118,7 @@ inline ints looked_up(const block_iq4_nl & b) {
 #endif
 
 template <class Block> inline void two_halves(const Block & b, float & d, float & m) {
-    ggml_half dm[2]; // their names differ from compiler to compiler
+    ggml_half dm[2]; // copied, since the members' names differ from compiler to compiler
     memcpy(dm, &b, sizeof(dm));
     d = fp16_to_float(dm[0]);
     m = fp16_to_float(dm[1]);
@@ -129,7 +131,7 @@ inline void block_ints(const block_q8_0 & b, int8_t * x, float & d, float & m) {
 }
 inline void block_ints(const block_q4_0 & b, int8_t * x, float & d, float & m) {
     ints i = nibbles(b);
-    less(i, 8);
+    subtract(i, 8);
     store(i, x);
     d = fp16_to_float(b.d);
     m = 0.0f;
@@ -141,7 +143,7 @@ inline void block_ints(const block_q4_1 & b, int8_t * x, float & d, float & m) {
 inline void block_ints(const block_q5_0 & b, int8_t * x, float & d, float & m) {
     ints i = nibbles(b);
     fifth_bits(b, i);
-    less(i, 16);
+    subtract(i, 16);
     store(i, x);
     d = fp16_to_float(b.d);
     m = 0.0f;
@@ -179,13 +181,15 @@ template <class Block> void blocks_as_q8_0(const char * row, int64_t ne, block_q
     }
 }
 
-// Types whose blocks become blocks of q8_0 without rounding.
+// Types whose blocks can be written as q8_0 without rounding.
 inline bool fattn_like_q8_0(ggml_type type) {
     return type == GGML_TYPE_Q8_0 || type == GGML_TYPE_Q4_0 || type == GGML_TYPE_Q5_0 || type == GGML_TYPE_IQ4_NL;
 }
 
-// Weights of 16 bits are exact enough unless K is in f32, which upstream's kernels do not round Q for.
-inline bool fattn_v_in_16_bits(const fattn_op & op) { return fattn_like_q8_0(op.v->type) && op.k->type != GGML_TYPE_F32; }
+// Weights of 16 bits are exact enough unless K is in f32, for which upstream's kernels do not round Q either.
+inline bool fattn_v_in_16_bits(const fattn_op & op) {
+    return fattn_like_q8_0(op.v->type) && op.k->type != GGML_TYPE_F32;
+}
 
 inline void fattn_as_q8_0(ggml_type type, const char * row, int64_t ne, block_q8_0 * out) {
     switch (type) {

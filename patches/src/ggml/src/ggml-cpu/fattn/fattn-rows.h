@@ -1,6 +1,6 @@
-// Rows of K and V as their cache stores them, read as vectors of floats.
+// Rows of K and V as the cache stores them, read as vectors of floats.
 //
-// Why: the decode kernel takes these types straight from the cache; every other one is converted a tile at a time.
+// Why: the decode kernel reads these types straight from the cache; every other type is converted a tile at a time.
 //
 //   row_f16 row(p); vf a[row_f16::N]; row.load(a, i);   // values [i, i + N*VF_W)
 //   row.get(i): values [i, i + VF_W); row.part(i, n): the first n of them, then zeros; bytes(n): of n values
@@ -11,7 +11,7 @@
 
 namespace {
 
-// The first n < VF_W values, zeros behind them; reads nothing past them.
+// The first n < VF_W values, then zeros; reads nothing past them.
 template <class T> inline void vf_head(T * head, const T * p, int n) {
     memset(head, 0, VF_W*sizeof(T));
     memcpy(head, p, n*sizeof(T));

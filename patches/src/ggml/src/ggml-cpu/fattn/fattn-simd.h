@@ -1,7 +1,7 @@
 // The vector of the CPU attention kernels: AVX-512, AVX2 with FMA and F16C, NEON, or plain C++.
 //
-// Why: the kernels are written once, over a vector of VF_W floats and the dozen operations that attention needs.
-// Each build of ggml's CPU library gets what its own compiler flags allow, as everywhere in ggml.
+// Why: the kernels are written once, for a vector of VF_W floats and the dozen operations that attention needs. Each
+// build of ggml's CPU library gets what its own compiler flags allow, as everywhere in ggml.
 //
 //   vf acc = vf_zero(); acc = vf_fma(vf_load_f16(k), vf_load(q), acc); float s = vf_sum(acc);
 //
@@ -19,7 +19,7 @@
 #include <immintrin.h>
 #endif
 
-// Before a loop of constant length over an array of sums: unrolled early, the array becomes registers.
+// For a loop of constant length over an array of sums: once it is unrolled, the array lives in registers.
 #if defined(__clang__)
 #define FATTN_UNROLL _Pragma("clang loop unroll(full)")
 #elif defined(__GNUC__)
@@ -34,7 +34,7 @@
 #define FATTN_INLINE inline
 #endif
 
-// A pointer whose steps the compiler is not to see: it would keep one for each row that is read relative to it.
+// Hides the value of a pointer from the compiler, which would otherwise keep one pointer for each row read from it.
 #if defined(__GNUC__)
 #define fattn_opaque(p) __asm__("" : "+r"(p))
 #else
@@ -71,19 +71,24 @@ inline vf vf_load_f16(const ggml_fp16_t * p) { return _mm512_cvtph_ps(_mm256_loa
 inline vf vf_load_bf16(const ggml_bf16_t * p) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *) p)), 16));
 }
-inline vf vf_load_i8(const int8_t * p) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *) p))); }
+inline vf vf_load_i8(const int8_t * p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *) p)));
+}
 inline float vf_sum(vf a)                 { return _mm512_reduce_add_ps(a); }
 inline float vf_hmax(vf a)                { return _mm512_reduce_max_ps(a); }
 inline __m256 vf_halves(vf a) {
     return _mm256_add_ps(_mm512_castps512_ps256(a), _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(a), 1)));
 }
 inline void vf_sum4(float * p, vf a, vf b, vf c, vf d) {
-    const __m256 t = _mm256_hadd_ps(_mm256_hadd_ps(vf_halves(a), vf_halves(b)), _mm256_hadd_ps(vf_halves(c), vf_halves(d)));
+    const __m256 ab = _mm256_hadd_ps(vf_halves(a), vf_halves(b)), cd = _mm256_hadd_ps(vf_halves(c), vf_halves(d));
+    const __m256 t  = _mm256_hadd_ps(ab, cd);
     _mm_storeu_ps(p, _mm_add_ps(_mm256_castps256_ps128(t), _mm256_extractf128_ps(t, 1)));
 }
-inline vf vf_round(vf a)                  { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline vf vf_round(vf a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 inline vf vf_ldexp(vf a, vf n)            { return _mm512_scalef_ps(a, n); }
-inline vf vf_if_less(vf x, float limit, vf a, vf b) { return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, _mm512_set1_ps(limit), _CMP_LT_OQ), b, a); }
+inline vf vf_if_less(vf x, float limit, vf a, vf b) {
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, _mm512_set1_ps(limit), _CMP_LT_OQ), b, a);
+}
 constexpr float VF_EXP_MIN = -105.0f; // below it the result rounds to zero
 
 #elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
@@ -108,7 +113,9 @@ inline vf vf_load_f16(const ggml_fp16_t * p) { return _mm256_cvtph_ps(_mm_loadu_
 inline vf vf_load_bf16(const ggml_bf16_t * p) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *) p)), 16));
 }
-inline vf vf_load_i8(const int8_t * p)    { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *) p))); }
+inline vf vf_load_i8(const int8_t * p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *) p)));
+}
 inline void vf_sum4(float * p, vf a, vf b, vf c, vf d) {
     const __m256 t = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
     _mm_storeu_ps(p, _mm_add_ps(_mm256_castps256_ps128(t), _mm256_extractf128_ps(t, 1)));
@@ -127,8 +134,12 @@ inline vf vf_round(vf a)                  { return _mm256_round_ps(a, _MM_FROUND
 inline vf vf_ldexp(vf a, vf n) {
     return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23)));
 }
-inline vf vf_if_less(vf x, float limit, vf a, vf b) { return _mm256_blendv_ps(b, a, _mm256_cmp_ps(x, _mm256_set1_ps(limit), _CMP_LT_OQ)); }
-inline vf vf_zero_below(vf a, vf x, float limit) { return _mm256_andnot_ps(_mm256_cmp_ps(x, _mm256_set1_ps(limit), _CMP_LT_OQ), a); }
+inline vf vf_if_less(vf x, float limit, vf a, vf b) {
+    return _mm256_blendv_ps(b, a, _mm256_cmp_ps(x, _mm256_set1_ps(limit), _CMP_LT_OQ));
+}
+inline vf vf_zero_below(vf a, vf x, float limit) {
+    return _mm256_andnot_ps(_mm256_cmp_ps(x, _mm256_set1_ps(limit), _CMP_LT_OQ), a);
+}
 constexpr float VF_EXP_MIN = -87.0f; // below it: zero, instead of denormals
 
 #elif defined(__ARM_NEON) && defined(__aarch64__)
@@ -149,8 +160,12 @@ inline vf vf_div(vf a, vf b)              { return vdivq_f32(a, b); }
 inline vf vf_fma(vf a, vf b, vf c)        { return vfmaq_f32(c, a, b); }
 inline vf vf_max(vf a, vf b)              { return vmaxq_f32(a, b); }
 inline vf vf_min(vf a, vf b)              { return vminq_f32(a, b); }
-inline vf vf_load_f16(const ggml_fp16_t * p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16((const uint16_t *) p))); }
-inline vf vf_load_bf16(const ggml_bf16_t * p) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16((const uint16_t *) p), 16)); }
+inline vf vf_load_f16(const ggml_fp16_t * p) {
+    return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16((const uint16_t *) p)));
+}
+inline vf vf_load_bf16(const ggml_bf16_t * p) {
+    return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16((const uint16_t *) p), 16));
+}
 inline vf vf_load_i8(const int8_t * p) {
     return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four(p)))))));
 }
@@ -169,7 +184,7 @@ constexpr float VF_EXP_MIN = -87.0f;
 
 #else
 
-// Four floats in whatever registers there are: with GCC and Clang a vector type of theirs, else loops.
+// Four floats: the compiler's vector type with GCC and Clang, otherwise loops.
 #define FATTN_SIMD_NAME "portable"
 #define FATTN_REGISTERS 16
 constexpr int VF_W = 4;
@@ -180,7 +195,8 @@ typedef float vf __attribute__((vector_size(16)));
 #else
 struct vf { float v[VF_W]; };
 #define FATTN_LANE(a, i) (a).v[i]
-#define FATTN_BINARY(name, op) inline vf name(vf a, vf b) { vf r; for (int i = 0; i < VF_W; ++i) { r.v[i] = a.v[i] op b.v[i]; } return r; }
+#define FATTN_BINARY(name, op) \
+    inline vf name(vf a, vf b) { vf r; for (int i = 0; i < VF_W; ++i) { r.v[i] = a.v[i] op b.v[i]; } return r; }
 #endif
 FATTN_BINARY(vf_add, +)
 FATTN_BINARY(vf_sub, -)
@@ -203,10 +219,19 @@ inline vf vf_min(vf a, vf b)              { FATTN_EACH(a.v[i] < b.v[i] ? a.v[i] 
 inline vf vf_load_f16(const ggml_fp16_t * p) { FATTN_EACH(GGML_CPU_FP16_TO_FP32(p[i])); } // a table
 inline vf vf_load_bf16(const ggml_bf16_t * p) { FATTN_EACH(GGML_BF16_TO_FP32(p[i])); }
 inline vf vf_load_i8(const int8_t * p)    { FATTN_EACH((float) p[i]); }
-inline float vf_sum(vf a)                 { return (FATTN_LANE(a, 0) + FATTN_LANE(a, 2)) + (FATTN_LANE(a, 1) + FATTN_LANE(a, 3)); }
-inline float vf_hmax(vf a)                { return std::fmax(std::fmax(FATTN_LANE(a, 0), FATTN_LANE(a, 2)), std::fmax(FATTN_LANE(a, 1), FATTN_LANE(a, 3))); }
-inline void vf_sum4(float * p, vf a, vf b, vf c, vf d) { p[0] = vf_sum(a); p[1] = vf_sum(b); p[2] = vf_sum(c); p[3] = vf_sum(d); }
-// Adding and taking off 1.5*2^23 rounds to the nearest integer.
+inline float vf_sum(vf a) {
+    return (FATTN_LANE(a, 0) + FATTN_LANE(a, 2)) + (FATTN_LANE(a, 1) + FATTN_LANE(a, 3));
+}
+inline float vf_hmax(vf a) {
+    return std::fmax(std::fmax(FATTN_LANE(a, 0), FATTN_LANE(a, 2)), std::fmax(FATTN_LANE(a, 1), FATTN_LANE(a, 3)));
+}
+inline void vf_sum4(float * p, vf a, vf b, vf c, vf d) {
+    p[0] = vf_sum(a);
+    p[1] = vf_sum(b);
+    p[2] = vf_sum(c);
+    p[3] = vf_sum(d);
+}
+// Adding and subtracting 1.5*2^23 rounds to the nearest integer.
 constexpr float VF_ROUNDER = 12582912.0f;
 inline vf vf_round(vf a) {
     return vf_sub(vf_add(a, vf_set1(VF_ROUNDER)), vf_set1(VF_ROUNDER));
@@ -220,7 +245,9 @@ inline vf vf_ldexp(vf a, vf n) {
     memcpy(&a, bits, sizeof(bits));
     return a;
 }
-inline vf vf_if_less(vf x, float limit, vf a, vf b) { FATTN_EACH(FATTN_LANE(x, i) < limit ? FATTN_LANE(a, i) : FATTN_LANE(b, i)); }
+inline vf vf_if_less(vf x, float limit, vf a, vf b) {
+    FATTN_EACH(FATTN_LANE(x, i) < limit ? FATTN_LANE(a, i) : FATTN_LANE(b, i));
+}
 inline vf vf_zero_below(vf a, vf x, float limit) { FATTN_EACH(FATTN_LANE(x, i) < limit ? 0.0f : FATTN_LANE(a, i)); }
 constexpr float VF_EXP_MIN = -87.0f;
 #undef FATTN_EACH
@@ -237,9 +264,9 @@ inline float fp16_to_float(ggml_fp16_t x) {
 #endif
 }
 
-// e^x for x <= 88, exactly 0 for -INFINITY and 1 for 0; relative error below 2e-7. What is no number stays so, for which it
-// has to be the second argument of a maximum. 2^n times a polynomial of degree 5 on [-ln2/2, ln2/2], fitted for the least
-// largest relative error.
+// e^x for x <= 88, exactly 0 for -INFINITY and 1 for 0; relative error below 2e-7. NaN stays NaN, which is why x is the
+// second argument of the maximum. 2^n times a polynomial of degree 5 on [-ln2/2, ln2/2], fitted for the least maximal
+// relative error.
 inline vf vf_exp(vf x) {
     const vf xc = vf_max(vf_set1(VF_EXP_MIN), x);
     const vf n  = vf_round(vf_mul(xc, vf_set1(1.44269504f)));
@@ -257,8 +284,8 @@ inline vf vf_exp(vf x) {
 #endif
 }
 
-// tanh for the soft cap, which multiplies its error: relative error below 3e-7. Where 1 - 2/(e^2x + 1) would lose digits,
-// x plus x^3 times a polynomial of degree 4 in x^2, fitted for the least largest relative error on [0, 0.625].
+// tanh for the soft cap, which multiplies its error: relative error below 3e-7. Where 1 - 2/(e^2x + 1) would lose
+// digits, x plus x^3 times a polynomial of degree 4 in x^2, fitted for the least maximal relative error on [0, 0.625].
 inline vf vf_tanh(vf x) {
     const vf e   = vf_exp(vf_min(vf_set1(40.0f), vf_max(vf_set1(-40.0f), vf_add(x, x))));
     const vf far = vf_sub(vf_set1(1.0f), vf_div(vf_set1(2.0f), vf_add(e, vf_set1(1.0f))));

@@ -1,17 +1,17 @@
 // The two products of the tile kernel for a q8_0 cache, in integers, where the CPU has dot products of 8 and 16 bits.
 //
-// Why: such an instruction does four (K) or two (V) of the multiplications of one in floats.
+// Why: such an instruction does four (K) or two (V) times as many multiplications as one in floats.
 //
-//   S^T = K Q^T: q is rounded to 8 bits in blocks of 32, as upstream's kernels do. A block's sum becomes a float once.
+//   S^T = K Q^T: Q is rounded to 8 bits in blocks of 32, as upstream's kernels do. A block's sum becomes a float once.
 //   O += P V: a weight times the scale of V's block is rounded to 16 bits; two columns are added up at a time. A tile's
 //   sum becomes a float once.
 //
-// Use: FATTN_DOT8 and FATTN_DOT16 say whether there is q8_scores(), and q8_outputs().
+// Use: q8_scores() exists if FATTN_DOT8 is 1, q8_outputs() if FATTN_DOT16 is.
 
 #pragma once
 
 #include "fattn-int.h"
-#include "fattn-plan.h"
+#include "fattn-op.h"
 #include "fattn-quants.h"
 
 namespace {
@@ -19,7 +19,8 @@ namespace {
 #if FATTN_DOT8
 
 // Columns of K of a tile: values [n][DK], plus FATTN_INT_OFFSET, and scales [n][DK/32].
-void q8_pack_k(const ggml_tensor * kv, const char * rows, int n, int64_t ne, block_q8_0 * blocks, int8_t * k, float * scales) {
+void q8_pack_k(const ggml_tensor * kv, const char * rows, int n, int64_t ne, block_q8_0 * blocks,
+        int8_t * k, float * scales) {
     for (int c = 0; c < n; ++c, rows += kv->nb[1]) {
         fattn_as_q8_0(kv->type, rows, ne, blocks);
         for (int64_t b = 0; b < ne/QK; ++b) {
@@ -31,8 +32,8 @@ void q8_pack_k(const ggml_tensor * kv, const char * rows, int n, int64_t ne, blo
     }
 }
 
-// Query rows of a panel, per block of 32 values: those, four to a lane [8][width][4], what takes the offset off again
-// [width] and scales [width].
+// Query rows of a panel, per block of 32 values: the values, four to a lane [8][width][4]; starts of the sums, which
+// take the offset off again [width]; scales [width].
 struct q8_panel {
     static int64_t floats(int64_t dk, int64_t width) { return dk/QK*width*(QK/4 + 2); }
 };
@@ -53,9 +54,10 @@ void q8_pack_q(const float * x, float by, int64_t dk, int64_t r, int64_t width, 
     }
 }
 
-// s[i][j] for R columns of K and N vectors of query rows
+// S[i][j] for R columns of K and N vectors of query rows
 template <int R, int N>
-inline void q8_product(int64_t blocks, const int8_t * k, const float * scales, const float * panel, int64_t width, float * s) {
+inline void q8_product(
+        int64_t blocks, const int8_t * k, const float * scales, const float * panel, int64_t width, float * S) {
     vf sum[R][N];
     FATTN_UNROLL
     for (int i = 0; i < R; ++i) {
@@ -102,30 +104,32 @@ inline void q8_product(int64_t blocks, const int8_t * k, const float * scales, c
     for (int i = 0; i < R; ++i) {
         FATTN_UNROLL
         for (int j = 0; j < N; ++j) {
-            vf_store(s + i*width + j*VF_W, sum[i][j]);
+            vf_store(S + i*width + j*VF_W, sum[i][j]);
         }
     }
 }
 
 template <int N>
-void q8_columns(int n, int64_t blocks, const int8_t * k, const float * scales, const float * panel, int64_t width, float * s) {
+void q8_columns(
+        int n, int64_t blocks, const int8_t * k, const float * scales, const float * panel, int64_t width, float * S) {
     constexpr int R = 3; // R*N sums of integers, as many of floats
     int c = 0;
     for (; c + R <= n; c += R) {
-        q8_product<R, N>(blocks, k + c*blocks*QK, scales + c*blocks, panel, width, s + c*width);
+        q8_product<R, N>(blocks, k + c*blocks*QK, scales + c*blocks, panel, width, S + c*width);
     }
     for (; c < n; ++c) {
-        q8_product<1, N>(blocks, k + c*blocks*QK, scales + c*blocks, panel, width, s + c*width);
+        q8_product<1, N>(blocks, k + c*blocks*QK, scales + c*blocks, panel, width, S + c*width);
     }
 }
 
-// s[c][width] for n columns of K and a panel of nv vectors of query rows
-void q8_scores(int n, int64_t nv, int64_t blocks, const int8_t * k, const float * scales, const float * panel, float * s) {
+// S[c][width] for n columns of K and a panel of nv vectors of query rows
+void q8_scores(
+        int n, int64_t nv, int64_t blocks, const int8_t * k, const float * scales, const float * panel, float * S) {
     switch (nv) {
-        case 1: q8_columns<1>(n, blocks, k, scales, panel, VF_W, s); break;
-        case 2: q8_columns<2>(n, blocks, k, scales, panel, 2*VF_W, s); break;
-        case 3: q8_columns<3>(n, blocks, k, scales, panel, 3*VF_W, s); break;
-        case 4: q8_columns<4>(n, blocks, k, scales, panel, 4*VF_W, s); break;
+        case 1: q8_columns<1>(n, blocks, k, scales, panel, VF_W, S); break;
+        case 2: q8_columns<2>(n, blocks, k, scales, panel, 2*VF_W, S); break;
+        case 3: q8_columns<3>(n, blocks, k, scales, panel, 3*VF_W, S); break;
+        case 4: q8_columns<4>(n, blocks, k, scales, panel, 4*VF_W, S); break;
     }
 }
 
@@ -133,9 +137,10 @@ void q8_scores(int n, int64_t nv, int64_t blocks, const int8_t * k, const float 
 
 #if FATTN_DOT16
 
-// Columns of V of a tile, in pairs: values [FATTN_TILE/2][DV][2], and per block of 32 the scales over their largest
-// [DV/32][FATTN_TILE], which is unit[b]*32767. Zeros behind column n.
-void q8_pack_v(const ggml_tensor * kv, const char * rows, int n, int64_t ne, block_q8_0 * blocks, int32_t * v, float * scales, float * unit) {
+// Columns of V of a tile, in pairs: values [FATTN_TILE/2][DV][2], and per block of 32 the scales divided by unit[b]
+// [DV/32][FATTN_TILE], the largest of which is 32767. Zeros after column n.
+void q8_pack_v(const ggml_tensor * kv, const char * rows, int n, int64_t ne, block_q8_0 * blocks,
+        int32_t * v, float * scales, float * unit) {
     std::fill(scales, scales + ne/QK*FATTN_TILE, 0.0f);
     for (int c = 0; c < n; c += 2, v += ne) {
         block_q8_0 * b0 = blocks, * b1 = blocks + ne/QK;
@@ -159,19 +164,20 @@ void q8_pack_v(const ggml_tensor * kv, const char * rows, int n, int64_t ne, blo
 }
 
 // The weights of two columns at a time, times V's scales: [pairs][width][2]
-void q8_pack_p(int n, int64_t width, const float * p, const float * scales, int32_t * w) {
+void q8_pack_p(int n, int64_t width, const float * P, const float * scales, int32_t * w) {
     for (int64_t j = 0; j < width; j += VF_W) {
         for (int c = 0; c < n; c += 2) {
-            const vf x = vf_mul(vf_load(p + c*width + j), vf_set1(scales[c]));
-            const vf y = c + 1 < n ? vf_mul(vf_load(p + (c + 1)*width + j), vf_set1(scales[c + 1])) : vf_zero();
+            const vf x = vf_mul(vf_load(P + c*width + j), vf_set1(scales[c]));
+            const vf y = c + 1 < n ? vf_mul(vf_load(P + (c + 1)*width + j), vf_set1(scales[c + 1])) : vf_zero();
             vi_store(w + c/2*width + j, vi_pair(x, y));
         }
     }
 }
 
-// o[i][0, 2*VF_W) += by[i]*unit * sums over pairs of columns, for R query rows
+// O[i][0, 2*VF_W) += beta[i]*unit * sums over pairs of columns, for R query rows
 template <int R>
-inline void q8_output(int n_pairs, const int32_t * w, int64_t width, const int32_t * v, int64_t ldv, const float * by, float unit, float * o, int64_t ldo) {
+inline void q8_output(int n_pairs, const int32_t * w, int64_t width, const int32_t * v, int64_t ldv,
+        const float * beta, float unit, float * O, int64_t ldo) {
     vi acc[R][2];
     FATTN_UNROLL
     for (int i = 0; i < R; ++i) {
@@ -188,30 +194,30 @@ inline void q8_output(int n_pairs, const int32_t * w, int64_t width, const int32
     }
     FATTN_UNROLL
     for (int i = 0; i < R; ++i) {
-        const vf f = vf_set1(by[i]*unit);
-        float * to = o + i*ldo;
+        const vf f = vf_set1(beta[i]*unit);
+        float * to = O + i*ldo;
         vf_store(to,        vf_fma(vf_of(acc[i][0]), f, vf_load(to)));
         vf_store(to + VF_W, vf_fma(vf_of(acc[i][1]), f, vf_load(to + VF_W)));
     }
 }
 
-// o[r] += by[r] * sum over c of p[c][r]*v[c], for n_rows query rows. w: room for [FATTN_TILE/2][width].
-void q8_outputs(int n, int64_t n_rows, int64_t width, int64_t dv, const float * p, const int32_t * v, const float * scales, const float * unit,
-        const float * by, int32_t * w, float * o, int64_t ldo) {
+// O[r] += beta[r] * sum over c of P[c][r]*v[c], for n_rows query rows. w: room for [FATTN_TILE/2][width].
+void q8_outputs(int n, int64_t n_rows, int64_t width, int64_t dv, const float * P, const int32_t * v,
+        const float * scales, const float * unit, const float * beta, int32_t * w, float * O, int64_t ldo) {
     constexpr int R = 6;
     const int pairs = (n + 1)/2;
     for (int64_t b = 0; b < dv/QK; ++b) {
-        q8_pack_p(n, width, p, scales + b*FATTN_TILE, w);
+        q8_pack_p(n, width, P, scales + b*FATTN_TILE, w);
         for (int64_t at = b*QK; at < (b + 1)*QK; at += 2*VF_W) {
             int64_t r = 0;
             for (; r + R <= n_rows; r += R) {
-                q8_output<R>(pairs, w + r, width, v + at, dv, by + r, unit[b], o + r*ldo + at, ldo);
+                q8_output<R>(pairs, w + r, width, v + at, dv, beta + r, unit[b], O + r*ldo + at, ldo);
             }
             for (; r + 4 <= n_rows; r += 4) {
-                q8_output<4>(pairs, w + r, width, v + at, dv, by + r, unit[b], o + r*ldo + at, ldo);
+                q8_output<4>(pairs, w + r, width, v + at, dv, beta + r, unit[b], O + r*ldo + at, ldo);
             }
             for (; r < n_rows; ++r) {
-                q8_output<1>(pairs, w + r, width, v + at, dv, by + r, unit[b], o + r*ldo + at, ldo);
+                q8_output<1>(pairs, w + r, width, v + at, dv, beta + r, unit[b], O + r*ldo + at, ldo);
             }
         }
     }

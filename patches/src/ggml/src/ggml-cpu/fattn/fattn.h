@@ -1,16 +1,17 @@
-// Flash attention on the CPU: what the op computes, in the terms of our kernels.
+// Flash attention on the CPU, by kernels of our own.
 //
 // Why: upstream's CPU kernels read K and V once per query head and accumulate decode in f16. Ours read each K/V tile
 // once for all the query heads that share it, and accumulate in f32.
 //
-//   if (ggml_fattn_cpu_takes(op)) { ggml_fattn_cpu_compute(params, op); }   // every thread; otherwise upstream's
-//   work size: ggml_fattn_cpu_work_size(op, n_threads) bytes in params->wdata
+//   if (ggml_fattn_cpu_takes(op)) { ggml_fattn_cpu_compute(params, op); }   // in every thread; otherwise upstream's
+//   work memory: ggml_fattn_cpu_work_size(op, n_threads) bytes in params->wdata
 //
-// GGML_CPU_FATTN=0 in the environment leaves every op to upstream's kernels, to compare.
+// GGML_CPU_FATTN=0 in the environment leaves every op to upstream's kernels, for comparison. They read no KV block
+// table, so the CPU backend refuses ops that have one.
 //
-// Few query rows per KV head (decode) go to fattn-decode.cpp, more to fattn-tile.cpp. Both cut the work into tasks of
-// rows and KV columns that do not depend on which thread takes which, and leave (maximum, sum, unnormalised output) per
-// row and range of columns; fattn.cpp merges them in order. So results are the same from run to run.
+// Few query rows per KV head (decode) go to fattn-decode.cpp, more to fattn-tile.cpp. Both work in tasks, a block of
+// rows and a range of KV columns each, and leave maximum, sum and unnormalized output per row and range; fattn.cpp
+// merges these in order. Tasks do not depend on which thread takes which, so results are the same from run to run.
 
 #pragma once
 

@@ -1,9 +1,19 @@
 // The op in the terms of the CPU attention kernels, how it is cut into tasks, and what the kernels share.
 //
-// Why: both kernels, few rows and many, take the same op, leave the same partial results and are merged alike.
+// Why: both kernels, for few rows and for many, take the same op and leave the same partial results to one merge.
 //
-//   const fattn_op op(tensor); const fattn_plan plan(op, n_threads);
-//   fattn_decode_task(op, plan, t, scratch, partials) for each t < plan.n_tasks, from any thread, then the merge
+//   const fattn_op op(tensor); const fattn_tasks tasks(op, n_threads);
+//   fattn_decode_task(op, tasks, t, ...) for each t < tasks.n_tasks, from any thread, then the merge
+//
+// The letters of the online softmax are those of FlashAttention (Dao et al., 2022). Per query row:
+//
+//   S      scores of some columns, scaled, capped and masked
+//   m      largest score so far; m_new: with those of this step
+//   P      weights e^(S - m_new)
+//   l      sum of the weights so far
+//   O      sum of weight * V so far, not divided by l
+//   alpha  e^(m - m_new): rescales l and O when the maximum rises
+//   beta   e^(base - m_new), where weights are taken relative to another base than m_new: P = beta * e^(S - base)
 
 #pragma once
 
@@ -13,8 +23,8 @@
 #include <algorithm>
 #include <cstring>
 
-constexpr int FATTN_DECODE_ROWS = 8; // query rows per KV head up to which the decode kernel is taken
-constexpr int FATTN_TILE = 64; // KV columns of a tile; divides a block of the KV block table
+constexpr int FATTN_DECODE_ROWS = 8; // most query rows per KV head for the decode kernel
+constexpr int FATTN_TILE = 64;       // KV columns of a tile; divides a block of the KV block table
 static_assert(GGML_KV_BLOCK_SIZE % FATTN_TILE == 0, "a tile must not straddle two blocks");
 
 // The op's tensors and numbers. A "row" is one query token of one head.
@@ -23,7 +33,7 @@ struct fattn_op {
     const ggml_tensor * k;     // [DK, cells, n_head_kv, n_stream_kv]
     const ggml_tensor * v;     // [DV, cells, n_head_kv, n_stream_kv]
     const ggml_tensor * mask;  // F16 [n_masked, n_q, 1 or n_head, 1 or n_stream], or NULL
-    const float       * sinks; // [n_head], or NULL
+    const float       * sinks; // [n_head], logits of attention sinks, or NULL
     ggml_tensor       * dst;   // F32 [DV, n_head, n_q, n_stream]
 
     int64_t DK, DV, n_q, n_head, n_head_kv, n_stream, n_cols, n_masked;
@@ -53,73 +63,78 @@ struct fattn_op {
         if (!mask || col >= n_masked) {
             return nullptr;
         }
-        return (const ggml_fp16_t *) ((const char *) mask->data + token*mask->nb[1] + (head % mask->ne[2])*mask->nb[2]
-            + (stream % mask->ne[3])*mask->nb[3]) + col;
+        const char * row = (const char *) mask->data + token*mask->nb[1] + (head % mask->ne[2])*mask->nb[2] +
+            (stream % mask->ne[3])*mask->nb[3];
+        return (const ggml_fp16_t *) row + col;
     }
-    float slope(int64_t head) const; // of ALiBi
+    float slope(int64_t head) const; // of ALiBi; 1 without it
 };
 
 // How the op is cut into tasks; a pure function of the op and the number of threads.
-struct fattn_plan {
+struct fattn_tasks {
     bool    decode;
-    int64_t n_splits;     // ranges of KV tiles
-    int64_t tiles_split;  // tiles of a range, the last one may have fewer
-    int64_t n_blocks;     // decode: blocks of KV heads; else blocks of tokens, for each KV head
-    int64_t block;        // KV heads, or tokens, of a block; the last one may have fewer
+    int64_t n_splits;    // ranges of KV tiles
+    int64_t tiles_split; // tiles per range; the last range may have fewer
+    int64_t n_blocks;    // decode: blocks of KV heads; otherwise blocks of tokens, for each KV head
+    int64_t block;       // KV heads, or tokens, per block; the last block may have fewer
     int64_t n_tasks;
-    size_t  scratch;      // floats per thread
-    size_t  partial;      // floats per row and split: output, maximum, sum; 0 where a task finishes its rows
-    size_t  map;          // bytes of the map of the mask; 0 without one
+    size_t  scratch;     // floats per thread
+    size_t  partial;     // floats per row and split: O, m, l; 0 where a task finishes its rows
+    size_t  map;         // bytes of the map of the mask; 0 without one
 
-    fattn_plan(const fattn_op & op, int n_threads);
+    fattn_tasks(const fattn_op & op, int n_threads);
 
     size_t partials(const fattn_op & op) const { return n_splits*op.n_rows()*partial; } // floats
 };
 
-// Per row and split. Without any visible column: maximum -INFINITY, sum 0, output 0.
+// Of one row and split. Without a visible column: m = -INFINITY, l = 0, O = 0.
 struct fattn_partial {
     float * m;
-    float * s;
-    float * o; // not divided by the sum
+    float * l;
+    float * O; // [DV]
 };
 
-inline fattn_partial fattn_partial_at(const fattn_op & op, const fattn_plan & plan, float * partials, int64_t split, int64_t row) {
-    float * p = partials + (split*op.n_rows() + row)*plan.partial;
+inline fattn_partial fattn_partial_at(
+        const fattn_op & op, const fattn_tasks & tasks, float * partials, int64_t split, int64_t row) {
+    float * p = partials + (split*op.n_rows() + row)*tasks.partial;
     return { p + op.DV, p + op.DV + 1, p };
 }
 
-// What the mask does to a tile of some tokens; of more tokens it is the bits of each together.
+// What the mask does to a tile of some tokens. For more tokens, the bits of each are or-ed.
 enum : uint8_t {
     FATTN_MASK_CLEAR = 1, // adds 0 everywhere
     FATTN_MASK_HIDES = 2, // adds -INFINITY everywhere
     FATTN_MASK_MIXED = 3,
 };
 
-// Byte [stream of the mask][tokens / FATTN_MAP_TOKENS][tile] of the map. One reading of the mask, row by row, serves
-// all heads; without it each task would gather its tiles from all over the mask.
+// Byte [stream of the mask][tokens / FATTN_MAP_TOKENS][tile] of the map. The mask is read once, row by row, for all
+// heads; without the map each task would gather its tiles from all over the mask.
 constexpr int64_t FATTN_MAP_TOKENS = 8;
-void    fattn_map_mask(const fattn_op & op, int64_t rows_of_map, uint8_t * map); // one row of the map
+void    fattn_map_mask(const fattn_op & op, int64_t row_of_map, uint8_t * map); // fills one row of the map
 int64_t fattn_map_rows(const fattn_op & op);
 uint8_t fattn_mask_of (const fattn_op & op, const uint8_t * map, int64_t stream, int64_t t0, int64_t n_t, int64_t tile);
 
 // K or V rows as floats, ld apart.
 void fattn_to_float(const ggml_tensor * kv, const char * rows, int n_rows, int64_t ne, float * out, int64_t ld);
 
-// Task t of the plan; next: the one to come, whose first rows are fetched at the end. scratch: plan.scratch floats.
-void fattn_decode_task(const fattn_op & op, const fattn_plan & plan, int64_t t, int64_t next, float * scratch, float * partials);
-void fattn_tile_task  (const fattn_op & op, const fattn_plan & plan, int64_t t, float * scratch, const uint8_t * map, float * partials);
+// Task t; t_next: the thread's next one, whose first rows are prefetched at the end. scratch: tasks.scratch floats.
+void fattn_decode_task(
+        const fattn_op & op, const fattn_tasks & tasks, int64_t t, int64_t t_next, float * scratch, float * partials);
+void fattn_tile_task(
+        const fattn_op & op, const fattn_tasks & tasks, int64_t t, float * scratch, const uint8_t * map,
+        float * partials);
 
 int64_t fattn_decode_scratch(const fattn_op & op, int64_t n_heads); // floats, for tasks of up to n_heads KV heads
-int64_t fattn_tile_scratch(const fattn_op & op, int64_t n_tokens); // floats, for tasks of up to n_tokens
+int64_t fattn_tile_scratch(const fattn_op & op, int64_t n_tokens);  // floats, for tasks of up to n_tokens
 
 inline size_t fattn_padded(size_t n) { return (n + 15)/16*16; } // floats, to whole cache lines
 
-// The rows that are read next, `ahead` bytes on, on their way into the cache. A head's values are a short piece of each
-// row of the cache, so to the hardware's prefetcher the walk looks like jumps from page to page.
+// Prefetches what is read next, `ahead` bytes on. A head's values are a short piece of each row of the KV cache, so
+// to the hardware's prefetcher the walk looks like jumps from page to page.
 inline void fattn_fetch(const char * p, ptrdiff_t ahead, int bytes) {
 #if defined(__GNUC__)
     for (int b = 0; b < bytes; b += 64) {
-        __builtin_prefetch(p + ahead + b, 0, 2); // to the second level: the first is too small for it
+        __builtin_prefetch(p + ahead + b, 0, 2); // into the L2 cache: L1 is too small
     }
 #else
     GGML_UNUSED(p);
