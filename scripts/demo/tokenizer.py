@@ -8,6 +8,8 @@ BOS, END, USER, ASSISTANT = "<|begin|>", "<|end|>", "<|user|>", "<|assistant|>"
 SIZE = 3072
 #: llama.cpp's name for the split of text before BPE.
 PRE_TOKENIZER = "gpt-2"
+#: Type of the shipped model's weights.
+QUANTIZED = "Q8_0"
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"

@@ -26,7 +26,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from demo.data import TAGS, Data, Mix
 from demo.text import sources, training_text
-from demo.tokenizer import PRE_TOKENIZER, make_tokenizer
+from demo.tokenizer import PRE_TOKENIZER, QUANTIZED, make_tokenizer
 
 #: The trained model's directory; the converter names the model after it.
 NAME = "swaa-edge-demo"
@@ -42,7 +42,6 @@ MODEL = {
     "rope_theta": 100000.0,
     "tie_word_embeddings": True,
 }
-QUANTIZED = "Q8_0"
 SEED = 1
 #: (steps, tokens of a sequence, of a batch): short sequences first: their steps are cheap and their answers near.
 CURRICULUM = (
