@@ -4,9 +4,9 @@ calibration     `calibrate`: chooses the layers of a model
 recommendation  `recommend`: chooses among the configurations that `eval` measured
 settings        what a calibration can be set to
 search          rankings of single layers and the greedy search
-losses          the loss of reference answers under a choice of layers; lazy: a baseline without losses
+losses          the loss of reference answers under a choice of layers
 cases           samples, or windows of a text, in tokens
-report          the result as a document and as a picture
+report          the result as a document, as text and as a picture
 """
 
 from swaa_edge.calibrate.calibration import Calibration, calibrate

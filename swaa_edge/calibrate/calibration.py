@@ -11,17 +11,13 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 from swaa_edge.calibrate.cases import Case, from_samples, from_text
-from swaa_edge.calibrate.lazy import visible_attention
-from swaa_edge.calibrate.losses import Load
-from swaa_edge.calibrate.report import Report, plot
+from swaa_edge.calibrate.report import Report, plot, summary
 from swaa_edge.calibrate.search import search
 from swaa_edge.calibrate.settings import PROMPT_TOKENS, SAMPLES, WINDOWS, CalibrateSettings
-from swaa_edge.calibrate.summary import summary
-from swaa_edge.config import CUSTOM, RECIPES, Configuration, SwaaConfig
+from swaa_edge.config import CUSTOM, RECIPES, SwaaConfig
 from swaa_edge.engine.settings import EngineSettings
 from swaa_edge.engine.tokenizer import tokenize
 from swaa_edge.errors import ConfigError, SwaaError
@@ -29,14 +25,12 @@ from swaa_edge.evaluate.prompts import Prompts
 from swaa_edge.evaluate.tasks import TaskSettings, build
 from swaa_edge.files.lora_gguf import read_lora
 from swaa_edge.files.model import ModelFile, read_model
-from swaa_edge.files.text import read_text
-from swaa_edge.support.atomic import atomic_output, check_outputs
+from swaa_edge.files.records import read_text
+from swaa_edge.support.atomic import atomic_output, check_outputs, write_json
 from swaa_edge.support.figure import check_plot, picture_type
+from swaa_edge.support.interrupt import Stopped
 from swaa_edge.support.journal import open_journal
 from swaa_edge.support.progress import OnProgress, Progress
-
-if TYPE_CHECKING:
-    from swaa_edge.llama import SwaaLlama
 
 # Tokens of a retrieval sample that are reserved for its answer.
 _ANSWER_ROOM = 64
@@ -64,7 +58,7 @@ class Calibration:
         return self.report.config()
 
     @property
-    def stopped(self) -> SwaaError | Literal["interrupted"] | None:
+    def stopped(self) -> Stopped:
         """None if the run is complete, "interrupted", or the error that ended it."""
         return self.report.stopped
 
@@ -107,38 +101,43 @@ def calibrate(
     """
     chosen, file = CalibrateSettings(**settings), read_model(model)
     chosen.layers_to_keep(file.n_layers)  # its errors before any work
-    _check_files(plot_file, (output, annotate, json_file, plot_file), annotate, in_place, force)
-    engine = _check_engine(engine or EngineSettings(), file)
-    length = _prompt_tokens(file, chosen.prompt_tokens)
-    swaa = _sliding(swaa, length)
-    cases, held_out = _cases(file, length, swaa, chosen)
-    key = _key(file, swaa, engine, [*cases, *held_out])
-    measured = _loader(file, engine), swaa, file.n_layers, cases
-    with open_journal("calibrate", key, journal_file, False) as journal:
-        if journal.records:
-            on_note(f"resuming after {len(journal.records)} measurements")
-        more = {"held_out": held_out, "journal": journal, "on_progress": on_progress}
-        report = search(*measured, chosen, visible=lambda: visible_attention(*measured), **more)
-        found = Calibration(os.fspath(model), file.name, length, report)
-        if report.full is None:  # there is nothing to report
-            raise report.stopped if isinstance(report.stopped, SwaaError) else KeyboardInterrupt
-        _write_report(found, json_file, plot_file, force)
-        if found.config and not report.stopped:
-            written = _write_settings(found, output, annotate, in_place, force, on_progress)
-            found = dataclasses.replace(found, written=written)
-            journal.discard()
-    return found
-
-
-def _check_files(
-    plot_file: str | None, files: tuple[str | None, ...], annotate: str | None, in_place: bool, force: bool
-) -> None:
     if annotate is not None and in_place:
         raise ConfigError("annotate and in_place are both a place for the model; choose one of them")
     if plot_file is not None:
         check_plot()
         picture_type(plot_file)
-    check_outputs(files, force=force)
+    check_outputs((output, annotate, json_file, plot_file), force=force)
+    engine = _check_engine(engine or EngineSettings(), file)
+    length = _prompt_tokens(file, chosen.prompt_tokens)
+    swaa = _sliding(swaa, length)
+    cases, held_out = _cases(file, length, swaa, chosen)
+    key = _key(file, swaa, engine, [*cases, *held_out])
+    with open_journal("calibrate", key, journal_file, False) as journal:
+        if journal.records:
+            on_note(f"resuming after {len(journal.records)} measurements")
+        report = search(
+            lambda config, n_ctx: engine.load(file, swaa=config, n_ctx=max(n_ctx, engine.n_ctx or 0)),
+            swaa,
+            file.n_layers,
+            cases,
+            chosen,
+            held_out=held_out,
+            journal=journal,
+            on_progress=on_progress,
+        )
+        found = Calibration(os.fspath(model), file.name, length, report)
+        if report.full is None:  # there is nothing to report
+            raise report.stopped if isinstance(report.stopped, SwaaError) else KeyboardInterrupt
+        if json_file not in (None, "-"):
+            write_json(json_file, found.to_dict(), force=force)
+        if plot_file is not None and report.rows:
+            with atomic_output(plot_file, force=force) as temporary:
+                plot(found.to_dict(), temporary, picture_type(plot_file))
+        if found.config and not report.stopped:
+            written = _write_settings(found, output, annotate, in_place, force, on_progress)
+            found = dataclasses.replace(found, written=written)
+            journal.discard()
+    return found
 
 
 def _check_engine(engine: EngineSettings, file: ModelFile) -> EngineSettings:
@@ -148,13 +147,6 @@ def _check_engine(engine: EngineSettings, file: ModelFile) -> EngineSettings:
             f"{engine.lora_path} was trained under a recipe, which fixes its layers; calibrate the model without it"
         )
     return dataclasses.replace(engine, swa_full=True)
-
-
-def _loader(file: ModelFile, engine: EngineSettings) -> Load:
-    def load(config: Configuration, n_ctx: int) -> SwaaLlama:
-        return engine.load(file, swaa=config, n_ctx=max(n_ctx, engine.n_ctx or 0))
-
-    return load
 
 
 def _prompt_tokens(file: ModelFile, requested: int | None) -> int:
@@ -216,15 +208,6 @@ def _key(file: ModelFile, swaa: SwaaConfig, engine: EngineSettings, cases: list[
     }
 
 
-def _write_report(found: Calibration, json_file: str | None, plot_file: str | None, force: bool) -> None:
-    document = found.to_dict()
-    if json_file not in (None, "-"):
-        _write_json(json_file, document, force)
-    if plot_file is not None and document["ranking"]:
-        with atomic_output(plot_file, force=force) as temporary:
-            plot(document, temporary, picture_type(plot_file))
-
-
 def _write_settings(
     found: Calibration,
     output: str | None,
@@ -237,7 +220,7 @@ def _write_settings(
     config, written = found.config, []
     assert config is not None
     if output is not None:
-        _write_json(output, config.to_dict(), force)
+        write_json(output, config.to_dict(), force=force)
         written.append(output)
     if annotated is not None or in_place:
         from swaa_edge.convert.annotate import annotate
@@ -246,11 +229,6 @@ def _write_settings(
             if on_progress:
                 on_progress(Progress(done, total, "writing the model"))
 
-        files: list[Path] = annotate(found.model, annotated, config, in_place=in_place, force=force, on_progress=show)
+        files = annotate(found.model, annotated, config, in_place=in_place, force=force, on_progress=show)
         written += map(str, files)
     return tuple(written)
-
-
-def _write_json(path: str, document: dict[str, Any], force: bool) -> None:
-    with atomic_output(path, force=force) as file:
-        file.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")

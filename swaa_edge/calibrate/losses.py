@@ -59,14 +59,10 @@ class Measured:
 
 
 class Counter:
-    """Counts prompts over all measurements of a run, and reports them as progress."""
+    """Counts prompts over all measurements of a run, and reports them as progress. total: the expected number."""
 
-    def __init__(self, on_progress: OnProgress | None = None) -> None:
-        self._report, self._done, self._total = on_progress, 0, 0
-
-    def expect(self, prompts: int) -> None:
-        """Add prompts to the total."""
-        self._total += prompts
+    def __init__(self, on_progress: OnProgress | None = None, total: int = 0) -> None:
+        self._report, self._done, self._total = on_progress, 0, total
 
     def advance(self, layers: str, prompts: int) -> None:
         """Count prompts as done. layers: the full-attention layers that are measured, for people."""
@@ -88,7 +84,6 @@ class Losses:
         swaa: SwaaConfig,
         n_layers: int,
         cases: Sequence[Case],
-        *,
         journal: Journal | None = None,
         counter: Counter | None = None,
     ) -> None:
@@ -99,10 +94,6 @@ class Losses:
         self._journal, self._counter = journal or Journal(None, {}), counter or Counter()
         self._known = {(frozenset(r["fa_layers"]), r["case"]): r["nll"] for r in self._journal.records}
 
-    def expect(self, choices: int) -> None:
-        """Add that many choices to the counter's total."""
-        self._counter.expect(choices * len(self.cases))
-
     def of(self, fa_layers: Iterable[int]) -> Measured:
         """The loss with full attention in these layers, while the others slide. All of them: SWAA is off."""
         kept = frozenset(fa_layers)
@@ -110,8 +101,8 @@ class Losses:
         missing = [case for case in self.cases if (kept, case.id) not in self._known]
         self._counter.advance(layers, len(self.cases) - len(missing))
         if missing:
-            n_ctx = max(map(len, self.cases))
-            with contextlib.closing(self._load(self._config(kept), n_ctx)) as llm:
+            config = FULL_ATTENTION if len(kept) == self.n_layers else with_layers(self._swaa, kept)
+            with contextlib.closing(self._load(config, max(map(len, self.cases)))) as llm:
                 for case in missing:
                     with interruptible(llm):
                         loss = answer_nll(llm, case)
@@ -122,9 +113,6 @@ class Losses:
                     self._counter.advance(layers, 1)
         found = tuple(self._known[kept, case.id] for case in self.cases)
         return Measured(found, sum(len(case.answer) for case in self.cases))
-
-    def _config(self, kept: Collection[int]) -> Configuration:
-        return FULL_ATTENTION if len(kept) == self.n_layers else with_layers(self._swaa, kept)
 
 
 def with_layers(swaa: SwaaConfig, fa_layers: Iterable[int]) -> SwaaConfig:
@@ -145,7 +133,7 @@ def answer_nll(llm: SwaaLlama, case: Case) -> float:
     """The negative log likelihood of the answer after the prompt, in nats.
 
     The part of the prompt that the engine still holds is not evaluated again, so cases about one document should
-    follow one another. The prompt is evaluated as prefill, the answer as decode.
+    follow one another.
     """
     from swaa_edge.native import Phase, can_continue
 

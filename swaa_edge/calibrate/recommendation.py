@@ -14,7 +14,7 @@ from typing import Any
 from swaa_edge.config import SwaaConfig
 from swaa_edge.errors import ConfigError
 from swaa_edge.evaluate.report import pareto
-from swaa_edge.support.atomic import atomic_output
+from swaa_edge.support.atomic import write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +39,9 @@ class Recommendation:
     chosen: Row
     why: str
     front: list[Row]
+
+    def __str__(self) -> str:
+        return self.why
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain JSON values."""
@@ -66,24 +69,25 @@ def recommend(
 ) -> Recommendation:
     """Choose a configuration from the document `measured`, which `swaa-edge eval --json` wrote.
 
-    target_speedup, min_accuracy: see `choose`. output: write the settings there, for --config; force: replace the file.
-    Raises `ConfigError` for an invalid document, if no configuration qualifies, or if there are no settings to write
-    since full attention was chosen; `OutputError`.
+    target_speedup: choose the most accurate configuration with at least this prefill speed-up over full attention.
+    min_accuracy: choose the fastest one with at least this accuracy (0 to 1); with both, the most accurate that meets
+    both. output: write the settings there, for --config; force: replace the file.
+
+    Raises `ConfigError` for an invalid document, if neither aim is given, if no configuration qualifies, or if there
+    are no settings to write since full attention was chosen; `OutputError`.
     """
-    choice = choose(read_table(measured), target_speedup=target_speedup, min_accuracy=min_accuracy)
+    if target_speedup is None and min_accuracy is None:
+        raise ConfigError("give a target speed-up, a minimum accuracy or both")
+    choice = _choose(_read_table(measured), target_speedup, min_accuracy)
     if output is not None:
         if choice.chosen.config is None:
             raise ConfigError(f"nothing to write: the choice is {choice.why}, and full attention has no settings")
-        with atomic_output(output, force=force) as file:
-            file.write_text(json.dumps(choice.chosen.config.to_dict(), indent=2) + "\n", encoding="utf-8")
+        write_json(output, choice.chosen.config.to_dict(), force=force)
     return choice
 
 
-def read_table(path: str | os.PathLike[str]) -> list[Row]:
-    """The configurations with known speed and accuracy in a document of `swaa-edge eval --json`.
-
-    Raises `ConfigError` for another file, or if no row has both.
-    """
+def _read_table(path: str | os.PathLike[str]) -> list[Row]:
+    """The configurations with known speed and accuracy, at least one."""
     name = os.fspath(path)
     try:
         with open(path, encoding="utf-8") as file:
@@ -128,18 +132,7 @@ def _measured(path: str, number: int, row: Any) -> Row | None:
     return Row(str(values["config"]), config, values["accuracy"], (low, high), values["prefill_ratio"])
 
 
-def choose(
-    rows: Sequence[Row], *, target_speedup: float | None = None, min_accuracy: float | None = None
-) -> Recommendation:
-    """The most accurate configuration with at least this prefill speed-up over full attention; or the fastest one with
-    at least this accuracy (0 to 1); with both, the most accurate one that meets both.
-
-    Raises `ConfigError` if neither is given, or if no configuration qualifies.
-    """
-    if target_speedup is None and min_accuracy is None:
-        raise ConfigError("give a target speed-up, a minimum accuracy or both")
-    if not rows:
-        raise ConfigError("there is nothing to choose from; give at least one configuration")
+def _choose(rows: Sequence[Row], target_speedup: float | None, min_accuracy: float | None) -> Recommendation:
     names = pareto({str(at): (-row.speedup, row.accuracy) for at, row in enumerate(rows)})
     front = sorted((rows[int(at)] for at in names), key=lambda row: (-row.speedup, -row.accuracy))
     # A configuration off the front is no better than one on it.

@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Collection, Iterable, Sequence
-from typing import Any, Literal
+from collections.abc import Iterator
+from typing import Any
 
 from swaa_edge.calibrate.losses import Measured, with_layers
 from swaa_edge.config import SwaaConfig
-from swaa_edge.errors import SwaaError
 from swaa_edge.support.figure import figure
+from swaa_edge.support.interrupt import Stopped
 
 #: What a row's gain is, by method.
 GAINS = {
     "nll": "loss added when only this layer slides",
     "keep": "loss saved when only this layer keeps full attention",
     "greedy": "loss saved by this layer beside those above it",
-    "lazy": "fraction of the layer's attention outside window and sinks",
 }
+# Longest bar of the ranking in characters.
+_BAR = 40
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Ranked:
 
     layer: int
     gain: float
-    error: float | None = None
+    error: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Report:
     """What a search found so far.
 
     full, sliding, loss: measured with full attention in all layers, in none, and in the `chosen` ones; None until then.
-    stopped: None if the run is complete, "interrupted", or the error that ended it.
+    stopped: None if the run is complete, "interrupted", or the error that ended it. rows: the ranking, unsorted.
     """
 
     swaa: SwaaConfig
@@ -64,19 +65,12 @@ class Report:
     loss: Measured | None = None
     chosen: tuple[int, ...] = ()
     compared: list[Choice] = dataclasses.field(default_factory=list)
-    stopped: SwaaError | Literal["interrupted"] | None = None
-    _rows: list[Ranked] = dataclasses.field(default_factory=list)
-
-    def add(self, rows: Iterable[Ranked]) -> None:
-        self._rows.extend(rows)
-
-    def exchanged(self, rest: Collection[int], rows: Sequence[Ranked]) -> None:
-        """Greedy dropped a layer: `rest` stay chosen, `rows` rank the other layers beside them, best first."""
-        self._rows = [*(row for row in self._rows if row.layer in rest), *rows]
+    stopped: Stopped = None
+    rows: list[Ranked] = dataclasses.field(default_factory=list)
 
     def ranking(self) -> list[Ranked]:
         """The layers, the one that needs full attention most first; for greedy, in the order of their choice."""
-        return self._rows if self.method == "greedy" else sorted(self._rows, key=lambda row: (-row.gain, row.layer))
+        return self.rows if self.method == "greedy" else sorted(self.rows, key=lambda row: (-row.gain, row.layer))
 
     def config(self) -> SwaaConfig | None:
         """The settings with the chosen layers; None before there is a choice."""
@@ -121,6 +115,66 @@ class Report:
             "added": added,
             "error": error,
         }
+
+
+def summary(document: dict[str, Any]) -> str:
+    """The document of a `Calibration` as text: losses, ranking as bars, comparison if any, and --fa-layers to use."""
+    parts = [_facts(document), _bars(document), _comparison(document), _conclusion(document)]
+    return "\n\n".join(text for part in parts if (text := "\n".join(part)))
+
+
+def _facts(document: dict[str, Any]) -> Iterator[str]:
+    swaa = SwaaConfig.from_dict(document["swaa"])
+    decode = {True: "FA decode", False: "no FA decode"}.get(swaa.fa_decode, f"FA decode in {swaa.fa_decode}")
+    yield (
+        f"{document['model']['name']}, {document['layers']} layers; window {swaa.window_size}, "
+        f"{swaa.sink_count} sinks, {decode}"
+    )
+    yield (
+        f"{document['samples']} samples of {document['prompt_tokens']:,} tokens; loss in nats per token, over "
+        f"{document['answer_tokens']:,} answer tokens"
+    )
+    for name, key in (("full attention", "full_loss"), ("all layers slide", "sliding_loss")):
+        if document[key] is not None:
+            yield f"{name + ':':<17} {document[key]:.4f}"
+
+
+def _bars(document: dict[str, Any]) -> Iterator[str]:
+    rows = document["ranking"]
+    most = max((abs(row["gain"]) for row in rows), default=0.0) or 1.0
+    if rows:
+        yield document["gain"] + ":"
+    for row in rows:
+        bar = "#" * round(_BAR * max(0.0, row["gain"]) / most)
+        keeps = "FA" if row["chosen"] else "  "
+        yield f"layer {row['layer']:>3}  {keeps}  {row['gain']:+.4f}{_error(row)}  {bar}".rstrip()
+
+
+def _comparison(document: dict[str, Any]) -> Iterator[str]:
+    table = sorted(document["held_out"]["table"], key=lambda row: row["loss"])
+    width = max((len(row["fa_layers"]) for row in table), default=0)
+    if table:
+        yield f"on {document['held_out']['samples']} held-out samples, by FA layers:"
+    for row in table:
+        mark = "  <- chosen" if row["chosen"] else ""
+        yield f"{row['fa_layers']:>{width}}  loss {row['loss']:.4f}  ({row['added']:+.4f}{_error(row)}){mark}"
+
+
+def _error(row: dict[str, Any]) -> str:
+    return "" if row["error"] is None else f" ± {row['error']:.4f}"
+
+
+def _conclusion(document: dict[str, Any]) -> Iterator[str]:
+    if document["stopped"]:
+        yield f"Stopped early ({document['stopped']}); the same command resumes from here."
+    if document["chosen"]:
+        layers = ",".join(map(str, document["chosen"]))
+        text = f"--fa-layers {layers}  ({len(document['chosen'])} of {document['layers']} layers"
+        if document["chosen_loss"] is not None:
+            text += f"; loss {document['chosen_loss']:.4f}"
+        if document["recovered"] is not None:
+            text += f", recovers {document['recovered']:.0%} of the loss that sliding adds"
+        yield text + ")"
 
 
 def plot(document: dict[str, Any], path: str | os.PathLike[str], kind: str | None = None) -> None:

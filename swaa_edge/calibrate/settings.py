@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from typing import Literal
+from typing import Literal, get_args
 
 from swaa_edge.errors import ConfigError
 
-Method = Literal["nll", "keep", "greedy", "lazy"]
+Method = Literal["nll", "keep", "greedy"]
+METHODS = get_args(Method)
 
 #: Default length of a sample in tokens, if the model was trained for as many.
 PROMPT_TOKENS = 8192

@@ -5,20 +5,20 @@ swaa-edge calibrate model.gguf --text notes.txt -o settings.json
 
 from __future__ import annotations
 
-import json
+import functools
 from typing import Any
 
 import click
 
-from swaa_edge.calibrate.settings import PROMPT_TOKENS, SAMPLES, WINDOWS, CalibrateSettings
+from swaa_edge.calibrate.settings import METHODS, PROMPT_TOKENS, SAMPLES, WINDOWS, CalibrateSettings
 from swaa_edge.cli.options.engine import engine_options
-from swaa_edge.cli.options.output import force_option, json_option, progress_option
+from swaa_edge.cli.options.output import force_option, json_option, print_result, progress_option, raise_stopped
+from swaa_edge.cli.options.settings import setting_option
 from swaa_edge.cli.options.swaa import swaa_options
 from swaa_edge.config import SwaaConfig
-from swaa_edge.errors import SwaaError
 from swaa_edge.support.progress import progress_bar
 
-_DEFAULT = CalibrateSettings()
+_setting = functools.partial(setting_option, CalibrateSettings)
 
 
 class _Keep(click.ParamType):
@@ -33,59 +33,37 @@ class _Keep(click.ParamType):
 
 @click.command()
 @click.argument("model", metavar="MODEL.gguf")
-@click.option("--text", metavar="FILE", help="UTF-8 text to measure on instead of retrieval tasks; - means stdin.")
-@click.option("--task", metavar="NAME,...", default=_DEFAULT.task, show_default=True, help="Retrieval tasks.")
-@click.option(
+@_setting("--text", str, "FILE", "UTF-8 text to measure on instead of retrieval tasks; - means stdin.")
+@_setting("--task", str, "NAME,...", "Retrieval tasks.")
+@_setting(
     "--samples",
-    type=click.IntRange(1),
-    metavar="N",
-    help=f"Samples per task, or windows of the text.  [default: {SAMPLES}; {WINDOWS}]",
+    click.IntRange(1),
+    "N",
+    f"Samples per task, or windows of the text.  [default: {SAMPLES}; {WINDOWS}]",
 )
-@click.option(
+@_setting(
     "--prompt-tokens",
-    type=click.IntRange(16),
-    metavar="N",
-    help=f"Length of a sample, answer included.  [default: {PROMPT_TOKENS}, or the model's context length]",
+    click.IntRange(16),
+    "N",
+    f"Length of a sample, answer included.  [default: {PROMPT_TOKENS}, or the model's context length]",
 )
-@click.option(
+@_setting(
     "--answer-tokens",
-    type=click.IntRange(1),
-    metavar="N",
-    default=_DEFAULT.answer_tokens,
-    show_default=True,
-    help="With --text: tokens at the end of each window whose loss is measured.",
+    click.IntRange(1),
+    "N",
+    "With --text: tokens at the end of each window whose loss is measured.",
 )
-@click.option(
-    "--seed", type=int, metavar="N", default=_DEFAULT.seed, show_default=True, help="Seed of the retrieval tasks."
-)
-@click.option(
-    "--keep",
-    type=_Keep(),
-    metavar="N|F",
-    default=str(_DEFAULT.keep),
-    show_default=True,
-    help="Layers that keep full attention: a number, or a fraction of all.",
-)
-@click.option(
+@_setting("--seed", int, "N", "Seed of the retrieval tasks.")
+@_setting("--keep", _Keep(), "N|F", "Layers that keep full attention: a number, or a fraction of all.")
+@_setting(
     "--method",
-    type=click.Choice(["nll", "keep", "greedy", "lazy"]),
-    default=_DEFAULT.method,
-    show_default=True,
-    help="Rank layers by the loss added when only this layer slides (nll), the loss saved when only this layer keeps "
-    "full attention (keep), the loss saved beside the layers chosen before it (greedy), or the fraction of its "
-    "attention that the window hides (lazy).",
+    click.Choice(METHODS),
+    None,
+    "Rank layers by the loss added when only this layer slides (nll), the loss saved when only this layer keeps full "
+    "attention (keep), or the loss saved beside the layers chosen before it (greedy).",
 )
-@click.option(
-    "--candidates", type=click.IntRange(1), metavar="N", help="With greedy: try only the N layers that keep ranks best."
-)
-@click.option(
-    "--swaps",
-    type=click.IntRange(0),
-    metavar="N",
-    default=_DEFAULT.swaps,
-    show_default=True,
-    help="With greedy: finally try to exchange the N weakest chosen layers.",
-)
+@_setting("--candidates", click.IntRange(1), "N", "With greedy: try only the N layers that keep ranks best.")
+@_setting("--swaps", click.IntRange(0), "N", "With greedy: finally try to exchange the N weakest chosen layers.")
 @click.option("--compare", is_flag=True, help="Compare the choice with periodic patterns on held-out samples.")
 @click.option("-o", "--output", metavar="CONFIG.json", help="Write the settings, for --config of every command.")
 @click.option("--annotate", metavar="OUT.gguf", help="Write a copy of the model with the settings in it.")
@@ -133,9 +111,8 @@ def calibrate(
             chat=not no_chat,
             **options,
         )
-    click.echo(json.dumps(found.to_dict(), indent=2) if json_file == "-" else str(found))
+    print_result(found, as_json=json_file == "-")
     if json_file != "-":
         for file in found.written:
             click.echo(f"wrote {file}")
-    if found.stopped is not None:
-        raise found.stopped if isinstance(found.stopped, SwaaError) else KeyboardInterrupt
+    raise_stopped(found.stopped)

@@ -6,12 +6,10 @@ swaa-edge demo
 from __future__ import annotations
 
 import importlib.util
-import json
 
 import click
 
-from swaa_edge.cli.options.output import json_flag, progress_option
-from swaa_edge.errors import SwaaError
+from swaa_edge.cli.options.output import json_flag, print_result, progress_option, raise_stopped
 from swaa_edge.support.progress import progress_bar
 
 _PLOT = "swaa-edge-demo.png"
@@ -47,9 +45,8 @@ def demo(
     file = None if no_plot else plot or (None if missing else _PLOT)
     with progress_bar(progress) as on_progress:
         comparison = tool.demo(samples=samples, plot_file=file, threads=threads, on_progress=on_progress)
-    if comparison.stopped is not None:
-        raise comparison.stopped if isinstance(comparison.stopped, SwaaError) else KeyboardInterrupt
-    click.echo(json.dumps(comparison.to_dict(), indent=2) if as_json else str(comparison))
+    raise_stopped(comparison.stopped)
+    print_result(comparison, as_json)
     if not as_json and file:
         click.echo(f"\nplot: {file}")
     elif not as_json and not no_plot:

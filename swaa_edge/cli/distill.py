@@ -6,45 +6,37 @@ swaa-edge distill model.gguf --data questions.jsonl -o data.jsonl
 from __future__ import annotations
 
 import functools
-import json
 from typing import Any
 
 import click
 
 from swaa_edge.cli.options.engine import engine_options, sampling_options
 from swaa_edge.cli.options.eval import file_options
-from swaa_edge.cli.options.output import json_flag
+from swaa_edge.cli.options.output import json_flag, print_result, raise_stopped
+from swaa_edge.cli.options.settings import setting_option
 from swaa_edge.engine.settings import EngineSettings
-from swaa_edge.errors import SwaaError
-from swaa_edge.finetune.settings import MAX_TOKENS, SAMPLES, TEMPERATURE
+from swaa_edge.finetune.settings import SAMPLES, TEMPERATURE, DistillSettings
 from swaa_edge.support.progress import progress_bar
+
+_setting = functools.partial(setting_option, DistillSettings)
 
 
 @click.command()
 @click.argument("model", metavar="MODEL")
 @click.option("--data", required=True, metavar="FILE", help="JSON Lines or Parquet with prompt, question, answer.")
 @click.option("-o", "--output", required=True, metavar="OUT.jsonl", help="The file to write.")
-@click.option(
+@_setting(
     "--samples",
-    type=click.IntRange(1, 10**6),
-    metavar="N",
-    help=f"Maximum number of responses per record.  [default: {SAMPLES}; 1 at --temp 0]",
+    click.IntRange(1, 10**6),
+    "N",
+    f"Maximum number of responses per record.  [default: {SAMPLES}; 1 at --temp 0]",
 )
-@click.option(
-    "--keep",
-    type=click.IntRange(1),
-    metavar="N",
-    default=1,
-    show_default=True,
-    help="Number of correct responses to keep per record, the first ones.",
-)
-@click.option(
+@_setting("--keep", click.IntRange(1), "N", "Number of correct responses to keep per record, the first ones.")
+@_setting(
     "--max-tokens",
-    type=click.IntRange(1),
-    metavar="N",
-    default=MAX_TOKENS,
-    show_default=True,
-    help="Maximum length of a response; longer ones are not kept. Reasoning models need thousands of tokens.",
+    click.IntRange(1),
+    "N",
+    "Maximum length of a response; longer ones are not kept. Reasoning models need thousands of tokens.",
 )
 @json_flag
 @file_options
@@ -87,6 +79,5 @@ def distill(
             **options,
         )
     if found.collected.responses:
-        click.echo(json.dumps(found.to_dict(), indent=2) if as_json else str(found))
-    if found.stopped is not None:
-        raise found.stopped if isinstance(found.stopped, SwaaError) else KeyboardInterrupt
+        print_result(found, as_json)
+    raise_stopped(found.stopped)

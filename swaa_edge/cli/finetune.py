@@ -5,18 +5,19 @@ swaa-edge finetune Qwen3-4B --data distilled.jsonl --output adapter --recipe qua
 
 from __future__ import annotations
 
-import json
+import functools
 from typing import Any
 
 import click
 
-from swaa_edge.cli.options.output import json_option, progress_option
+from swaa_edge.cli.options.output import json_option, print_result, progress_option
+from swaa_edge.cli.options.settings import setting_option
 from swaa_edge.cli.options.swaa import swaa_options
 from swaa_edge.config import SwaaConfig
 from swaa_edge.finetune.settings import Settings
 from swaa_edge.support.progress import progress_bar
 
-_DEFAULT = Settings()
+_setting = functools.partial(setting_option, Settings)
 
 
 class _Names(click.ParamType):
@@ -24,15 +25,6 @@ class _Names(click.ParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
         return value if isinstance(value, tuple) else tuple(name.strip() for name in value.split(","))
-
-
-def _setting(flag: str, kind: Any, metavar: str, help_text: str) -> Any:
-    """The option of a field of `Settings`, with its default."""
-    default = getattr(_DEFAULT, flag.removeprefix("--").replace("-", "_"))
-    shown = ",".join(default) if isinstance(default, tuple) else default
-    return click.option(
-        flag, type=kind, metavar=metavar, default=shown, show_default=default is not None, help=help_text
-    )
 
 
 @click.command()
@@ -43,7 +35,7 @@ def _setting(flag: str, kind: Any, metavar: str, help_text: str) -> Any:
 @_setting("--lora-alpha", float, "X", "Scale of the LoRA matrices; see --rslora.")
 @click.option(
     "--rslora/--no-rslora",
-    default=_DEFAULT.rslora,
+    default=Settings.rslora,
     help="Divide --lora-alpha by the square root of the rank (rsLoRA), or by the rank.  [default: rslora]",
 )
 @_setting("--lora-dropout", float, "X", "Dropout of LoRA's input.")
@@ -110,4 +102,4 @@ def finetune(
             chat=not no_chat,
             **options,
         )
-    click.echo(json.dumps(outcome.to_dict(), indent=2) if json_file == "-" else str(outcome))
+    print_result(outcome, as_json=json_file == "-")

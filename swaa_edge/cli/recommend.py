@@ -5,11 +5,9 @@ swaa-edge recommend eval.json --target-speedup 2 -o settings.json
 
 from __future__ import annotations
 
-import json
-
 import click
 
-from swaa_edge.cli.options.output import force_option, json_flag
+from swaa_edge.cli.options.output import force_option, json_flag, print_result
 
 
 @click.command()
@@ -47,9 +45,6 @@ def recommend(
     from swaa_edge.calibrate import recommend as choose
 
     choice = choose(measured, target_speedup=target_speedup, min_accuracy=min_accuracy, output=output, force=force)
-    if as_json:
-        click.echo(json.dumps(choice.to_dict(), indent=2))
-        return
-    click.echo(choice.why)
-    if output is not None:
+    print_result(choice, as_json)
+    if output is not None and not as_json:
         click.echo(f"wrote {output}")

@@ -8,10 +8,12 @@ goes into a temporary file beside the target, which is flushed to disk and then 
 
 import contextlib
 import errno
+import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from swaa_edge.errors import OutputError
 
@@ -74,6 +76,12 @@ def check_outputs(files: Iterable[str | None], *, force: bool = False) -> None:
 
     with contextlib.suppress(Claimed), atomic_outputs(files, force=force):
         raise Claimed
+
+
+def write_json(path: str | os.PathLike[str], document: dict[str, Any], *, force: bool = False) -> None:
+    """Write `document` as JSON through `atomic_output`."""
+    with atomic_output(path, force=force) as temporary:
+        temporary.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,6 +1,7 @@
-"""Ctrl-C that stops a model within one ubatch instead of when the C library returns.
+"""Ctrl-C that stops a model within one ubatch instead of when the C library returns, and runs that it ends early.
 
 with interruptible(llm): llm.eval(tokens)
+with ends_early(report, lambda: journal.records): measure(report)
 """
 
 from __future__ import annotations
@@ -9,10 +10,13 @@ import contextlib
 import signal
 import socket
 import threading
-from collections.abc import Iterator
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, Protocol
 
-from swaa_edge.errors import GenerationCancelled
+from swaa_edge.errors import GenerationCancelled, SwaaError
+
+#: What ended a run: None if it is complete, "interrupted", or an error.
+Stopped = SwaaError | Literal["interrupted"] | None
 
 
 class Cancellable(Protocol):
@@ -61,3 +65,20 @@ def interruptible(llm: Cancellable) -> Iterator[None]:
         ours.close()
     if pressed.is_set():
         raise KeyboardInterrupt
+
+
+class Stoppable(Protocol):
+    stopped: Stopped
+
+
+@contextlib.contextmanager
+def ends_early(report: Stoppable, has_results: Callable[[], object]) -> Iterator[None]:
+    """End the block at Ctrl-C, or at a `SwaaError` once there are results, and put the reason into `report.stopped`."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        report.stopped = "interrupted"
+    except SwaaError as error:
+        if not has_results():
+            raise
+        report.stopped = error

@@ -11,7 +11,7 @@ def made(full=1.0, sliding=3.0, chosen=1.5):
     report = Report(SwaaConfig(64), 3, "nll", 1, answer_tokens=2, n_cases=2, n_held_out=2, chosen=(1,))
     losses = [None if loss is None else Measured((loss, loss), 2) for loss in (full, sliding, chosen)]
     report.full, report.sliding, report.loss = losses
-    report.add([Ranked(0, 0.1, 0.01), Ranked(1, 0.9, None), Ranked(2, 0.0, 0.2)])
+    report.rows = [Ranked(0, 0.1, 0.01), Ranked(1, 0.9, None), Ranked(2, 0.0, 0.2)]
     report.compared = [Choice("all", (0, 1, 2), losses[0], False), Choice("1", (1,), losses[2] or losses[0], True)]
     return report
 

@@ -22,8 +22,8 @@ CASES = [Case("a", (1, 2, 3), (4, 5)), Case("b", (1, 2, 9), (4,))]
 N = 6
 
 
-def search(load, swaa, n_layers, cases, *, visible=None, held_out=(), journal=None, on_progress=None, **settings):
-    more = {"visible": visible, "held_out": held_out, "journal": journal, "on_progress": on_progress}
+def search(load, swaa, n_layers, cases, *, held_out=(), journal=None, on_progress=None, **settings):
+    more = {"held_out": held_out, "journal": journal, "on_progress": on_progress}
     return search_with(load, swaa, n_layers, cases, CalibrateSettings(**settings), **more)
 
 
@@ -209,7 +209,6 @@ def test_progress_counts_up_to_its_total(monkeypatch, method, candidates, held_o
         ),
         ({"swaps": -1}, "swaps = -1 must be 0 or more"),
         ({"cases": []}, "there is nothing to measure the loss of; give at least one sample"),
-        ({"method": "lazy"}, "method lazy needs a measurement of attention; give visible"),
     ],
 )
 def test_numbers_that_do_not_fit(monkeypatch, arguments, message):
@@ -217,17 +216,3 @@ def test_numbers_that_do_not_fit(monkeypatch, arguments, message):
     with pytest.raises(ConfigError, match=message):
         search(engine.load, SWAA, N, **{"cases": CASES} | arguments)
     assert engine.asked == []
-
-
-def test_lazy_ranks_by_what_a_window_does_not_show(monkeypatch):
-    report = search(
-        FakeEngine(monkeypatch, additive).load,
-        SWAA,
-        N,
-        CASES,
-        keep=2,
-        method="lazy",
-        visible=lambda: [0.9, 0.5, 0.99, 0.7, 0.2, 1.0],
-    )
-    assert report.chosen == (1, 4) and [row.layer for row in report.ranking()] == [4, 1, 3, 0, 2, 5]
-    assert report.loss.loss == pytest.approx(3 - 0.55)

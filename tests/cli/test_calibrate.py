@@ -131,17 +131,6 @@ def test_in_place_with_greedy_and_a_fraction(fake, file):
     assert "loss saved by this layer beside those above it:\nlayer   1  FA  +1.0000 ± 0.0000  ####" in result.stdout
 
 
-def test_lazy(fake, file, monkeypatch):
-    monkeypatch.setattr(calibration, "visible_attention", lambda load, swaa, n, cases: [0.5, 0.75, 1.0, 0.25])
-    lines = run("calibrate", file, "--method", "lazy").stdout.splitlines()
-    assert lines[5:8] == [
-        "fraction of the layer's attention outside window and sinks:",
-        f"layer   3  FA  +0.7500  {'#' * 40}",
-        f"layer   0      +0.5000  {'#' * 27}",
-    ]
-    assert lines[-1] == "--fa-layers 3  (1 of 4 layers; loss 1.6250, recovers 23% of the loss that sliding adds)"
-
-
 @pytest.mark.parametrize(
     "failure, code, error",
     [

@@ -7,9 +7,14 @@
 def bench(json_file: str | None, force: bool, progress: bool | None): ...
 """
 
+import json
 import sys
+from typing import Any
 
 import click
+
+from swaa_edge.errors import SwaaError
+from swaa_edge.support.interrupt import Stopped
 
 progress_option = click.option(
     "--progress/--no-progress", default=None, help="Show progress on stderr.  [default: if stderr is a terminal]"
@@ -20,6 +25,17 @@ json_option = click.option(
 #: For commands whose result goes to stdout anyway.
 json_flag = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
 force_option = click.option("--force", is_flag=True, help="Overwrite existing output files.")
+
+
+def print_result(result: Any, as_json: bool) -> None:
+    """Print a result as its JSON document, or as its text."""
+    click.echo(json.dumps(result.to_dict(), indent=2) if as_json else str(result))
+
+
+def raise_stopped(stopped: Stopped) -> None:
+    """Raise what ended a run early, if anything did."""
+    if stopped is not None:
+        raise stopped if isinstance(stopped, SwaaError) else KeyboardInterrupt
 
 
 def print_piece(text: str) -> None:

@@ -1,0 +1,19 @@
+"""An option for a field of a settings class, whose default it has and shows.
+
+setting = functools.partial(setting_option, CalibrateSettings)
+@setting("--seed", int, "N", "Seed of the retrieval tasks.")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+
+def setting_option(settings: type, flag: str, kind: Any, metavar: str | None, text: str) -> Callable[..., Any]:
+    """The option `flag` of type `kind` for the field of `settings` that has its name; text: its help."""
+    default = getattr(settings, flag.removeprefix("--").replace("-", "_"))
+    shown = ",".join(f"{part}" for part in default) if isinstance(default, tuple) else default
+    return click.option(flag, type=kind, metavar=metavar, default=shown, show_default=shown is not None, help=text)
