@@ -201,7 +201,7 @@ class SwaaLlama(llama_cpp.Llama):
         timings, turn, tokens = Timings(), Turn(), list(tokens)
         self.last_timings = timings
         if _GENERATE.bind(self, tokens, *args, **kwargs).arguments.get("reset", True):
-            end = self._kv_cache.reach(self._input_ids, tokens, has_logits=not self._requires_eval)
+            end = self._kv_cache.reach(self.input_ids[: self.n_tokens], tokens, has_logits=not self._requires_eval)
             if end == 0:
                 self.reset()
             elif end is not None:

@@ -13,7 +13,7 @@ from support import ROOT
 ORDER = [
     *("errors", "support", "layers", "config", "metadata", "files", "native", "convert"),
     *("engine", "llama", "kvsize", "hf", "describe", "generate", "server"),
-    *("bench", "shapes", "evaluate", "calibrate", "finetune", "demo", "cli"),
+    *("shapes", "bench", "evaluate", "calibrate", "finetune", "demo", "cli"),
 ]
 # The only upward imports, all within functions.
 DOORS = {

@@ -6,8 +6,7 @@ report = bench_attention("model.gguf", quick=True); report.to_dict()["decode_vs_
 
 from swaa_edge.bench.attention import bench_attention
 from swaa_edge.bench.attention_report import AttentionReport
-from swaa_edge.bench.plot import plot
-from swaa_edge.bench.report import Report
+from swaa_edge.bench.report import Report, plot
 from swaa_edge.bench.run import bench
 
 __all__ = ["AttentionReport", "Report", "bench", "bench_attention", "plot"]

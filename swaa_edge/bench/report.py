@@ -19,6 +19,7 @@ from swaa_edge.bench.workload import Workload
 from swaa_edge.config import Configuration, SwaaConfig
 from swaa_edge.engine.configurations import FULL
 from swaa_edge.errors import SwaaError
+from swaa_edge.support.figure import figure
 from swaa_edge.support.machine import machine
 from swaa_edge.support.table import table
 
@@ -236,3 +237,28 @@ def warnings(document: dict[str, Any]) -> Iterator[str]:
         yield f"The machine was busy at the start (load {load:.1f} on {cores} cores); the times may be noise."
     if document["stopped"]:
         yield f"Stopped early ({document['stopped']}); these are the results until then."
+
+
+def plot(document: dict[str, Any], path: str | os.PathLike[str], kind: str | None = None) -> None:
+    """Draw `Report.to_dict()` into the file `path`.
+
+    kind: "png", "svg" or "pdf"; None takes the type from the name. Raises `ConfigError` without matplotlib.
+    """
+    rows = document["rows"]
+    with figure(path, size=(10, 4.2), kind=kind) as canvas:
+        speed, ratio = canvas.subplots(1, 2)
+        for number, name in enumerate(dict.fromkeys(row["config"] for row in rows)):
+            mine = [row for row in rows if row["config"] == name]
+            lengths, style = [row["prompt_tokens"] for row in mine], {"color": f"C{number}", "marker": "o"}
+            speed.plot(lengths, [row["prefill_tok_s"] for row in mine], label=name, **style)
+            if name not in (FULL, UNPATCHED):
+                ratio.plot(lengths, [row["prefill_ratio"] for row in mine], label=name, **style)
+                bounds = [row["bound"] or float("nan") for row in mine]
+                ratio.plot(lengths, bounds, color=style["color"], linestyle=":", label=f"{name}, bound")
+        speed.set(xlabel="prompt tokens", ylabel="prefill, tokens per second", ylim=(0, None))
+        ratio.set(xlabel="prompt tokens", ylabel="prefill, speed-up over full attention", ylim=(0, None))
+        ratio.axhline(1, color="gray", linewidth=0.8)
+        for axes in (speed, ratio):
+            axes.legend(fontsize="small")
+            axes.grid(alpha=0.3)
+        canvas.suptitle(f"{document['model']['name']} on {document['machine']['cpu']}", fontsize="medium")

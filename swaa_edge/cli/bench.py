@@ -12,7 +12,6 @@ from typing import Any
 
 import click
 
-from swaa_edge.bench.random_model import SHAPES, TYPES, temporary_shape
 from swaa_edge.cli.options.engine import engine_options
 from swaa_edge.cli.options.numbers import Numbers
 from swaa_edge.cli.options.output import force_option, json_option, progress_option
@@ -20,6 +19,7 @@ from swaa_edge.cli.options.swaa import Chosen, raw_swaa_options
 from swaa_edge.config import RECIPES
 from swaa_edge.engine.settings import EngineSettings
 from swaa_edge.errors import SwaaError
+from swaa_edge.shapes import SHAPES, TYPES, temporary_shape
 from swaa_edge.support.atomic import atomic_outputs
 from swaa_edge.support.progress import progress_bar
 

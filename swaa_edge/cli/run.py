@@ -16,7 +16,7 @@ from swaa_edge.cli.options.swaa import swaa_options_or_full
 from swaa_edge.config import Configuration
 from swaa_edge.engine.settings import EngineSettings
 from swaa_edge.errors import ConfigError
-from swaa_edge.files.text import read_text
+from swaa_edge.files.records import read_text
 from swaa_edge.support.interrupt import interruptible
 from swaa_edge.support.progress import PrefillProgress, progress_stream
 

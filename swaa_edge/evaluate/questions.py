@@ -23,7 +23,7 @@ from swaa_edge.evaluate.facts import STYLES
 from swaa_edge.evaluate.run import MAX_TOKENS
 from swaa_edge.evaluate.scoring import SCORERS, Scorer, in_order
 from swaa_edge.evaluate.tasks import TASKS, TaskSettings, build
-from swaa_edge.files.text import read_text
+from swaa_edge.files.records import read_text
 from swaa_edge.support.sample_text import real_text
 
 if TYPE_CHECKING:

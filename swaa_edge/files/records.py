@@ -1,4 +1,4 @@
-"""Records of a user's data file, JSON Lines or Parquet, each with its position for error messages.
+"""The files of data that a user names: records in JSON Lines or Parquet, each with its position, and plain text.
 
     for number, source, record in read_records("data.jsonl", ("prompt", "answer")): text(source, record, "prompt")
 
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import codecs
 import json
+import os
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,24 @@ def read_records(path: Path, fields: Sequence[str], needed: Sequence[str] = ()) 
         yield from records
     except OSError as error:  # pyarrow's own has no errno, and several lines
         raise DataFileError(f"cannot read {path}: {' '.join((error.strerror or str(error)).split())}") from error
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """Return the text of the file at `path`; "-" is stdin.
+
+    Raises `ConfigError` if the file is missing, empty or not UTF-8.
+    """
+    where = "stdin" if path == "-" else path
+    try:
+        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+        text = data.decode("utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot read {where}: {error.strerror}; give a text file") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{where} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+    if not text.strip():
+        raise ConfigError(f"{where} is empty; give a file with text")
+    return text
 
 
 def text(source: str, record: dict[str, Any], field: str) -> str:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from swaa_edge.config import Configuration, SwaaConfig
 from swaa_edge.engine.settings import EngineSettings
+from swaa_edge.errors import GenerationError
 from swaa_edge.files.model import read_model
-from swaa_edge.generate.context import fitting_context
 
 if TYPE_CHECKING:
     from swaa_edge.llama import SwaaLlama, Timings
@@ -114,3 +114,24 @@ def complete(
             load_seconds=load_seconds,
             timings=llm.last_timings,
         )
+
+
+def fitting_context(model: str | os.PathLike[str], n_prompt: int, n_new: int, requested: int | None = None) -> int:
+    """The context for `n_prompt` + `n_new` tokens: exactly that, or `requested`.
+
+    Raises `GenerationError` if `requested`, or else the context that the model was trained for, is too small.
+    """
+    needed = n_prompt + n_new
+    if requested is not None:
+        if requested < needed:
+            raise GenerationError(
+                f"--ctx {requested} is too small for {n_prompt} prompt tokens and {n_new} new ones; it takes {needed}"
+            )
+        return requested
+    trained = read_model(model).context_length
+    if trained and needed > trained:
+        raise GenerationError(
+            f"{n_prompt} prompt tokens and {n_new} new ones exceed the {trained} that the model was trained for; "
+            f"shorten the prompt, lower -n, or exceed the training context with --ctx {needed}"
+        )
+    return needed

@@ -7,6 +7,7 @@ Each turn sends the whole conversation; the part that is in the KV cache already
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -14,9 +15,13 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 
 from swaa_edge.errors import GenerationError
+from swaa_edge.files.model import read_model
 
 if TYPE_CHECKING:
     from swaa_edge.llama import SwaaLlama
+
+#: Tokens. The whole context that a model was trained for can take tens of gigabytes of K and V.
+DEFAULT_CONTEXT = 16384
 
 
 class Conversation:
@@ -78,3 +83,10 @@ class Conversation:
             if piece := chunk["choices"][0]["delta"].get("content"):
                 pieces.append(piece)
                 on_text(piece)
+
+
+def conversation_context(model: str | os.PathLike[str], requested: int | None = None) -> int:
+    """The context for a conversation: `requested`, or what `model` was trained for up to `DEFAULT_CONTEXT`."""
+    if requested is not None:
+        return requested
+    return min(read_model(model).context_length or DEFAULT_CONTEXT, DEFAULT_CONTEXT)

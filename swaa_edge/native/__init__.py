@@ -1,46 +1,142 @@
 """The patched llama.cpp library: found, loaded under `llama_cpp` and checked, with our own C functions as Python.
 
-from swaa_edge import native
-llama_cpp = native.load(); native.set_phase(llm.ctx, native.Phase.PREFILL)
+Pointers (`llama_model *`, `llama_context *`) are ints here, as in llama_cpp.
+
+    from swaa_edge import native
+    llama_cpp = native.load(); native.set_phase(llm.ctx, native.Phase.PREFILL)
 """
 
-from swaa_edge.native.abi import ABI_VERSION
-from swaa_edge.native.functions import (
-    AbortFlag,
-    ModelConfig,
-    Phase,
-    Policy,
-    can_continue,
-    fingerprint,
-    get_policy,
-    holds,
-    kv_bytes,
-    last_error,
-    model_config,
-    ring_cells,
-    set_default_policy,
-    set_phase,
-)
-from swaa_edge.native.library import LLAMA_CPP_VERSION, PATH_VARIABLE, library_dir, load
+from __future__ import annotations
 
-__all__ = [
-    "ABI_VERSION",
-    "LLAMA_CPP_VERSION",
-    "PATH_VARIABLE",
-    "AbortFlag",
-    "ModelConfig",
-    "Phase",
-    "Policy",
-    "can_continue",
-    "fingerprint",
-    "get_policy",
-    "holds",
-    "kv_bytes",
-    "last_error",
-    "library_dir",
-    "load",
-    "model_config",
-    "ring_cells",
-    "set_default_policy",
-    "set_phase",
-]
+import ctypes
+import enum
+import sys
+from dataclasses import dataclass
+
+from swaa_edge.native.abi import CConfig
+from swaa_edge.native.library import library_dir, load
+
+__all__ = ["library_dir", "load"]
+
+
+class Phase(enum.IntEnum):
+    """Kind of the tokens in the next llama_decode calls; AUTO: a sequence's only token in a batch is decode."""
+
+    AUTO = 0
+    PREFILL = 1
+    DECODE = 2
+
+
+class Policy(enum.IntEnum):
+    """How sliding layers compute: block table in the kernel, gather and stock kernel, or a full-width mask."""
+
+    AUTO = 0
+    TABLE = 1
+    COPY = 2
+    DENSE = 3
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """SWAA settings of a loaded model; `sliding` and `fa_decode` hold one bool per layer."""
+
+    window_size: int
+    sink_count: int
+    sliding: tuple[bool, ...]
+    fa_decode: tuple[bool, ...]
+
+
+def _lib() -> ctypes.CDLL:
+    return load().llama_cpp._lib
+
+
+def last_error() -> str:
+    """Why SWAA refused the last model, context, batch, state or cut of a sequence on this thread; "" if it didn't."""
+    return (_lib().llama_swaa_last_error() or b"").decode("utf-8", "replace")
+
+
+def model_config(model: int) -> ModelConfig | None:
+    """The SWAA settings in force in a `llama_model *`; None if SWAA is off for it."""
+    head = CConfig()
+    if not _lib().llama_swaa_model_config(model, ctypes.byref(head), None, None, 0):
+        return None
+    sliding, fa_decode = (ctypes.c_uint8 * head.n_layer)(), (ctypes.c_uint8 * head.n_layer)()
+    _lib().llama_swaa_model_config(model, ctypes.byref(head), sliding, fa_decode, head.n_layer)
+    return ModelConfig(head.window_size, head.sink_count, tuple(map(bool, sliding)), tuple(map(bool, fa_decode)))
+
+
+def set_phase(context: int, phase: Phase) -> None:
+    """Set the kind of the tokens in the following llama_decode calls on a `llama_context *`."""
+    if _lib().llama_swaa_set_phase(context, phase) != 0:
+        raise ValueError(f"phase {phase!r} must be one of {', '.join(map(str, list(Phase)))}")
+
+
+def get_policy(context: int) -> Policy:
+    """The policy of a `llama_context *`; AUTO if SWAA is off in it."""
+    return Policy(_lib().llama_swaa_get_policy(context))
+
+
+def fingerprint(context: int) -> int:
+    """A 64-bit number that contexts share if they have the same model, SWAA settings and encoding of positions.
+
+    K and V computed in one such `llama_context *` are valid in another.
+    """
+    return _lib().llama_swaa_fingerprint(context)
+
+
+def can_continue(context: int, sequence: int, position: int) -> bool:
+    """Whether a next token of `sequence` at `position`, once it is cut there, would find all keys it must see.
+
+    Always true without a ring. Where it is false, llama_memory_seq_rm refuses to cut there.
+    """
+    return _lib().llama_swaa_can_continue(context, sequence, position)
+
+
+def holds(context: int, sequence: int, start: int, end: int) -> bool:
+    """Whether all layers still hold K and V of `sequence` at positions `start` to `end` - 1."""
+    return _lib().llama_swaa_holds(context, sequence, start, end)
+
+
+def kv_bytes(context: int) -> int:
+    """Bytes that a `llama_context *` has allocated for K and V."""
+    return _lib().llama_swaa_kv_bytes(context)
+
+
+def ring_cells(context: int) -> int:
+    """Cells of the ring of one stream of a `llama_context *`; 0 if no layer is in a ring."""
+    return _lib().llama_swaa_ring_cells(context)
+
+
+def set_default_policy(policy: Policy) -> None:
+    """Set the policy of contexts made from now on, for comparisons and tests; AUTO chooses per device."""
+    if _lib().llama_swaa_set_default_policy(policy) != 0:
+        raise ValueError(f"policy {policy!r} must be one of {', '.join(map(str, list(Policy)))}")
+
+
+class AbortFlag:
+    """A flag that stops a running llama_decode from any thread: it returns 2 once the current graph node is done.
+
+    ggml calls its abort callback before every node, a thousand times per token. A Python callback would
+    take the interpreter's lock each time, so the callback is C's own `strlen` on a string of one or no
+    character: it returns true or false in the register of a bool, and takes 3 ns.
+    """
+
+    def __init__(self) -> None:
+        libc = ctypes.cdll.msvcrt if sys.platform == "win32" else ctypes.CDLL(None)
+        self._string = ctypes.create_string_buffer(2)
+        self._callback = load().llama_cpp.ggml_abort_callback(ctypes.cast(libc.strlen, ctypes.c_void_p).value)
+
+    def attach(self, context: int) -> None:
+        """Make a `llama_context *` heed this flag; the flag must outlive it."""
+        load().llama_set_abort_callback(context, self._callback, ctypes.addressof(self._string))
+
+    def set(self) -> None:
+        """Stop the current evaluation, and any that starts before `clear`."""
+        self._string[0] = b"x"
+
+    def clear(self) -> None:
+        """Let evaluations run again."""
+        self._string[0] = b"\0"
+
+    def __bool__(self) -> bool:
+        return self._string[0] != b"\0"

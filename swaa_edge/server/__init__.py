@@ -1,9 +1,158 @@
-"""An OpenAI-compatible server with a SwaaLlama in it.
+"""llama-cpp-python's OpenAI-compatible server, with a SwaaLlama in it.
 
-from swaa_edge.server import serve
-serve("model.gguf", port=8000)
+    serve("model.gguf", port=8000, on_ready=print)
+    curl http://127.0.0.1:8000/v1/completions -d '{"prompt": "Once upon", "max_tokens": 20}'
+
+The routes, request types and streaming are upstream's; only the model is made here.
 """
 
-from swaa_edge.server.app import serve
+from __future__ import annotations
 
-__all__ = ["serve"]
+import contextlib
+import importlib.util
+import logging
+import os
+import socket
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from swaa_edge.config import Configuration
+from swaa_edge.engine.settings import EngineSettings
+from swaa_edge.errors import ConfigError, GenerationCancelled
+from swaa_edge.files.model import read_model
+from swaa_edge.generate import conversation_context
+
+if TYPE_CHECKING:
+    import fastapi
+
+    from swaa_edge.llama import SwaaLlama
+
+
+def serve(
+    model: str | os.PathLike[str],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    api_key: str | None = None,
+    swaa: Configuration | None = None,
+    engine: EngineSettings | None = None,
+    on_ready: Callable[[str], object] = lambda url: None,
+) -> None:
+    """Answer OpenAI's requests for `model` until a signal arrives.
+
+    port: 0 takes a free one. api_key: refuse requests without it. swaa: as for `SwaaLlama`. on_ready: called with the
+    base URL, ".../v1", once the model is loaded.
+
+    Raises `ConfigError` if a package is missing or the port is not available, and whatever loading the model raises.
+    """
+    _check_packages()
+    engine = engine or EngineSettings()
+    # Listening comes first, so that a port in use is reported before minutes of loading.
+    with contextlib.closing(listen(host, port)) as listener:
+        file = read_model(model)
+        llm = engine.load(file, swaa=swaa, n_ctx=conversation_context(file, engine.n_ctx), kind=served_class())
+        with contextlib.closing(llm):
+            address, port = listener.getsockname()[:2]
+            on_ready(f"http://{f'[{address}]' if ':' in address else address}:{port}/v1")
+            run_server(make_app(llm, api_key), llm, listener)
+
+
+def _check_packages() -> None:
+    for name in ("uvicorn", "fastapi", "pydantic_settings", "sse_starlette", "starlette_context"):
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(f"serve needs the package {name}; pip install 'swaa-edge[server]'")
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a listening socket on `host`:`port`. Raises `ConfigError` if the address or port is not available."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, _, _, _, address = found[0]
+        return socket.create_server(address[:2], family=family)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError(f"cannot listen on {host}:{port}: {reason}; choose another --host or --port") from error
+
+
+def served_class() -> type[SwaaLlama]:
+    """Return a SwaaLlama whose answers end with HTTP status 503, not a traceback, when the server stops."""
+    from fastapi import HTTPException
+
+    from swaa_edge.llama import SwaaLlama
+
+    class Served(SwaaLlama):
+        def generate(self, *args: Any, **kwargs: Any) -> Iterator[int]:
+            try:
+                yield from super().generate(*args, **kwargs)
+            except GenerationCancelled:
+                raise HTTPException(503, "the server is stopping") from None
+
+    return Served
+
+
+def make_app(llm: SwaaLlama, api_key: str | None = None) -> fastapi.FastAPI:
+    """Return upstream's server application with `llm` as its only model."""
+    from swaa_edge import native
+
+    native.load()
+    from llama_cpp.server import app as upstream
+    from llama_cpp.server.model import LlamaProxy
+    from llama_cpp.server.settings import ModelSettings, ServerSettings
+
+    _declare_details()
+
+    class LoadedModel(LlamaProxy):
+        @staticmethod
+        def load_llama_from_model_settings(settings: ModelSettings) -> SwaaLlama:
+            return llm
+
+    # model_construct keeps these classes from reading HOST, PORT, MODEL, CACHE and so on from the environment.
+    # A new request waits for its turn; by default upstream would interrupt the answer in progress.
+    server = ServerSettings.model_construct(api_key=api_key, interrupt_requests=False)
+    model = ModelSettings.model_construct(model=llm.model_path, model_alias=os.path.basename(llm.model_path))
+    with _replaced(upstream, "LlamaProxy", LoadedModel), _unset("CONFIG_FILE"):
+        return upstream.create_app(server_settings=server, model_settings=[model])
+
+
+def run_server(app: fastapi.FastAPI, llm: SwaaLlama, listener: socket.socket) -> None:
+    """Answer requests on `listener` until a signal arrives, then stop the answer in progress and return."""
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: Any) -> None:
+            # A stream in progress can't get another status, so uvicorn would log a traceback for it.
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+            llm.cancel()
+            super().handle_exit(sig, frame)
+
+    Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
+
+
+def _declare_details() -> None:
+    # FastAPI drops fields that the type of an answer lacks, and upstream's lacks SwaaLlama's count of reused tokens.
+    from llama_cpp.llama_types import CompletionUsage
+    from typing_extensions import NotRequired
+
+    CompletionUsage.__annotations__["prompt_tokens_details"] = NotRequired[dict[str, int]]
+
+
+@contextlib.contextmanager
+def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
+    # create_app has no parameter for the class of its model; it looks this name up when called.
+    before = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)
+
+
+@contextlib.contextmanager
+def _unset(variable: str) -> Iterator[None]:
+    # create_app reads its settings from the file that this variable names, and the name is a common one.
+    before = os.environ.pop(variable, None)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[variable] = before

@@ -11,9 +11,9 @@ import pytest
 from swaa_edge import native
 from swaa_edge.bench import client
 from swaa_edge.bench.client import Job, Runner, libraries
-from swaa_edge.bench.random_model import write_shape
 from swaa_edge.engine.settings import EngineSettings
 from swaa_edge.errors import GenerationError, NativeLibraryError
+from swaa_edge.shapes import write_shape
 
 
 def test_a_job_survives_its_line():

@@ -7,8 +7,8 @@ import pytest
 from swaa_edge import native
 from swaa_edge.bench import worker
 from swaa_edge.bench.client import Job, Runner
-from swaa_edge.bench.random_model import write_shape
 from swaa_edge.engine.settings import EngineSettings
+from swaa_edge.shapes import write_shape
 
 
 def test_buffer_sizes_come_from_the_log():

@@ -11,9 +11,9 @@ import time
 import pytest
 from click.testing import CliRunner
 
-from swaa_edge.bench.random_model import write_shape
 from swaa_edge.cli import cli
 from swaa_edge.errors import GenerationError
+from swaa_edge.shapes import write_shape
 
 
 def run(*args):

@@ -12,9 +12,9 @@ import urllib.request
 import pytest
 from click.testing import CliRunner
 
+from swaa_edge import server as serving
 from swaa_edge.cli import cli
 from swaa_edge.errors import ConfigError, NativeLibraryError
-from swaa_edge.server import app
 
 # Variables that upstream's settings classes read, and one that keeps proxies out.
 ENVIRONMENT = {"CONFIG_FILE": "/none/there.json", "PORT": "not a number", "CACHE": "maybe", "no_proxy": "*"}
@@ -31,11 +31,11 @@ def test_a_port_in_use_is_reported_before_the_model_is_read():
 
 def test_an_unknown_host():
     with pytest.raises(ConfigError, match=r"cannot listen on no\.such\.host\.invalid:80: "):
-        app.listen("no.such.host.invalid", 80)
+        serving.listen("no.such.host.invalid", 80)
 
 
 def test_missing_packages_are_named(monkeypatch):
-    monkeypatch.setattr(app.importlib.util, "find_spec", lambda name: None if name == "sse_starlette" else object())
+    monkeypatch.setattr(serving.importlib.util, "find_spec", lambda name: None if name == "sse_starlette" else object())
     result = CliRunner().invoke(cli, ["serve", "model.gguf", "--port", "0"])
     assert (result.exit_code, result.stderr) == (
         1,

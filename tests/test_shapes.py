@@ -11,15 +11,15 @@ import gguf
 import numpy as np
 import pytest
 
-from swaa_edge.bench import random_model
-from swaa_edge.bench.random_model import SHAPES, write_shape
+from swaa_edge import shapes
 from swaa_edge.errors import ConfigError, OutputError
 from swaa_edge.files.model import read_model
+from swaa_edge.shapes import SHAPES, write_shape
 
-BASELINE = Path(__file__).parents[2] / "build/baseline/lib"
+BASELINE = Path(__file__).parents[1] / "build/baseline/lib"
 
 
-@pytest.mark.parametrize("ftype", random_model.TYPES)
+@pytest.mark.parametrize("ftype", shapes.TYPES)
 def test_the_file_has_the_dimensions_of_its_shape(tmp_path, ftype):
     path = write_shape(tmp_path / "shape.gguf", "qwen3-0.6b", layers=2, ftype=ftype, vocab=300)
     model = read_model(path)
@@ -37,15 +37,15 @@ def test_the_file_has_the_dimensions_of_its_shape(tmp_path, ftype):
     "name, parameters", [("qwen3-0.6b", 0.596e9), ("qwen3-4b", 4.022e9), ("llama-3.1-8b", 8.030e9)]
 )
 def test_all_dimensions_together_give_the_number_of_parameters(name, parameters):
-    count = sum(int(np.prod(dims)) for _, dims in random_model._tensors(SHAPES[name]))
+    count = sum(int(np.prod(dims)) for _, dims in shapes._tensors(SHAPES[name]))
     assert count == pytest.approx(parameters, rel=1e-3)
 
 
-@pytest.mark.parametrize("ftype", random_model.TYPES)
+@pytest.mark.parametrize("ftype", shapes.TYPES)
 def test_weights_are_random_at_the_right_scale(tmp_path, ftype):
     path = write_shape(tmp_path / "shape.gguf", "qwen3-0.6b", layers=1, ftype=ftype, vocab=300)
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
-    assert len(tensors) == len(list(random_model._tensors(SHAPES["qwen3-0.6b"]))) - 27 * 11
+    assert len(tensors) == len(list(shapes._tensors(SHAPES["qwen3-0.6b"]))) - 27 * 11
     for name, tensor in tensors.items():
         values = gguf.dequantize(tensor.data, tensor.tensor_type)
         if values.ndim == 1:
@@ -128,13 +128,13 @@ def test_the_command_writes_the_same_file_and_prints_its_size(tmp_path, capsys):
     whole = write_shape(tmp_path / "library.gguf", "qwen3-4b", layers=1, vocab=300, ftype="Q4_0")
     path = tmp_path / "command.gguf"
     arguments = ["qwen3-4b", str(path), "--layers", "1", "--vocab", "300", "--type", "Q4_0"]
-    random_model.main(arguments)
+    shapes.main(arguments)
     assert path.read_bytes() == whole.read_bytes()
     assert capsys.readouterr().out == f"{path}: {path.stat().st_size / 1e9:.2f} GB\n"
     with pytest.raises(SystemExit) as end:
-        random_model.main(arguments)
+        shapes.main(arguments)
     assert end.value.code == 1 and "exists already" in capsys.readouterr().err
-    random_model.main([*arguments, "--force"])
+    shapes.main([*arguments, "--force"])
 
 
 @pytest.mark.native

@@ -6,14 +6,14 @@ import types
 import pytest
 
 from swaa_edge.errors import ConfigError
-from swaa_edge.files import text
-from swaa_edge.files.text import read_text
+from swaa_edge.files import records
+from swaa_edge.files.records import read_text
 
 
 def test_a_file_and_stdin_give_their_text(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_text("Größe\n", encoding="utf-8")
     assert read_text(tmp_path / "a.txt") == "Größe\n"
-    monkeypatch.setattr(text, "sys", types.SimpleNamespace(stdin=types.SimpleNamespace(buffer=io.BytesIO(b"in"))))
+    monkeypatch.setattr(records, "sys", types.SimpleNamespace(stdin=types.SimpleNamespace(buffer=io.BytesIO(b"in"))))
     assert read_text("-") == "in"
 
 
