@@ -13,17 +13,17 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from swaa_edge.bench.attention_report import SHALLOW, AttentionReport, Sample, Side
 from swaa_edge.bench.bandwidth import bandwidth
 from swaa_edge.bench.client import PATCHED, UNPATCHED, UPSTREAM_KERNELS, Runner, described, libraries
-from swaa_edge.bench.run import Meter, alternating
+from swaa_edge.bench.run import alternating, progress_of
 from swaa_edge.bench.workload import Workload
 from swaa_edge.config import Configuration
 from swaa_edge.engine.configurations import FULL, configurations
 from swaa_edge.engine.settings import EngineSettings
-from swaa_edge.errors import ConfigError, SwaaError
+from swaa_edge.errors import ConfigError
 from swaa_edge.support.progress import OnProgress
 
 #: Prompt lengths by default, and those of `quick`.
@@ -51,44 +51,37 @@ def bench_attention(
 ) -> AttentionReport:
     """Time attention on the CPU on prompts of these lengths.
 
-    Args:
-        model: path of a GGUF file, or a `ModelFile`.
-        configs: SWAA configurations to time with our kernels and with llama.cpp's; None: full attention alone.
-        prompt_tokens: prompt lengths; None: `LENGTHS`, with quick `QUICK_LENGTHS`, as far as the context goes.
-        quick: five rounds, or as many as fit into 270 seconds, and no q8_0 cache with llama.cpp's kernels.
-        decode: tokens decoded after each prompt; None: `DECODE`.
-        repeat: rounds per length; None: 3, with quick 5.
-        engine: as in `bench`, but the cache type is each side's own, nothing runs on a GPU, and n_threads = None
-            takes every core, in prefill and decode.
-        baseline: folder of an unpatched build of the same llama.cpp, which then is the reference; otherwise it is the
-            patched library with llama.cpp's own kernels (GGML_CPU_FATTN=0).
-
-    Ends early and raises as `bench` does.
+    model, decode, and how it ends early and raises: as in `bench`.
+    configs: SWAA configurations to time with our kernels and with llama.cpp's; None: full attention alone.
+    prompt_tokens: prompt lengths; None: `LENGTHS`, with quick `QUICK_LENGTHS`, as far as the context goes.
+    quick: five rounds, or as many as fit into 270 seconds, and no q8_0 cache with llama.cpp's kernels.
+    repeat: rounds per length; None: 3, with quick 5.
+    engine: the cache type is each side's own, nothing runs on a GPU, and n_threads = None takes every core, in prefill
+        and decode.
+    baseline: folder of an unpatched build of the same llama.cpp, which then is the reference; otherwise it is the
+        patched library with llama.cpp's own kernels (GGML_CPU_FATTN=0).
     """
     engine = dataclasses.replace(engine or EngineSettings(), n_gpu_layers=0, cache_type="f16")
     if engine.n_threads is None:
         engine = dataclasses.replace(engine, n_threads=_cores())
-    default = QUICK_LENGTHS if quick else LENGTHS
     decode = DECODE if decode is None else decode
     if decode < 1:
         raise ConfigError(f"decode = {decode} must be at least 1; the attention of decoding is part of this benchmark")
-    work = Workload.of(model, prompt_tokens, decode=decode, engine=engine, default=default)
+    work = Workload.of(model, prompt_tokens, decode=decode, engine=engine, default=QUICK_LENGTHS if quick else LENGTHS)
     chosen = {FULL: False} if configs is None else configurations(work.model, configs)
     rounds = repeat or (_QUICK_ROUNDS if quick else _ROUNDS)
     reference = UPSTREAM_KERNELS if baseline is None else UNPATCHED
-    limit = _QUICK_SECONDS if quick else None
     with libraries(baseline, upstream_kernels=baseline is None or len(chosen) > 1) as runners:
         facts = {name: described(runner) for name, runner in runners.items()}
         report = AttentionReport(work, chosen, rounds, facts, reference)
-        report.skipped += _skipped(work, quick)
-        try:
-            _measure(report, _rounds(report, rounds, quick), runners, limit, on_progress)
-        except KeyboardInterrupt:
-            report.stopped = "interrupted"
-        except SwaaError as error:
-            if not report.samples:
-                raise
-            report.stopped = error
+        report.skipped += [
+            f"llama.cpp's kernels with a q8_0 cache, {n:,} tokens: its prefill takes minutes"
+            for n in work.lengths
+            if quick or n > _Q8_0_LENGTH
+        ]
+        with report.until_stopped():
+            planned = list(_rounds(report, rounds, quick))
+            _measure(report, planned, runners, _QUICK_SECONDS if quick else float("inf"), on_progress)
     return report
 
 
@@ -110,35 +103,34 @@ def _rounds(report: AttentionReport, rounds: int, quick: bool) -> Iterator[tuple
             yield length, number, [*order, *([Side(reference, cache_type="q8_0")] if once else [])]
 
 
-def _skipped(work: Workload, quick: bool) -> list[str]:
-    lengths = [length for length in work.lengths if quick or length > _Q8_0_LENGTH]
-    return [f"llama.cpp's kernels with a q8_0 cache, {n:,} tokens: its prefill takes minutes" for n in lengths]
-
-
 def _measure(
     report: AttentionReport,
-    rounds: Iterable[tuple[int, int, list[Side]]],
+    rounds: Sequence[tuple[int, int, list[Side]]],
     runners: Mapping[str, Runner],
-    limit: float | None,
+    limit: float,
     on_progress: OnProgress | None,
 ) -> None:
-    planned = list(rounds)
-    turns = [(side, length, number) for length, number, sides in planned for side in sides]
-    texts = [f"{side.label}, {length:,} tokens, round {number + 1}" for side, length, number in turns]
-    meter = Meter(texts, [length for _, length, _ in turns], on_progress)
+    turns = [
+        (f"{side.label}, {length:,} tokens, round {number + 1}", length)
+        for length, number, sides in rounds
+        for side in sides
+    ]
+    meters = progress_of(turns, on_progress)
     began, last = time.monotonic(), 0.0
-    for length, number, sides in planned:
+    for length, number, sides in rounds:
         started = time.monotonic()
-        if number and limit is not None and started - began + last > limit:
+        if number and started - began + last > limit:
             report.skipped.append(f"round {number + 1} at {length:,} tokens: no time left")
             return
         for side in sides:
-            sample = _turn(report, side, length, runners[side.library], meter)
+            sample = _turn(report, side, length, runners[side.library], next(meters))
             report.samples.setdefault((side, length), []).append(sample)
         last = time.monotonic() - started
 
 
-def _turn(report: AttentionReport, side: Side, length: int, runner: Runner, meter: Meter) -> Sample:
+def _turn(
+    report: AttentionReport, side: Side, length: int, runner: Runner, advance: Callable[[int], None] | None
+) -> Sample:
     work = report.work
     job = work.job(
         length,
@@ -148,6 +140,6 @@ def _turn(report: AttentionReport, side: Side, length: int, runner: Runner, mete
         flash_attn=side.flash_attn,
     )
     # In this order, so that both decodings and the memory are measured within the same seconds.
-    deep = runner.measure(job, meter.turn())
+    deep = runner.measure(job, advance)
     shallow = runner.measure(dataclasses.replace(job, tokens=job.tokens[:SHALLOW]))
     return Sample(deep, shallow, bandwidth(work.engine.n_threads), job.n_ctx)

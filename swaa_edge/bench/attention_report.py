@@ -85,7 +85,7 @@ class AttentionReport(Run):
         return [self._figures(side, length, sample) for sample in self.samples.get((side, length), [])]
 
     def _figures(self, side: Side, length: int, sample: Sample) -> Figures:
-        """Return the figures of one round; None where the times don't show one."""
+        """The figures of one round; None where the times don't show one."""
         engine, times = self.work.engine, sample.deep.ubatch_seconds
         prefill, token = sum(times), statistics.median(sample.deep.decode_seconds)
         more = token - statistics.median(sample.shallow.decode_seconds)
@@ -158,30 +158,23 @@ class AttentionReport(Run):
         return _median([figures[key] for figures in self._rounds(side, length)])
 
     def _paired(self, above: Side, below: Side, length: int, key: str) -> float | None:
-        """Return the median over the rounds of one side's figure over the other's."""
         pairs = zip(self._rounds(above, length), self._rounds(below, length), strict=False)
         return _median([x[key] / y[key] if x[key] and y[key] else None for x, y in pairs])
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain JSON values: ratios, rows, the memory bandwidth, `skipped`, `Run.facts`."""
-        reads = [sample.read_gb_s for samples in self.samples.values() for sample in samples]
+        reads, facts = [sample.read_gb_s for samples in self.samples.values() for sample in samples], self.facts()
+        del facts["settings"]["cache_type"]  # each side has its own
         return {
             **self.ratios(),
             "rows": self.rows(),
             "roofline": {"read_gb_s": _median(reads), "samples": reads},
             "reference": self.reference,
             "skipped": self.skipped,
-            **self.facts(),
+            **facts,
         }
 
-    def facts(self) -> dict[str, Any]:
-        """Return `Run.facts` without the type of the KV cache, which is each side's own."""
-        facts = super().facts()
-        del facts["settings"]["cache_type"]
-        return facts
-
     def __str__(self) -> str:
-        """Return the report for people: the machine, a row per side and length, the ratios, what was left out."""
         document = self.to_dict()
         cells = [list(_COLUMNS), *([cell(row) for cell in _COLUMNS.values()] for row in document["rows"])]
         return "\n".join([*heading(document), "", table(cells), "", *_ratio_lines(document), *_notes(document)])

@@ -62,12 +62,10 @@ class Job:
         return round_up(max(len(self.tokens) + self.decode, warm_up, self.engine.n_ctx or 0))
 
     def to_json(self) -> str:
-        """Return the job as one line of JSON."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, line: str) -> Job:
-        """Return the job that `to_json` wrote."""
         fields = json.loads(line)
         return cls(**fields | {"engine": EngineSettings(**fields["engine"])})
 
@@ -87,7 +85,7 @@ class Timing:
     kv_bytes: int
 
 
-class Runner:
+class Runner(contextlib.AbstractContextManager):
     """A child process with the libllama of the folder `library`.
 
     environment: variables of the child beside those of this process. `facts` holds "swaa" (whether the library is
@@ -112,9 +110,6 @@ class Runner:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Runner:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -171,22 +166,18 @@ def libraries(
     baseline: folder of an unpatched build. `UPSTREAM_KERNELS` is the patched library with llama.cpp's own attention
     kernels on the CPU. Raises `NativeLibraryError` unless the libraries load and belong to one llama.cpp release.
     """
-    folder = None if baseline is None else _library_folder(baseline)
+    if baseline is not None and not any(Path(baseline).glob("*llama.*")):
+        raise NativeLibraryError(
+            f"{baseline} holds no llama.cpp library; `make baseline` builds one in build/baseline/lib"
+        )
     with contextlib.ExitStack() as stack:
         runners = {PATCHED: stack.enter_context(Runner(native.library_dir()))}
         if upstream_kernels:
             runners[UPSTREAM_KERNELS] = stack.enter_context(Runner(native.library_dir(), _KERNELS_OFF))
-        if folder is not None:
-            runners[UNPATCHED] = stack.enter_context(Runner(folder))
+        if baseline is not None:
+            runners[UNPATCHED] = stack.enter_context(Runner(Path(baseline).resolve()))
             _check_baseline(runners[PATCHED], runners[UNPATCHED])
         yield runners
-
-
-def _library_folder(baseline: str | os.PathLike[str]) -> Path:
-    path = Path(baseline)
-    if not any(path.glob("*llama.*")):
-        raise NativeLibraryError(f"{path} holds no llama.cpp library; `make baseline` builds one in build/baseline/lib")
-    return path.resolve()
 
 
 def _check_baseline(ours: Runner, baseline: Runner) -> None:
@@ -200,10 +191,7 @@ def _check_baseline(ours: Runner, baseline: Runner) -> None:
 
 
 def described(runner: Runner) -> dict[str, Any]:
-    """Return a library's facts for a document: folder, whether it is patched, ggml's version and commit, its GPUs.
-
-    The folder is relative to the working directory if it is below that.
-    """
+    """A library's facts for a document; its folder is relative to the working directory if it is below that."""
     path, facts = runner.library, runner.facts
     if path.is_relative_to(Path.cwd()):
         path = path.relative_to(Path.cwd())

@@ -1,12 +1,11 @@
 """What a benchmark measured: raw samples, and the rows, the document and the table made of them.
 
-report.rows()       # one dict per configuration and prompt length
-report.to_dict()    # everything as plain JSON values
-print(report)       # the table for people
+print(report); report.to_dict()["rows"]
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import statistics
@@ -16,16 +15,12 @@ from typing import Any, Literal
 from swaa_edge.bench import bound
 from swaa_edge.bench.client import PATCHED, UNPATCHED, Timing
 from swaa_edge.bench.workload import Workload
-from swaa_edge.config import Configuration, SwaaConfig
+from swaa_edge.config import Configuration
 from swaa_edge.engine.configurations import FULL
 from swaa_edge.errors import SwaaError
 from swaa_edge.support.figure import figure
 from swaa_edge.support.machine import machine
 from swaa_edge.support.table import table
-
-
-def _load() -> float | None:
-    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
 @dataclasses.dataclass
@@ -40,8 +35,22 @@ class Run:
     configs: dict[str, Configuration]
     repeat: int | None
     libraries: dict[str, dict[str, Any]]
-    load: float | None = dataclasses.field(default_factory=_load, kw_only=True)
+    load: float | None = dataclasses.field(
+        default_factory=lambda: os.getloadavg()[0] if hasattr(os, "getloadavg") else None, kw_only=True
+    )
     stopped: SwaaError | Literal["interrupted"] | None = dataclasses.field(default=None, kw_only=True)
+
+    @contextlib.contextmanager
+    def until_stopped(self) -> Iterator[None]:
+        """Keep the reason in `stopped` if an interrupt or an error ends this block; raise an error before any row."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            self.stopped = "interrupted"
+        except SwaaError as error:
+            if not self.rows():
+                raise
+            self.stopped = error
 
     def facts(self) -> dict[str, Any]:
         """Return settings, prompt, model, machine, libraries and the reason of an early end, as plain JSON values."""
@@ -80,13 +89,10 @@ class Report(Run):
         """
         return [
             self._row(name, length)
-            for length in self._lengths()
+            for length in dict.fromkeys(length for _, length in self.samples)
             for name in (UNPATCHED, *self.configs)
             if (name, length) in self.samples and (FULL, length) in self.samples
         ]
-
-    def _lengths(self) -> list[int]:
-        return list(dict.fromkeys(length for _, length in self.samples))
 
     def line(self, n_tokens: int) -> bound.Line | None:
         """Return the fit of full attention on the patched library: each full ubatch's median over the rounds."""
@@ -99,7 +105,8 @@ class Report(Run):
         prefill, decode = self._medians(name, n_tokens)
         config, timings = self.configs.get(name) or None, self.samples[name, n_tokens]
         ratios, to_unpatched = (self._ratios(name, other, n_tokens) for other in (FULL, UNPATCHED))
-        best = None if name == UNPATCHED else self._bound(config, n_tokens)
+        line = None if name == UNPATCHED else self.line(n_tokens)
+        best = line and bound.bound(line, config, n_tokens, self.work.engine.n_ubatch, self.work.model.n_heads)
         new = self.work.decode
         return {
             "config": name,
@@ -149,19 +156,14 @@ class Report(Run):
             statistics.median(sum(timing.decode_seconds) for timing in timings),
         )
 
-    def _bound(self, config: SwaaConfig | None, n_tokens: int) -> float | None:
-        line = self.line(n_tokens)
-        return line and bound.bound(line, config, n_tokens, self.work.engine.n_ubatch, self.work.model.n_heads)
-
     def to_dict(self) -> dict[str, Any]:
         """Return the whole report as plain JSON values: rows with their raw samples, the fits, and `Run.facts`."""
-        return {"rows": self.rows(), "fit": list(self._fits()), **self.facts()}
-
-    def _fits(self) -> Iterator[dict[str, Any]]:
-        for length in self._lengths():
+        fits = []
+        for length in dict.fromkeys(length for _, length in self.samples):
             if line := self.line(length):
                 fraction = bound.attention_fraction(line, length, self.work.engine.n_ubatch)
-                yield {"prompt_tokens": length, "a": line.a, "b": line.b, "attention_share": fraction}
+                fits.append({"prompt_tokens": length, "a": line.a, "b": line.b, "attention_share": fraction})
+        return {"rows": self.rows(), "fit": fits, **self.facts()}
 
     def __str__(self) -> str:
         """Return the report for people: machine and model, a row per configuration and length, how to read it."""
@@ -240,7 +242,7 @@ def warnings(document: dict[str, Any]) -> Iterator[str]:
 
 
 def plot(document: dict[str, Any], path: str | os.PathLike[str], kind: str | None = None) -> None:
-    """Draw `Report.to_dict()` into the file `path`.
+    """Draw `Report.to_dict()` into the file `path`: speed, and speed-up beside its bound, over the prompt length.
 
     kind: "png", "svg" or "pdf"; None takes the type from the name. Raises `ConfigError` without matplotlib.
     """

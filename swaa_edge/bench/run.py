@@ -3,14 +3,14 @@
 A laptop's speed drifts by tens of percent within minutes, so numbers of two runs can't be compared. Here the sides take
 turns in every round, forwards and backwards, and the medians over the rounds are compared.
 
-    report = bench("model.gguf", "quality,fast", [4096, 8192]); print(report)
-    for row in report.rows(): print(row["config"], row["prompt_tokens"], row["prefill_ratio"], row["bound"])
+    print(bench("model.gguf", "quality,fast", [4096, 8192]))
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TypeVar
 
 from swaa_edge.bench.client import PATCHED, UNPATCHED, described, libraries
@@ -19,7 +19,7 @@ from swaa_edge.bench.workload import Workload
 from swaa_edge.config import Configuration
 from swaa_edge.engine.configurations import configurations
 from swaa_edge.engine.settings import EngineSettings
-from swaa_edge.errors import ConfigError, SwaaError
+from swaa_edge.errors import ConfigError
 from swaa_edge.support.progress import OnProgress, Progress
 
 #: Prompt lengths by default, as far as the model's context goes.
@@ -45,15 +45,12 @@ def bench(
 ) -> Report:
     """Time full attention and `configs` on prompts of these lengths, in turns.
 
-    Args:
-        model: path of a GGUF file, or a `ModelFile`.
-        configs: names as `configurations` takes them, or configurations by name; {} with a baseline compares full
-            attention alone.
-        prompt_tokens: prompt lengths; None: `LENGTHS`, or one prompt that fits if the context is too short for them.
-        decode: tokens decoded after each prompt; None: `DECODE`.
-        repeat: rounds per length; None: 3, and 2 above 8192 tokens.
-        engine: sizes of context and batches, threads, KV cache.
-        baseline: folder of an unpatched build of the same llama.cpp, which then runs full attention as one more side.
+    model: a path or a `ModelFile`.
+    configs: as `configurations` takes them; {} with a baseline compares full attention alone.
+    prompt_tokens: prompt lengths; None: `LENGTHS`, or one prompt that fits if the context is too short for them.
+    decode: tokens decoded after each prompt; None: `DECODE`.
+    repeat: rounds per length; None: 3, and 2 above 8192 tokens.
+    baseline: folder of an unpatched build of the same llama.cpp, which then runs full attention as one more side.
 
     KeyboardInterrupt, or an error once something is measured, ends the run early: `Report.stopped` holds the reason.
     Raises `ConfigError` for a prompt that exceeds the context or settings that don't fit the model, `ModelFileError`,
@@ -78,18 +75,12 @@ def bench(
     with libraries(baseline) as runners:
         facts = {name: described(runner) for name, runner in runners.items()}
         report = Report(work, sides, repeat, facts)
-        meter = Meter([f"{name}, {length:,} tokens" for name, length in turns], [n for _, n in turns], on_progress)
-        try:
-            for name, length in turns:
+        meters = progress_of([(f"{name}, {length:,} tokens", length) for name, length in turns], on_progress)
+        with report.until_stopped():
+            for (name, length), advance in zip(turns, meters, strict=True):
                 runner = runners[UNPATCHED if name == UNPATCHED else PATCHED]
-                timing = runner.measure(jobs[name, length], meter.turn())
+                timing = runner.measure(jobs[name, length], advance)
                 report.samples.setdefault((name, length), []).append(timing)
-        except KeyboardInterrupt:
-            report.stopped = "interrupted"
-        except SwaaError as error:
-            if not report.rows():
-                raise
-            report.stopped = error
     return report
 
 
@@ -101,7 +92,7 @@ def _check_sides(sides: Mapping[str, Configuration], baseline: str | os.PathLike
 
 
 def rounds_of(repeat: int | None, n_tokens: int) -> int:
-    """Return how many rounds a prompt of `n_tokens` gets."""
+    """The number of rounds for a prompt of `n_tokens`."""
     return repeat or (_ROUNDS_LONG if n_tokens > _LONG else _ROUNDS)
 
 
@@ -111,23 +102,20 @@ def alternating(sides: Sequence[T], rounds: int) -> Iterator[Sequence[T]]:
         yield sides[:: -1 if number % 2 else 1]
 
 
-class Meter:
-    """Report the progress of turns, in prompt tokens. texts, tokens: one per turn, in order."""
+def progress_of(
+    turns: Sequence[tuple[str, int]], on_progress: OnProgress | None
+) -> Iterator[Callable[[int], None] | None]:
+    """Begin each turn (text, prompt tokens); yield the callback that takes the number of its prompt tokens done."""
+    if on_progress is None:
+        yield from [None] * len(turns)
+        return
+    before, total = 0, sum(tokens for _, tokens in turns)
 
-    def __init__(self, texts: Sequence[str], tokens: Sequence[int], on_progress: OnProgress | None) -> None:
-        self._texts, self._tokens, self._report = texts, tokens, on_progress
-        self._turn, self._before = 0, 0
+    def advance(before: int, text: str, done: int) -> None:
+        on_progress(Progress(before + done, total, text))
 
-    def turn(self) -> Callable[[int], None] | None:
-        """Begin the next turn; return the callback that takes the number of its prompt tokens done."""
-        at, before = self._turn, self._before
-        self._turn, self._before = at + 1, before + self._tokens[at]
-        if self._report is None:
-            return None
-        total, text, report = sum(self._tokens), f"{at + 1}/{len(self._texts)} {self._texts[at]}", self._report
-
-        def advance(done: int) -> None:
-            report(Progress(before + done, total, text))
-
-        advance(0)
-        return advance
+    for number, (text, tokens) in enumerate(turns, 1):
+        turn = partial(advance, before, f"{number}/{len(turns)} {text}")
+        turn(0)
+        yield turn
+        before += tokens

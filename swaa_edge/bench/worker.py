@@ -30,7 +30,7 @@ _DEVICE_GPU = (1, 2)
 
 
 def main(library: str) -> None:
-    """Run the jobs that stdin holds, one JSON document per line, and write their results to stdout until stdin ends."""
+    """Run the jobs on stdin, one JSON document per line, and write their results to stdout until stdin ends."""
     # Ctrl-C reaches the whole process group; the parent decides when this process ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     results = os.fdopen(os.dup(1), "w")
@@ -99,19 +99,19 @@ class _Engine:
     def facts(self) -> dict[str, Any]:
         lib = self.api._lib
         lib.ggml_version.restype = lib.ggml_commit.restype = ctypes.c_char_p
-        facts = {"swaa": self.swaa, "version": lib.ggml_version().decode(), "commit": lib.ggml_commit().decode()}
-        return facts | {"gpus": self._gpus()}
-
-    def _gpus(self) -> list[str]:
-        """Return the GPUs' names, in the order in which llama.cpp numbers them."""
-        lib = self.api._lib
         lib.ggml_backend_dev_count.restype, lib.ggml_backend_dev_get.restype = ctypes.c_size_t, ctypes.c_void_p
         lib.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
         lib.ggml_backend_dev_type.argtypes = lib.ggml_backend_dev_description.argtypes = [ctypes.c_void_p]
         lib.ggml_backend_dev_description.restype = ctypes.c_char_p
+        # In the order in which llama.cpp numbers them.
         devices = map(lib.ggml_backend_dev_get, range(lib.ggml_backend_dev_count()))
-        found = [device for device in devices if lib.ggml_backend_dev_type(device) in _DEVICE_GPU]
-        return [lib.ggml_backend_dev_description(device).decode("utf-8", "replace") for device in found]
+        gpus = [device for device in devices if lib.ggml_backend_dev_type(device) in _DEVICE_GPU]
+        return {
+            "swaa": self.swaa,
+            "version": lib.ggml_version().decode(),
+            "commit": lib.ggml_commit().decode(),
+            "gpus": [lib.ggml_backend_dev_description(device).decode("utf-8", "replace") for device in gpus],
+        }
 
     def _listen(self, level: int, text: bytes, _data: Any) -> None:
         line = text.decode("utf-8", "replace")
@@ -158,8 +158,7 @@ class _Engine:
         self._lines.clear()
         params = self.api.llama_model_default_params()
         params.n_gpu_layers = job.engine.n_gpu_layers if job.engine.n_gpu_layers >= 0 else 0x7FFFFFFF
-        overrides = self._overrides(job.overrides)
-        params.kv_overrides = overrides
+        params.kv_overrides = self._overrides(job.overrides)
         self._model = self.api.llama_model_load_from_file(os.fsencode(job.model), params)
         if not self._model:
             raise _Refused(self._reason(f"llama.cpp can't load {job.model}"))
@@ -217,7 +216,7 @@ class _Engine:
 
 
 def _buffer_bytes(log: Sequence[str], kind: str) -> int:
-    """Return the logged `kind` buffer sizes, summed over devices, in bytes; llama.cpp logs MiB with two decimals."""
+    """The logged `kind` buffer sizes, summed over devices, in bytes; llama.cpp logs MiB with two decimals."""
     # A log callback may receive one line in several pieces.
     found = re.findall(rf"{kind} buffer size = *([0-9.]+) MiB", "".join(log))
     return round(sum(map(float, found)) * _MIB)

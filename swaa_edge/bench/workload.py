@@ -41,9 +41,9 @@ class Workload:
         engine: EngineSettings | None = None,
         default: Sequence[int] = (),
     ) -> Workload:
-        """Return the checked workload. `default`: the lengths without `prompt_tokens`, as far as the context goes.
+        """The checked workload. default: the lengths without `prompt_tokens`, as far as the context goes.
 
-        Raises `ConfigError` for a prompt that exceeds the context, and for settings out of range, `ModelFileError`.
+        Raises `ConfigError` for a prompt that exceeds the context or settings out of range, `ModelFileError`.
         """
         engine = engine or EngineSettings()
         # As llama.cpp does; bench must know, since it cuts prompts into ubatches itself.
@@ -91,7 +91,7 @@ class Workload:
 
     @property
     def prompt(self) -> str:
-        """What the tokens are, in a few words."""
+        """The source of the tokens, for people."""
         return "Python's language reference" if self.model.has_tokenizer else "random tokens"
 
 
