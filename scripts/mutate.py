@@ -25,6 +25,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpu.building import search_path
+from patches_lib.workspace import mirror, walk
+
 ROOT = Path(__file__).resolve().parent.parent
 TREE = ROOT / "vendor" / "llama.cpp-patched"
 TESTS = ["tests/patches/test_oracle.py", "tests/patches/test_semantics.py", "tests/patches/test_reuse.py"]
@@ -84,7 +87,7 @@ class Lab:
         """Update the copy of the tree and configure."""
         shutil.rmtree(self.models, ignore_errors=True)
         self.models.mkdir(parents=True)
-        update_copy(TREE, self.tree)
+        mirror({name: path.read_bytes() for name, path in walk(TREE).items()}, self.tree)
         options = [f"-DSWAA_EDGE_TREE={self.tree}", f"-DPython_EXECUTABLE={sys.executable}"]
         run(["cmake", "-S", ROOT, "-B", self.build, *options])
 
@@ -117,26 +120,10 @@ class Lab:
         return ("failed", failures[0]) if done.returncode else ("passed", "")
 
 
-def update_copy(tree: Path, copy: Path) -> None:
-    """Make `copy` equal to `tree`, writing only files that differ, so that a build compiles no more than those."""
-    names = {path.relative_to(tree) for path in tree.rglob("*") if path.is_file()}
-    for path in copy.rglob("*") if copy.is_dir() else ():
-        if path.is_file() and path.relative_to(copy) not in names:
-            path.unlink()
-    for name in names:
-        source, target = tree / name, copy / name
-        if not target.is_file() or source.read_bytes() != target.read_bytes():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, target)
-
-
 def run(command: Sequence[object]) -> None:
     """Run a build step; RuntimeError with the end of its output if it fails."""
     words = [str(word) for word in command]
-    # cmake and ninja from this Python's environment, as in the Makefile.
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    words[0] = shutil.which(words[0], path=path) or words[0]
-    done = subprocess.run(words, capture_output=True, text=True, check=False, env=dict(os.environ, PATH=path))
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=dict(os.environ, PATH=search_path()))
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(words)} failed:\n{(done.stdout + done.stderr)[-2000:]}")
 

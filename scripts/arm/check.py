@@ -27,9 +27,12 @@ from typing import Any
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # scripts/, where this package lies
 
+from gpu.packing import commit
+from gpu.runner import CheckError
+
 from arm import running, tools, tree
-from arm.program import Program
-from arm.tools import ArmError, MissingTools
+from arm.program import Program, count
+from arm.tools import MissingTools
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -75,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.json:
             given.json.parent.mkdir(parents=True, exist_ok=True)
             given.json.write_text(json.dumps(document, indent=2) + "\n")
-    except (ArmError, OSError) as error:
+    except (CheckError, OSError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2 if isinstance(error, MissingTools) else 1
     except KeyboardInterrupt:
@@ -90,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def check(given: argparse.Namespace, found: tools.Tools) -> dict[str, Any]:
     """Build, run and judge every level; returns the whole result."""
     work = given.work.resolve()
-    facts = tree.facts(ROOT)
+    facts = commit(ROOT, "patches")
     tree.export(ROOT, work / "tree")
     programs = []
     for march in tools.levels(given.march):
@@ -111,7 +114,7 @@ def check(given: argparse.Namespace, found: tools.Tools) -> dict[str, Any]:
         ops = [result for (march, _), result in done.items() if march == program.march]
         ran = set[int]().union(*(result.pop("addresses") for result in ops))
         level = {"march": program.march, "cpu": tools.processor(program.march), "vector": program.vector()}
-        level |= {"build_seconds": round(seconds, 1), "ops": ops, "kernels": program.kernels().count(ran)}
+        level |= {"build_seconds": round(seconds, 1), "ops": ops, "kernels": count(program.code(), ran)}
         levels.append(level)
     problems = [line for level in levels for line in judge(level, filtered=bool(given.filter))]
     return facts | {"threads": given.threads, "levels": levels, "problems": problems}

@@ -12,11 +12,15 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from arm.tools import ArmError, Tools
+from gpu.building import run_logged
+from gpu.runner import CheckError
+
+from arm.tools import Tools
 
 HERE = Path(__file__).resolve().parent
 TOOLCHAIN = HERE.parent.parent / "cmake" / "aarch64-linux-gnu.cmake"
@@ -28,34 +32,16 @@ _INSTRUCTION = re.compile(r"^\s*([0-9a-f]+):\t(?:[0-9a-f]{8} *\t)?(\S+)(?:[ \t]+
 _NOTABLE = ("fmla", "fmlal", "sdot", "usdot", "smmla", "usmmla", "bfdot", "bfmmla", "bfmlalb", "bfmlalt", "bfcvtn")
 
 
-@dataclass(frozen=True)
-class Part:
+#: Our kernels' code in a program: {address: (source, instruction)}; like "fmla v0.4s, v1.4s, v2.4s".
+Code = Mapping[int, tuple[str, str]]
+
+
+class Part(NamedTuple):
     """A range of the program's code that was compiled from one of our sources."""
 
-    source: str
     start: int
     size: int
-
-
-@dataclass(frozen=True)
-class Kernels:
-    """Our kernels' code in a program: {address: (source, instruction)}; like "fmla v0.4s, v1.4s, v2.4s"."""
-
-    code: Mapping[int, tuple[str, str]] = field(default_factory=dict)
-
-    def count(self, ran: Collection[int]) -> dict[str, dict[str, object]]:
-        """Per source: the number of instructions, how many ran, and [present, run] of each notable one."""
-        found: dict[str, dict] = {}
-        for address, (source, text) in self.code.items():
-            row = found.setdefault(source, {"instructions": 0, "ran": 0, "notable": {}})
-            row["instructions"] += 1
-            row["ran"] += address in ran
-            name, _, operands = text.partition(" ")
-            if name in _NOTABLE and operands.startswith("v"):
-                both = row["notable"].setdefault(name, [0, 0])
-                both[0] += 1
-                both[1] += address in ran
-        return dict(sorted(found.items()))
+    source: str
 
 
 @dataclass(frozen=True)
@@ -74,7 +60,7 @@ class Program:
     def build(self, jobs: int) -> None:
         """Configure, and compile what changed.
 
-        Objects that do not depend on -march are shared with the neighbouring builds. Raises `ArmError` with the
+        Objects that do not depend on -march are shared with the neighbouring builds. Raises `CheckError` with the
         compiler's first errors.
         """
         objects = (sys.executable, _OBJECTS, self.folder.parent / "objects", self.tree, self.folder)
@@ -89,26 +75,20 @@ class Program:
             "GGML_CPU_ARM_ARCH": self.march,
         }
         generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={self.tools.ninja}"] if self.tools.ninja else []
-        configure = [self.tools.cmake, "-S", HERE, "-B", self.folder, *generator]
-        self._run("configure", [*configure, *(f"-D{name}={value}" for name, value in options.items())])
-        self._run("build", [self.tools.cmake, "--build", self.folder, "--parallel", jobs])
+        definitions = [f"-D{name}={value}" for name, value in options.items()]
+        self._run("configure", self.tools.cmake, "-S", HERE, "-B", self.folder, *generator, *definitions)
+        self._run("build", self.tools.cmake, "--build", self.folder, "--parallel", jobs)
 
-    def _run(self, what: str, command: Iterable[object]) -> None:
+    def _run(self, what: str, *command: object) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        log = self.folder / f"{what}.log"
-        with open(log, "wb") as out:
-            done = subprocess.run([*map(str, command)], stdout=out, stderr=subprocess.STDOUT, check=False)
-        if done.returncode:
-            lines = log.read_text(errors="replace").splitlines()
-            errors = [line for line in lines if re.search(r"\b[Ee]rror\b", line)] or lines
-            raise ArmError(f"{what} for {self.march} failed, see {log}: {' | '.join(errors[:3])}")
+        run_logged(f"{what} for {self.march}", self.folder / f"{what}.log", [*map(str, command)])
 
     def vector(self) -> str | None:
         """FATTN_SIMD_NAME of the kernels, from their own compile command run with the preprocessor only."""
         commands = json.loads((self.folder / "compile_commands.json").read_text())
         entry = next((entry for entry in commands if entry["file"].endswith("fattn/fattn-tile.cpp")), None)
         if entry is None:
-            raise ArmError("fattn-tile.cpp is not compiled")
+            raise CheckError("fattn-tile.cpp is not compiled")
         words = shlex.split(entry["command"])
         words = words[words.index(self.tools.cxx) :]  # without the launcher
         cut = words.index("-o")
@@ -121,10 +101,10 @@ class Program:
         """The address ranges of our kernels, from the linker's map."""
         parts = read_map((self.folder / "test-backend-ops.map").read_text())
         if not parts:
-            raise ArmError("our kernels are not in the program")
+            raise CheckError("our kernels are not in the program")
         return parts
 
-    def kernels(self) -> Kernels:
+    def code(self) -> Code:
         """The instructions of our kernels, from a disassembly."""
         parts = self.parts()
         first, end = parts[0].start, max(part.start + part.size for part in parts)
@@ -135,11 +115,11 @@ class Program:
 
 def read_map(text: str) -> list[Part]:
     """The ranges of our sources in a linker's map, by address; empty and discarded ones are omitted."""
-    found = (Part(source, int(start, 16), int(size, 16)) for start, size, source in _SECTION.findall(text))
-    return sorted({part for part in found if part.size and part.start}, key=lambda part: part.start)
+    found = (Part(int(start, 16), int(size, 16), source) for start, size, source in _SECTION.findall(text))
+    return sorted({part for part in found if part.size and part.start})
 
 
-def read_code(text: str, parts: list[Part]) -> Kernels:
+def read_code(text: str, parts: list[Part]) -> Code:
     """The instructions of the ranges in a disassembly."""
     starts = [part.start for part in parts]
     code = {}
@@ -148,4 +128,19 @@ def read_code(text: str, parts: list[Part]) -> Kernels:
         part = parts[bisect.bisect_right(starts, address) - 1]
         if part.start <= address < part.start + part.size and not name.startswith((".", "udf")):
             code[address] = (part.source, f"{name} {operands}".strip())
-    return Kernels(code)
+    return code
+
+
+def count(code: Code, ran: Collection[int]) -> dict[str, dict[str, Any]]:
+    """Per source: the number of instructions, how many ran, and [present, run] of each notable one."""
+    found: dict[str, dict[str, Any]] = {}
+    for address, (source, text) in sorted(code.items(), key=lambda item: item[1]):
+        row = found.setdefault(source, {"instructions": 0, "ran": 0, "notable": {}})
+        row["instructions"] += 1
+        row["ran"] += address in ran
+        name, _, operands = text.partition(" ")
+        if name in _NOTABLE and operands.startswith("v"):
+            both = row["notable"].setdefault(name, [0, 0])
+            both[0] += 1
+            both[1] += address in ran
+    return found

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 import shutil
-import sysconfig
 from collections.abc import Callable, Iterable
+
+from gpu import building
+from gpu.runner import CheckError
 
 #: The instruction sets to check, and the oldest of qemu's processors that supports each: an instruction beyond the
 #: set, compiled in by mistake, crashes there. `max` where qemu has none.
@@ -23,11 +24,7 @@ DEFAULT_LEVEL = "armv8.2-a+fp16+dotprod"
 _VERSIONS = range(16, 9, -1)
 
 
-class ArmError(Exception):
-    """A step failed; the message is for the person who runs the check."""
-
-
-class MissingTools(ArmError):
+class MissingTools(CheckError):
     """A program must be installed first."""
 
 
@@ -48,11 +45,6 @@ def processor(march: str) -> str:
     return LEVELS.get(march, "max")
 
 
-def search_path() -> str:
-    """PATH, then the folder of this Python's programs, where an environment keeps cmake and ninja."""
-    return os.pathsep.join([os.environ.get("PATH", os.defpath), sysconfig.get_path("scripts")])
-
-
 def compiler(which: Callable[[str], str | None], tool: str) -> str | None:
     """The cross `gcc` or `g++`: the one without a version, else the newest."""
     names = [f"aarch64-linux-gnu-{tool}", *(f"aarch64-linux-gnu-{tool}-{version}" for version in _VERSIONS)]
@@ -61,7 +53,7 @@ def compiler(which: Callable[[str], str | None], tool: str) -> str | None:
 
 def find(which: Callable[[str], str | None] | None = None) -> Tools:
     """Find all tools. which: finds a program's path by its name. Raises `MissingTools`."""
-    which = which or functools.partial(shutil.which, path=search_path())
+    which = which or functools.partial(shutil.which, path=building.search_path())
     cc, cxx, objdump = compiler(which, "gcc"), compiler(which, "g++"), which("aarch64-linux-gnu-objdump")
     qemu = which("qemu-aarch64") or which("qemu-aarch64-static")
     cmake = which("cmake")

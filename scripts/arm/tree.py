@@ -9,13 +9,11 @@ Unchanged files keep their times.
 from __future__ import annotations
 
 import os
-import subprocess
 from pathlib import Path
 
+from gpu.runner import CheckError
 from patches_lib.patchfile import PatchError
-from patches_lib.workspace import Workspace, fetch, walk, wanted, write
-
-from arm.tools import ArmError
+from patches_lib.workspace import Workspace, fetch, mirror, walk, wanted
 
 
 def needed(path: str) -> bool:
@@ -27,7 +25,7 @@ def needed(path: str) -> bool:
 
 
 def export(root: Path, tree: Path) -> None:
-    """Write the patched files to `tree`. Raises `ArmError` if upstream can't be fetched or a patch does not apply."""
+    """Write the patched files to `tree`. Raises `CheckError` if upstream can't be fetched or a patch does not apply."""
     cache = os.environ.get("SWAA_EDGE_CACHE")
     try:
         workspace = Workspace(root, Path(cache).resolve() if cache else None)
@@ -36,26 +34,6 @@ def export(root: Path, tree: Path) -> None:
             patched = wanted(workspace)
             files = {name: path.read_bytes() for name, path in walk(workspace.pristine).items() if needed(name)}
     except (PatchError, OSError) as error:
-        raise ArmError(f"cannot make the patched tree: {' '.join(str(error).split())}") from None
+        raise CheckError(f"cannot make the patched tree: {' '.join(str(error).split())}") from None
     files |= {name: data for name, data in patched.items() if needed(name)}
-    for name, path in walk(tree).items():
-        if name not in files:
-            path.unlink()
-    for name, data in files.items():
-        write(tree / name, data)
-
-
-def facts(root: Path) -> dict[str, object]:
-    """The commit of `root`, and whether patches/ has uncommitted edits."""
-
-    def git(*words: str) -> str:
-        try:
-            done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False)
-        except FileNotFoundError:
-            return ""
-        return done.stdout.strip() if done.returncode == 0 else ""
-
-    return {
-        "commit": git("rev-parse", "HEAD") or None,
-        "uncommitted": bool(git("status", "--porcelain", "--", "patches")),
-    }
+    mirror(files, tree)

@@ -29,9 +29,8 @@ if __name__ == "__main__":
 
 from gpu import cases, oracle, packing, report
 from gpu.building import Build
-from gpu.errors import CheckError
-from gpu.runner import Runner
-from gpu.stages import Stages
+from gpu.runner import CheckError, Runner
+from gpu.stages import SIDES, Stages
 
 ROOT = Path(__file__).resolve().parents[2]
 NOT_FINISHED = 3
@@ -111,12 +110,13 @@ def make_pack(output: Path, given: argparse.Namespace) -> None:
         oracle.prepare(prepared, lines, models_of=off)
         stamp.write_text(key)
     wheels = _cmake_wheels(output.parent / "gpu-check-wheels") if getattr(given, "with_cmake", False) else []
-    built = _build_here(output.parent / "gpu-check-built", given) if given.command == "pack" and given.arch else None
-    packing.pack(output, prepared=prepared, wheels=wheels, all_kernels=given.all_kernels, built=built)
+    arch = given.arch if given.command == "pack" else None
+    built = _build_here(output.parent / "gpu-check-built", given) if arch else None
+    packing.pack(output, prepared=prepared, wheels=wheels, all_kernels=given.all_kernels, built_for=arch, built=built)
 
 
-def _build_here(folder: Path, given: argparse.Namespace) -> packing.Built:
-    """Build both sides from an archive of sources, for any processor with AVX2."""
+def _build_here(folder: Path, given: argparse.Namespace) -> dict[str, Path]:
+    """Build both sides from an archive of sources, for any processor with AVX2; returns their folders."""
     folder.mkdir(exist_ok=True)
     archive = folder / "sources.tar.gz"
     digest = packing.pack(archive, all_kernels=given.all_kernels)["digest"]
@@ -128,10 +128,10 @@ def _build_here(folder: Path, given: argparse.Namespace) -> packing.Built:
     with tarfile.open(archive) as opened:
         opened.extractall(work, filter="data")
     build = Build(work / packing.TOP, work, "cuda", given.arch, given.jobs, folder / "objects", native=False)
-    for side in ("patched", "baseline"):
+    for side in SIDES:
         print(f"building the {side} library for compute capability {given.arch}", file=sys.stderr)
         build.run(side)
-    return packing.Built(given.arch, {side: build.library(side) for side in ("patched", "baseline")})
+    return {side: build.library(side) for side in SIDES}
 
 
 def _cmake_wheels(folder: Path) -> list[Path]:
@@ -160,14 +160,15 @@ def run(given: argparse.Namespace, top: Path) -> int:
     runner = Runner(given.work.resolve(), started + given.seconds)
     stages = Stages(given, top, pack, runner)
     results: dict[str, Any] = {}
+    document = report.make_document(stages.facts(), results, runner.open)
     try:
         for name, result in stages:
             results[name] = result
             # Written after every stage, so that an interrupted call leaves a report of the finished ones.
-            report.write(report.make_document(stages.facts(), results, runner.open), given.out)
+            document = report.make_document(stages.facts(), results, runner.open)
+            report.write(document, given.out)
     except KeyboardInterrupt:
         runner.open["the rest"] = "interrupted"
-    document = report.make_document(stages.facts(), results, runner.open)
     for path in report.write(document, given.out):
         print(path)
     found = report.problems(document)

@@ -24,6 +24,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # scripts/, where this package lies
+
+from gpu.building import in_packages
+
 ROOT = Path(__file__).resolve().parents[2]
 TREES = {"unpatched": ROOT / "vendor/llama.cpp", "patched": ROOT / "vendor/llama.cpp-patched"}
 CUDA = Path("ggml/src/ggml-cuda")
@@ -69,7 +74,8 @@ def main() -> int:
     names = [name for name in (default_files() if args.all else SAMPLE) if args.only in name]
     if not names:
         parser.error(f"no file has {args.only!r} in its name")
-    work = [(tree, name, arch) for arch in arches for name in names for tree in TREES if exists(tree, name)]
+    there = [(tree, name) for name in names for tree in TREES if (TREES[tree] / CUDA / name).exists()]
+    work = [(tree, name, arch) for arch in arches for tree, name in there]
     started = time.monotonic()
     with ThreadPoolExecutor(args.jobs) as pool:
         results = dict(zip(work, pool.map(lambda item: compile_one(*item), work), strict=True))
@@ -91,16 +97,6 @@ def default_files() -> list[str]:
     return [OURS, "fattn.cu", *vec, *(f"template-instances/{path.name}" for path in rest)]
 
 
-def exists(tree: str, name: str) -> bool:
-    return (TREES[tree] / CUDA / name).exists()
-
-
-def cublas_headers() -> list[str]:
-    """Compiler options for the headers of the pip package nvidia-cublas, for a toolkit without the library."""
-    found = [path for entry in sys.path for path in Path(entry).glob("nvidia/*/include/cublas_v2.h")]
-    return [f"-I{found[0].parent}"] if found else []
-
-
 def compile_one(tree: str, name: str, arch: str) -> dict[str, Kernel]:
     """Compile one file for one architecture, unless its sources are unchanged; returns kernels by demangled name."""
     folder = TREES[tree] / CUDA
@@ -120,7 +116,9 @@ def compile_one(tree: str, name: str, arch: str) -> dict[str, Kernel]:
         command += ['-DGGML_CUDA_FA_QUANTS="default"']
         command += [f"-DGGML_CUDA_FA_{k.upper()}_{v.upper()}={int((k, v) in COMPILED_PAIRS)}" for k, v in pairs]
         command += [f"-I{TREES[tree] / sub}" for sub in ("ggml/include", "ggml/src", CUDA)]
-        command += [*cublas_headers(), "-c", str(folder / name), "-o", str(out / "object.o")]
+        # For a toolkit without cuBLAS.
+        command += [f"-I{header.parent}" for header in in_packages("include/cublas_v2.h")[:1]]
+        command += ["-c", str(folder / name), "-o", str(out / "object.o")]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         log.write_text(done.stdout + done.stderr)
         if done.returncode:

@@ -14,8 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gpu.errors import CheckError, OutOfTime
-from gpu.runner import Runner
+from gpu.runner import CheckError, OutOfTime, Result, Runner
 
 RECIPES = ("quality", "balanced", "fast", "memory", "stream")
 _LONG, _LENGTHS = 131072, (8192, 32768, 131072)
@@ -72,7 +71,7 @@ def workloads(size: str) -> Iterator[Workload]:
 
 def write_model(workload: Workload, folder: Path) -> Path:
     """The workload's model in `folder`, written unless it exists."""
-    from swaa_edge.bench.random_model import write_shape
+    from swaa_edge.shapes import write_shape
 
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{workload.shape}-{workload.layers or 'all'}-{workload.vocab or 'all'}.gguf"
@@ -81,9 +80,7 @@ def write_model(workload: Workload, folder: Path) -> Path:
     return path
 
 
-def measure(
-    workload: Workload, model: Path, patched: Path, baseline: Path, runner: Runner, *, gpu: bool
-) -> dict[str, Any]:
+def measure(workload: Workload, model: Path, patched: Path, baseline: Path, runner: Runner, *, gpu: bool) -> Result:
     """The result rows of a workload, from `bench.bench`. Raises `CheckError`, or `OutOfTime` with the rows so far."""
     from swaa_edge import native
     from swaa_edge.bench import bench
@@ -121,7 +118,7 @@ def measure(
     document = report.to_dict()
     result = {"rows": [_row(workload, row) for row in document["rows"]], "fit": document["fit"]}
     if report.stopped == "interrupted":
-        raise OutOfTime(result)
+        raise OutOfTime(result) if runner.left() <= 0 else KeyboardInterrupt
     return result | {"problems": [str(report.stopped)] if report.stopped else []}
 
 
@@ -131,27 +128,17 @@ def _row(workload: Workload, row: dict[str, Any]) -> dict[str, Any]:
     Here "full" is full attention on the unpatched library, which the ratios refer to, and "off" the same on ours, which
     the bound refers to.
     """
-    decode = row["decode_tokens"] / row["decode_tok_s"] if row["decode_tok_s"] else 0.0
-    kept = (
-        "prompt_tokens",
-        "decode_tokens",
-        "bound",
-        "ratio_to_bound",
-        "prefill_seconds",
-        "device",
-        "kv_bytes",
-        "compute_buffer_bytes",
-    )
-    return {
+    name, decode = row.pop("config"), row["decode_tokens"] / row["decode_tok_s"] if row["decode_tok_s"] else 0.0
+    ours = {
         "shape": workload.shape,
-        "recipe": {"unpatched": "full", "full": "off"}.get(row["config"], row["config"]),
+        "recipe": {"unpatched": "full", "full": "off"}.get(name, name),
         "kv": workload.kv,
         "ubatch": workload.ubatch,
-        "rounds": len(row["repeats"]),
-        **{key: row[key] for key in kept},
-        "ratio": row["vs_unpatched"],
-        "prefill_ratio": row["prefill_vs_unpatched"],
-        "decode_ratio": row["decode_vs_unpatched"],
+        "rounds": len(row.pop("repeats")),
+        "ratio": row.pop("vs_unpatched"),
+        "prefill_ratio": row.pop("prefill_vs_unpatched"),
+        "decode_ratio": row.pop("decode_vs_unpatched"),
         "decode_seconds": decode,
         "seconds": row["prefill_seconds"] + decode,
     }
+    return row | ours

@@ -1,20 +1,18 @@
 """Runs test-backend-ops for flash attention, directly and under compute-sanitizer, and parses its output.
 
-result = run_ops(Path("build/bin/test-backend-ops"), "CUDA0", "FLASH_ATTN_EXT", jobs=16)
+result = run_ops(Path("build/bin/test-backend-ops"), "CUDA0", "FLASH_ATTN_EXT", seconds=540, jobs=16)
 result["passed"], result["total"], result["unsupported"], result["failures"]
 """
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from gpu.errors import CheckError, OutOfTime
+from gpu.runner import CheckError, OutOfTime, Result, execute
 
 #: Upstream's cases, and ours with a table.
 OPS = ("FLASH_ATTN_EXT", "FLASH_ATTN_EXT_KV_BLOCKS")
@@ -32,65 +30,60 @@ def run_ops(
     jobs: int = 1,
     params: str | None = None,
     wrapper: Sequence[str] = (),
-    environment: dict[str, str] | None = None,
-) -> dict[str, Any]:
-    """Run test-backend-ops for one op; returns passed, total, unsupported and failures (at most 20 lines).
+) -> Result:
+    """Run test-backend-ops for one op; returns the fields of `read_ops`.
 
-    seconds: time limit; `OutOfTime` when it has passed. params: only cases whose parameters match this expression.
-    wrapper: the command to run it under. Raises `CheckError` if no case was run.
+    seconds: time limit; `OutOfTime` with the finished cases when it has passed. params: only cases whose parameters
+    match this expression. wrapper: the command to run it under. Raises `CheckError` if no case was run.
     """
     command = [*wrapper, str(program), "test", "-b", backend, "-o", op]
     command += (["-p", params] if params else []) + (["-j", str(jobs)] if jobs > 1 else [])
     try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-            timeout=max(seconds, 1),
-            env=environment or dict(os.environ),
-        )
-    except subprocess.TimeoutExpired as late:
-        text = late.stdout.decode("utf-8", "replace") if isinstance(late.stdout, bytes) else late.stdout or ""
-        raise OutOfTime({"printed": text}) from None
+        code, output, errors = execute(command, seconds, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     except OSError as error:
         raise CheckError(f"{program} does not run: {error}") from None
-    return read_ops(op, done.stdout, done.stderr, done.returncode)
-
-
-def read_ops(op: str, output: str, errors: str, code: int) -> dict[str, Any]:
-    """Parse the same from its output and exit code."""
-    lines = [_COLOURS.sub("", line).rstrip() for line in output.splitlines()]
-    # The error of a case that fails stands before its name.
-    mine = [line for line in lines if f"{op}(" in line]
-    unsupported = [line.strip() for line in mine if "not supported" in line]
-    failures = [line.strip() for line in mine if "FAIL" in line.rsplit("):", 1)[-1]]
-    summary = re.findall(r"(\d+)/(\d+) tests passed", "\n".join(lines))
-    result = {
-        "op": op,
-        "passed": int(summary[0][0]) if summary else 0,
-        "total": int(summary[0][1]) if summary else 0,
-        "unsupported": len(unsupported),
-        "examples_unsupported": unsupported[:5],
-        "failures": failures[:20],
-        "exit_code": code,
-        "truncated": False,
-    }
-    if not summary:
-        tail = " | ".join(_COLOURS.sub("", line) for line in (output + "\n" + errors).strip().splitlines()[-4:])
-        if code == 0:
-            raise CheckError(f"test-backend-ops ran nothing for {op}: {tail}")
-        # A crash is a result, the most important one.
-        result["failures"].append(f"ended early with code {code}: {tail}"[:600])
-    elif result["total"] == 0 and not unsupported:
+    result = read_ops(op, output, errors, code)
+    if code is None:
+        raise OutOfTime(result)
+    if not result["failures"] and result["total"] == result["unsupported"] == 0:
         raise CheckError(f"test-backend-ops has no case of {op} on this backend that matches")
     return result
 
 
-def sanitize(
-    program: Path, backend: str, tool: str, *, seconds: float, params: str | None, environment: dict[str, str]
-) -> dict[str, Any]:
+def read_ops(op: str, output: str, errors: str, code: int | None) -> Result:
+    """Parse the output of test-backend-ops: passed, total, unsupported, exit_code and failures (at most 20 lines).
+
+    code: the exit code; None for a run that was stopped, of which only the finished cases count: it is `truncated`.
+    Raises `CheckError` if it ran nothing.
+    """
+    lines = [_COLOURS.sub("", line).strip() for line in output.splitlines()]
+    # The error of a case that fails stands before its name.
+    mine = [line for line in lines if f"{op}(" in line]
+    unsupported = [line for line in mine if "not supported" in line]
+    failures = [line for line in mine if "FAIL" in line.rsplit("):", 1)[-1]]
+    passed = sum(line.endswith("OK") for line in mine)
+    counts = passed, passed + len(failures)
+    if code is not None:
+        summary = re.findall(r"(\d+)/(\d+) tests passed", output)
+        counts = map(int, summary[0]) if summary else (0, 0)
+        if not summary:
+            tail = " | ".join(_COLOURS.sub("", line) for line in (output + "\n" + errors).strip().splitlines()[-4:])
+            if code == 0:
+                raise CheckError(f"test-backend-ops ran nothing for {op}: {tail}")
+            # A crash is a result, the most important one.
+            failures.append(f"ended early with code {code}: {tail}"[:600])
+    return {
+        "op": op,
+        **dict(zip(("passed", "total"), counts, strict=True)),
+        "unsupported": len(unsupported),
+        "examples_unsupported": unsupported[:5],
+        "failures": failures[:20],
+        "exit_code": code or 0,
+        "truncated": code is None,
+    }
+
+
+def sanitize(program: Path, backend: str, tool: str, *, seconds: float, params: str | None) -> Result:
     """Run our cases under compute-sanitizer's `tool`: the result of `run_ops`, and the number of errors it found."""
     sanitizer = shutil.which("compute-sanitizer")
     if sanitizer is None:
@@ -98,36 +91,15 @@ def sanitize(
     log = program.parent / f"{tool}.log"
     wrapper = [sanitizer, "--tool", tool, "--log-file", str(log), "--error-exitcode", "0"]
     try:
-        result = run_ops(
-            program, backend, OPS[1], seconds=seconds, params=params, wrapper=wrapper, environment=environment
-        )
+        result = run_ops(program, backend, OPS[1], seconds=seconds, params=params, wrapper=wrapper)
     except OutOfTime as late:
         # It is a hundred times slower, and a call has ten minutes: the finished cases are the result.
-        result = read_until(OPS[1], (late.partial or {}).get("printed", ""))
-    return (
-        result | {"tool": tool} | read_log(log.read_text(errors="replace") if log.exists() else "", result["truncated"])
-    )
+        result = late.partial or {}
+    found = read_log(log.read_text(errors="replace") if log.exists() else "", result["truncated"])
+    return result | {"tool": tool} | found
 
 
-def read_until(op: str, output: str) -> dict[str, Any]:
-    """As `read_ops`, for a run that was stopped: total counts the finished cases, and `truncated` is true."""
-    done = [line for line in map(str.strip, _COLOURS.sub("", output).splitlines()) if f"{op}(" in line]
-    passed = [line for line in done if line.endswith("OK")]
-    failures = [line for line in done if "FAIL" in line.rsplit("):", 1)[-1]]
-    unsupported = [line for line in done if "not supported" in line]
-    return {
-        "op": op,
-        "passed": len(passed),
-        "total": len(passed) + len(failures),
-        "unsupported": len(unsupported),
-        "examples_unsupported": unsupported[:5],
-        "failures": failures[:20],
-        "exit_code": 0,
-        "truncated": True,
-    }
-
-
-def read_log(text: str, truncated: bool) -> dict[str, Any]:
+def read_log(text: str, truncated: bool) -> Result:
     """Parse compute-sanitizer's log: errors, and its first lines. In a truncated log, errors are counted one by one.
 
     Raises `CheckError` if a complete run left no summary.

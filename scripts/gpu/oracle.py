@@ -16,13 +16,13 @@ import json
 import random
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpu.errors import CheckError
+from gpu.runner import CheckError
 
 # The tests' helpers are imported inside functions: tests/ is on sys.path only after check.py has put it there.
 if TYPE_CHECKING:
@@ -77,12 +77,10 @@ def chosen_rows(case: Case, fed: Schedule) -> np.ndarray:
     return np.array(sorted(chosen | set(np.flatnonzero(flags).tolist())))
 
 
-def check(
-    folder: Path, library: Path, *, gpu: bool, on_case: Callable[[str], object] | None = None
-) -> Iterator[dict[str, Any]]:
+def check(folder: Path, library: Path, *, gpu: bool) -> Iterator[dict[str, Any]]:
     """Run the prepared cases with the library; yields a dict per case, whose `problems` are [] for a pass.
 
-    gpu: put all layers on it; a case fails where they are not. on_case: called with each line before it runs.
+    gpu: put all layers on it; a case fails where they are not.
     """
     from support.engine.process import Engine, EngineError
     from support.oracle.grid import Case, schedule
@@ -91,8 +89,6 @@ def check(
     expected = np.load(folder / "expected.npz")
     with Engine(library) as engine:
         for number, line in enumerate(json.loads((folder / "cases.json").read_text())):
-            if on_case:
-                on_case(line)
             case = Case.parse(line)
             fed = schedule(case)
             rows = expected[f"{number}-rows"]

@@ -6,14 +6,12 @@ same in both is in the archive once, as a hard link. The pure-Python packages th
 copied from this environment. `PACK.json` records what the archive was made from.
 
     pack("gpu-check.tar.gz", prepared=folder)      # then: tar xf gpu-check.tar.gz
-    pack("gpu-check.tar.gz", prepared=folder, built=Built("90", {"patched": Path("build-patched/bin"), ...}))
+    pack("gpu-check.tar.gz", prepared=folder, built_for="90", built={"patched": folder, "baseline": other})
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import datetime
 import hashlib
 import importlib.util
 import io
@@ -26,7 +24,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from gpu.trimming import INSTANCES, MATRICES, trim
+from gpu.trimming import MATRICES, trim
 
 ROOT = Path(__file__).resolve().parents[2]
 #: The folder in which an archive unpacks.
@@ -70,47 +68,20 @@ _TIME = 1_000_000_000
 _XZ = [{"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 1 << 28}]
 # Other processors' kernels and vendored backends.
 _NOT = ("ggml/src/ggml-cpu/kleidiai/", "ggml/src/ggml-cpu/spacemit/")
-
-
-@dataclasses.dataclass(frozen=True)
-class Built:
-    """Libraries built here. arch: the card's compute capability, like "90"; folders: by side, "patched" (with
-    test-backend-ops) and "baseline"."""
-
-    arch: str
-    folders: Mapping[str, Path]
-
-    def files(self) -> Iterator[tuple[str, bytes]]:
-        for side, folder in self.folders.items():
-            for path in sorted(folder.iterdir()):
-                if path.is_file() and (path.suffix == ".so" or path.name == "test-backend-ops"):
-                    yield f"{BUILT}/{side}/{path.name}", path.read_bytes()
+_LEFT_OUT = (
+    f"quantized matrix products of types other than {', '.join(MATRICES)}, in both libraries; flash attention of "
+    f"head sizes other than {', '.join(map(str, TIMED_HEADS))} in the unpatched one (its vector kernels have all)"
+)
 
 
 def needed(path: str) -> bool:
     """Whether the build needs a file of a llama.cpp tree. path: relative to the tree."""
-    if path.startswith(_NOT):
-        return False
     in_ggml_src = path.startswith("ggml/src/") and path.count("/") == 2
     our_cases = path.startswith("tests/test-kv-") and path.endswith(".h")
     # CMake reads the list of every vendored library, used or not.
     vendored = path.startswith("vendor/") and path.endswith("CMakeLists.txt")
-    return path.startswith(_FOLDERS) or path in _FILES or in_ggml_src or our_cases or vendored
-
-
-def subset(tree: Path) -> dict[str, bytes]:
-    """The files of a tree that travel: content by path in the tree."""
-    files = (path for path in sorted(tree.rglob("*")) if path.is_file())
-    return {name: path.read_bytes() for path in files if needed(name := path.relative_to(tree).as_posix())}
-
-
-def trimmed(
-    tree: dict[str, bytes], heads: Collection[int] | None, matrices: Collection[str] | None
-) -> dict[str, bytes]:
-    """The same tree with fewer kernel instances; see trimming.py."""
-    instances = {path: data.decode() for path, data in tree.items() if path.startswith(INSTANCES)}
-    changed = dict(trim({p: t for p, t in instances.items() if p.endswith(".cu")}, heads=heads, matrices=matrices))
-    return dict(sorted((tree | {path: text.encode() for path, text in changed.items()}).items()))
+    found = path.startswith(_FOLDERS) or path in _FILES or in_ggml_src or our_cases or vendored
+    return found and not path.startswith(_NOT)
 
 
 def pack(
@@ -119,25 +90,42 @@ def pack(
     prepared: Path | None = None,
     wheels: Collection[Path] = (),
     all_kernels: bool = False,
-    built: Built | None = None,
+    built_for: str | None = None,
+    built: Mapping[str, Path] | None = None,
     root: Path = ROOT,
 ) -> dict[str, Any]:
     """Write the archive, a .tar.gz or a .tar.xz; returns the content of its PACK.json.
 
     prepared: the folder that `gpu.oracle.prepare` wrote. wheels: wheels to carry along, as of cmake.
-    all_kernels: leave no kernel instance out. built: carry these libraries, built from an archive of the same
-    sources, instead of the sources. Raises FileNotFoundError without the trees of `scripts/patches.py apply`.
+    all_kernels: leave no kernel instance out. built: carry the libraries in these folders, "patched" (with
+    test-backend-ops) and "baseline", built from an archive of the same sources for the compute capability `built_for`,
+    instead of the sources. Raises FileNotFoundError without the trees of `scripts/patches.py apply`.
     """
-    files, links = (dict(built.files()), {}) if built else _sources(root, all_kernels)
+    files, links = (dict(_built(built)), {}) if built else _sources(root, all_kernels)
     files |= dict(_own_files(root)) | dict(_packages())
     if prepared is not None:
-        names = (path for path in sorted(prepared.rglob("*")) if path.is_file())
-        files |= {f"prepared/{name.relative_to(prepared).as_posix()}": name.read_bytes() for name in names}
+        files |= {f"prepared/{name}": data for name, data in _files_below(prepared)}
     files |= {f"wheels/{wheel.name}": wheel.read_bytes() for wheel in wheels}
-    facts = _facts(root, files) | {"left_out": _left_out(all_kernels), "files": len(files) + len(links)}
-    facts |= {"built_for": built.arch if built else None}
+    digest = hashlib.sha256()
+    for name, data in sorted(files.items()):
+        digest.update(f"{name}\0{len(data)}\0".encode() + data)
+    left_out = None if all_kernels else _LEFT_OUT
+    facts = {**commit(root), "digest": digest.hexdigest(), "left_out": left_out, "built_for": built_for}
     _write(Path(path), files | {"PACK.json": (json.dumps(facts, indent=2) + "\n").encode()}, links)
     return facts
+
+
+def _files_below(folder: Path, pattern: str = "*") -> Iterator[tuple[str, bytes]]:
+    for path in sorted(folder.rglob(pattern)):
+        if path.is_file():
+            yield path.relative_to(folder).as_posix(), path.read_bytes()
+
+
+def _built(folders: Mapping[str, Path]) -> Iterator[tuple[str, bytes]]:
+    for side, folder in folders.items():
+        for path in sorted(folder.iterdir()):
+            if path.is_file() and (path.suffix == ".so" or path.name == "test-backend-ops"):
+                yield f"{BUILT}/{side}/{path.name}", path.read_bytes()
 
 
 def _sources(root: Path, all_kernels: bool) -> tuple[dict[str, bytes], dict[str, str]]:
@@ -145,12 +133,17 @@ def _sources(root: Path, all_kernels: bool) -> tuple[dict[str, bytes], dict[str,
     for tree in (PATCHED, BASELINE):
         if not (root / tree / "src" / "llama.cpp").is_file():
             raise FileNotFoundError(f"{root / tree} is not a llama.cpp tree; run scripts/patches.py apply")
-    matrices = None if all_kernels else MATRICES
-    patched = trimmed(subset(root / PATCHED), None, matrices)
-    baseline = trimmed(subset(root / BASELINE), None if all_kernels else TIMED_HEADS, matrices)
+    patched, baseline = subset(root / PATCHED), subset(root / BASELINE)
+    if not all_kernels:
+        patched, baseline = trim(patched), trim(baseline, heads=TIMED_HEADS)
     links = {f"{BASELINE}/{name}": f"{PATCHED}/{name}" for name, data in baseline.items() if patched.get(name) == data}
     files = {f"{PATCHED}/{name}": data for name, data in patched.items()}
     return files | {full: data for name, data in baseline.items() if (full := f"{BASELINE}/{name}") not in links}, links
+
+
+def subset(tree: Path) -> dict[str, bytes]:
+    """The files of a tree that travel: content by path in the tree."""
+    return {name: data for name, data in _files_below(tree) if needed(name)}
 
 
 def _own_files(root: Path) -> Iterator[tuple[str, bytes]]:
@@ -168,36 +161,25 @@ def _packages() -> Iterator[tuple[str, bytes]]:
         if found is None or found.origin is None:
             raise FileNotFoundError(f"the Python package {name} is not installed; use .venv/bin/python of `make setup`")
         origin = Path(found.origin)
-        if origin.name != "__init__.py":
+        if origin.name == "__init__.py":
+            yield from ((f"site/{name}/{path}", data) for path, data in _files_below(origin.parent, "*.py"))
+        else:
             yield f"site/{origin.name}", origin.read_bytes()
-            continue
-        for path in sorted(origin.parent.rglob("*.py")):
-            yield f"site/{name}/{path.relative_to(origin.parent).as_posix()}", path.read_bytes()
 
 
-def _facts(root: Path, files: dict[str, bytes]) -> dict[str, Any]:
+def commit(root: Path, *paths: str) -> dict[str, Any]:
+    """The commit of `root`, None if unknown, and whether it has uncommitted changes, in `paths` or anywhere."""
+
     def git(*words: str) -> str:
-        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False)
-        return done.stdout.strip()
+        with contextlib.suppress(FileNotFoundError):
+            done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False)
+            return done.stdout.strip() if done.returncode == 0 else ""
+        return ""
 
-    digest = hashlib.sha256()
-    for name, data in sorted(files.items()):
-        digest.update(f"{name}\0{len(data)}\0".encode() + data)
     return {
         "commit": git("rev-parse", "HEAD") or None,
-        "uncommitted": bool(git("status", "--porcelain")),
-        "made": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
-        "digest": digest.hexdigest(),
+        "uncommitted": bool(git("status", "--porcelain", "--", *paths)),
     }
-
-
-def _left_out(all_kernels: bool) -> str | None:
-    if all_kernels:
-        return None
-    return (
-        f"quantized matrix products of types other than {', '.join(MATRICES)}, in both libraries; flash attention of "
-        f"head sizes other than {', '.join(map(str, TIMED_HEADS))} in the unpatched one (its vector kernels have all)"
-    )
 
 
 def _write(path: Path, files: dict[str, bytes], links: dict[str, str]) -> None:

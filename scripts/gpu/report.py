@@ -13,19 +13,6 @@ from typing import Any
 
 #: Ratios of the whole request that the SWAA authors published for vLLM: Qwen3-4B, 128k tokens in, 512 out.
 PUBLISHED = {"stream": 8.0, "memory": 1.79, "fast": 1.71, "balanced": 1.45, "quality": 1.26}
-_COLUMNS = (
-    "prompt",
-    "recipe",
-    "request s",
-    "request",
-    "published",
-    "prefill s",
-    "prefill",
-    "bound",
-    "of bound",
-    "decode s",
-    "decode",
-)
 #: SWAA off against the unpatched library.
 OFF_RATIO = (0.98, 1.02)
 
@@ -94,19 +81,17 @@ def write(document: dict[str, Any], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     name = re.sub(r"[^a-z0-9]+", "-", (document["card"] or document["backend"]).split(",")[0].lower()).strip("-")
     paths = [folder / f"{name}.json", folder / f"{name}.md"]
-    for path, text in zip(paths, (json.dumps(document, indent=1) + "\n", table(document)), strict=True):
+    for path, text in zip(
+        paths, (json.dumps(document, indent=1) + "\n", "\n".join(table(document)) + "\n"), strict=True
+    ):
         part = path.with_name(path.name + ".part")
         part.write_text(text, encoding="utf-8")
         part.replace(path)
     return paths
 
 
-def table(document: dict[str, Any]) -> str:
-    """The document for people, in Markdown."""
-    return "\n".join(_lines(document)) + "\n"
-
-
-def _lines(document: dict[str, Any]) -> Iterator[str]:
+def table(document: dict[str, Any]) -> Iterator[str]:
+    """The document for people, as lines of Markdown."""
     commit = (document["commit"] or "unknown")[:12] + (" with uncommitted changes" if document["uncommitted"] else "")
     yield f"# GPU check: {document['card'] or document['backend']}"
     yield ""
@@ -153,18 +138,22 @@ def _speed(title: str, document: dict[str, Any], rows: list[dict[str, Any]]) -> 
     yield f"| {' | '.join(_COLUMNS)} |"
     yield "|---:|---|" + "---:|" * (len(_COLUMNS) - 2)
     for row in rows:
-        published, bound = target(document, row), row["bound"]
-        cells = (
-            f"{row['prompt_tokens']:,}",
-            row["recipe"],
-            f"{row['seconds']:.3f}",
-            f"{row['ratio']:.2f}",
-            f"{published:.2f}" if published else "",
-            f"{row['prefill_seconds']:.3f}",
-            f"{row['prefill_ratio']:.2f}",
-            f"{bound:.2f}" if bound else "",
-            f"{row['ratio_to_bound']:.0%}" if bound else "",
-            f"{row['decode_seconds']:.3f}",
-            f"{row['decode_ratio']:.2f}" if row["decode_ratio"] else "",
-        )
+        values = row | {"published": target(document, row)}
+        cells = ("" if values[key] is None else format(values[key], form) for key, form in _COLUMNS.values())
         yield f"| {' | '.join(cells)} |"
+
+
+#: Title, field of a row, and format.
+_COLUMNS = {
+    "prompt": ("prompt_tokens", ","),
+    "recipe": ("recipe", ""),
+    "request s": ("seconds", ".3f"),
+    "request": ("ratio", ".2f"),
+    "published": ("published", ".2f"),
+    "prefill s": ("prefill_seconds", ".3f"),
+    "prefill": ("prefill_ratio", ".2f"),
+    "bound": ("bound", ".2f"),
+    "of bound": ("ratio_to_bound", ".0%"),
+    "decode s": ("decode_seconds", ".3f"),
+    "decode": ("decode_ratio", ".2f"),
+}

@@ -4,22 +4,55 @@ A stage's result is a JSON file in the work folder with a fingerprint of its inp
 time limit or by Ctrl-C, resumes at the next call.
 
     runner = Runner(work, deadline=time.monotonic() + 540); runner.run("oracle", inputs, lambda: {"cases": 3})
+    code, output, errors = execute(["nvcc", "--version"], seconds=9, stdout=subprocess.PIPE)
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
+import signal
+import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gpu.errors import CheckError, OutOfTime
-
 Result = dict[str, Any]
+
+
+class CheckError(Exception):
+    """This machine lacks something or a step failed; the message is for the person who runs the check."""
+
+
+class OutOfTime(Exception):
+    """The time limit of this call has passed; `partial`, the stage's result so far, does not count as finished."""
+
+    def __init__(self, partial: Result | None = None) -> None:
+        super().__init__("out of time")
+        self.partial = partial
+
+
+def execute(command: Sequence[str], seconds: float = math.inf, **options: Any) -> tuple[int | None, str, str]:
+    """Run a command for at most `seconds`; returns its exit code, None if it was ended, and what it printed.
+
+    It gets a process group of its own, so that what it starts, such as compilers, ends with it. options: of Popen.
+    """
+    child = subprocess.Popen(command, text=True, errors="replace", start_new_session=True, **options)
+    try:
+        output, errors = child.communicate(timeout=None if seconds == math.inf else max(seconds, 1))
+        return child.returncode, output, errors
+    except subprocess.TimeoutExpired:
+        os.killpg(child.pid, signal.SIGTERM)
+        return None, *child.communicate()
+    finally:
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGTERM)
+            child.wait()
 
 
 class Runner:
@@ -36,11 +69,6 @@ class Runner:
     def left(self) -> float:
         """Seconds left in this call."""
         return self.deadline - time.monotonic()
-
-    def check_time(self) -> None:
-        """Raise `OutOfTime` once the deadline has passed."""
-        if self.left() <= 0:
-            raise OutOfTime
 
     def run(self, name: str, inputs: Any, work: Callable[[], Result], needs: float = 0.0) -> Result | None:
         """Return the result of stage `name`, from `work` unless it was kept; None if it could not be obtained.
@@ -81,10 +109,7 @@ class Runner:
 
     def _kept(self, name: str) -> dict[str, Any] | None:
         path = self.folder / f"{name}.json"
-        try:
-            return json.loads(path.read_text())
-        except (FileNotFoundError, ValueError):
-            return None
+        return json.loads(path.read_text()) if path.exists() else None
 
     def _keep(self, name: str, document: dict[str, Any]) -> None:
         part = self.folder / f"{name}.json.part"

@@ -17,21 +17,20 @@ from typing import Any
 
 from gpu import building, cases, measuring, operators, oracle, packing
 from gpu.building import Build
-from gpu.errors import CheckError, OutOfTime
 from gpu.measuring import Workload
-from gpu.runner import Result, Runner
+from gpu.runner import CheckError, OutOfTime, Result, Runner
 
+SIDES = ("patched", "baseline")
 # test-backend-ops runs a few cases without a GPU to compare, to try the check itself.
 _TINY_PARAMS = r"^hs=64,.*(nb=1,|w=256)|hsk=64,hsv=64,nh=4,nr23=\[1,1\],kv=113,nb=1,mask=1,sinks=0"
 # Table cases that a sanitizer finishes in time: it slows each down by a factor of a hundred.
 _SANITIZED = r"kv=4096,nb=(1|2|7|33|65|70|75|97),"
 # Measured before the sanitizer runs: the cost of unused patches, and the model of the published ratios.
 _FIRST_WORKLOADS = 6
-_COMPILE_SECONDS, _OP_SECONDS = 60, 20
+# What must be left of a call for a build or a check to start.
+_BUILD_SECONDS, _CHECK_SECONDS = 60, 20
 # Time limit of each sanitizer tool: the cases finished by then are the result.
 _SANITIZER_SECONDS = 60
-
-Stage = tuple[str, Result | None]
 
 
 class Stages:
@@ -39,23 +38,24 @@ class Stages:
 
     def __init__(self, given: argparse.Namespace, top: Path, pack: dict[str, Any], runner: Runner) -> None:
         self.given, self.top, self.pack, self.runner = given, top, pack, runner
-        self.gpu = given.backend == "cuda"
+        self.gpu, self.device = given.backend == "cuda", "CUDA0" if given.backend == "cuda" else "CPU"
         self.work = given.work.resolve()
         libraries = [given.patched, given.baseline, given.op_tests]
-        if any(libraries) and not all(libraries):
+        self.given_libraries = all(libraries)
+        if any(libraries) and not self.given_libraries:
             raise CheckError("--patched, --baseline and --op-tests go together")
-        self.given_libraries, self.carried = all(libraries), pack["built_for"] is not None and not all(libraries)
+        carried_for = None if self.given_libraries else pack["built_for"]
         arch = given.arch if self.given_libraries or not self.gpu else given.arch or building.card_arch()
-        if self.carried and self.gpu and arch != pack["built_for"]:
-            raise CheckError(f"the archive's libraries are for compute capability {pack['built_for']}, not {arch}")
+        if carried_for and self.gpu and arch != carried_for:
+            raise CheckError(f"the archive's libraries are for compute capability {carried_for}, not {arch}")
         # Each archive content gets its own builds; objects of equal sources are shared.
         self.build = Build(top, self.work / pack["digest"][:12], given.backend, arch, given.jobs, self.work / "objects")
-        if self.carried:
-            sides = [top / packing.BUILT / side for side in ("patched", "baseline")]
+        self.builds = not (self.given_libraries or carried_for)
+        if not self.given_libraries:
+            sides = [top / packing.BUILT / side if carried_for else self.build.library(side) for side in SIDES]
             libraries = [*sides, sides[0] / "test-backend-ops"]
-            libraries[2].chmod(0o755)
-        elif not self.given_libraries:
-            libraries = [self.build.library("patched"), self.build.library("baseline"), self.build.op_tests()]
+            if carried_for:
+                libraries[2].chmod(0o755)
         self.patched, self.unpatched, self.op_tests = libraries
         self.built = [_stamp(path) for path in libraries] if self.given_libraries else [pack["digest"], arch]
         self._set_paths()
@@ -85,52 +85,48 @@ class Stages:
             "machine": {"cores": os.cpu_count(), "system": platform.platform()},
         }
 
-    def __iter__(self) -> Iterator[Stage]:
-        if not (self.given_libraries or self.carried):
-            for side in ("patched", "baseline"):
-                built = self.runner.run(f"build-{side}", self.built, partial(self._built, side), _COMPILE_SECONDS)
-                yield f"build-{side}", built
-                if built is None:
-                    return
-        device = "CUDA0" if self.gpu else "CPU"
+    def __iter__(self) -> Iterator[tuple[str, Result | None]]:
+        for side in SIDES if self.builds else ():
+            name, work = f"build-{side}", partial(self._built, side)
+            built = self.runner.run(name, self.built, work, _BUILD_SECONDS)
+            yield name, built
+            if built is None:
+                return
+        only = tuple(self.given.only.split(",")) if self.given.only else ("",)
+        for name, detail, work in self._checks():
+            if name.startswith(only):
+                yield name, self.runner.run(name, [self.built, self.device, detail], work, _CHECK_SECONDS)
+
+    def _checks(self) -> Iterator[tuple[str, str | None, Callable[[], Result]]]:
+        """Name of each stage after the builds, what its result depends on beside the libraries, and its work."""
         params = None if self.given.size == "full" else _TINY_PARAMS
         for op in reversed(operators.OPS):
-            inputs = [self.built, device, params]
-            yield from self._stage(f"ops-{op}", inputs, partial(self._ops, op, device, params), _OP_SECONDS)
-        yield from self._stage("oracle", [self.built, self.gpu], self._oracle, _OP_SECONDS)
-        yield from self._stage("off", [self.built, self.gpu], self._off, _OP_SECONDS)
-        workloads = list(measuring.workloads(self.given.size))
-        yield from self._measured(workloads[:_FIRST_WORKLOADS])
+            yield f"ops-{op}", params, partial(self._ops, op, params)
+        yield "oracle", None, self._oracle
+        yield "off", None, self._off
+        loads = [
+            (load.name, repr(load), partial(self._workload, load)) for load in measuring.workloads(self.given.size)
+        ]
+        yield from loads[:_FIRST_WORKLOADS]
         for tool in operators.TOOLS if self.gpu else ():
-            work = partial(self._sanitized, tool, device)
-            yield from self._stage(f"sanitizer-{tool}", [self.built, device], work, _OP_SECONDS)
-        yield from self._measured(workloads[_FIRST_WORKLOADS:])
-
-    def _stage(self, name: str, inputs: Any, work: Callable[[], Result], needs: float = 0.0) -> Iterator[Stage]:
-        """Run a stage unless --only excludes it."""
-        only = self.given.only.split(",") if self.given.only else [""]
-        if name.startswith(tuple(only)):
-            yield name, self.runner.run(name, inputs, work, needs)
+            yield f"sanitizer-{tool}", None, partial(self._sanitized, tool)
+        yield from loads[_FIRST_WORKLOADS:]
 
     def _built(self, side: str) -> Result:
         self.build.run(side, self.runner.left())
         return {"side": side}
 
-    def _ops(self, op: str, device: str, params: str | None) -> Result:
-        seconds, jobs = self.runner.left(), self.given.jobs
-        return operators.run_ops(self.op_tests, device, op, seconds=seconds, jobs=jobs, params=params)
+    def _ops(self, op: str, params: str | None) -> Result:
+        limits = {"seconds": self.runner.left(), "jobs": self.given.jobs}
+        return operators.run_ops(self.op_tests, self.device, op, params=params, **limits)
 
     def _oracle(self) -> Result:
-        def check_time(_line: str) -> None:
-            self.runner.check_time()
-
         found: list[dict[str, Any]] = []
-        try:
-            for row in oracle.check(self.top / "prepared", self.patched, gpu=self.gpu, on_case=check_time):
-                found.append(row)
-                self.runner.say(f"  {row['case']}: {'; '.join(row['problems']) or 'ok'}")
-        except OutOfTime:
-            raise OutOfTime({"cases": found}) from None
+        for row in oracle.check(self.top / "prepared", self.patched, gpu=self.gpu):
+            found.append(row)
+            self.runner.say(f"  {row['case']}: {'; '.join(row['problems']) or 'ok'}")
+            if self.runner.left() <= 0:
+                raise OutOfTime({"cases": found})
         return {"cases": found}
 
     def _off(self) -> Result:
@@ -138,22 +134,13 @@ class Stages:
         found = oracle.same_bits(self.top / "prepared", self.patched, self.unpatched, lines, gpu=self.gpu)
         return {"cases": list(found)}
 
-    def _measured(self, workloads: list[Workload]) -> Iterator[Stage]:
-        needs = _OP_SECONDS if self.gpu else 0.0
-        for workload in workloads:
-            inputs = [self.built, repr(workload)]
-            yield from self._stage(workload.name, inputs, partial(self._workload, workload), needs)
-
     def _workload(self, workload: Workload) -> Result:
         model = measuring.write_model(workload, self.work / "models")
         return measuring.measure(workload, model, self.patched, self.unpatched, self.runner, gpu=self.gpu)
 
-    def _sanitized(self, tool: str, device: str) -> Result:
+    def _sanitized(self, tool: str) -> Result:
         seconds = min(self.runner.left(), _SANITIZER_SECONDS)
-        environment = dict(os.environ)
-        return operators.sanitize(
-            self.op_tests, device, tool, seconds=seconds, params=_SANITIZED, environment=environment
-        )
+        return operators.sanitize(self.op_tests, self.device, tool, seconds=seconds, params=_SANITIZED)
 
 
 def _stamp(path: Path) -> list[Any]:

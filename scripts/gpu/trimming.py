@@ -4,13 +4,13 @@ The unpatched library is only timed, so its flash attention is needed only for t
 check multiplies matrices of a type that none of the models has. A kernel that is left out still links: its function
 aborts with a message, so it cannot be measured by mistake. The other kernels are compiled from upstream's own lines.
 
-    for path, text in trim(instances_of(tree), heads=(128,), matrices=("Q8_0", "F16")): ...
+    smaller = trim(tree, heads=(128,), matrices=("Q8_0", "Q4_0"))
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 
 INSTANCES = "ggml/src/ggml-cuda/template-instances/"
 #: Weight types whose quantized product is kept: those that swaa_edge.shapes writes.
@@ -36,45 +36,41 @@ _STUBS = {
 
 
 def trim(
-    files: Mapping[str, str], *, heads: Collection[int] | None = None, matrices: Collection[str] | None = MATRICES
-) -> Iterator[tuple[str, str]]:
-    """Yield the changed and new files of a tree: (path, text).
+    tree: Mapping[str, bytes], *, heads: Collection[int] | None = None, matrices: Collection[str] | None = MATRICES
+) -> dict[str, bytes]:
+    """A tree, content by path, with fewer kernel instances.
 
-    files: upstream's instance files by path, all below `INSTANCES`. heads: the head sizes whose flash attention
-    is kept, None for all. matrices: the types whose quantized product is kept, None for all.
+    heads: the head sizes whose flash attention is kept, None for all. matrices: the types whose quantized product is
+    kept, None for all.
     """
     left_out: dict[str, list[str]] = {}
-    for path, text in sorted(files.items()):
 
-        def keep_or_note(call: re.Match[str]) -> str:
-            macro, arguments = call.groups()
-            if macro not in _STUBS or heads is None or _head(arguments) in heads:
-                return call.group()
-            left_out.setdefault(macro, []).append(arguments)
-            return ""
+    def keep_or_note(call: re.Match[str]) -> str:
+        macro, arguments = call.groups()
+        if macro not in _STUBS or heads is None or int(arguments.split(",")[0]) in heads:
+            return call.group()
+        left_out.setdefault(macro, []).append(arguments)
+        return ""
 
-        kept = _CALL.sub(keep_or_note, text)
-        if matrices is not None and (found := re.search(r"^DECL_MMQ_CASE\(GGML_TYPE_(\w+)\);", text, re.MULTILINE)):
-            kept = text if found.group(1) in matrices else _without_products(text)
-        if kept != text:
-            yield path, kept
+    smaller = dict(tree)
+    for path in (path for path in sorted(tree) if path.startswith(INSTANCES) and path.endswith(".cu")):
+        text = tree[path].decode()
+        product = re.search(r"^DECL_MMQ_CASE\(GGML_TYPE_(\w+)\);", text, re.MULTILINE)
+        leave_out = product and matrices is not None and product.group(1) not in matrices
+        smaller[path] = (_without_products(text) if leave_out else _CALL.sub(keep_or_note, text)).encode()
     for macro, calls in left_out.items():
         name, template, instance = _STUBS[macro]
         lines = "".join(instance.format(arguments) for arguments in calls)
-        yield INSTANCES + name, f'#include "../common.cuh"\n\n{template}\n{lines}'
-
-
-def _head(arguments: str) -> int:
-    return int(arguments.split(",")[0])
+        smaller[INSTANCES + name] = f'#include "../common.cuh"\n\n{template}\n{lines}'.encode()
+    return dict(sorted(smaller.items()))
 
 
 def _without_products(text: str) -> str:
     """An mmq instance file whose functions abort instead."""
-    calls = [(call.group(1), call.group(2)) for call in _CALL.finditer(text)]
     lines = "".join(
         f"template void mul_mat_q_case<{arguments}{', GGML_PREC_Q4' if macro.endswith('_W4A4') else ''}>"
         "(ggml_backend_cuda_context &, const mmq_args &, cudaStream_t);\n"
-        for macro, arguments in calls
+        for macro, arguments in _CALL.findall(text)
     )
     return (
         '#include "../common.cuh"\n\nstruct mmq_args;\n\n'

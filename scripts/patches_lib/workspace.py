@@ -230,6 +230,15 @@ def write(path: Path, data: bytes, runs: bool = False) -> bool:
     return True
 
 
+def mirror(files: Mapping[str, bytes], folder: Path) -> None:
+    """Make a folder hold exactly these files; what has not changed keeps its time, so a build compiles no more."""
+    for name, path in walk(folder).items():
+        if name not in files:
+            path.unlink()
+    for name, data in files.items():
+        write(folder / name, data)
+
+
 def some(paths: set[str]) -> str:
     first = ", ".join(sorted(paths)[:3]) + (", ..." if len(paths) > 3 else "")
     return f"{len(paths)} local edit{'s' if len(paths) > 1 else ''} ({first})"

@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 from gpu import cases, measuring, objects, operators, oracle, packing, report, trimming
 from gpu import check as gpu_check
-from gpu.errors import CheckError, OutOfTime
-from gpu.runner import Runner
+from gpu.runner import CheckError, OutOfTime, Runner, execute
 
 from support import ROOT
 from support.engine.process import library_dir
@@ -66,7 +65,7 @@ def test_built_libraries_travel_instead_of_sources(tmp_path):
         for name in ("libggml-cuda.so", "test-backend-ops", "build.log"):
             (folder / name).write_text(f"{name} of {side}")
     folders["baseline"].joinpath("test-backend-ops").unlink()
-    facts = packing.pack(tmp_path / "a.tar.gz", built=packing.Built("90", folders))
+    facts = packing.pack(tmp_path / "a.tar.gz", built_for="90", built=folders)
     assert facts["built_for"] == "90" and "head sizes other than 128" in facts["left_out"]
     with tarfile.open(tmp_path / "a.tar.gz") as archive:
         names = [name.removeprefix(f"{packing.TOP}/") for name in archive.getnames()]
@@ -77,7 +76,7 @@ def test_built_libraries_travel_instead_of_sources(tmp_path):
     ]
     assert not any(name.startswith("vendor/") for name in names) and "scripts/gpu/check.py" in names
     (folders["baseline"] / "libggml-cuda.so").write_text("another")
-    assert packing.pack(tmp_path / "b.tar.gz", built=packing.Built("90", folders))["digest"] != facts["digest"]
+    assert packing.pack(tmp_path / "b.tar.gz", built_for="90", built=folders)["digest"] != facts["digest"]
 
 
 def test_a_compute_capability_is_two_or_three_digits(capsys):
@@ -106,27 +105,32 @@ MMQ = '#include "../mmq.cuh"\n\nDECL_MMQ_CASE(GGML_TYPE_MXFP4);\n\nDECL_MMQ_CASE
 
 def test_left_out_kernels_still_link_and_the_others_stay():
     place = trimming.INSTANCES
-    files = {
+    tree = {
         f"{place}mma.cu": MMA,
         f"{place}tile.cu": "DECL_FATTN_TILE_CASE(40, 40);\n",
         f"{place}vec.cu": "DECL_FATTN_VEC_CASE( 64, GGML_TYPE_F16, GGML_TYPE_F16);\n",
         f"{place}mmq-instance-mxfp4.cu": MMQ,
         f"{place}mmq-instance-q8_0.cu": "DECL_MMQ_CASE(GGML_TYPE_Q8_0);\n",
+        "src/llama.cpp": MMA,
     }
-    changed = dict(trimming.trim(files, heads=(128,)))
-    assert changed[f"{place}mma.cu"] == (
-        '#include "../fattn-mma-f16.cuh"\n\nDECL_FATTN_MMA_F16_CASE(128, 128, 8, 4);\n'
-    )
-    stubs = changed[f"{place}fattn-mma-left-out.cu"]
+    tree = {path: text.encode() for path, text in tree.items()}
+
+    def changed(**what):
+        smaller = trimming.trim(tree, **what)
+        return {path: data.decode() for path, data in smaller.items() if tree.get(path) != data}
+
+    fewer = changed(heads=(128,))
+    assert fewer[f"{place}mma.cu"] == '#include "../fattn-mma-f16.cuh"\n\nDECL_FATTN_MMA_F16_CASE(128, 128, 8, 4);\n'
+    stubs = fewer[f"{place}fattn-mma-left-out.cu"]
     assert "ggml_cuda_flash_attn_ext_mma_f16_case<64, 64, 8, 4>(" in stubs and "<192, 128, 8, 4>(" in stubs
     assert "<128, 128" not in stubs and "GGML_ABORT" in stubs
-    assert "tile_case<40, 40>(" in changed[f"{place}fattn-tile-left-out.cu"]
-    products = changed[f"{place}mmq-instance-mxfp4.cu"]
+    assert "tile_case<40, 40>(" in fewer[f"{place}fattn-tile-left-out.cu"]
+    products = fewer[f"{place}mmq-instance-mxfp4.cu"]
     assert "mul_mat_q_case<GGML_TYPE_MXFP4>(" in products and "<GGML_TYPE_MXFP4, GGML_PREC_Q4>(" in products
-    assert "mmq.cuh" not in products and len(changed) == 5
+    assert "mmq.cuh" not in products and len(fewer) == 5
     # Everything stays if nothing is to go.
-    assert dict(trimming.trim(files, heads=None, matrices=None)) == {}
-    assert list(dict(trimming.trim(files, heads=None))) == [f"{place}mmq-instance-mxfp4.cu"]
+    assert changed(heads=None, matrices=None) == {}
+    assert list(changed(heads=None)) == [f"{place}mmq-instance-mxfp4.cu"]
 
 
 def test_every_instance_of_upstream_is_kept_or_stubbed():
@@ -134,13 +138,11 @@ def test_every_instance_of_upstream_is_kept_or_stubbed():
     if not tree.is_dir():
         pytest.skip("no tree of upstream; scripts/patches.py apply makes it")
     before = packing.subset(tree)
-    after = packing.trimmed(before, packing.TIMED_HEADS, trimming.MATRICES)
-
-    def instances(files):
-        return {name: data.decode() for name, data in files.items() if trimming.INSTANCES in name and ".cu" in name}
+    after = trimming.trim(before, heads=packing.TIMED_HEADS)
 
     def count(files, *words):
-        return sum(text.count(word) for text in instances(files).values() for word in words)
+        texts = [data.decode() for name, data in files.items() if trimming.INSTANCES in name and ".cu" in name]
+        return sum(text.count(word) for text in texts for word in words)
 
     for macro, stub in (("DECL_FATTN_MMA_F16_CASE(", "mma_f16_case<"), ("DECL_FATTN_TILE_CASE(", "tile_case<")):
         assert count(after, macro) + count(after, stub) == count(before, macro) > 0
@@ -152,35 +154,37 @@ def test_every_instance_of_upstream_is_kept_or_stubbed():
 
 # Shared objects
 
-COMPILER = """import sys, pathlib
-words = sys.argv[1:]
-out, source = words[words.index("-o") + 1], words[words.index("-c") + 1]
-pathlib.Path(out).write_text("object of " + pathlib.Path(source).read_text())
-pathlib.Path(words[words.index("-MF") + 1]).write_text(f"{out}: {source}\\n")
-with open(pathlib.Path(__file__).with_name("runs"), "a") as runs: print(source, file=runs)
+COMPILER = """import sys, pathlib, subprocess
+words = [word for word in sys.argv[1:] if word != "--options-file"]
+if "-MD" in words:
+    with open(pathlib.Path(__file__).with_name("runs"), "a") as runs: print(file=runs)
+sys.exit(subprocess.run(["c++", *("@" + w if w.endswith(".rsp") and w[0] != "@" else w for w in words)]).returncode)
 """
 
 
 @pytest.fixture
 def compile_in(tmp_path):
-    """compile_in(side, *flags): an object of side/tree/a.cpp by a made-up compiler; and how often that one ran."""
+    """compile_in(side, *flags): compile side/tree/a.cpp; returns how often the compiler ran."""
     (tmp_path / "cc.py").write_text(COMPILER)
     for side in ("one", "two"):
         (tmp_path / side / "tree/include").mkdir(parents=True)
         (tmp_path / side / "build").mkdir()
-        (tmp_path / side / "tree/a.cpp").write_text('#include "b.h"\n#include <vector>\nint a;\n')
-        (tmp_path / side / "tree/b.h").write_text("#pragma once\n#  include <c.h>\n")
+        (tmp_path / side / "tree/a.cpp").write_text('#include "b.h"\n#include <cstddef>\nint a = B;\n')
+        (tmp_path / side / "tree/b.h").write_text("#pragma once\n#  include <c.h>\n#define B 1\n")
         (tmp_path / side / "tree/include/c.h").write_text("int c;\n")
 
     def compile_one(side, *flags):
         tree, build = tmp_path / side / "tree", tmp_path / side / "build"
-        command = [sys.executable, tmp_path / "cc.py", f"-I{tree}/include", *flags, "-MD", "-MF", build / "a.d"]
-        command += ["-o", build / "a.o", "-c", tree / "a.cpp"]
+        command = [sys.executable, tmp_path / "cc.py", f"-I{tree}/include", *flags, "-c", tree / "a.cpp"]
+        command = [str(word) for word in command]
         for old in build.iterdir():
             old.unlink()
-        assert objects.launch(tmp_path / "cache", tree, build, [str(word) for word in command]) == 0
-        assert (build / "a.o").read_text() == "object of " + (tree / "a.cpp").read_text()
-        assert (build / "a.d").read_text() == f"{build}/a.o: {tree}/a.cpp\n"
+        more = ["-MD", "-MF", f"{build}/a.d", "-o", f"{build}/a.o"]
+        assert objects.launch(tmp_path / "cache", tree, build, [*command, *more]) == 0
+        subprocess.run([*command, "-o", tmp_path / "plain.o"], check=True)
+        assert (build / "a.o").read_bytes() == (tmp_path / "plain.o").read_bytes()
+        listed = (build / "a.d").read_text()
+        assert f"{tree}/a.cpp" in listed and (f"{tmp_path}/one/" in listed) == (side == "one")
         return len((tmp_path / "runs").read_text().splitlines())
 
     compile_one.folder = tmp_path
@@ -200,26 +204,28 @@ def test_any_difference_makes_another_object(compile_in, change):
     assert compile_in("two", "-O1") == 3 and compile_in("two") == 3
 
 
-def test_a_header_that_comes_first_counts(compile_in):
+def test_a_header_that_another_tree_has_in_addition_counts(compile_in):
     compile_in("one")
-    (compile_in.folder / "two/tree/c.h").write_text("int c;\n")  # found by nothing: <c.h> looks in include/ only
-    assert compile_in("two") == 1
-    (compile_in.folder / "two/tree/include/b.h").write_text("int other;\n")  # "b.h" is found beside the source first
-    assert compile_in("two") == 1
+    (compile_in.folder / "two/tree/include/b.h").write_text("#define B 2\n")  # "b.h" is found beside the source first
+    assert [compile_in("two"), compile_in("two"), compile_in("one")] == [2, 2, 2]
     (compile_in.folder / "two/tree/b.h").unlink()
-    assert compile_in("two") == 2
+    assert compile_in("two") == 3
 
 
-def test_an_include_by_macro_is_never_shared(compile_in):
+def test_an_include_by_macro_counts(compile_in):
     for side in ("one", "two"):
-        (compile_in.folder / side / "tree/b.h").write_text("#include NAME\n")
-    assert [compile_in("one"), compile_in("two"), compile_in("two")] == [1, 2, 3]
+        (compile_in.folder / side / "tree/b.h").write_text("#define B 1\n#define NAME <c.h>\n#include NAME\n")
+    assert [compile_in("one"), compile_in("two")] == [1, 1]
+    (compile_in.folder / "two/tree/include/c.h").write_text("int other;\n")
+    assert [compile_in("two"), compile_in("one")] == [2, 2]
 
 
-def test_an_include_that_is_nowhere_is_never_shared(compile_in):
-    for side in ("one", "two"):
-        (compile_in.folder / side / "tree/b.h").write_text('#include "generated.h"\n')
-    assert [compile_in("one"), compile_in("two"), compile_in("two")] == [1, 2, 3]
+def test_nothing_is_shared_if_the_compiler_lists_no_file_of_the_tree(tmp_path):
+    (tmp_path / "a.cpp").write_text("int a;\n")
+    writes = "import pathlib, sys; [pathlib.Path(sys.argv[i]).write_text('a.o: /a.cpp') for i in (2, 4)]"
+    command = [sys.executable, "-c", writes, "-MF", str(tmp_path / "a.d"), "-o", str(tmp_path / "a.o")]
+    assert objects.launch(tmp_path / "cache", tmp_path / "tree", tmp_path / "build", command) == 0
+    assert (tmp_path / "a.o").exists() and not (tmp_path / "cache").exists()
 
 
 @pytest.mark.parametrize("option", [["--options-file"], ["@"]])
@@ -227,7 +233,7 @@ def test_include_folders_in_a_response_file_count(compile_in, option):
     for side, text in (("one", "int d;"), ("two", "int other;")):
         (compile_in.folder / side / "tree/more").mkdir()
         (compile_in.folder / side / "tree/more/d.h").write_text(text)
-        (compile_in.folder / side / "tree/b.h").write_text("#include <d.h>\n")
+        (compile_in.folder / side / "tree/b.h").write_text("#include <d.h>\n#define B 1\n")
         (compile_in.folder / side / "flags.rsp").write_text(f"-I{compile_in.folder / side / 'tree/more'}\n")
 
     def flags(side):
@@ -241,12 +247,22 @@ def test_include_folders_in_a_response_file_count(compile_in, option):
 
 def test_a_failing_compiler_fails(tmp_path):
     (tmp_path / "a.cpp").write_text("int a;\n")
-    command = [sys.executable, "-c", "raise SystemExit(3)", "-o", str(tmp_path / "a.o"), "-c", str(tmp_path / "a.cpp")]
+    command = [sys.executable, "-c", "raise SystemExit(3)", "-MF", str(tmp_path / "a.d"), "-o", str(tmp_path / "a.o")]
     assert objects.launch(tmp_path / "cache", tmp_path, tmp_path / "build", command) == 3
     assert not (tmp_path / "cache").exists()
 
 
 # Stages
+
+
+def test_a_command_that_takes_too_long_ends_with_all_it_started(tmp_path):
+    child = f"import time; time.sleep(2); open({str(tmp_path / 'late')!r}, 'w')"
+    parent = f"import subprocess, sys; print('begun', flush=True); subprocess.run([sys.executable, '-c', {child!r}])"
+    code, output, _ = execute([sys.executable, "-c", parent], 1, stdout=subprocess.PIPE)
+    assert (code, output) == (None, "begun\n")
+    time.sleep(2)
+    assert not (tmp_path / "late").exists()
+    assert execute([sys.executable, "-c", "exit(3)"])[0] == 3
 
 
 def test_a_stage_runs_once_for_the_same_inputs(tmp_path):
@@ -301,8 +317,9 @@ def test_reading_op_tests():
     assert "code -6" in crash["failures"][0] and "illegal access" in crash["failures"][0]
     with pytest.raises(CheckError, match="ran nothing"):
         operators.read_ops("FLASH_ATTN_EXT", "2/2 backends passed\n", "", 0)
-    with pytest.raises(CheckError, match="no case"):
-        operators.read_ops("FLASH_ATTN_EXT", "  0/0 tests passed\n", "", 0)
+    assert operators.read_ops("FLASH_ATTN_EXT", "  0/0 tests passed\n", "", 0)["total"] == 0
+    with pytest.raises(CheckError, match="has no case of --version"):
+        operators.run_ops(Path("/bin/echo"), "0/0 tests passed", "--version", seconds=9)
 
 
 def test_reading_what_the_sanitizer_says():
@@ -316,8 +333,23 @@ def test_reading_what_the_sanitizer_says():
         operators.read_log("========= COMPUTE-SANITIZER\n", False)
     # Ended before it was through: what it found until then counts.
     assert operators.read_log(log, True)["errors"] == 1
-    until = operators.read_until("X", "  X(a=1): \x1b[1;32mOK\x1b[0m\n  X(a=2): FAIL\n  X(a=3): not supp")
-    assert (until["passed"], until["total"], until["failures"], until["truncated"]) == (1, 2, ["X(a=2): FAIL"], True)
+
+
+def test_op_tests_that_run_out_of_time_are_reported_as_far_as_they_came(tmp_path):
+    program = tmp_path / "test-backend-ops"
+    text = "  X(a=1): \x1b[1;32mOK\x1b[0m\n  X(a=2): FAIL\n  X(a=3): not supp"
+    program.write_text(f"#!{sys.executable}\nimport time\nprint({text!r}, flush=True)\ntime.sleep(30)\n")
+    program.chmod(0o755)
+    with pytest.raises(OutOfTime) as late:
+        operators.run_ops(program, "CUDA0", "X", seconds=1)
+    partial = late.value.partial
+    assert (partial["passed"], partial["total"], partial["failures"]) == (1, 2, ["X(a=2): FAIL"])
+    made = document()
+    made["ops"] = [partial]
+    assert "X, truncated by the time limit | 1 | 2 |" in "\n".join(report.table(made))
+    assert "X: 1/2 passed" in report.problems(made)[0]
+    partial |= {"passed": 1, "total": 1, "failures": []}
+    assert report.problems(made) == []  # the stage is under `open`
 
 
 # Cases
@@ -427,7 +459,7 @@ def test_the_report_has_what_it_must_and_finds_what_is_wrong(tmp_path):
         bad = document()
         bad[part][0].update(change)
         assert len(report.problems(bad)) == 1 and text in report.problems(bad)[0], (part, change)
-        assert text in report.table(bad)
+        assert text in "\n".join(report.table(bad))
 
 
 # The whole, on the CPU
@@ -495,9 +527,9 @@ def bare_python(tmp_path):
 def test_carried_libraries_need_no_build_and_only_numpy(bare_python, tmp_path):
     if not (NATIVE / "test-backend-ops").exists() or not BASELINE.is_dir():
         pytest.skip("op tests or the unpatched library are not built; run `make op-tests baseline`")
-    built = packing.Built("90", {"patched": NATIVE, "baseline": BASELINE})
+    built = {"patched": NATIVE, "baseline": BASELINE}
     oracle.prepare(tmp_path / "prepared", cases.CASES[6:7])
-    packing.pack(tmp_path / "a.tar.gz", prepared=tmp_path / "prepared", built=built)
+    packing.pack(tmp_path / "a.tar.gz", prepared=tmp_path / "prepared", built_for="90", built=built)
     with tarfile.open(tmp_path / "a.tar.gz") as archive:
         archive.extractall(tmp_path, filter="data")
     command = [str(bare_python), str(tmp_path / packing.TOP / "scripts/gpu/check.py"), "run", "--size", "tiny"]

@@ -7,6 +7,7 @@ import os
 
 import mutate
 import pytest
+from patches_lib.workspace import mirror, walk
 
 
 def test_every_mutation_fits_the_patched_tree():
@@ -61,7 +62,7 @@ def test_the_copy_is_brought_in_step_by_content(tmp_path):
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         (copy / name).write_text(text)
         os.utime(copy / name, (1000, 1000))
-    mutate.update_copy(tree, copy)
+    mirror({name: path.read_bytes() for name, path in walk(tree).items()}, copy)
     found = {str(path.relative_to(copy)): path.read_text() for path in copy.rglob("*") if path.is_file()}
     assert found == {"a.cpp": "new", "src/b.cpp": "same", "src/c.cpp": "added"}
     assert (copy / "src/b.cpp").stat().st_mtime == 1000
