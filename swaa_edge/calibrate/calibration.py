@@ -11,13 +11,14 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from swaa_edge.calibrate.cases import Case, from_samples, from_text
 from swaa_edge.calibrate.report import Report, plot, summary
 from swaa_edge.calibrate.search import search
 from swaa_edge.calibrate.settings import PROMPT_TOKENS, SAMPLES, WINDOWS, CalibrateSettings
-from swaa_edge.config import CUSTOM, RECIPES, SwaaConfig
+from swaa_edge.config import CUSTOM, RECIPES, Configuration, SwaaConfig
 from swaa_edge.engine.settings import EngineSettings
 from swaa_edge.engine.tokenizer import tokenize
 from swaa_edge.errors import ConfigError, SwaaError
@@ -27,10 +28,13 @@ from swaa_edge.files.lora_gguf import read_lora
 from swaa_edge.files.model import ModelFile, read_model
 from swaa_edge.files.records import read_text
 from swaa_edge.support.atomic import atomic_output, check_outputs, write_json
-from swaa_edge.support.figure import check_plot, picture_type
+from swaa_edge.support.figure import check_pictures, picture_type
 from swaa_edge.support.interrupt import Stopped
 from swaa_edge.support.journal import open_journal
 from swaa_edge.support.progress import OnProgress, Progress
+
+if TYPE_CHECKING:
+    from swaa_edge.llama import SwaaLlama
 
 # Tokens of a retrieval sample that are reserved for its answer.
 _ANSWER_ROOM = 64
@@ -103,9 +107,7 @@ def calibrate(
     chosen.layers_to_keep(file.n_layers)  # its errors before any work
     if annotate is not None and in_place:
         raise ConfigError("annotate and in_place are both a place for the model; choose one of them")
-    if plot_file is not None:
-        check_plot()
-        picture_type(plot_file)
+    check_pictures(plot_file)
     check_outputs((output, annotate, json_file, plot_file), force=force)
     engine = _check_engine(engine or EngineSettings(), file)
     length = _prompt_tokens(file, chosen.prompt_tokens)
@@ -115,24 +117,12 @@ def calibrate(
     with open_journal("calibrate", key, journal_file, False) as journal:
         if journal.records:
             on_note(f"resuming after {len(journal.records)} measurements")
-        report = search(
-            lambda config, n_ctx: engine.load(file, swaa=config, n_ctx=max(n_ctx, engine.n_ctx or 0)),
-            swaa,
-            file.n_layers,
-            cases,
-            chosen,
-            held_out=held_out,
-            journal=journal,
-            on_progress=on_progress,
-        )
+        more = {"held_out": held_out, "journal": journal, "on_progress": on_progress}
+        report = search(partial(_load, file, engine), swaa, file.n_layers, cases, chosen, **more)
         found = Calibration(os.fspath(model), file.name, length, report)
         if report.full is None:  # there is nothing to report
             raise report.stopped if isinstance(report.stopped, SwaaError) else KeyboardInterrupt
-        if json_file not in (None, "-"):
-            write_json(json_file, found.to_dict(), force=force)
-        if plot_file is not None and report.rows:
-            with atomic_output(plot_file, force=force) as temporary:
-                plot(found.to_dict(), temporary, picture_type(plot_file))
+        _write_report(found, json_file, plot_file, force)
         if found.config and not report.stopped:
             written = _write_settings(found, output, annotate, in_place, force, on_progress)
             found = dataclasses.replace(found, written=written)
@@ -147,6 +137,10 @@ def _check_engine(engine: EngineSettings, file: ModelFile) -> EngineSettings:
             f"{engine.lora_path} was trained under a recipe, which fixes its layers; calibrate the model without it"
         )
     return dataclasses.replace(engine, swa_full=True)
+
+
+def _load(file: ModelFile, engine: EngineSettings, config: Configuration, n_ctx: int) -> SwaaLlama:
+    return engine.load(file, swaa=config, n_ctx=max(n_ctx, engine.n_ctx or 0))
 
 
 def _prompt_tokens(file: ModelFile, requested: int | None) -> int:
@@ -206,6 +200,14 @@ def _key(file: ModelFile, swaa: SwaaConfig, engine: EngineSettings, cases: list[
         "cache_type": engine.cache_type,
         "cases": tokens.hexdigest(),
     }
+
+
+def _write_report(found: Calibration, json_file: str | None, plot_file: str | None, force: bool) -> None:
+    if json_file not in (None, "-"):
+        write_json(json_file, found.to_dict(), force=force)
+    if plot_file is not None and found.report.rows:
+        with atomic_output(plot_file, force=force) as temporary:
+            plot(found.to_dict(), temporary, picture_type(plot_file))
 
 
 def _write_settings(

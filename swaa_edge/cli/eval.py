@@ -5,16 +5,15 @@ swaa-edge eval model.gguf --task needle,kv --prompt-tokens 4096 --configs full,n
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
 
 from swaa_edge.cli.options.engine import engine_options
 from swaa_edge.cli.options.eval import Grouped, check_options, eval_options
+from swaa_edge.cli.options.output import print_result, raise_stopped
 from swaa_edge.cli.options.swaa import Chosen, raw_swaa_options
 from swaa_edge.engine.settings import EngineSettings
-from swaa_edge.errors import SwaaError
 from swaa_edge.support.progress import progress_bar
 
 
@@ -59,8 +58,7 @@ def evaluate(
             on_progress=on_progress,
             **options,
         )
-    document = comparison.to_dict()
-    if comparison.stopped is None or document["progress"]["answers"] or document["progress"]["windows"]:
-        click.echo(json.dumps(document, indent=2) if options["json_file"] == "-" else str(comparison))
-    if comparison.stopped is not None:
-        raise comparison.stopped if isinstance(comparison.stopped, SwaaError) else KeyboardInterrupt
+    progress = comparison.to_dict()["progress"]
+    if comparison.stopped is None or progress["answers"] or progress["windows"]:
+        print_result(comparison, as_json=options["json_file"] == "-")
+    raise_stopped(comparison.stopped)

@@ -10,8 +10,8 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from swaa_edge.config import Configuration, SwaaConfig
 from swaa_edge.engine.configurations import configurations
@@ -22,14 +22,13 @@ from swaa_edge.evaluate import perplexity, plot, run
 from swaa_edge.evaluate.perplexity import PerplexityReport
 from swaa_edge.evaluate.questions import Prepared, Questions, settings_of
 from swaa_edge.evaluate.report import Report
-from swaa_edge.evaluate.run import Using
 from swaa_edge.evaluate.scoring import Scorer
 from swaa_edge.evaluate.table import conclusion, front, table
 from swaa_edge.files.lora_gguf import read_lora
 from swaa_edge.files.model import ModelFile, read_model
-from swaa_edge.support.atomic import atomic_outputs
-from swaa_edge.support.figure import check_plot, picture_type
-from swaa_edge.support.interrupt import interruptible
+from swaa_edge.support.atomic import atomic_outputs, check_outputs
+from swaa_edge.support.figure import check_pictures, picture_type
+from swaa_edge.support.interrupt import Stopped
 from swaa_edge.support.journal import Journal, open_journal
 from swaa_edge.support.machine import machine
 from swaa_edge.support.progress import OnProgress
@@ -49,7 +48,7 @@ class Comparison:
     """
 
     document: dict[str, Any]
-    stopped: SwaaError | Literal["interrupted"] | None = None
+    stopped: Stopped = None
 
     def to_dict(self) -> dict[str, Any]:
         return self.document
@@ -71,7 +70,6 @@ def compare(
     force: bool = False,
     journal_file: PathLike | None = None,
     fresh: bool = False,
-    using: Using = interruptible,
     on_note: Callable[[str], object] = lambda line: None,
     on_progress: OnProgress | None = None,
     **questions: Any,
@@ -97,8 +95,9 @@ def compare(
     sides = configurations(model, configs, base=base, changes=changes)
     loader.check(sides.values())
     scorer = asked.score()
-    with _outputs(json_file, plot_file, heatmap_file, force) as write, contextlib.ExitStack() as stack:
-        prepared = asked.prepare(model, loader.context)
+    _check_files(json_file, plot_file, heatmap_file, force)
+    prepared = asked.prepare(model, loader.context)
+    with contextlib.ExitStack() as stack:
         settings = settings_of(asked, prepared) | {"engine": dataclasses.asdict(loader.engine)}
         key = loader.key(sides, prepared, settings | {"judge": asked.judge})
         journals = {
@@ -106,14 +105,13 @@ def compare(
             for what, work in (("answers", prepared.samples), ("windows", range(prepared.windows)))
             if work
         }
-        report, found = _measure(loader, sides, prepared, scorer, asked.max_tokens, journals, using, on_progress)
+        report, found = _measure(loader, sides, prepared, scorer, asked.max_tokens, journals, on_progress)
         kept = all(journal.path is not None for journal in journals.values())
         document = _document(report, found, model, settings, prepared, asked.seed, kept)
         if report.stopped is None:
-            write(document)
-    if report.stopped is None:
-        for journal in journals.values():
-            journal.discard()
+            _write_files(document, json_file, plot_file, heatmap_file, force)
+            for journal in journals.values():
+                journal.discard()
     return Comparison(document, report.stopped)
 
 
@@ -156,7 +154,6 @@ def _measure(
     scorer: Scorer,
     max_tokens: int,
     journals: Mapping[str, Journal],
-    using: Using,
     on_progress: OnProgress | None,
 ) -> tuple[Report, PerplexityReport | None]:
     """Answers, then perplexity; what ended either early is in `Report.stopped`."""
@@ -169,7 +166,6 @@ def _measure(
             scorer=scorer,
             max_tokens=max_tokens,
             journal=journals["answers"],
-            using=using,
             together=loader.model.size * len(sides) <= TOGETHER,
             on_progress=on_progress,
         )
@@ -182,7 +178,6 @@ def _measure(
                 max(prepared.lengths),
                 windows=prepared.windows,
                 journal=journals["windows"],
-                using=using,
                 on_progress=on_progress,
             )
             report.stopped = found.stopped
@@ -238,37 +233,29 @@ def _document(
     return document
 
 
-class _Unwritten(Exception):
-    """Leaves the files as they were."""
-
-
-@contextlib.contextmanager
-def _outputs(
+def _check_files(
     json_file: PathLike | None, plot_file: PathLike | None, heatmap_file: PathLike | None, force: bool
-) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Claim the files and yield the function that writes a document to them; without a call they stay as they were."""
+) -> None:
     pictures = [file for file in (plot_file, heatmap_file) if file is not None]
-    if pictures:
-        check_plot()
-    for file in pictures:
-        picture_type(file)
-        if file == json_file:
-            raise ConfigError(f"{file} can't be both JSON and a picture; give two names")
-    with contextlib.suppress(_Unwritten), atomic_outputs([json_file, *pictures], force=force) as paths:
-        written = False
+    check_pictures(*pictures)
+    if json_file in pictures:
+        raise ConfigError(f"{json_file} can't be both JSON and a picture; give two names")
+    check_outputs([json_file, *pictures], force=force)
 
-        def write(document: dict[str, Any]) -> None:
-            nonlocal written
-            if json_file in paths:
-                paths[json_file].write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-            if plot_file is not None and plot_file == heatmap_file:
-                plot.plot_both(document, paths[plot_file], picture_type(plot_file))
-            elif plot_file is not None:
-                plot.plot_accuracy(document, paths[plot_file], picture_type(plot_file))
-            if heatmap_file not in (None, plot_file):
-                plot.plot_heatmap(document, paths[heatmap_file], picture_type(heatmap_file))
-            written = True
 
-        yield write
-        if not written:
-            raise _Unwritten
+def _write_files(
+    document: dict[str, Any],
+    json_file: PathLike | None,
+    plot_file: PathLike | None,
+    heatmap_file: PathLike | None,
+    force: bool,
+) -> None:
+    with atomic_outputs([json_file, plot_file, heatmap_file], force=force) as paths:
+        if json_file in paths:
+            paths[json_file].write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        if plot_file is not None and plot_file == heatmap_file:
+            plot.plot_both(document, paths[plot_file], picture_type(plot_file))
+        elif plot_file is not None:
+            plot.plot_accuracy(document, paths[plot_file], picture_type(plot_file))
+        if heatmap_file not in (None, plot_file):
+            plot.plot_heatmap(document, paths[heatmap_file], picture_type(heatmap_file))

@@ -19,7 +19,6 @@ A record is an object on its own line, or a row:
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import itertools
 import math
 import os
@@ -43,18 +42,6 @@ class Asks(Protocol):
     """What `read_samples` needs of `Prompts`."""
 
     def ask(self, document: str, question: str) -> Any: ...
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class FileSample(Sample):
-    """A sample and its origin.
-
-    source: "questions.jsonl:3" or "questions.parquet: row 3". document: the record's prompt. name: the record's id.
-    """
-
-    source: str = ""
-    document: str = ""
-    name: str = ""
 
 
 def read_samples(path: str | os.PathLike[str], prompts: Asks, *, limit: int | None = None) -> list[Sample]:
@@ -91,7 +78,7 @@ def check_lengths(samples: Sequence[Sample], context: int, max_tokens: int, *, s
     if len(fits) == len(samples) or (skip_long and fits):
         return fits
     long = next(sample for sample in samples if len(sample.prompt) + max_tokens > context)
-    where = long.source if isinstance(long, FileSample) else long.id
+    where = long.source or long.id
     short = f"raise --ctx to {len(long.prompt) + max_tokens} if the model can, or shorten the prompt"
     if skip_long:
         raise DataFileError(f"no sample fits the context of {context} tokens, {where} has {len(long.prompt)}; {short}")
@@ -102,7 +89,7 @@ def check_lengths(samples: Sequence[Sample], context: int, max_tokens: int, *, s
     )
 
 
-def _sample(task: str, number: int, source: str, record: Any, prompts: Asks) -> FileSample:
+def _sample(task: str, number: int, source: str, record: Any, prompts: Asks) -> Sample:
     if not isinstance(record, dict):
         raise DataFileError(f"{source}: {shown(record)} must be an object with prompt and answer")
     prompt = text(source, record, "prompt")
@@ -114,7 +101,7 @@ def _sample(task: str, number: int, source: str, record: Any, prompts: Asks) -> 
         raise DataFileError(f"{source}: id = {shown(name)} must be a string or a whole number")
     tokens = prompts.ask(prompt, to_ask(prompt, question))
     answers = _answers(source, record)
-    return FileSample(f"{task}/{name}", task, tokens, answers, question, source=source, document=prompt, name=str(name))
+    return Sample(f"{task}/{name}", task, tokens, answers, question, source=source, document=prompt, name=str(name))
 
 
 def to_ask(prompt: str, question: str) -> str:

@@ -44,32 +44,20 @@ _FIELDS = re.compile(r"\{(question|answers|reply)\}")
 class Judge:
     """Asks `model` at `base_url` ("http://host:port/v1") for a verdict; an instance is a scorer.
 
-    api_key: None for OPENAI_API_KEY from the environment; without either, none is sent.
-    timeout: seconds to wait for a connection or for data.
-    template: a prompt with the fields of `TEMPLATE`.
+    The key is OPENAI_API_KEY from the environment; without it, none is sent. timeout: seconds to wait for a connection
+    or for data.
 
     A call returns whether the response is correct. An empty response (after its reasoning) is scored wrong without
     asking the judge. The verdict is sampled at temperature 0. Raises `ConfigError` here, also without the `openai`
     package, and `GenerationError` on a call, naming the address.
     """
 
-    def __init__(
-        self,
-        base_url: str,
-        model: str,
-        *,
-        api_key: str | None = None,
-        timeout: float = 120.0,
-        template: str = TEMPLATE,
-    ) -> None:
+    def __init__(self, base_url: str, model: str, *, timeout: float = 120.0) -> None:
         base = _base(base_url)
-        self.address, self.model, self.template = f"{base}/chat/completions", model, template
-        key = (os.environ.get("OPENAI_API_KEY", "") if api_key is None else api_key).strip()
+        self.address, self.model = f"{base}/chat/completions", model
+        key = os.environ.get("OPENAI_API_KEY", "").strip()
         if not (key.isascii() and key.isprintable()):
             raise ConfigError("the API key has characters that no key has; set OPENAI_API_KEY to the key alone")
-        for field in ("answers", "reply"):
-            if f"{{{field}}}" not in template:
-                raise ConfigError(f"the judge's template lacks {{{field}}}; it needs {{answers}} and {{reply}}")
         try:
             import openai
         except ImportError as error:
@@ -92,7 +80,7 @@ class Judge:
             return False
         question, answers = sample.question or "(part of the text)", "; ".join(sample.answers)
         values = {"question": question, "answers": answers, "reply": text}
-        messages = [{"role": "user", "content": _FIELDS.sub(lambda field: values[field[1]], self.template)}]
+        messages = [{"role": "user", "content": _FIELDS.sub(lambda field: values[field[1]], TEMPLATE)}]
         answer = self._ask(messages)
         verdict = verdict_of(answer)
         if verdict is None:

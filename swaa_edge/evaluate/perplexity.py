@@ -16,14 +16,15 @@ import dataclasses
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from swaa_edge.config import FULL_ATTENTION, Configuration, SwaaConfig
-from swaa_edge.errors import ConfigError, GenerationError, SwaaError
+from swaa_edge.config import FULL_ATTENTION, Configuration
+from swaa_edge.errors import ConfigError, GenerationError
 from swaa_edge.evaluate.nll import log_softmax
-from swaa_edge.evaluate.run import Load, Using
+from swaa_edge.evaluate.run import Load
+from swaa_edge.support.interrupt import Stopped, ends_early, interruptible
 from swaa_edge.support.journal import Journal, Record
 from swaa_edge.support.progress import OnProgress, Progress
 
@@ -46,7 +47,7 @@ class PerplexityReport:
     length: int
     windows: int
     records: list[Record]
-    stopped: SwaaError | Literal["interrupted"] | None = None
+    stopped: Stopped = None
 
     def of(self, config: str) -> list[Record]:
         """The records of a configuration, in the order of the windows."""
@@ -94,14 +95,13 @@ def measure(
     *,
     windows: int | None = None,
     journal: Journal | None = None,
-    using: Using = contextlib.nullcontext,
     on_progress: OnProgress | None = None,
 ) -> PerplexityReport:
     """Measure each of `configs` (by name) on the text `tokens`, split into windows of `length` tokens.
 
     tokens: without a start token. The first token of a window is never predicted; if the model uses a start token, that
         replaces it. A rest shorter than a window is dropped.
-    windows: maximum number of windows, from the first. load, using: as in `evaluate`; contexts have `length` tokens.
+    windows: maximum number of windows, from the first. load: as in `evaluate`; contexts have `length` tokens.
     journal: keeps the figures of each window, and holds those of an earlier run.
     on_progress: called before each ubatch and after each window; the unit of work is a token evaluated by one model.
 
@@ -120,17 +120,10 @@ def measure(
         raise ConfigError(f"the text has {len(tokens)} tokens, fewer than a window of {length}; use a longer text")
     parts = [list(tokens[at * length : (at + 1) * length]) for at in range(count)]
     journal = journal or Journal(None, {})
-    run = _Run(load, dict(configs), parts, journal, using, on_progress)
-    stopped: SwaaError | Literal["interrupted"] | None = None
-    try:
-        run.measure_all()
-    except KeyboardInterrupt:
-        stopped = "interrupted"
-    except SwaaError as error:
-        if not journal.records:
-            raise
-        stopped = error
-    return PerplexityReport(dict(configs), length, count, journal.records, stopped)
+    report = PerplexityReport(dict(configs), length, count, journal.records)
+    with ends_early(report, lambda: journal.records):
+        _Run(load, dict(configs), parts, journal, on_progress).measure_all()
+    return report
 
 
 class _Run:
@@ -142,11 +135,10 @@ class _Run:
         configs: dict[str, Configuration],
         parts: list[list[int]],
         journal: Journal,
-        using: Using,
         on_progress: OnProgress | None,
     ) -> None:
         self._load, self._configs, self._parts = load, configs, parts
-        self._journal, self._using, self._on_progress = journal, using, on_progress
+        self._journal, self._on_progress = journal, on_progress
         self._length = len(parts[0])
         done = {(record["config"], record["window"]) for record in journal.records}
         self._left = {name: [at for at in range(len(parts)) if (name, at) not in done] for name in configs}
@@ -156,32 +148,25 @@ class _Run:
         self._tokens, self._total = 0, (2 * sum(map(len, sliding)) + len(alone)) * (self._length - 1)
 
     def measure_all(self) -> None:
-        full = [name for name, config in self._configs.items() if not config]
-        sliding = [name for name, config in self._configs.items() if config]
         if not any(self._left.values()):
             return
+        full = [name for name, config in self._configs.items() if not config]
         with contextlib.closing(self._load(FULL_ATTENTION, self._length)) as base:
-            for name in sliding:
-                if self._left[name]:
-                    with contextlib.closing(self._load(self._configs[name], self._length)) as other:
-                        self._compare(name, base, other, full)
+            for name, config in self._configs.items():
+                if not config or not self._left[name]:
+                    continue
+                with contextlib.closing(self._load(config, self._length)) as other:
+                    for window in list(self._left[name]):
+                        also = [also for also in full if window in self._left[also]]
+                        self._window(window, base, other, [*also, name])
             # Each comparison measured full attention too; the remaining windows are measured alone.
             for name in full:
                 for window in list(self._left[name]):
-                    self._window(window, base, None, {name: None})
+                    self._window(window, base, None, [name])
 
-    def _compare(self, name: str, base: SwaaLlama, other: SwaaLlama, full: Sequence[str]) -> None:
-        config = self._configs[name]
-        assert config
-        for window in list(self._left[name]):
-            also = {other_name: None for other_name in full if window in self._left[other_name]}
-            self._window(window, base, other, {**also, name: config})
-
-    def _window(
-        self, window: int, base: SwaaLlama, other: SwaaLlama | None, configs: Mapping[str, SwaaConfig | None]
-    ) -> None:
-        """Measure one window and keep a record for each of `configs`; None is full attention."""
-        name = list(configs)[-1]
+    def _window(self, window: int, base: SwaaLlama, other: SwaaLlama | None, names: Sequence[str]) -> None:
+        """Measure one window and keep a record for each of the configurations `names`, the one of `other` last."""
+        name = names[-1]
         part = list(self._parts[window])
         if base._model.add_bos_token():
             part[0] = base.token_bos()
@@ -202,8 +187,8 @@ class _Run:
             raise GenerationError(
                 f"the logits of {name} are NaN or infinite in window {window}; the model file may be damaged"
             )
-        for measured, config in configs.items():
-            self._journal.add(_record(measured, window, whole, config))
+        for measured in names:
+            self._journal.add(_record(measured, window, whole, self._configs[measured]))
             self._left[measured].remove(window)
         self._report(name)
 
@@ -220,7 +205,7 @@ class _Run:
     def _eval(self, llm: SwaaLlama, chunk: Sequence[int], on_logits: Callable[[np.ndarray], object]) -> None:
         from swaa_edge.native import Phase
 
-        with self._using(llm):
+        with interruptible(llm):
             llm.eval(chunk, phase=Phase.PREFILL, on_logits=on_logits)
 
     def _report(self, name: str) -> None:
@@ -254,8 +239,8 @@ def divergence(full: np.ndarray, other: np.ndarray, targets: Sequence[int]) -> d
     return dict(zip(("nll", "full_nll", "kl", "same"), map(np.concatenate, zip(*found, strict=True)), strict=True))
 
 
-def _record(name: str, window: int, figures: Mapping[str, np.ndarray], config: SwaaConfig | None) -> Record:
-    if config is None:
+def _record(name: str, window: int, figures: Mapping[str, np.ndarray], config: Configuration) -> Record:
+    if not config:
         full, count = figures["full_nll"], len(figures["full_nll"])
         own = {"nll": full, "full_nll": full, "kl": np.zeros(count), "same": np.ones(count)}
         return {"config": name, "window": window, "all": _sums(own), "past_window": None}

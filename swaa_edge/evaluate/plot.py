@@ -10,27 +10,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from swaa_edge.engine.configurations import FULL
 from swaa_edge.errors import ConfigError
 from swaa_edge.evaluate.report import pareto
 from swaa_edge.support.figure import figure
 
-Axis = Literal["ratio", "time"]
 Path_ = str | os.PathLike[str]
 Points = list[tuple[float, dict[str, Any]]]
 # Heat maps per row.
 _ACROSS = 3
 
 
-def plot_accuracy(document: dict[str, Any], path: Path_, kind: str | None = None, *, axis: Axis = "ratio") -> None:
-    """Plot accuracy with its interval over prefill speed-up or time, with the Pareto front as a line.
+def plot_accuracy(document: dict[str, Any], path: Path_, kind: str | None = None) -> None:
+    """Plot accuracy with its interval over prefill speed-up, with the Pareto front as a line.
 
     kind: "png", "svg" or "pdf"; None takes the type from the name.
     """
     with figure(path, size=(8.5, 4.8), kind=kind) as canvas:
-        _accuracy(canvas, document, _points(document, axis), axis)
+        _accuracy(canvas, document, _points(document))
 
 
 def plot_heatmap(document: dict[str, Any], path: Path_, kind: str | None = None) -> None:
@@ -40,29 +39,28 @@ def plot_heatmap(document: dict[str, Any], path: Path_, kind: str | None = None)
         _heatmap(canvas, document, names)
 
 
-def plot_both(document: dict[str, Any], path: Path_, kind: str | None = None, *, axis: Axis = "ratio") -> None:
+def plot_both(document: dict[str, Any], path: Path_, kind: str | None = None) -> None:
     """Plot both in one picture, one above the other."""
-    points, names = _points(document, axis), _mapped(document)
+    points, names = _points(document), _mapped(document)
     width, height = _map_size(document, names)
     with figure(path, size=(max(8.5, width), 4.8 + height), kind=kind) as canvas:
         top, bottom = canvas.subfigures(2, 1, height_ratios=[4.8, height])
-        _accuracy(top, document, points, axis)
+        _accuracy(top, document, points)
         _heatmap(bottom, document, names)
 
 
-def _points(document: dict[str, Any], axis: Axis) -> Points:
-    """(position on the x axis, row), from left to right."""
-    field = {"ratio": "prefill_ratio", "time": "prefill_seconds"}[axis]
-    points = [(float(row[field]), row) for row in document["table"] if row[field] is not None]
+def _points(document: dict[str, Any]) -> Points:
+    """(speed-up, row), from left to right."""
+    rows = (row for row in document["table"] if row["prefill_ratio"] is not None)
+    points = [(float(row["prefill_ratio"]), row) for row in rows]
     if not points:
         raise ConfigError("there is nothing to plot: no configuration has both an accuracy and a prefill time")
     return sorted(points, key=lambda point: (point[0], point[1]["accuracy"]))
 
 
-def _accuracy(canvas: Any, document: dict[str, Any], points: Points, axis: Axis) -> None:
+def _accuracy(canvas: Any, document: dict[str, Any], points: Points) -> None:
     axes = canvas.subplots()
-    cost = -1.0 if axis == "ratio" else 1.0
-    front = set(pareto({row["config"]: (cost * x, row["accuracy"]) for x, row in points}))
+    front = set(pareto({row["config"]: (-x, row["accuracy"]) for x, row in points}))
     for number, (x, row) in enumerate(points, 1):
         low, high = row["interval"]
         accuracy = row["accuracy"]
@@ -70,14 +68,14 @@ def _accuracy(canvas: Any, document: dict[str, Any], points: Points, axis: Axis)
         axes.errorbar([x], [accuracy], reach, fmt="none", ecolor="0.6", elinewidth=1, capsize=3, zorder=1)
         color = "black" if row["config"] == FULL else f"C{(number - 1) % 10}"
         # Points are numbered, and named in the legend, because names would overlap.
-        label = f"{number}  {row['config']}: {accuracy:.0%}, " + (f"{x:.2f}x" if axis == "ratio" else f"{x:.2f} s")
+        label = f"{number}  {row['config']}: {accuracy:.0%}, {x:.2f}x"
         fill = color if row["config"] in front else "white"
         axes.plot([x], [accuracy], "o", markersize=7, color=color, markerfacecolor=fill, zorder=3, label=label)
     line = [(x, row["accuracy"]) for x, row in points if row["config"] in front]
     axes.plot(*zip(*line, strict=True), color="0.3", linestyle="--", linewidth=1, zorder=2, label="Pareto front")
     _number(axes, points)
-    xlabel = {"ratio": "prefill speed-up over full attention", "time": "prefill, seconds (median)"}[axis]
-    axes.set(xlabel=xlabel, ylabel="correct answers (bars: 95% interval)", ylim=(-0.03, 1.06))
+    xlabel, ylabel = "prefill speed-up over full attention", "correct answers (bars: 95% interval)"
+    axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(-0.03, 1.06))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes.margins(x=0.08)
     axes.grid(alpha=0.3)

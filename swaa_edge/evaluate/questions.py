@@ -115,7 +115,7 @@ class Questions:
         from swaa_edge.evaluate.prompts import Prompts  # opens the library
 
         lengths = self.lengths(context)
-        haystack = _prose(self.haystack)
+        haystack = real_text() if self.haystack is None else read_text(self.haystack)
         samples: list[Sample] = []
         tokens: list[int] = []
         skipped = 0
@@ -140,19 +140,10 @@ class Questions:
         return Prepared(samples, tokens, windows, skipped, lengths, hashlib.sha256(haystack.encode()).hexdigest())
 
     def _task_settings(self, tasks: tuple[str, ...], lengths: tuple[int, ...], haystack: str) -> TaskSettings:
-        return TaskSettings(
-            tasks=tasks,
-            lengths=lengths,
-            samples=self.samples,
-            seed=self.seed,
-            depths=None if self.depths is None else tuple(self.depths),
-            styles=STYLES if self.style == "both" else (self.style,),
-            beyond=self.beyond,
-            needles=self.needles,
-            pairs=self.pairs,
-            hops=self.hops,
-            haystack=haystack,
-        )
+        depths = None if self.depths is None else tuple(self.depths)
+        styles = STYLES if self.style == "both" else (self.style,)
+        same = {name: getattr(self, name) for name in ("samples", "seed", "beyond", "needles", "pairs", "hops")}
+        return TaskSettings(tasks, lengths, depths=depths, styles=styles, haystack=haystack, **same)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,10 +214,6 @@ def check_patterns(samples: Iterable[Sample]) -> None:
             except re.error as error:
                 where = getattr(sample, "source", sample.id)
                 raise DataFileError(f"{where}: answer {answer!r} is not a regular expression: {error}") from None
-
-
-def _prose(path: str | os.PathLike[str] | None) -> str:
-    return real_text() if path is None else read_text(path)
 
 
 def settings_of(questions: Questions, prepared: Prepared) -> dict[str, Any]:

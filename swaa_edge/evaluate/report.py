@@ -9,12 +9,12 @@ import dataclasses
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from swaa_edge.config import Configuration
 from swaa_edge.engine.configurations import FULL
-from swaa_edge.errors import SwaaError
 from swaa_edge.evaluate.samples import Sample
+from swaa_edge.support.interrupt import Stopped
 from swaa_edge.support.journal import Record
 
 # Quantile of the standard normal distribution for a two-sided 95% interval.
@@ -30,7 +30,7 @@ class Report:
     configs: dict[str, Configuration]
     samples: Sequence[Sample]
     records: list[Record]
-    stopped: SwaaError | Literal["interrupted"] | None = None
+    stopped: Stopped = None
 
     def __post_init__(self) -> None:
         self._samples = {sample.id: sample for sample in self.samples}

@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 from swaa_edge.config import Configuration
-from swaa_edge.errors import ConfigError, SwaaError
+from swaa_edge.errors import ConfigError
 from swaa_edge.evaluate.report import Report
 from swaa_edge.evaluate.samples import Sample
 from swaa_edge.evaluate.scoring import Scorer, in_order
+from swaa_edge.support.interrupt import Stopped, ends_early, interruptible
 from swaa_edge.support.journal import Journal, Record
 from swaa_edge.support.progress import OnProgress, Progress
 
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
 #: load(swaa, n_ctx): the model under this configuration; the caller of `Load` closes it.
 Load = Callable[[Configuration, int], "SwaaLlama"]
-#: using(llm): a context manager to hold while `llm` works, such as `support.interrupt.interruptible`.
-Using = Callable[["SwaaLlama"], contextlib.AbstractContextManager[Any]]
 
 #: Default limit of an answer in tokens.
 MAX_TOKENS = 64
@@ -42,7 +41,6 @@ def evaluate(
     max_tokens: int = MAX_TOKENS,
     journal: Journal | None = None,
     together: bool = False,
-    using: Using = contextlib.nullcontext,
     on_progress: OnProgress | None = None,
 ) -> Report:
     """Ask every sample under each of `configs` (by name), decode greedily, and score the responses.
@@ -57,18 +55,11 @@ def evaluate(
     """
     if not configs or not samples:
         raise ConfigError("there is nothing to evaluate; give at least one configuration and one sample")
-    run = _Run(load, configs, samples, scorer, max_tokens, journal or Journal(None, {}), using, on_progress)
-    stopped: SwaaError | Literal["interrupted"] | None = None
-    try:
+    run = _Run(load, configs, samples, scorer, max_tokens, journal or Journal(None, {}), on_progress)
+    with ends_early(run, lambda: run.journal.records):
         for group in [list(configs)] if together else [[name] for name in configs]:
             run.ask_all(group)
-    except KeyboardInterrupt:
-        stopped = "interrupted"
-    except SwaaError as error:
-        if not run.journal.records:
-            raise
-        stopped = error
-    return Report(dict(configs), list(samples), run.journal.records, stopped)
+    return Report(dict(configs), list(samples), run.journal.records, run.stopped)
 
 
 @dataclasses.dataclass
@@ -79,8 +70,8 @@ class _Run:
     scorer: Scorer
     max_tokens: int
     journal: Journal
-    using: Using
     on_progress: OnProgress | None
+    stopped: Stopped = None
 
     def __post_init__(self) -> None:
         self._done = {(record["config"], record["sample"]) for record in self.journal.records}
@@ -95,12 +86,12 @@ class _Run:
             for name in names:
                 if any(name == other for _, other in left):
                     llms[name] = stack.enter_context(contextlib.closing(self.load(self.configs[name], n_ctx)))
-                    with self.using(llms[name]):
+                    with interruptible(llms[name]):
                         llms[name].eval(left[0][0].prompt[:_WARM_UP])
                     llms[name].reset()
             for sample, name in left:
                 self._report(name)
-                with self.using(llms[name]):
+                with interruptible(llms[name]):
                     record = self._ask(llms[name], sample)
                 correct = self.scorer(sample, record["reply"])
                 self.journal.add(record | {"config": name, "sample": sample.id, "correct": correct})

@@ -21,6 +21,7 @@ class Sample:
     length: requested length of the prompt in tokens; None for data files.
     depth: position of a needle in the document, from 0 to 1; None for other tasks.
     style: requested form of answer to a built-in question.
+    source, document, name: of a data file's record: its place as "questions.jsonl:3", its prompt, its id.
     """
 
     id: str
@@ -32,3 +33,6 @@ class Sample:
     length: int | None = None
     depth: float | None = None
     style: Style | None = None
+    source: str = ""
+    document: str = ""
+    name: str = ""

@@ -16,9 +16,10 @@ from swaa_edge.config import FULL_ATTENTION
 from swaa_edge.engine.preflight import resolve_swaa
 from swaa_edge.engine.settings import EngineSettings
 from swaa_edge.errors import ConfigError, GenerationError, SwaaError
-from swaa_edge.evaluate.datafile import FileSample, check_lengths, read_samples
+from swaa_edge.evaluate.datafile import check_lengths, read_samples
 from swaa_edge.evaluate.prompts import Prompts
 from swaa_edge.evaluate.questions import check_patterns, scorer
+from swaa_edge.evaluate.samples import Sample
 from swaa_edge.files.lora_gguf import read_lora
 from swaa_edge.files.model import read_model
 from swaa_edge.finetune.answerers import Answerer, LlamaAnswerer
@@ -170,11 +171,11 @@ def _hf_source(model: str | os.PathLike[str], engine: EngineSettings, settings: 
     return _Source(HfPrompts(model, chat=settings.chat), context, identity, load)
 
 
-def _records(source: _Source, data: str | os.PathLike[str], settings: DistillSettings) -> tuple[list[FileSample], int]:
+def _records(source: _Source, data: str | os.PathLike[str], settings: DistillSettings) -> tuple[list[Sample], int]:
     """The records to ask, and how many were left out because they exceed the context."""
     with source.prompts as prompts:
         found = read_samples(data, prompts, limit=settings.limit)
-    fit: list[Any] = check_lengths(found, source.context or 2**31, settings.max_tokens, skip_long=settings.skip_long)
+    fit = check_lengths(found, source.context or 2**31, settings.max_tokens, skip_long=settings.skip_long)
     if settings.scorer == "regex":
         check_patterns(fit)
     return fit, len(found) - len(fit)

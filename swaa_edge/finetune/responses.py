@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from swaa_edge.errors import ConfigError, SwaaError
-from swaa_edge.evaluate.datafile import FileSample
+from swaa_edge.evaluate.samples import Sample
 from swaa_edge.evaluate.scoring import Scorer, final
 from swaa_edge.finetune.answerers import Answerer
 from swaa_edge.finetune.settings import DistillSettings
@@ -64,7 +64,7 @@ class Collected:
 
 def collect(
     load: Callable[[int], Answerer],
-    records: Sequence[FileSample],
+    records: Sequence[Sample],
     scorer: Scorer,
     settings: DistillSettings,
     *,
@@ -106,7 +106,7 @@ def collect(
 
 
 def _until_correct(
-    run: _Run, record: FileSample, settings: DistillSettings, kept: set[str], found: Collected
+    run: _Run, record: Sample, settings: DistillSettings, kept: set[str], found: Collected
 ) -> Iterable[int]:
     """Add a record's responses to `found`, and yield the number of each before the model is asked.
 
@@ -137,7 +137,7 @@ def _until_correct(
     found.records += 1
 
 
-def _line(record: FileSample, response: str, number: int) -> dict[str, Any]:
+def _line(record: Sample, response: str, number: int) -> dict[str, Any]:
     question = {"question": record.question} if record.question else {}
     line = {"id": record.name, "sample": number, "prompt": record.document, **question}
     return line | {"answer": response, "reference": list(record.answers)}
@@ -148,7 +148,7 @@ def seed_of(seed: int, name: str, number: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{number}/{name}".encode()).digest()[:8], "big") % (2**32 - 1)
 
 
-def prompt_digest(record: FileSample) -> str:
+def prompt_digest(record: Sample) -> str:
     """Identity of a record: its name, prompt, question and reference answers."""
     found = hashlib.sha256(json.dumps([record.name, record.answers, record.question]).encode())
     found.update(record.prompt.tobytes())
@@ -172,7 +172,7 @@ class _Run:
     def __exit__(self, *_: Any) -> None:
         self._stack.close()
 
-    def response(self, record: FileSample, digest: str, number: int) -> Record:
+    def response(self, record: Sample, digest: str, number: int) -> Record:
         """Response `number` to a record of this digest, with "response", "ended" and "correct"."""
         entry = self._known.get((digest, number))
         if entry is not None and entry.get("scored_by") == self._scored_by:

@@ -35,6 +35,14 @@ def picture_type(path: str | os.PathLike[str]) -> str:
     return kind
 
 
+def check_pictures(*files: str | os.PathLike[str] | None) -> None:
+    """Raise now the `ConfigError` that drawing into one of these files would raise later; None is skipped."""
+    for file in files:
+        if file is not None:
+            check_plot()
+            picture_type(file)
+
+
 @contextlib.contextmanager
 def figure(path: str | os.PathLike[str], *, size: tuple[float, float], kind: str | None = None) -> Iterator[Figure]:
     """Yield an empty figure of `size` inches, and write it to `path` on a clean exit.

@@ -233,7 +233,7 @@ def test_an_error_before_anything_is_done_is_raised():
         measure(Loader(fail_at=(1, 4, GenerationError("out of memory"))), CONFIGS, TEXT, 10)
 
 
-def test_each_model_works_under_what_is_held_for_it():
+def test_each_model_works_under_what_is_held_for_it(monkeypatch):
     held, loader = [], Loader()
 
     @contextlib.contextmanager
@@ -242,7 +242,8 @@ def test_each_model_works_under_what_is_held_for_it():
         yield
         held.append((llm.config, sum(map(len, llm.read)) - before))
 
-    measure(loader, {"a": CONFIGS["a"]}, TEXT, 10, windows=1, using=using)
+    monkeypatch.setattr(perplexity, "interruptible", using)
+    measure(loader, {"a": CONFIGS["a"]}, TEXT, 10, windows=1)
     assert held == [(c, n) for n in (4, 4, 1) for c in (False, CONFIGS["a"])]
 
 

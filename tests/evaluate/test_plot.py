@@ -45,24 +45,19 @@ DOCUMENT = {
 }
 
 
-@pytest.mark.parametrize("axis, field", [("ratio", 2), ("time", 3)])
-def test_accuracy_over_speed(axis, field):
+def test_accuracy_over_speed():
     figure = Figure(figsize=(8, 4))
-    plot._accuracy(figure, DOCUMENT, plot._points(DOCUMENT, axis), axis)
+    plot._accuracy(figure, DOCUMENT, plot._points(DOCUMENT))
     (axes,) = figure.axes
-    places = {"full": (1.0, 4.0, 0.9), "bad": (1.5, 2.7, 0.2), "best": (2.0, 2.0, 0.95), "fast": (4.0, 1.0, 0.5)}
+    places = {"full": (1.0, 0.9), "bad": (1.5, 0.2), "best": (2.0, 0.95), "fast": (4.0, 0.5)}
     lines = {line.get_label(): line for line in axes.lines}
     front = lines.pop("Pareto front")
     shown = {label.split("  ")[1].split(":")[0]: line for label, line in lines.items() if "  " in label}
-    assert {name: (line.get_xdata()[0], line.get_ydata()[0]) for name, line in shown.items()} == {
-        name: (place[field - 2], place[2]) for name, place in places.items()
-    }
+    assert {name: (line.get_xdata()[0], line.get_ydata()[0]) for name, line in shown.items()} == places
     # full is slower and worse than best, so it is off the front: there points are hollow.
     hollow = {name for name, line in shown.items() if line.get_markerfacecolor() == "white"}
     assert hollow == {"full", "bad"}
-    assert sorted(zip(front.get_xdata(), front.get_ydata(), strict=True)) == sorted(
-        (places[name][field - 2], places[name][2]) for name in ("best", "fast")
-    )
+    assert sorted(zip(front.get_xdata(), front.get_ydata(), strict=True)) == [places["best"], places["fast"]]
     assert [text.get_text() for text in axes.texts] == ["1", "2", "3", "4"]
     assert axes.get_title() == "tiny, 12 questions, prompts of 4,096 tokens"
 

@@ -133,7 +133,7 @@ def test_an_error_before_the_first_answer_is_raised(run, samples):
             evaluate(None, configs, asked)
 
 
-def test_the_engine_is_held_and_progress_reported(run, samples):
+def test_the_engine_is_held_and_progress_reported(run, monkeypatch):
     held, seen = [], []
 
     @contextlib.contextmanager
@@ -141,7 +141,8 @@ def test_the_engine_is_held_and_progress_reported(run, samples):
         held.append(llm._config)
         yield
 
-    run(using=using, on_progress=seen.append, configs={"full": False, "a": CONFIGS["naive"]})
+    monkeypatch.setattr("swaa_edge.evaluate.run.interruptible", using)
+    run(on_progress=seen.append, configs={"full": False, "a": CONFIGS["naive"]})
     # Once to warm up, and once per question.
     assert held == [False] * 9 + [CONFIGS["naive"]] * 9
     assert [(at.done, at.total, at.text) for at in seen] == [

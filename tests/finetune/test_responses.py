@@ -5,7 +5,7 @@ from array import array
 import pytest
 
 from swaa_edge.errors import ConfigError, GenerationError
-from swaa_edge.evaluate.datafile import FileSample
+from swaa_edge.evaluate.samples import Sample
 from swaa_edge.evaluate.scoring import SCORERS, contains
 from swaa_edge.finetune.answerers import Response
 from swaa_edge.finetune.responses import collect, seed_of
@@ -15,7 +15,7 @@ from swaa_edge.support.journal import Journal
 
 def record(name, answer="47", question="Which?"):
     prompt = array("i", list(name.encode()))
-    return FileSample(f"own/{name}", "own", prompt, (answer,), question, document=f"The text of {name}.", name=name)
+    return Sample(f"own/{name}", "own", prompt, (answer,), question, document=f"The text of {name}.", name=name)
 
 
 class Script:

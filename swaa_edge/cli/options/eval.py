@@ -7,6 +7,7 @@ def evaluate(tasks: tuple[str, ...], configs: str | None, **options: Any): check
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ import click
 
 from swaa_edge.cli.options.numbers import Numbers
 from swaa_edge.cli.options.output import force_option, json_option, progress_option
+from swaa_edge.cli.options.settings import setting_option
 from swaa_edge.config import RECIPES
 from swaa_edge.engine.configurations import DEFAULT, FILE, FULL, NAIVE
 from swaa_edge.evaluate.questions import BUILT_IN, JUDGE, PERPLEXITY, PROMPT_TOKENS, Questions, split_tasks
@@ -53,43 +55,26 @@ def check_options(tasks: tuple[str, ...], plot_file: str | None, heatmap_file: s
 class Grouped(click.Command):
     """A command whose help lists its options in groups; options of no group are in the last one."""
 
-    groups: Mapping[str, tuple[str, ...]] = {
-        "Questions": (
-            "tasks",
-            "prompt_tokens",
-            "samples",
-            "depths",
-            "style",
-            "beyond",
-            "needles",
-            "pairs",
-            "hops",
-            "seed",
-            "haystack",
-            "max_tokens",
-            "no_chat",
-        ),
-        "Own files and text": ("scorer", "judge", "judge_model", "limit", "skip_long", "text"),
-        "Configurations": ("configs", "recipe", "config_file", "window_size", "sink_count", "fa_layers", "fa_decode"),
-        "Results": ("json_file", "plot_file", "heatmap_file", "force", "journal_file", "fresh", "progress"),
+    groups: Mapping[str, str] = {
+        "Questions": "tasks prompt_tokens samples depths style beyond needles pairs hops seed haystack max_tokens "
+        "no_chat",
+        "Own files and text": "scorer judge judge_model limit skip_long text",
+        "Configurations": "configs recipe config_file window_size sink_count fa_layers fa_decode",
+        "Results": "json_file plot_file heatmap_file force journal_file fresh progress",
     }
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         options = (param for param in self.get_params(ctx) if isinstance(param, click.Option))
         records = {option.name: option.get_help_record(ctx) for option in options}
-        grouped = {name for names in self.groups.values() for name in names}
-        rest = tuple(str(name) for name in records if name not in grouped)
-        for title, names in {**self.groups, "Engine": rest}.items():
+        groups = {title: names.split() for title, names in self.groups.items()}
+        grouped = {name for names in groups.values() for name in names}
+        groups["Engine"] = [name for name in records if name not in grouped]
+        for title, names in groups.items():
             with formatter.section(title):
                 formatter.write_dl([record for name in names if (record := records.get(name))])
 
 
-def _count(name: str, text: str, **limits: Any) -> Callable[..., Any]:
-    kind = click.IntRange(**limits) if limits else int
-    default = getattr(Questions, name)
-    option = f"--{name.replace('_', '-')}"
-    return click.option(option, type=kind, metavar="N", default=default, show_default=True, help=text)
-
+_setting = functools.partial(setting_option, Questions)
 
 _FILE_OPTIONS = [
     click.option("--no-chat", is_flag=True, help="Ask in plain text, without the model's chat template."),
@@ -133,34 +118,31 @@ _OPTIONS = [
         help="Prompt lengths in tokens, chat template included.  "
         f"[default: what the context holds, up to {PROMPT_TOKENS}]",
     ),
-    _count("samples", "Questions per task and length.", min=1, max=10**6),
-    click.option(
+    _setting("--samples", click.IntRange(1, 10**6), "N", "Questions per task and length."),
+    _setting(
         "--depths",
-        type=Numbers(float, 0, 1, "0,0.5,1"),
-        metavar="X,...",
-        default=",".join(f"{depth:g}" for depth in Questions.depths),
-        show_default=True,
-        help="Positions of the needle in the prompt; 0 is the start, 1 the end.",
+        Numbers(float, 0, 1, "0,0.5,1"),
+        "X,...",
+        "Positions of the needle in the prompt; 0 is the start, 1 the end.",
     ),
-    click.option(
+    _setting(
         "--style",
-        type=click.Choice(["direct", "spoken", "both"]),
-        default=Questions.style,
-        show_default=True,
-        help="Ask for the answer as the first token (direct: decided by prefill) or in a sentence (spoken: decided by "
+        click.Choice(["direct", "spoken", "both"]),
+        None,
+        "Ask for the answer as the first token (direct: decided by prefill) or in a sentence (spoken: decided by "
         "decode).",
     ),
-    _count("beyond", "Hide facts at least N tokens before the end of the prompt.", min=0),
-    _count("needles", "Needles per multi-needle prompt."),
-    _count("pairs", "Key-value pairs per kv prompt."),
-    _count("hops", "Links per chain."),
-    _count("seed", "Random seed of the questions."),
+    _setting("--beyond", click.IntRange(0), "N", "Hide facts at least N tokens before the end of the prompt."),
+    _setting("--needles", int, "N", "Needles per multi-needle prompt."),
+    _setting("--pairs", int, "N", "Key-value pairs per kv prompt."),
+    _setting("--hops", int, "N", "Links per chain."),
+    _setting("--seed", int, "N", "Random seed of the questions."),
     click.option(
         "--haystack",
         metavar="FILE",
         help="UTF-8 text to hide facts in.  [default: Python's language reference, built in]",
     ),
-    _count("max_tokens", "Maximum tokens per answer.", min=1),
+    _setting("--max-tokens", click.IntRange(1), "N", "Maximum tokens per answer."),
     click.option("--text", metavar="FILE", help=f"UTF-8 text for {PERPLEXITY}.  [default: the haystack]"),
     click.option(
         "--configs",

@@ -15,5 +15,9 @@ import click
 def setting_option(settings: type, flag: str, kind: Any, metavar: str | None, text: str) -> Callable[..., Any]:
     """The option `flag` of type `kind` for the field of `settings` that has its name; text: its help."""
     default = getattr(settings, flag.removeprefix("--").replace("-", "_"))
-    shown = ",".join(f"{part}" for part in default) if isinstance(default, tuple) else default
+    shown = (
+        ",".join(part if isinstance(part, str) else f"{part:g}" for part in default)
+        if isinstance(default, tuple)
+        else default
+    )
     return click.option(flag, type=kind, metavar=metavar, default=shown, show_default=shown is not None, help=text)
