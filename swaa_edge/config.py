@@ -1,7 +1,6 @@
 """SWAA settings: which layers slide, how far they see, and which decode with full attention.
 
-Every tool and the engine take one frozen, hashable value. It is validated here, when it is made, so later code can
-rely on its window size and layer list.
+Every tool and the engine take one frozen, hashable value, which is validated when it is made.
 
     SwaaConfig(window_size=2048, sink_count=64, fa_layers="1::2", fa_decode=True).sliding_layers(28)
 """
@@ -21,19 +20,15 @@ from swaa_edge.layers import SPEC_HELP, LayerSpec, layer_spec, selected_layers, 
 
 #: The label of a configuration that isn't one of `RECIPES`.
 CUSTOM = "custom"
-
 #: Longest label in characters. Labels are names for people, so a longer one is a mistake or an attack.
 LABEL_LIMIT = 255
-
 # The paper's spelling of each setting (arXiv 2512.10411), and ours.
-_PAPER_SPELLING = MappingProxyType(
-    {
-        "sliding_window_size": "window_size",
-        "keep_first": "sink_count",
-        "non_sliding_layers": "fa_layers",
-        "force_fa_decode": "fa_decode",
-    }
-)
+_PAPER_SPELLING = {
+    "sliding_window_size": "window_size",
+    "keep_first": "sink_count",
+    "non_sliding_layers": "fa_layers",
+    "force_fa_decode": "fa_decode",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +91,7 @@ class SwaaConfig:
         return [slides and layer in full for layer, slides in enumerate(sliding)]
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as plain JSON values in our spelling, which `from_dict` reads back."""
+        """The settings as plain JSON values, which `from_dict` reads back."""
         settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
 
@@ -128,10 +123,10 @@ class SwaaConfig:
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> SwaaConfig:
-        """Settings from a mapping in our spelling, the paper's, or a consistent mix of both.
+        """Settings from a mapping in our spelling (the fields), the paper's, or a consistent mix of both.
 
-        Our keys are the fields of this class; the paper's are sliding_window_size, keep_first,
-        force_fa_decode and non_sliding_layers. Only the window size is required. Raises `ConfigError`.
+        The paper's keys are sliding_window_size, keep_first, force_fa_decode and non_sliding_layers. Only the window
+        size is required. Raises `ConfigError`.
         """
         if not isinstance(settings, Mapping):
             raise ConfigError(f"SWAA settings must be a JSON object, not {shown(settings)}")
@@ -158,17 +153,13 @@ class SwaaConfig:
         """Settings from a JSON file with one object, spelled as for `from_dict`. Raises `ConfigError`."""
         try:
             with open(path, encoding="utf-8") as file:
-                settings = json.load(file, object_pairs_hook=_without_duplicates)
+                return cls.from_dict(json.load(file, object_pairs_hook=_without_duplicates))
         except OSError as error:
             raise ConfigError(f"cannot read the settings file {os.fspath(path)}: {error.strerror}") from error
         except ConfigError as error:
             raise ConfigError(f"{os.fspath(path)}: {error}") from None
         except (ValueError, RecursionError) as error:
             raise ConfigError(f"{os.fspath(path)} is not a JSON file: {error}") from error
-        try:
-            return cls.from_dict(settings)
-        except ConfigError as error:
-            raise ConfigError(f"{os.fspath(path)}: {error}") from None
 
     @classmethod
     def from_recipe(cls, name: str) -> SwaaConfig:
@@ -184,8 +175,7 @@ class SwaaConfig:
         Raises `ModelFileError` if the file is not a valid GGUF or its SWAA keys are missing or wrong.
         For a file without SWAA keys, `swaa_edge.metadata.read_swaa` returns None instead.
         """
-        # Imports run one way: metadata builds on this module. Only this public door looks upwards, when called.
-        from swaa_edge.metadata import read_swaa
+        from swaa_edge.metadata import read_swaa  # metadata builds on this module
 
         config = read_swaa(path)
         if config is None:

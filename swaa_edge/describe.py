@@ -1,4 +1,4 @@
-"""What a model file holds, which of its layers slide, and what its KV cache costs: what `swaa-edge inspect` shows.
+"""Facts about a model file, its SWAA settings and the memory of its KV cache, as `swaa-edge inspect` shows them.
 
 describe("model.gguf")["kv_memory"]
 """
@@ -53,7 +53,7 @@ def describe(model: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _kv_memory(model: ModelFile, swaa: SwaaConfig | None, n_ctx: int) -> dict[str, Any]:
-    """Bytes per cache type: by kind of layer, in total, and in total without rings; None if the type doesn't fit."""
+    """Bytes by cache type: per kind of layer, in total, and in total without rings; None if the type doesn't fit."""
     memory: dict[str, Any] = {"context": n_ctx, "ring_cells": kv_size(model, swaa, n_ctx=n_ctx).ring_cells}
     for kind in CACHE_TYPES:
         try:

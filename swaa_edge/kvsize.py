@@ -40,7 +40,6 @@ class KVSize:
 
     @property
     def total(self) -> int:
-        """Bytes of all layers."""
         return sum(self.bytes.values())
 
 
@@ -116,7 +115,6 @@ def _head_bytes(name: str, kind: str | int, length: int) -> int:
 
 def _several_positions(header: Header) -> bool:
     name = header.architecture
-    if name in _MULTI_POSITION:
-        return True
     sections = header.value(f"{name}.rope.dimension_sections", ())
-    return name in _MULTI_POSITION_IF_GIVEN and len(sections) > 1 and min(sections[:2]) > 0
+    given = len(sections) > 1 and min(sections[:2]) > 0
+    return name in _MULTI_POSITION or (name in _MULTI_POSITION_IF_GIVEN and given)

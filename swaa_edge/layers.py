@@ -1,8 +1,6 @@
 """Layer lists as users write them: a list of indices, slice text, "none" or "all".
 
-Every setting that names layers is validated and normalized here.
-
-    selected_layers("fa_layers", layer_spec("fa_layers", "1::2"), n_layers=6)   # {1, 3, 5}
+selected_layers("fa_layers", layer_spec("fa_layers", "1::2"), n_layers=6)   # {1, 3, 5}
 """
 
 import numbers

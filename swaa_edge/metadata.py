@@ -7,22 +7,25 @@ at load time. Reading, writing and the document convert/METADATA.md all follow o
     python -m swaa_edge.metadata > convert/METADATA.md          # regenerates the document
 """
 
+from __future__ import annotations
+
 import dataclasses
 import os
 import struct
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from swaa_edge.config import CUSTOM, LABEL_LIMIT, SwaaConfig
 from swaa_edge.errors import ConfigError, ModelFileError
 from swaa_edge.layers import INT32_MAX, shown
 
+if TYPE_CHECKING:
+    from swaa_edge.files.header import Field, Header
+
 PREFIX = "swaa."
 VERSION = 1
-
 #: The C struct of an override holds a string of 128 bytes, including the terminating zero.
 MAX_OVERRIDE_LAYERS = 127
-
 _LAYERS = "array of bool"
 
 
@@ -77,19 +80,11 @@ PADDING_KEY = "swaa.padding"
 
 @dataclasses.dataclass(frozen=True)
 class _Given:
-    """A key's value and GGUF type, as found; count: elements of an array."""
+    """An override as a key: what is used of `files.header.Field`."""
 
     type: str
     value: Any
     count: int = 1
-
-
-class KeySection(Protocol):
-    """What is used of a file's header; `files.header.Header` has it."""
-
-    path: os.PathLike[str]
-    fields: Mapping[str, Any]
-    n_layers: int
 
 
 def read_swaa(path: str | os.PathLike[str], kv_overrides: Mapping[str, Any] | None = None) -> SwaaConfig | None:
@@ -99,18 +94,15 @@ def read_swaa(path: str | os.PathLike[str], kv_overrides: Mapping[str, Any] | No
     of layers. Raises `ModelFileError` naming key, value and limit for an error in the file (not a GGUF,
     truncated, a wrong, missing or newer key), `ConfigError` for a wrong override.
     """
-    # This module lies below files, which uses it; only this public door looks upwards, when called.
-    from swaa_edge.files.model import first_header
+    from swaa_edge.files.model import first_header  # files builds on this module
 
     return effective_config(first_header(path), kv_overrides)
 
 
-def effective_config(header: KeySection, kv_overrides: Mapping[str, Any] | None = None) -> SwaaConfig | None:
+def effective_config(header: Header, kv_overrides: Mapping[str, Any] | None = None) -> SwaaConfig | None:
     """As `read_swaa`, for the header of a model's first file."""
-    given = {
-        field.key: _Given(field.type, field.value, field.count)
-        for field in header.fields.values()
-        if field.key.startswith(PREFIX) and field.key != PADDING_KEY
+    given: dict[str, Field | _Given] = {
+        key: field for key, field in header.fields.items() if key.startswith(PREFIX) and key != PADDING_KEY
     }
     given |= _given_overrides(kv_overrides or {})
     if not given:
@@ -185,7 +177,7 @@ def _encode(config: SwaaConfig, n_layers: int) -> dict[str, Any]:
     return values if config.adapter is None else values | {"swaa.adapter": config.adapter}
 
 
-def _checked(name: str, given: Mapping[str, _Given], n_layers: int) -> Any:
+def _checked(name: str, given: Mapping[str, Field | _Given], n_layers: int) -> Any:
     """The value of one key, or None for an optional one that is absent. Raises `ConfigError`."""
     key = KEYS[name]
     if name not in given:

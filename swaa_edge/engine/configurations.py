@@ -59,13 +59,10 @@ def configurations(
                 raise ConfigError(f"--configs: {name} would go by the name {label}, which is taken; rename the file")
             configs[label] = named(model, name, changes)
         return configs
-    if base is None and changes:
-        if "window_size" not in changes:
+    if base is not None or changes:
+        if base is None and "window_size" not in changes:
             raise ConfigError("SWAA settings need a window; add --window N, or start from --recipe NAME")
-        base = SwaaConfig(**changes)
-    elif base is not None:
-        base = _changed(base, changes)
-    if base is not None:
+        base = SwaaConfig(**changes) if base is None else _changed(base, changes)
         return configs | {base.recipe: base}
     own = read_model(model).swaa()
     return configs | ({FILE: own} if own else {name: named(model, name) for name in DEFAULT})

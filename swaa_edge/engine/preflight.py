@@ -79,10 +79,7 @@ def resolve_swaa(
 
 
 def check_tokenizer(model: str | os.PathLike[str]) -> None:
-    """Refuse a model (a path or a `ModelFile`) without a tokenizer: llama.cpp aborts the process on the first text.
-
-    Raises `ModelFileError`.
-    """
+    """Raise `ModelFileError` for a model without a tokenizer: llama.cpp aborts the process on the first text."""
     model = read_model(model)
     if not model.has_tokenizer:
         raise ModelFileError(

@@ -1,16 +1,14 @@
 """How a model is loaded: sizes of context and batches, KV cache, threads, GPU and adapter, in llama.cpp's spelling.
 
-One frozen value that commands, tools and documents share; it needs neither llama_cpp nor the native library.
-
-    llm = EngineSettings(n_ubatch=256, cache_type="q8_0").load("model.gguf", swaa=None, n_ctx=4096)
+llm = EngineSettings(n_ubatch=256, cache_type="q8_0").load("model.gguf", swaa=None, n_ctx=4096)
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from swaa_edge.config import SwaaConfig
+from swaa_edge.config import Configuration
 from swaa_edge.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -72,7 +70,7 @@ class EngineSettings:
         self,
         model: Any,
         *,
-        swaa: SwaaConfig | Literal[False] | None,
+        swaa: Configuration | None,
         n_ctx: int,
         kind: type[SwaaLlama] | None = None,
         **more: Any,

@@ -40,11 +40,6 @@ class Snapshots:
         self._mark: int | None = None
         self._kept: list[_Snapshot] = []
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all copies."""
-        return sum(len(snapshot.data) for snapshot in self._kept)
-
     def mark(self, position: int) -> None:
         """Note that a prompt ends before `position`: later tokens may be taken back to there."""
         self._mark = position
@@ -88,7 +83,6 @@ class Snapshots:
             self._mark = None
 
     def clear(self) -> None:
-        """Drop all copies."""
         self._kept.clear()
         self._mark = None
 

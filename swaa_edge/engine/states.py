@@ -32,7 +32,10 @@ _AGAIN = "evaluate the prompt again"
 def facts_of(llm: llama_cpp.Llama, swaa: SwaaConfig | None, overrides: Mapping[str, Any] | None) -> Facts:
     """The facts of a loaded model; swaa: the settings in effect; overrides: the kv_overrides of its caller."""
     params, adapter = llm.context_params, llm.lora_path
-    settings = {key: value for key, value in (swaa.to_dict() if swaa else {}).items() if key not in _LABELS}
+    # The labels make no difference to the engine.
+    settings = {
+        key: value for key, value in (swaa.to_dict() if swaa else {}).items() if key not in ("recipe", "adapter")
+    }
     others = {key: value for key, value in (overrides or {}).items() if not key.startswith(PREFIX)}
     return {
         "SWAA settings": json.dumps(settings) if swaa else "off",
@@ -44,10 +47,6 @@ def facts_of(llm: llama_cpp.Llama, swaa: SwaaConfig | None, overrides: Mapping[s
         # This covers the SWAA settings too, so those are compared before it.
         "model or RoPE settings": f"{native.fingerprint(llm.ctx):016x}",
     }
-
-
-# Keys of SwaaConfig.to_dict() that make no difference to the engine.
-_LABELS = ("recipe", "adapter")
 
 
 def _digest(path: str) -> str:

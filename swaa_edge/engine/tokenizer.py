@@ -19,7 +19,7 @@ from swaa_edge.errors import ModelFileError
 
 @contextlib.contextmanager
 def open_vocabulary(model: str | os.PathLike[str]) -> Iterator[Any]:
-    """The vocabulary of `model` (a path or a `ModelFile`) as llama_cpp's own `LlamaModel`, within a with block.
+    """Yield the vocabulary of `model` (a path or a `ModelFile`) as llama_cpp's own `LlamaModel`.
 
     SWAA keys in the file are ignored. Raises `ModelFileError` if it isn't a sound GGUF or has no vocabulary.
     """
@@ -43,8 +43,6 @@ def open_vocabulary(model: str | os.PathLike[str]) -> Iterator[Any]:
 
 
 def tokenize(model: str | os.PathLike[str], text: str) -> list[int]:
-    """Tokens of `text` for `model` (a path or a `ModelFile`): special tokens are recognized, a start token is added if
-    the model uses one. Raises as `open_vocabulary`.
-    """
+    """Tokens of `text`, special tokens recognized, after a start token if the model uses one; as `open_vocabulary`."""
     with open_vocabulary(model) as vocabulary:
         return vocabulary.tokenize(text.encode("utf-8"), add_bos=True, special=True)

@@ -9,6 +9,7 @@ once, from start to end, in bounded memory, and refuses counts and lengths that 
 """
 
 import dataclasses
+import math
 import os
 import struct
 from collections.abc import Iterator
@@ -76,10 +77,7 @@ class Tensor:
 
     @property
     def n_elements(self) -> int:
-        count = 1
-        for length in self.shape:
-            count *= length
-        return count
+        return math.prod(self.shape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,10 +145,9 @@ def read_header(path: str | os.PathLike[str]) -> Header:
         raise ModelFileError(f"{path} does not exist; give the path of a .gguf file") from None
     except OSError as error:
         raise ModelFileError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:
-        if isinstance(error, ModelFileError):
-            raise
-        # From open(), for a path with a null byte.
+    except ModelFileError:
+        raise
+    except ValueError as error:  # from open(), for a path with a null byte
         raise ModelFileError(f"cannot read {str(path)!r}: {error}; give the path of a .gguf file") from error
     _check_data(header)
     return header
@@ -205,7 +202,7 @@ class _Parser:
         key = self.string("a key")
         code = self.number("<I", f"the type of {key}")
         if code == _STRING:
-            length = self.length(f"the text of {key}", "<Q", 1)
+            length = self.length(f"the text of {key}", 1)
             text = None
             if length <= _KEEP_STRING:
                 # Old converters cut names in the middle of a character; the rest is still useful.
@@ -224,7 +221,7 @@ class _Parser:
     def array(self, key: str, start: int) -> Field:
         code = self.number("<I", f"the type of {key}")
         if code == _STRING:
-            count = self.length(f"the list {key}", "<Q", 8)
+            count = self.length(f"the list {key}", 8)
             if count > _MAX_STRINGS:
                 raise self.damaged(f"the list {key} claims {count} texts, and no model has more than {_MAX_STRINGS}")
             self.skip_strings(count, key)
@@ -233,7 +230,7 @@ class _Parser:
             raise self.damaged(f"the key {key} is a list of the unknown type {code}")
         name, form = _SCALARS[code]
         width = struct.calcsize(form)
-        count = self.length(f"the list {key}", "<Q", width)
+        count = self.length(f"the list {key}", width)
         value = None
         if count <= _KEEP_ARRAY:
             value = struct.unpack(f"<{count}{form[1]}", self.take(count * width, key))
@@ -276,7 +273,7 @@ class _Parser:
         return value
 
     def string(self, what: str) -> str:
-        length = self.length(what, "<Q", 1)
+        length = self.length(what, 1)
         if not 1 <= length <= _MAX_NAME:
             raise self.damaged(f"{what} is {length} bytes long; it must be 1 to {_MAX_NAME}")
         try:
@@ -284,9 +281,9 @@ class _Parser:
         except UnicodeDecodeError:
             raise self.damaged(f"{what} at byte {self.at - length} is not UTF-8 text") from None
 
-    def length(self, what: str, form: str, width: int) -> int:
+    def length(self, what: str, width: int) -> int:
         """A count of elements of at least `width` bytes each, which must fit in the rest of the file."""
-        count = self.number(form, what)
+        count = self.number("<Q", what)
         if count * width > self.size - self.at:
             raise self.truncated(f"{what} claims {count} {'bytes' if width == 1 else 'elements'}")
         return count
@@ -325,8 +322,7 @@ def _one_line(text: str) -> str:
 
 def tensor_data(header: Header) -> Iterator[tuple[Tensor, range]]:
     """Each tensor with the range of its bytes in the file, which is empty for a type unknown to the gguf package."""
-    # Only the sizes of ggml's types are needed; gguf takes a moment to import, so not at the top.
-    from gguf.constants import GGML_QUANT_SIZES
+    from gguf.constants import GGML_QUANT_SIZES  # takes a moment to import
 
     sizes = {int(kind): size for kind, size in GGML_QUANT_SIZES.items()}
     for tensor in header.tensors:
@@ -336,7 +332,6 @@ def tensor_data(header: Header) -> Iterator[tuple[Tensor, range]]:
 
 
 def _check_data(header: Header) -> None:
-    """Refuse a file that ends before its tensor data does."""
     for tensor, data in tensor_data(header):
         if data.stop > header.size:
             raise ModelFileError(

@@ -45,7 +45,7 @@ class LoraAdapter:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Identity of its metadata and matrices; see `weights.fingerprint`."""
+        """See `weights.fingerprint`."""
         return file_fingerprint([self.header])
 
     def check_recipe(self, requested: SwaaConfig | None, advice: str | None = None) -> None:

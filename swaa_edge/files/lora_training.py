@@ -28,7 +28,7 @@ ADVICE = "leave the settings out to use its own, or train an adapter under yours
 
 @dataclasses.dataclass(frozen=True)
 class BaseModel:
-    """name: for people. n_layers: its layer count. fingerprint: identity of its weights, see `weights.fingerprint`."""
+    """name: for people. fingerprint: that of its weights, see `weights.fingerprint`."""
 
     name: str
     n_layers: int
@@ -71,7 +71,7 @@ class Training:
     more: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def check_recipe(self, requested: SwaaConfig | None, adapter: str) -> None:
-        """Raise `ConfigError` unless `requested` (None: full attention) equals `swaa` in every layer."""
+        """As the function below, for `swaa`."""
         check_recipe(self.swaa, requested, self.base.n_layers, adapter)
 
     def check_base(self, folder: str | os.PathLike[str], adapter: str) -> None:

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -52,9 +53,9 @@ _WINDOW_IF_GIVEN = _names("gemma3 laguna mellum olmo2 plamo3 smallthinker")
 class ModelFile:
     """A model that was read once; usable wherever a path is taken, as the path of its first file.
 
-    headers: of all files, the first one first. n_heads, n_kv_heads: one count per layer. key_length, value_length:
-    numbers per head. context_length: tokens it was trained for, 0 if the file doesn't state it. tensor_types: ggml's
-    name of each type and the number of its tensors, most frequent first. size: bytes of all files.
+    headers, paths: of all files, the first one first. n_heads, n_kv_heads: one count per layer. key_length,
+    value_length: numbers per head. context_length: tokens it was trained for, 0 if the file doesn't state it.
+    tensor_types: ggml's name of each type and the number of its tensors, most frequent first. size: bytes of all files.
     """
 
     headers: tuple[Header, ...]
@@ -79,12 +80,10 @@ class ModelFile:
 
     @property
     def path(self) -> Path:
-        """The first file."""
         return self.header.path
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """All files, the first one first."""
         return tuple(header.path for header in self.headers)
 
     def __fspath__(self) -> str:
@@ -94,12 +93,12 @@ class ModelFile:
         return str(self.path)
 
     def swaa(self, kv_overrides: Mapping[str, Any] | None = None) -> SwaaConfig | None:
-        """The settings in effect for the file, as `metadata.read_swaa` returns them, with the same errors."""
+        """As `metadata.read_swaa`."""
         return effective_config(self.header, kv_overrides)
 
     @property
     def refusal(self) -> str | None:
-        """Why SWAA can't be applied to the model, as an error line, or None if it can."""
+        """See `swaa_refusal`."""
         return swaa_refusal(self.header)
 
     @property
@@ -109,7 +108,7 @@ class ModelFile:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Identity of the metadata and weights of all files; see `weights.fingerprint`."""
+        """See `weights.fingerprint`."""
         return file_fingerprint(self.headers)
 
 
@@ -298,8 +297,6 @@ def _file_type(header: Header) -> str:
 
 
 def _tensor_types(codes: Iterable[int]) -> dict[str, int]:
-    from collections import Counter
-
     from gguf.constants import GGMLQuantizationType
 
     names = {int(kind): kind.name for kind in GGMLQuantizationType}
