@@ -9,7 +9,6 @@ data          records of a file as tokens of prompts and responses
 train         the training run, resumable; trainer: transformers' Trainer set up for it
 folder        the adapter's folder, and the training state in it
 hf_model      loads Hugging Face models
-plot          the losses as a picture
 """
 
 from swaa_edge.finetune.distillation import distill

@@ -10,12 +10,12 @@ import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from swaa_edge.config import FULL_ATTENTION
 from swaa_edge.engine.preflight import resolve_swaa
 from swaa_edge.engine.settings import EngineSettings
-from swaa_edge.errors import ConfigError, GenerationError, SwaaError
+from swaa_edge.errors import ConfigError, GenerationError
 from swaa_edge.evaluate.datafile import check_lengths, read_samples
 from swaa_edge.evaluate.prompts import Prompts
 from swaa_edge.evaluate.questions import check_patterns, scorer
@@ -26,6 +26,7 @@ from swaa_edge.finetune.answerers import Answerer, LlamaAnswerer
 from swaa_edge.finetune.responses import Collected, collect, write_lines
 from swaa_edge.finetune.settings import DistillSettings
 from swaa_edge.support.atomic import atomic_output, check_outputs
+from swaa_edge.support.interrupt import Stopped
 from swaa_edge.support.journal import open_journal
 from swaa_edge.support.progress import OnProgress
 
@@ -54,7 +55,7 @@ class Distilled:
         return self.collected.to_dict() | more
 
     @property
-    def stopped(self) -> SwaaError | Literal["interrupted"] | None:
+    def stopped(self) -> Stopped:
         """Why there is no output: "interrupted", or the error; None if there is one."""
         found = self.collected
         if found.stopped or found.lines:
@@ -97,7 +98,9 @@ def distill(
     is_correct = scorer(chosen.scorer, chosen.judge, chosen.judge_model)
     source = (_hf_source if Path(model).is_dir() else _gguf_source)(model, engine, chosen)
     records, skipped = _records(source, data, chosen)
-    shown = _shown(model, data, chosen, engine)
+    shown = {"model": os.fspath(model), "data": os.fspath(data)} | dataclasses.asdict(chosen)
+    shown["scorer"] = chosen.scorer or ("judge" if chosen.judge else "contains")
+    shown["engine"] = dataclasses.asdict(engine)
     key = _key(source, chosen, engine, None if journal_file else output)
     with open_journal("distill", key, journal_file, fresh) as journal:
         if journal.records:
@@ -195,15 +198,6 @@ def _key(
         "engine": dataclasses.asdict(engine),
         "output": None if output is None else os.path.abspath(output),
     }
-
-
-def _shown(
-    model: str | os.PathLike[str], data: str | os.PathLike[str], settings: DistillSettings, engine: EngineSettings
-) -> dict[str, Any]:
-    """The settings as the document has them."""
-    more = {"scorer": settings.scorer or ("judge" if settings.judge else "contains")}
-    more["engine"] = dataclasses.asdict(engine)
-    return {"model": os.fspath(model), "data": os.fspath(data)} | dataclasses.asdict(settings) | more
 
 
 def _summary(document: dict[str, Any]) -> str:

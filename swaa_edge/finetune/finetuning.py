@@ -9,15 +9,15 @@ from __future__ import annotations
 import json
 import os
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swaa_edge.config import SwaaConfig
 from swaa_edge.errors import SwaaError
-from swaa_edge.finetune.plot import plot
 from swaa_edge.finetune.settings import Settings
 from swaa_edge.support.atomic import atomic_outputs
-from swaa_edge.support.figure import check_plot, picture_type
+from swaa_edge.support.figure import check_pictures, figure, picture_type
 from swaa_edge.support.interrupt import interruptible
 from swaa_edge.support.progress import OnProgress
 
@@ -52,9 +52,7 @@ def finetune(
 
     chosen = Settings(**settings)
     read_hf_folder(model)
-    if plot_file is not None:
-        check_plot()
-        picture_type(plot_file)
+    check_pictures(plot_file)
     try:
         from swaa_edge.finetune.train import Run
     except ImportError as error:
@@ -70,7 +68,7 @@ def finetune(
             on_note(f"stopped after step {outcome.step} of {outcome.total}; the same command resumes from there")
             raise KeyboardInterrupt
         if plot_file in files:
-            plot(outcome.to_dict(), files[plot_file], picture_type(plot_file))
+            _plot(outcome.history, files[plot_file], picture_type(plot_file))
         if json_file in files:
             files[json_file].write_text(json.dumps(outcome.to_dict(), indent=2) + "\n", encoding="utf-8")
     return outcome
@@ -92,3 +90,15 @@ def _train(run: Run, on_progress: OnProgress | None, on_note: Callable[[str], ob
         if outcome is None:
             raise
     return outcome
+
+
+def _plot(history: Sequence[Mapping[str, float]], path: Path, kind: str) -> None:
+    """Draw the losses over the steps."""
+    with figure(path, size=(7, 4), kind=kind) as canvas:
+        axes = canvas.subplots()
+        for name, label, style in (("loss", "training", "-"), ("val_loss", "validation", "o-")):
+            points = [(line["step"], line[name]) for line in history if name in line]
+            if points:
+                axes.plot(*zip(*points, strict=True), style, markersize=4, label=label)
+        axes.set(xlabel="step", ylabel="loss, nats per response token", ylim=(0, None))
+        axes.legend()

@@ -16,16 +16,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
-from swaa_edge.errors import ConfigError, SwaaError
+from swaa_edge.errors import ConfigError
 from swaa_edge.evaluate.samples import Sample
 from swaa_edge.evaluate.scoring import Scorer, final
 from swaa_edge.finetune.answerers import Answerer
 from swaa_edge.finetune.settings import DistillSettings
+from swaa_edge.support.interrupt import Stopped, ends_early
 from swaa_edge.support.journal import Journal, Record
 from swaa_edge.support.progress import OnProgress, Progress
 
@@ -46,7 +48,7 @@ class Collected:
     incorrect: int = 0
     truncated: int = 0
     duplicates: int = 0
-    stopped: SwaaError | Literal["interrupted"] | None = None
+    stopped: Stopped = None
 
     def to_dict(self) -> dict[str, Any]:
         """The counts, as plain JSON values."""
@@ -86,28 +88,21 @@ def collect(
         raise ConfigError("there is nothing to ask; give at least one record")
     journal = journal or Journal(None, {})
     n_ctx = max(len(record.prompt) for record in records) + settings.max_tokens
-    run = _Run(load, scorer, n_ctx, settings.seed, settings.scored_by, journal)
     found = Collected()
     kept: set[str] = set()
-    try:
-        with run:
-            for record in records:
-                for number in _until_correct(run, record, settings, kept, found):
-                    if on_progress:
-                        text = f"{found.records:,}/{len(records):,} records, {len(found.lines):,} kept"
-                        on_progress(Progress(found.records + number / settings.samples, len(records), text))
-    except KeyboardInterrupt:
-        found.stopped = "interrupted"
-    except SwaaError as error:
-        if not journal.records:
-            raise
-        found.stopped = error
+    with ends_early(found, lambda: journal.records), contextlib.ExitStack() as stack:
+        run = _Run(lambda: stack.enter_context(contextlib.closing(load(n_ctx))), scorer, settings, journal)
+        for record in records:
+            for number in _until_correct(run, record, settings, kept, found):
+                if on_progress:
+                    text = f"{found.records:,}/{len(records):,} records, {len(found.lines):,} kept"
+                    on_progress(Progress(found.records + number / settings.samples, len(records), text))
     return found
 
 
 def _until_correct(
     run: _Run, record: Sample, settings: DistillSettings, kept: set[str], found: Collected
-) -> Iterable[int]:
+) -> Iterator[int]:
     """Add a record's responses to `found`, and yield the number of each before the model is asked.
 
     kept: identities of all kept responses, of all records.
@@ -159,18 +154,11 @@ class _Run:
     """Responses from the journal, and those that are missing from a model, which the first of them loads."""
 
     def __init__(
-        self, load: Callable[[int], Answerer], scorer: Scorer, n_ctx: int, seed: int, scored_by: str, journal: Journal
+        self, load: Callable[[], Answerer], scorer: Scorer, settings: DistillSettings, journal: Journal
     ) -> None:
-        self._load, self._scorer, self._n_ctx, self._seed, self._scored_by = load, scorer, n_ctx, seed, scored_by
-        self._journal, self._stack = journal, contextlib.ExitStack()
-        self._model: Answerer | None = None
+        self._model, self._scorer, self._journal = functools.cache(load), scorer, journal
+        self._seed, self._scored_by = settings.seed, settings.scored_by
         self._known = {(entry.get("record"), entry.get("sample")): entry for entry in journal.records}
-
-    def __enter__(self) -> _Run:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._stack.close()
 
     def response(self, record: Sample, digest: str, number: int) -> Record:
         """Response `number` to a record of this digest, with "response", "ended" and "correct"."""
@@ -178,9 +166,7 @@ class _Run:
         if entry is not None and entry.get("scored_by") == self._scored_by:
             return entry
         if entry is None:
-            if self._model is None:
-                self._model = self._stack.enter_context(contextlib.closing(self._load(self._n_ctx)))
-            made = self._model.answer(record.prompt, seed_of(self._seed, record.name, number))
+            made = self._model().answer(record.prompt, seed_of(self._seed, record.name, number))
             entry = {"record": digest, "id": record.name, "sample": number, "response": made.text}
             entry |= {"ended": made.ended, "tokens": made.tokens}
         correct = entry["ended"] and bool(final(entry["response"])) and self._scorer(record, entry["response"])

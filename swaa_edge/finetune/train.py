@@ -28,7 +28,7 @@ from swaa_edge.finetune.data import Collator, read_examples, split
 from swaa_edge.finetune.folder import AdapterFolder
 from swaa_edge.finetune.hf_model import load_model, load_tokenizer, out_of_memory
 from swaa_edge.finetune.settings import Settings
-from swaa_edge.finetune.trainer import Control, history, make_trainer
+from swaa_edge.finetune.trainer import CheckedTrainer, Control, arguments, history
 from swaa_edge.support.progress import OnProgress, duration
 
 
@@ -87,11 +87,14 @@ class Run:
         data: str | os.PathLike[str],
         output: str | os.PathLike[str],
         swaa: SwaaConfig,
-        settings: Settings | None = None,
+        settings: Settings,
         *,
         force: bool = False,
     ) -> None:
-        self.settings, self.folder = _with_dtype(settings or Settings()), AdapterFolder(output)
+        self.settings, self.folder = settings, AdapterFolder(output)
+        if settings.bf16 is None:
+            supported = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+            self.settings = dataclasses.replace(settings, bf16=supported)
         self.base = BaseModel.of(model)
         swaa.fa_decode_layers(self.base.n_layers)
         label = swaa.adapter or os.path.basename(os.path.abspath(output))[:LABEL_LIMIT]
@@ -165,22 +168,26 @@ class Run:
         return outcome
 
     def _save(self, model: Any, outcome: Outcome) -> None:
-        data = {
-            "sha256": self._key["data"],
-            "examples": outcome.examples,
-            "val_examples": outcome.val_examples,
-        }
+        counts = {"examples": outcome.examples, "val_examples": outcome.val_examples}
         more = {
             "settings": dataclasses.asdict(self.settings),
-            "data": data,
+            "data": {"sha256": self._key["data"], **counts},
             "steps": outcome.step,
             "losses": outcome.history,
         }
         self.folder.save(model, Training(self.swaa, self.base, more))
 
     def _trainer(self, state: Any, control: transformers.TrainerCallback) -> transformers.Trainer:
-        parts = self.examples, self.validation, self._collator
-        return make_trainer(self._model, self.settings, state, *parts, control, self.folder.resume_hint)
+        patience = self.settings.patience if self.validation else 0
+        return CheckedTrainer(
+            self.folder.resume_hint,
+            model=self._model,
+            args=arguments(self.settings, state, len(self.examples), bool(self.validation)),
+            data_collator=self._collator,
+            train_dataset=self.examples,
+            eval_dataset=self.validation or None,
+            callbacks=[control, *([transformers.EarlyStoppingCallback(patience)] if patience else [])],
+        )
 
     def _with_lora(self, folder: str | os.PathLike[str]) -> Any:
         """The model under the mask, its weights frozen, with LoRA matrices to train."""
@@ -211,13 +218,6 @@ class Run:
         if settings.gradient_checkpointing:
             adapted.enable_input_require_grads()
         return adapted
-
-
-def _with_dtype(settings: Settings) -> Settings:
-    """The settings with a decision where they leave bfloat16 to the machine."""
-    if settings.bf16 is not None:
-        return settings
-    return dataclasses.replace(settings, bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported())
 
 
 def _sha256(path: str | os.PathLike[str]) -> str:

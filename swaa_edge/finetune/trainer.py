@@ -1,13 +1,13 @@
-"""transformers' Trainer set up for one run: its arguments, a check of the loss, progress and stopping.
+"""transformers' Trainer with a check of the loss, progress and stopping, and its arguments for our settings.
 
-trainer = make_trainer(model, settings, state, examples, validation, collator, control)
+trainer = CheckedTrainer(resume_hint, model=model, args=arguments(settings, state, 80, True), callbacks=[control], ...)
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ import torch
 import transformers
 
 from swaa_edge.errors import TrainingError
-from swaa_edge.finetune.data import Collator, Example
 from swaa_edge.finetune.settings import Settings
 from swaa_edge.support.progress import OnProgress, Progress
 
@@ -49,33 +48,6 @@ class Control(transformers.TrainerCallback):
             self.on_progress(Progress(state.global_step, state.max_steps, text))
 
 
-def make_trainer(
-    model: Any,
-    settings: Settings,
-    state: Path,
-    examples: Sequence[Example],
-    validation: Sequence[Example],
-    collator: Collator,
-    control: transformers.TrainerCallback,
-    resume_hint: Callable[[], str] = str,
-) -> transformers.Trainer:
-    """A Trainer for a PEFT model that keeps its checkpoints in `state`. resume_hint: ends the error for a bad loss."""
-    callbacks = [control]
-    if validation and settings.patience:
-        callbacks.append(transformers.EarlyStoppingCallback(settings.patience))
-    trainer = _Trainer(
-        model=model,
-        args=_arguments(settings, state, len(examples), bool(validation)),
-        data_collator=collator,
-        train_dataset=_Listed(examples),
-        eval_dataset=_Listed(validation) if validation else None,
-        callbacks=callbacks,
-    )
-    trainer.resume_hint = resume_hint
-    trainer.remove_callback(transformers.PrinterCallback)
-    return trainer
-
-
 def history(trainer: transformers.Trainer) -> list[dict[str, float]]:
     """The losses so far: {"step", "loss"}, and {"step", "val_loss"} for each validation."""
     log = trainer.state.log_history
@@ -84,7 +56,8 @@ def history(trainer: transformers.Trainer) -> list[dict[str, float]]:
     ]
 
 
-def _arguments(settings: Settings, state: Path, n_examples: int, validates: bool) -> transformers.TrainingArguments:
+def arguments(settings: Settings, state: Path, n_examples: int, validates: bool) -> transformers.TrainingArguments:
+    """The arguments of a run that keeps its checkpoints in `state`."""
     per_step = settings.batch_size * settings.gradient_accumulation_steps
     total = settings.max_steps or max(1, math.ceil(n_examples / per_step * settings.epochs))
     eval_steps = settings.eval_steps or max(1, min(100, total // 10))
@@ -127,10 +100,16 @@ def _arguments(settings: Settings, state: Path, n_examples: int, validates: bool
         )
 
 
-class _Trainer(transformers.Trainer):
-    """A Trainer that stops at a loss that is NaN or infinite, before a step would spoil the weights."""
+class CheckedTrainer(transformers.Trainer):
+    """A Trainer that stops at a loss that is NaN or infinite, before a step would spoil the weights.
 
-    resume_hint: Callable[[], str]
+    resume_hint: returns the end of that error. more: the arguments of Trainer.
+    """
+
+    def __init__(self, resume_hint: Callable[[], str], **more: Any) -> None:
+        super().__init__(**more)
+        self._resume_hint = resume_hint
+        self.remove_callback(transformers.PrinterCallback)
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         found = super().compute_loss(model, inputs, *args, **kwargs)
@@ -139,17 +118,6 @@ class _Trainer(transformers.Trainer):
             raise TrainingError(
                 f"the loss became {loss.item()} at step {self.state.global_step + 1}; lower --learning-rate, now "
                 f"{self.args.learning_rate:g}{', or train with --no-bf16' if self.args.bf16 else ''}"
-                f"{self.resume_hint()}"
+                f"{self._resume_hint()}"
             )
         return found
-
-
-class _Listed(torch.utils.data.Dataset):
-    def __init__(self, examples: Sequence[Example]) -> None:
-        self._examples = examples
-
-    def __len__(self) -> int:
-        return len(self._examples)
-
-    def __getitem__(self, at: int) -> Example:
-        return self._examples[at]
