@@ -136,44 +136,23 @@ def _choose(rows: Sequence[Row], target_speedup: float | None, min_accuracy: flo
     names = pareto({str(at): (-row.speedup, row.accuracy) for at, row in enumerate(rows)})
     front = sorted((rows[int(at)] for at in names), key=lambda row: (-row.speedup, -row.accuracy))
     # A configuration off the front is no better than one on it.
-    fit = [
-        row
-        for row in front
-        if (target_speedup is None or row.speedup >= target_speedup)
-        and (min_accuracy is None or row.accuracy >= min_accuracy)
-    ]
+    fit = [row for row in front if row.speedup >= (target_speedup or 0) and row.accuracy >= (min_accuracy or 0)]
     if not fit:
-        raise ConfigError(_none_fits(front, target_speedup, min_accuracy))
-    if target_speedup is not None:
-        chosen = max(fit, key=lambda row: (row.accuracy, row.speedup))
-        aim = f"a prefill speed-up of at least {target_speedup:.2f}x"
-        if min_accuracy is not None:
-            aim += f" and at least {min_accuracy:.1%} accuracy"
-        why = f"{_shown(chosen)}: the most accurate of {_count(len(rows))} with {aim}"
-    else:
-        chosen = max(fit, key=lambda row: (row.speedup, row.accuracy))
-        why = f"{_shown(chosen)}: the fastest of {_count(len(rows))} with at least {min_accuracy:.1%} accuracy"
-    return Recommendation(chosen, why + _doubt(chosen, min_accuracy), front)
+        aims = [] if target_speedup is None else [f"a prefill speed-up of {target_speedup:.2f}x"]
+        aims += [] if min_accuracy is None else [f"{min_accuracy:.1%} accuracy"]
+        ends = f"the fastest is {_shown(front[0])}; the most accurate is {_shown(front[-1])}"
+        raise ConfigError(f"no configuration has {' and '.join(aims)}; {ends}")
+    aims = [] if target_speedup is None else [f"a prefill speed-up of at least {target_speedup:.2f}x"]
+    aims += [] if min_accuracy is None else [f"at least {min_accuracy:.1%} accuracy"]
+    best = max(fit, key=lambda row: row.accuracy)
+    chosen, what = (fit[0], "fastest") if target_speedup is None else (best, "most accurate")
+    count = f"{len(rows)} configuration{'s' * (len(rows) > 1)}"
+    why = f"{_shown(chosen)}: the {what} of {count} with {' and '.join(aims)}"
+    if min_accuracy is not None and chosen.interval[0] < min_accuracy:
+        low, high = chosen.interval
+        why += f" (uncertain: its 95% interval is {low:.1%} to {high:.1%}; take more samples)"
+    return Recommendation(chosen, why, front)
 
 
 def _shown(row: Row) -> str:
     return f"{row.name}, {row.accuracy:.1%} accurate, prefill {row.speedup:.2f}x"
-
-
-def _count(count: int) -> str:
-    return f"{count} configurations" if count > 1 else "1 configuration"
-
-
-def _doubt(row: Row, min_accuracy: float | None) -> str:
-    if min_accuracy is None or row.interval[0] >= min_accuracy:
-        return ""
-    low, high = row.interval
-    return f" (uncertain: its 95% interval is {low:.1%} to {high:.1%}; take more samples)"
-
-
-def _none_fits(front: Sequence[Row], target_speedup: float | None, min_accuracy: float | None) -> str:
-    aims = [] if target_speedup is None else [f"a prefill speed-up of {target_speedup:.2f}x"]
-    if min_accuracy is not None:
-        aims.append(f"{min_accuracy:.1%} accuracy")
-    ends = f"the fastest is {_shown(front[0])}; the most accurate is {_shown(front[-1])}"
-    return f"no configuration has {' and '.join(aims)}; {ends}"

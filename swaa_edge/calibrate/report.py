@@ -35,22 +35,13 @@ class Ranked:
     error: float | None
 
 
-@dataclasses.dataclass(frozen=True)
-class Choice:
-    """Full-attention layers measured on held-out cases. chosen: whether they are the result of the search."""
-
-    name: str
-    fa_layers: tuple[int, ...]
-    measured: Measured
-    chosen: bool
-
-
 @dataclasses.dataclass
 class Report:
     """What a search found so far.
 
     full, sliding, loss: measured with full attention in all layers, in none, and in the `chosen` ones; None until then.
-    stopped: None if the run is complete, "interrupted", or the error that ended it. rows: the ranking, unsorted.
+    compared: choices of layers measured on held-out cases: rows of the document. rows: the ranking, unsorted.
+    stopped: None if the run is complete, "interrupted", or the error that ended it.
     """
 
     swaa: SwaaConfig
@@ -64,7 +55,7 @@ class Report:
     sliding: Measured | None = None
     loss: Measured | None = None
     chosen: tuple[int, ...] = ()
-    compared: list[Choice] = dataclasses.field(default_factory=list)
+    compared: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     stopped: Stopped = None
     rows: list[Ranked] = dataclasses.field(default_factory=list)
 
@@ -101,19 +92,8 @@ class Report:
             "recovered": self.recovered(),
             "samples": self.n_cases,
             "answer_tokens": self.answer_tokens,
-            "held_out": {"samples": self.n_held_out, "table": [self._compared(row) for row in self.compared]},
+            "held_out": {"samples": self.n_held_out, "table": self.compared},
             "stopped": str(self.stopped) if self.stopped else None,
-        }
-
-    def _compared(self, row: Choice) -> dict[str, Any]:
-        added, error = row.measured.above(self.compared[0].measured)  # full attention is measured first
-        return {
-            "fa_layers": row.name,
-            "layers": list(row.fa_layers),
-            "chosen": row.chosen,
-            "loss": row.measured.loss,
-            "added": added,
-            "error": error,
         }
 
 

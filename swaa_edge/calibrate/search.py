@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 
 from swaa_edge.calibrate.cases import Case
 from swaa_edge.calibrate.losses import Counter, Load, Losses, Measured, label
-from swaa_edge.calibrate.report import Choice, Ranked, Report
+from swaa_edge.calibrate.report import Ranked, Report
 from swaa_edge.calibrate.settings import CalibrateSettings
 from swaa_edge.config import SwaaConfig
 from swaa_edge.layers import selected_layers
@@ -150,5 +150,10 @@ def _compare(report: Report, losses: Losses, rivals: dict[str, frozenset[int]]) 
     choices = {"all": frozenset(range(report.n_layers)), "none": frozenset()} | rivals
     if chosen not in choices.values():
         choices[label(chosen, report.n_layers)] = chosen
+    full: Measured | None = None
     for name, layers in choices.items():
-        report.compared.append(Choice(name, tuple(sorted(layers)), losses.of(layers), layers == chosen))
+        measured = losses.of(layers)
+        full = full or measured  # all layers come first
+        added, error = measured.above(full)
+        row = {"fa_layers": name, "layers": sorted(layers), "chosen": layers == chosen}
+        report.compared.append(row | {"loss": measured.loss, "added": added, "error": error})

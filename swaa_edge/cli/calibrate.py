@@ -12,11 +12,17 @@ import click
 
 from swaa_edge.calibrate.settings import METHODS, PROMPT_TOKENS, SAMPLES, WINDOWS, CalibrateSettings
 from swaa_edge.cli.options.engine import engine_options
-from swaa_edge.cli.options.output import force_option, json_option, print_result, progress_option, raise_stopped
+from swaa_edge.cli.options.output import (
+    force_option,
+    json_option,
+    print_result,
+    progress_option,
+    raise_stopped,
+    run_shown,
+)
 from swaa_edge.cli.options.settings import setting_option
 from swaa_edge.cli.options.swaa import swaa_options
 from swaa_edge.config import SwaaConfig
-from swaa_edge.support.progress import progress_bar
 
 _setting = functools.partial(setting_option, CalibrateSettings)
 
@@ -85,7 +91,6 @@ def calibrate(
     model: str,
     json_file: str | None,
     no_chat: bool,
-    progress: bool | None,
     swaa: SwaaConfig | None,
     **options: Any,
 ) -> None:
@@ -101,16 +106,7 @@ def calibrate(
     """
     from swaa_edge.calibrate import calibrate as run
 
-    with progress_bar(progress) as on_progress:
-        found = run(
-            model,
-            swaa,
-            json_file=json_file,
-            on_progress=on_progress,
-            on_note=lambda line: click.echo(line, err=True),
-            chat=not no_chat,
-            **options,
-        )
+    found = run_shown(run, model, swaa, json_file=json_file, chat=not no_chat, **options)
     print_result(found, as_json=json_file == "-")
     if json_file != "-":
         for file in found.written:

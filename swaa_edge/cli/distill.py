@@ -12,11 +12,9 @@ import click
 
 from swaa_edge.cli.options.engine import engine_options, sampling_options
 from swaa_edge.cli.options.eval import file_options
-from swaa_edge.cli.options.output import json_flag, print_result, raise_stopped
+from swaa_edge.cli.options.output import json_flag, print_result, raise_stopped, run_shown
 from swaa_edge.cli.options.settings import setting_option
-from swaa_edge.engine.settings import EngineSettings
 from swaa_edge.finetune.settings import SAMPLES, TEMPERATURE, DistillSettings
-from swaa_edge.support.progress import progress_bar
 
 _setting = functools.partial(setting_option, DistillSettings)
 
@@ -48,9 +46,7 @@ def distill(
     output: str,
     as_json: bool,
     no_chat: bool,
-    progress: bool | None,
     sampling: dict[str, Any],
-    engine: EngineSettings,
     **options: Any,
 ) -> None:
     """Make training data for `finetune`: the model's own correct responses to the prompts in a file.
@@ -66,18 +62,7 @@ def distill(
     """
     from swaa_edge.finetune import distill as run
 
-    with progress_bar(progress) as on_progress:
-        found = run(
-            model,
-            data,
-            output,
-            engine=engine,
-            on_progress=on_progress,
-            on_note=lambda line: click.echo(line, err=True),
-            chat=not no_chat,
-            **sampling,
-            **options,
-        )
+    found = run_shown(run, model, data, output, chat=not no_chat, **sampling, **options)
     if found.collected.responses:
         print_result(found, as_json)
     raise_stopped(found.stopped)

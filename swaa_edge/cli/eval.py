@@ -11,10 +11,9 @@ import click
 
 from swaa_edge.cli.options.engine import engine_options
 from swaa_edge.cli.options.eval import Grouped, check_options, eval_options
-from swaa_edge.cli.options.output import print_result, raise_stopped
+from swaa_edge.cli.options.output import print_result, raise_stopped, run_shown
 from swaa_edge.cli.options.swaa import Chosen, raw_swaa_options
 from swaa_edge.engine.settings import EngineSettings
-from swaa_edge.support.progress import progress_bar
 
 
 @click.command("eval", cls=Grouped)
@@ -46,18 +45,8 @@ def evaluate(
     from swaa_edge.evaluate import compare
 
     check_options(**options)
-    with progress_bar(progress) as on_progress:
-        comparison = compare(
-            model,
-            configs,
-            base=chosen.base,
-            changes=chosen.changes,
-            engine=engine,
-            chat=not no_chat,
-            on_note=lambda line: click.echo(line, err=True),
-            on_progress=on_progress,
-            **options,
-        )
+    settings = {"base": chosen.base, "changes": chosen.changes, "chat": not no_chat}
+    comparison = run_shown(compare, model, configs, progress=progress, engine=engine, **settings, **options)
     progress = comparison.to_dict()["progress"]
     if comparison.stopped is None or progress["answers"] or progress["windows"]:
         print_result(comparison, as_json=options["json_file"] == "-")

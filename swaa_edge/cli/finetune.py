@@ -10,12 +10,11 @@ from typing import Any
 
 import click
 
-from swaa_edge.cli.options.output import json_option, print_result, progress_option
+from swaa_edge.cli.options.output import json_option, print_result, progress_option, run_shown
 from swaa_edge.cli.options.settings import setting_option
 from swaa_edge.cli.options.swaa import swaa_options
 from swaa_edge.config import SwaaConfig
 from swaa_edge.finetune.settings import Settings
-from swaa_edge.support.progress import progress_bar
 
 _setting = functools.partial(setting_option, Settings)
 
@@ -69,7 +68,6 @@ def finetune(
     data: str,
     output: str,
     json_file: str | None,
-    progress: bool | None,
     swaa: SwaaConfig | None,
     no_chat: bool,
     **options: Any,
@@ -90,16 +88,5 @@ def finetune(
         )
     from swaa_edge.finetune import finetune as train
 
-    with progress_bar(progress) as on_progress:
-        outcome = train(
-            model,
-            data,
-            output,
-            swaa,
-            json_file=json_file,
-            on_progress=on_progress,
-            on_note=lambda line: click.echo(line, err=True),
-            chat=not no_chat,
-            **options,
-        )
+    outcome = run_shown(train, model, data, output, swaa, json_file=json_file, chat=not no_chat, **options)
     print_result(outcome, as_json=json_file == "-")

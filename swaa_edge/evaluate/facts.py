@@ -3,8 +3,8 @@
 They are written in one place, so that the demo model's training data, `eval` and `calibrate` use the same words. Any
 model can answer them; nothing here depends on tokens.
 
-    facts = needle_facts({"amber": "47"})            # [" The code of amber is 47."]
-    question = ask_codes(["amber"], "spoken")        # text, a correct response, reference answers
+    code_fact("amber", "47")                         # " The code of amber is 47."
+    question = ask_codes({"amber": "47"}, "spoken")  # text, a correct response, reference answers
 """
 
 from __future__ import annotations

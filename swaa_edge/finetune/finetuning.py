@@ -79,7 +79,7 @@ def _train(run: Run, on_progress: OnProgress | None, on_note: Callable[[str], ob
     outcome = None
 
     def stop() -> None:
-        if not run.stopping:
+        if not run.control.stopping:
             run.stop()
             on_note("stopping after this step")
 

@@ -115,16 +115,11 @@ class Run:
         self.examples, self.validation = split(found.kept, self.settings.val_fraction, self.settings.seed)
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
         self._collator = Collator(pad)
-        self._control = Control(bool(self.validation))
-
-    @property
-    def stopping(self) -> bool:
-        """Whether `stop` was called."""
-        return self._control.stopping
+        self.control = Control(bool(self.validation))
 
     def stop(self) -> None:
         """End `train` after the current step and save its state; from any thread or a signal handler."""
-        self._control.stopping = True
+        self.control.stopping = True
 
     def train(self, *, on_progress: OnProgress | None = None) -> Outcome:
         """Train to the end, or until `stop`; then write the adapter.
@@ -132,8 +127,8 @@ class Run:
         Raises `TrainingError` if the loss becomes NaN or infinite or memory runs out; the last checkpoint stays, and
         the same call resumes from it.
         """
-        self._control.on_progress = on_progress
-        trainer = self._trainer(self.folder.open(self._key), self._control)
+        self.control.on_progress = on_progress
+        trainer = self._trainer(self.folder.open(self._key), self.control)
         last = self.folder.last_checkpoint()
         started, before = time.monotonic(), []
         try:
@@ -153,7 +148,7 @@ class Run:
             model=self._hf_dir,
             output=os.fspath(self.folder.path),
             swaa=self.swaa,
-            stopped=self._control.stopping and trainer.state.global_step < trainer.state.max_steps,
+            stopped=self.control.stopping and trainer.state.global_step < trainer.state.max_steps,
             step=trainer.state.global_step,
             total=trainer.state.max_steps,
             resumed=0 if last is None else last.step,

@@ -4,7 +4,7 @@ import pytest
 
 from swaa_edge import SwaaConfig
 from swaa_edge.calibrate.losses import Measured
-from swaa_edge.calibrate.report import Choice, Ranked, Report, plot
+from swaa_edge.calibrate.report import Ranked, Report, plot
 
 
 def made(full=1.0, sliding=3.0, chosen=1.5):
@@ -12,7 +12,10 @@ def made(full=1.0, sliding=3.0, chosen=1.5):
     losses = [None if loss is None else Measured((loss, loss), 2) for loss in (full, sliding, chosen)]
     report.full, report.sliding, report.loss = losses
     report.rows = [Ranked(0, 0.1, 0.01), Ranked(1, 0.9, None), Ranked(2, 0.0, 0.2)]
-    report.compared = [Choice("all", (0, 1, 2), losses[0], False), Choice("1", (1,), losses[2] or losses[0], True)]
+    report.compared = [
+        {"fa_layers": "all", "layers": [0, 1, 2], "chosen": False, "loss": 1.0, "added": 0.0, "error": 0.0},
+        {"fa_layers": "1", "layers": [1], "chosen": True, "loss": 1.5, "added": 0.5, "error": 0.0},
+    ]
     return report
 
 
@@ -26,14 +29,7 @@ def test_the_document():
     document = made().to_dict()
     assert [(row["layer"], row["chosen"]) for row in document["ranking"]] == [(1, True), (0, False), (2, False)]
     assert document["config"]["fa_layers"] == [1] and document["gain"] == "loss added when only this layer slides"
-    assert document["held_out"]["table"][1] == {
-        "fa_layers": "1",
-        "layers": [1],
-        "chosen": True,
-        "loss": 1.5,
-        "added": 0.5,
-        "error": 0.0,
-    }
+    assert document["held_out"] == {"samples": 2, "table": made().compared}
 
 
 def test_the_plot(tmp_path):

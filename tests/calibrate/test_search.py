@@ -137,6 +137,7 @@ def test_the_choice_is_compared_with_periodic_ones_on_other_samples(monkeypatch)
     ]
     assert [row["loss"] for row in table] == pytest.approx([1.15, 3.0, 2.0, 2.45, 2.7, 2.6, 1.6])
     assert [row["added"] for row in table] == pytest.approx([0, 1.85, 0.85, 1.3, 1.55, 1.45, 0.45])
+    assert [row["error"] for row in table] == pytest.approx([0] * 7), "both cases differ equally"
 
 
 def test_periodic_patterns():

@@ -9,12 +9,14 @@ def bench(json_file: str | None, force: bool, progress: bool | None): ...
 
 import json
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import click
 
 from swaa_edge.errors import SwaaError
 from swaa_edge.support.interrupt import Stopped
+from swaa_edge.support.progress import progress_bar
 
 progress_option = click.option(
     "--progress/--no-progress", default=None, help="Show progress on stderr.  [default: if stderr is a terminal]"
@@ -25,6 +27,12 @@ json_option = click.option(
 #: For commands whose result goes to stdout anyway.
 json_flag = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
 force_option = click.option("--force", is_flag=True, help="Overwrite existing output files.")
+
+
+def run_shown(function: Callable[..., Any], *args: Any, progress: bool | None, **options: Any) -> Any:
+    """Call a tool that reports progress and notes, which are shown on stderr. progress: of `progress_option`."""
+    with progress_bar(progress) as on_progress:
+        return function(*args, on_progress=on_progress, on_note=lambda line: click.echo(line, err=True), **options)
 
 
 def print_result(result: Any, as_json: bool) -> None:
