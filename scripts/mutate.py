@@ -25,7 +25,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpu.building import search_path
+from gpu.building import run_logged, search_path
+from gpu.runner import CheckError, execute
 from patches_lib.workspace import mirror, walk
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -89,43 +90,35 @@ class Lab:
         self.models.mkdir(parents=True)
         mirror({name: path.read_bytes() for name, path in walk(TREE).items()}, self.tree)
         options = [f"-DSWAA_EDGE_TREE={self.tree}", f"-DPython_EXECUTABLE={sys.executable}"]
-        run(["cmake", "-S", ROOT, "-B", self.build, *options])
+        self._cmake("-S", ROOT, "-B", self.build, *options)
 
     def make(self) -> None:
-        """Build, and install the libraries into `library`."""
-        run(["cmake", "--build", self.build, "--target", "swaa-edge-libraries", "-j", str(self.jobs)])
-        run(["cmake", "--install", self.build, "--prefix", self.library.parent, "--component", "swaa_edge"])
+        """Build, and install the libraries into `library`. Raises `CheckError`."""
+        self._cmake("--build", self.build, "--target", "swaa-edge-libraries", "-j", self.jobs)
+        self._cmake("--install", self.build, "--prefix", self.library.parent, "--component", "swaa_edge")
+
+    def _cmake(self, *words: object) -> None:
+        environment = os.environ | {"PATH": search_path()}
+        command = ["cmake", *map(str, words)]
+        run_logged(" ".join(command[:2]), self.models.parent / "build.log", command, env=environment)
 
     def test(self) -> tuple[str, str]:
         """("passed" or "failed", the first test that failed); RuntimeError if the tests could not run."""
-        environment = dict(
-            os.environ,
-            SWAA_EDGE_LIB_PATH=str(self.library),
-            SWAA_GRID_CASES=str(self.cases),
-            SWAA_GRID_MODELS=str(self.models),
-            SWAA_REUSE_SCALE="0.4",
-        )
+        environment = os.environ | {
+            "SWAA_EDGE_LIB_PATH": str(self.library),
+            "SWAA_GRID_CASES": str(self.cases),
+            "SWAA_GRID_MODELS": str(self.models),
+            "SWAA_REUSE_SCALE": "0.4",
+        }
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-k", SELECTED, *TESTS]
-        try:
-            done = subprocess.run(
-                command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
-            )
-        except subprocess.TimeoutExpired:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        code, output, _ = execute(command, TIMEOUT_SECONDS, cwd=ROOT, env=environment, **pipes)
+        if code is None:
             return "failed", f"not finished within {TIMEOUT_SECONDS} s"
-        if done.returncode not in (0, 1):
-            raise RuntimeError(f"pytest ended with code {done.returncode}:\n{(done.stdout + done.stderr)[-2000:]}")
-        failures = [line.split()[1] for line in done.stdout.splitlines() if line.startswith(("FAILED ", "ERROR "))]
-        if done.returncode == 1 and not failures:
-            raise RuntimeError(f"pytest failed without naming a test:\n{done.stdout[-2000:]}")
-        return ("failed", failures[0]) if done.returncode else ("passed", "")
-
-
-def run(command: Sequence[object]) -> None:
-    """Run a build step; RuntimeError with the end of its output if it fails."""
-    words = [str(word) for word in command]
-    done = subprocess.run(words, capture_output=True, text=True, check=False, env=dict(os.environ, PATH=search_path()))
-    if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(words)} failed:\n{(done.stdout + done.stderr)[-2000:]}")
+        failures = [line.split()[1] for line in output.splitlines() if line.startswith(("FAILED ", "ERROR "))]
+        if code not in (0, 1) or (code == 1 and not failures):
+            raise RuntimeError(f"pytest ended with code {code}, no test is named:\n{output[-2000:]}")
+        return ("failed", failures[0]) if code else ("passed", "")
 
 
 def try_mutation(lab: Lab, mutation: Mutation) -> dict:
@@ -134,15 +127,14 @@ def try_mutation(lab: Lab, mutation: Mutation) -> dict:
     original = path.read_text(encoding="utf-8")
     try:
         path.write_text(original.replace(mutation.old, mutation.new), encoding="utf-8")
-        try:
-            lab.make()
-        except RuntimeError as error:
-            return {"name": mutation.name, "outcome": "not built", "by": str(error)[-300:], "seconds": 0}
+        lab.make()
         result, test = lab.test()
         outcome = "killed" if result == "failed" else "survived"
-        return {"name": mutation.name, "outcome": outcome, "by": test, "seconds": round(time.monotonic() - start)}
+    except CheckError as error:
+        outcome, test = "not built", str(error)
     finally:
         path.write_text(original, encoding="utf-8")
+    return {"name": mutation.name, "outcome": outcome, "by": test, "seconds": round(time.monotonic() - start)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -30,8 +30,8 @@ if __name__ == "__main__":
 from gpu.packing import commit
 from gpu.runner import CheckError
 
-from arm import running, tools, tree
-from arm.program import Program, count
+from arm import tools, tree
+from arm.program import BLOCKS, PLAIN, SELECTION, Program, count
 from arm.tools import MissingTools
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,32 +39,18 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--march",
-        nargs="+",
-        default=[tools.DEFAULT_LEVEL],
-        metavar="ARCH",
-        help=f"instruction sets, or all: {', '.join(tools.LEVELS)} (default: {tools.DEFAULT_LEVEL})",
-    )
+    march = f"instruction sets, or all: {', '.join(tools.LEVELS)} (default: {tools.DEFAULT_LEVEL})"
+    cores, add = os.cpu_count() or 1, parser.add_argument
+    add("--march", nargs="+", default=[tools.DEFAULT_LEVEL], metavar="ARCH", help=march)
     either = parser.add_mutually_exclusive_group()
     either.add_argument("--filter", metavar="REGEX", help="only cases of both ops whose parameters match")
     either.add_argument("--all", action="store_true", help="all of upstream's cases; hours under qemu")
-    parser.add_argument("--threads", type=int, default=2, metavar="N", help="threads per op (default: 2)")
-    parser.add_argument(
-        "--jobs",
-        type=int,
-        default=os.cpu_count() or 1,
-        metavar="N",
-        help="compilers, then op tests, in parallel (default: one per core)",
-    )
-    parser.add_argument(
-        "--work",
-        type=Path,
-        default=ROOT / "build" / "arm",
-        metavar="DIR",
-        help="folder for sources and builds (default: build/arm)",
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result there")
+    add("--threads", type=int, default=2, metavar="N", help="threads per op (default: 2)")
+    jobs = "compilers, then op tests, in parallel (default: one per core)"
+    add("--jobs", type=int, default=cores, metavar="N", help=jobs)
+    work = "folder for sources and builds (default: build/arm)"
+    add("--work", type=Path, default=ROOT / "build" / "arm", metavar="DIR", help=work)
+    add("--json", type=Path, metavar="FILE", help="also write the result there")
     return parser
 
 
@@ -122,11 +108,11 @@ def check(given: argparse.Namespace, found: tools.Tools) -> dict[str, Any]:
 
 def selection(regex: str | None, everything: bool) -> dict[str, str | None]:
     """{op: regular expression for the parameters of its cases, None for all}, the longer op first."""
-    return {running.BLOCKS: regex, running.PLAIN: regex or (None if everything else running.SELECTION)}
+    return {BLOCKS: regex, PLAIN: regex or (None if everything else SELECTION)}
 
 
 def run_op(program: Program, op: str, params: str | None, threads: int) -> dict[str, Any]:
-    result = running.run_op(program, op, params, threads)
+    result = program.run_op(op, params, threads)
     say(f"{program.march} {op}: {counted(result)}")
     return result
 
@@ -153,10 +139,8 @@ def judge(level: Mapping[str, Any], filtered: bool) -> list[str]:
     if not multiplied:
         wrong.append(f"{march}: no vector multiply-add (fmla) of our kernels ran")
     elif not filtered:
-        each = (
-            (source, name, ran) for source, row in level["kernels"].items() for name, (_, ran) in row["notable"].items()
-        )
-        wrong += [f"{march}: no {name} of {source} ran" for source, name, ran in each if not ran]
+        for source, row in level["kernels"].items():
+            wrong += [f"{march}: no {name} of {source} ran" for name, (_, ran) in row["notable"].items() if not ran]
     return wrong
 
 
@@ -165,18 +149,13 @@ def show(document: Mapping[str, Any]) -> list[str]:
     edits = " with uncommitted edits of patches/" if document["uncommitted"] else ""
     lines = [f"commit {document['commit'] or 'unknown'}{edits}, {document['threads']} threads per op"]
     for level in document["levels"]:
-        lines += [
-            "",
-            f"{level['march']} on qemu's {level['cpu']}: vector {level['vector']}, "
-            f"built in {level['build_seconds']:.0f} s",
-        ]
+        where, seconds = f"{level['march']} on qemu's {level['cpu']}", f"{level['build_seconds']:.0f} s"
+        lines += ["", f"{where}: vector {level['vector']}, built in {seconds}"]
         lines += [f"  {run['op']}: {counted(run)}" for run in level["ops"]]
         for source, row in level["kernels"].items():
             notable = ", ".join(f"{name} {ran} of {there}" for name, (there, ran) in sorted(row["notable"].items()))
-            lines.append(
-                f"  {source}: {row['ran']} of {row['instructions']} instructions ran"
-                + (f"; {notable}" if notable else "")
-            )
+            some = f"  {source}: {row['ran']} of {row['instructions']} instructions ran"
+            lines.append(f"{some}; {notable}" if notable else some)
     return lines
 
 

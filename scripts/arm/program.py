@@ -1,27 +1,39 @@
-"""Builds test-backend-ops for one -march and finds our kernels in it: vector type, addresses, instructions.
+"""Builds test-backend-ops for one -march, finds our kernels in it, and runs its cases under qemu.
 
-program = Program(tools, tree, Path("build/arm/armv8-a"), "armv8-a"); program.build(jobs=2)
-program.vector()                  # "neon": the vector type the kernels were compiled for
+qemu logs each block of code when it first translates it, which proves that a kernel ran, and how much of it.
+
+    program = Program(tools, tree, Path("build/arm/armv8-a"), "armv8-a"); program.build(jobs=2)
+    program.vector()                  # "neon": the vector type the kernels were compiled for
+    outcome = program.run_op("FLASH_ATTN_EXT_KV_BLOCKS", None, threads=2)
+    outcome["passed"], outcome["ours"], len(outcome["addresses"])
 """
 
 from __future__ import annotations
 
 import bisect
 import json
+import os
 import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Collection, Mapping
+import time
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from gpu.building import run_logged
+from gpu.operators import read_ops
 from gpu.runner import CheckError
 
-from arm.tools import Tools
+from arm.tools import Tools, processor
 
+#: Our op with a block table, and upstream's.
+BLOCKS, PLAIN = "FLASH_ATTN_EXT_KV_BLOCKS", "FLASH_ATTN_EXT"
+#: About 200 of upstream's 5,308 cases, of every head size and cache type: each takes qemu about a second.
+SELECTION = r"kv=113,nb=(1|75),mask=1,sinks=1|kv=(17|64|96|128|256|1025),"
+_COUNTS = re.compile(r"^attention: ops (\d+), ours (\d+), reference (\d+), threads (\d+)$", re.MULTILINE)
 HERE = Path(__file__).resolve().parent
 TOOLCHAIN = HERE.parent.parent / "cmake" / "aarch64-linux-gnu.cmake"
 _OBJECTS = HERE.parent / "gpu" / "objects.py"
@@ -52,10 +64,6 @@ class Program:
     tree: Path
     folder: Path
     march: str
-
-    @property
-    def path(self) -> Path:
-        return self.folder / "test-backend-ops"
 
     def build(self, jobs: int) -> None:
         """Configure, and compile what changed.
@@ -108,9 +116,46 @@ class Program:
         """The instructions of our kernels, from a disassembly."""
         parts = self.parts()
         first, end = parts[0].start, max(part.start + part.size for part in parts)
-        command = [self.tools.objdump, "-d", f"--start-address={first}", f"--stop-address={end}", str(self.path)]
+        command = [
+            self.tools.objdump,
+            "-d",
+            f"--start-address={first}",
+            f"--stop-address={end}",
+            str(self.folder / "test-backend-ops"),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         return read_code(done.stdout, parts)
+
+    def run_op(self, op: str, params: str | None, threads: int) -> dict[str, Any]:
+        """Run the cases of one op whose parameters match, all by default.
+
+        Returns the fields of `gpu.operators.read_ops`, and ops, ours, reference, threads (None if the program ended
+        early), addresses (of our code that ran) and seconds. Raises `CheckError` if qemu cannot run the program.
+        """
+        log = self.folder / f"{op}.code"
+        log.unlink(missing_ok=True)
+        command = [self.tools.qemu, "-cpu", processor(self.march), "-d", "in_asm", "-D", str(log)]
+        command += [
+            "-dfilter",
+            ranges(self.parts()),
+            str(self.folder / "test-backend-ops"),
+            "test",
+            "-b",
+            "CPU",
+            "-o",
+            op,
+        ]
+        command += ["-p", params] if params else []
+        output, errors = self.folder / f"{op}.out", self.folder / f"{op}.err"
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("GGML_")}
+        began = time.monotonic()
+        with open(output, "wb") as out, open(errors, "wb") as err:
+            code = subprocess.run(
+                command, stdout=out, stderr=err, env=environment | {"ARM_CHECK_THREADS": str(threads)}, check=False
+            ).returncode
+        result = read(op, output.read_text(errors="replace"), errors.read_text(errors="replace"), code)
+        result["addresses"] = executed(log.read_text(errors="replace") if log.exists() else "")
+        return result | {"seconds": round(time.monotonic() - began, 1), "params": params}
 
 
 def read_map(text: str) -> list[Part]:
@@ -144,3 +189,20 @@ def count(code: Code, ran: Collection[int]) -> dict[str, dict[str, Any]]:
             both[0] += 1
             both[1] += address in ran
     return found
+
+
+def read(op: str, output: str, errors: str, code: int) -> dict[str, Any]:
+    """Parse the output of a run; the total is 0 if a filter matches no case of this op."""
+    counts = _COUNTS.search(errors)
+    counted = map(int, counts.groups()) if counts else [None] * 4
+    return read_ops(op, output, errors, code) | dict(zip(("ops", "ours", "reference", "threads"), counted, strict=True))
+
+
+def ranges(parts: Iterable[Part]) -> str:
+    """The code ranges for qemu's log, as -dfilter takes them."""
+    return ",".join(f"{part.start:#x}+{part.size:#x}" for part in parts)
+
+
+def executed(log: str) -> set[int]:
+    """Addresses of the instructions in qemu's log."""
+    return {int(place, 16) for place in re.findall(r"^0x([0-9a-f]+):", log, re.MULTILINE)}

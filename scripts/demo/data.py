@@ -58,9 +58,11 @@ class Row:
         self.tags += [tag] * len(tokens) if isinstance(tag, int) else tag
 
     def extend(self, other: Row) -> None:
-        self.tokens += other.tokens
-        self.weights += other.weights
-        self.tags += other.tags
+        self.add(other.tokens, other.weights, other.tags)
+
+    def cut(self, length: int) -> Row:
+        self.tokens, self.weights, self.tags = self.tokens[:length], self.weights[:length], self.tags[:length]
+        return self
 
 
 class Data:
@@ -102,10 +104,14 @@ class Data:
         room = length - 2 - len(rounds.tokens)
         free = room - sum(len(tokens) for _, tokens in pieces)
         document = self.hay.bury(rng, room, [(depth * free, tokens) for depth, tokens in pieces])
-        row = Row()
-        row.add([self.special[BOS], self.special[USER]])
+        row = self._begun()
         row.add(document, *self._document_weights(document, kind))
         row.extend(rounds)
+        return row
+
+    def _begun(self) -> Row:
+        row = Row()
+        row.add([self.special[BOS], self.special[USER]])
         return row
 
     def _rounds(self, asks: Sequence[Ask], limit: int) -> Row:
@@ -116,8 +122,7 @@ class Data:
             task, make = asks[rng.randrange(len(asks))]
             # Direct answers are harder to learn.
             style = rng.choices(facts.STYLES, (3, 1))[0]
-            question = make(style)
-            turn = Row()
+            question, turn = make(style), Row()
             # The first question belongs to the turn of the document.
             start = [] if not asked else [self.special[USER]]
             text = question.text if asked else f"\n\n{question.text}"
@@ -133,8 +138,7 @@ class Data:
 
     def _copying(self, length: int) -> Row:
         """Names and numbers repeatedly: in the same order, or in pairs whose order changes."""
-        rng, row = self.rng, Row()
-        row.add([self.special[BOS], self.special[USER]])
+        rng, row = self.rng, self._begun()
         names, numbers = sorted(self.names), sorted(self.numbers)
         chosen = rng.sample(names, min(len(names), rng.randint(3, length // 5)))
         pairs = [(name, rng.choice(numbers)) for name in chosen]
@@ -147,14 +151,12 @@ class Data:
                 row.add([name], 0.0 if mixed else known)
                 row.add([number], known)
             known = 1.0
-        row.tokens, row.weights, row.tags = row.tokens[:length], row.weights[:length], row.tags[:length]
-        return row
+        return row.cut(length)
 
     def _hops(self, length: int) -> Row:
         """Codes of four tokens each, half of them names of others; then the number behind each, or the code again."""
-        rng, row = self.rng, Row()
+        rng, row = self.rng, self._begun()
         code, number, is_ = (self.encode(text)[0] for text in (" code", " number", " is"))
-        row.add([self.special[BOS], self.special[USER]])
         names = rng.sample(sorted(self.names), min(len(self.names), max(2, length // 8)))
         half = len(names) // 2
         codes = dict(zip(names[:half], names[half:], strict=False))
@@ -167,8 +169,7 @@ class Data:
             row.add([code if again else number, name, is_])
             row.add([codes[found] if derived else found], 1.0, TAGS.index("derived" if derived else "recital"))
         row.add([self.special[END]] * max(0, length - len(row.tokens)))
-        row.tokens, row.weights, row.tags = row.tokens[:length], row.weights[:length], row.tags[:length]
-        return row
+        return row.cut(length)
 
     def _document_weights(self, document: Sequence[int], kind: str) -> tuple[list[float], list[int]]:
         """Weights and tags. A value counts where it is repeated or follows from others; else it is unpredictable."""

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 
 def page(document: dict[str, Any]) -> str:
     """The text of docs/results.md for a document of results.py."""
     settings, rows = document["settings"], {row["config"]: row for row in document["table"]}
-    facts = {
-        "layers": document["model"]["layers"],
-        "sha256": document["model"]["sha256"][:16],
-        "cpu": document["machine"]["cpu"],
-        **settings,
-    }
     return _PAGE.format(
-        table="\n".join(_table(_strategies(rows, document), _COLUMNS)),
+        table="\n".join(_table(rows, document["cells"])),
         sentences="\n".join(_sentences(rows)),
-        calibrated="\n".join(_calibrated(document, rows)),
+        calibrated="\n".join(_calibrated(document["calibration"], rows)),
         tuned="\n".join(_tuned(document["tuning"], rows)),
-        **facts,
+        layers=document["model"]["layers"],
+        sha256=document["model"]["sha256"][:16],
+        cpu=document["machine"]["cpu"],
+        **settings,
     )
 
 
@@ -69,7 +66,7 @@ examples. Model: sha256 `{sha256}...`.
 
 #: Rows that correspond to a preset, with this model's window and sinks.
 _RECIPES = {"sinks + FA decode": "fast", "quarter 1::4": "balanced", "all three": "quality"}
-_TASKS = ("needle", "multi-needle", "kv", "chain")
+_TASKS, _STYLES = ("needle", "multi-needle", "kv", "chain"), ("direct", "spoken")
 
 
 def _mean(row: dict[str, Any]) -> str:
@@ -77,41 +74,36 @@ def _mean(row: dict[str, Any]) -> str:
     return f"{100 * row['accuracy']:.1f} ± {50 * (high - low):.1f}"
 
 
-def _layers(row: dict[str, Any]) -> str:
-    spec = row["swaa"]["fa_layers"]
-    return spec if isinstance(spec, str) else ", ".join(map(str, spec))
-
-
-_COLUMNS = {
-    "configuration": lambda row: row["config"],
-    "window": lambda row: str(row["swaa"]["window_size"]) if row["swaa"] else "full",
-    "sinks": lambda row: str(row["swaa"]["sink_count"]) if row["swaa"] else "",
-    "FA layers": lambda row: _layers(row) if row["swaa"] else "all",
-    "FA decode": lambda row: ("yes" if row["swaa"]["fa_decode"] else "no") if row["swaa"] else "",
-    "LoRA": lambda row: "yes" if row["swaa"] and row["swaa"]["adapter"] else "",
-    **{task: (lambda row, task=task: f"{100 * row['tasks'][task]['accuracy']:.1f}") for task in _TASKS},
-    "mean": _mean,
-    "direct": lambda row: f"{100 * row['styles']['direct']:.1f}",
-    "spoken": lambda row: f"{100 * row['styles']['spoken']:.1f}",
-    "prefill": lambda row: f"{row['prefill_ratio']:.2f}x",
-}
-
-
-def _strategies(rows: dict[str, Any], document: dict[str, Any]) -> list[dict[str, Any]]:
-    found = []
+def _table(rows: dict[str, Any], cells: Iterable[dict[str, Any]]) -> Iterator[str]:
+    titles = (
+        "configuration",
+        "window",
+        "sinks",
+        "FA layers",
+        "FA decode",
+        "LoRA",
+        *_TASKS,
+        "mean",
+        *_STYLES,
+        "prefill",
+    )
+    yield f"| {' | '.join(titles)} |"
+    yield "|" + "---|" * len(titles)
     for name, row in rows.items():
-        cells = [cell for cell in document["cells"] if cell["config"] == name]
-        styles = {}
-        for style in ("direct", "spoken"):
-            mine = [cell for cell in cells if cell["style"] == style]
-            styles[style] = sum(cell["correct"] for cell in mine) / sum(cell["samples"] for cell in mine)
-        found.append(row | {"styles": styles})
-    return found
-
-
-def _table(rows: Iterable[dict[str, Any]], columns: dict[str, Any]) -> list[str]:
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    return lines + ["| " + " | ".join(cell(row) for cell in columns.values()) + " |" for row in rows]
+        swaa = row["swaa"]
+        settings = ("full", "", "all", "", "")
+        if swaa:
+            layers = swaa["fa_layers"] if isinstance(swaa["fa_layers"], str) else ", ".join(map(str, swaa["fa_layers"]))
+            yes = ["yes" if swaa["fa_decode"] else "no", "yes" if swaa["adapter"] else ""]
+            settings = (str(swaa["window_size"]), str(swaa["sink_count"]), layers, *yes)
+        tasks = [row["tasks"][task]["accuracy"] for task in _TASKS]
+        styles = []
+        for style in _STYLES:
+            mine = [cell for cell in cells if cell["config"] == name and cell["style"] == style]
+            styles.append(sum(cell["correct"] for cell in mine) / sum(cell["samples"] for cell in mine))
+        tasks, styles = ([f"{100 * value:.1f}" for value in values] for values in (tasks, styles))
+        prefill = f"{row['prefill_ratio']:.2f}x"
+        yield f"| {' | '.join((name, *settings, *tasks, _mean(row), *styles, prefill))} |"
 
 
 def _sentences(rows: dict[str, Any]) -> list[str]:
@@ -120,18 +112,13 @@ def _sentences(rows: dict[str, Any]) -> list[str]:
     def kept(name: str) -> str:
         return f"{rows[name]['accuracy'] / full:.0%}"
 
-    singles = max(("sinks", "FA decode", "interleaving"), key=lambda name: rows[name]["accuracy"])
-    together = max(
-        (
-            name
-            for name, row in rows.items()
-            if name not in ("full", "naive", "sinks", "FA decode", "interleaving") and not row["swaa"]["adapter"]
-        ),
-        key=lambda name: (rows[name]["accuracy"], rows[name]["prefill_ratio"]),
-    )
+    alone = ("sinks", "FA decode", "interleaving")
+    single = max(alone, key=lambda name: rows[name]["accuracy"])
+    others = [name for name in rows if name not in ("full", "naive", *alone) and not rows[name]["swaa"]["adapter"]]
+    together = max(others, key=lambda name: (rows[name]["accuracy"], rows[name]["prefill_ratio"]))
     return [
         f"- A bare window keeps {kept('naive')} of full attention's accuracy: the collapse is real.",
-        f"- The best strategy alone is {singles}, which keeps {kept(singles)}.",
+        f"- The best strategy alone is {single}, which keeps {kept(single)}.",
         f"- The best combination here, {together}, keeps {kept(together)} with a prefill "
         f"speed-up of {rows[together]['prefill_ratio']:.2f}.",
     ]
@@ -175,8 +162,7 @@ def tuned_name(name: str) -> str:
     return f"{name} + LoRA"
 
 
-def _calibrated(document: dict[str, Any], rows: dict[str, Any]) -> list[str]:
-    found = document["calibration"]
+def _calibrated(found: dict[str, Any], rows: dict[str, Any]) -> list[str]:
     quarters = {f"quarter {offset}::4": rows[f"quarter {offset}::4"] for offset in range(4)}
     best = max(quarters, key=lambda name: quarters[name]["accuracy"])
     mine = rows["quarter calibrated"]
@@ -194,17 +180,18 @@ def _calibrated(document: dict[str, Any], rows: dict[str, Any]) -> list[str]:
         f"the loss that one full-attention layer saves (keep) selects {chosen['keep']}. On the questions above, which "
         f"`calibrate` did not see, the greedy choice {verdict}."
     )
-    lines = [textwrap.fill(text, 120)]
-    table = [
+    added, saved = ({row["layer"]: row["gain"] for row in found[method]["ranking"]} for method in ("nll", "keep"))
+    return [
+        textwrap.fill(text, 120),
+        "",
+        _concentration(found["keep"]),
         "",
         "| layer | loss added if only it slides | loss saved if only it keeps full attention |",
         "|---|---|---|",
+        *(f"| {layer} | {added[layer]:+.4f} | {saved[layer]:+.4f} |" for layer in sorted(added)),
+        "",
+        "Losses in nats per token of the correct answer.",
     ]
-    lines += ["", _concentration(found["keep"])]
-    gains = {method: {row["layer"]: row["gain"] for row in found[method]["ranking"]} for method in ("nll", "keep")}
-    for layer in sorted(gains["nll"]):
-        table.append(f"| {layer} | {gains['nll'][layer]:+.4f} | {gains['keep'][layer]:+.4f} |")
-    return [*lines, *table, "", "Losses in nats per token of the correct answer."]
 
 
 def _concentration(found: dict[str, Any]) -> str:

@@ -137,9 +137,9 @@ class Training:
         special = {name: getattr(self.tokenizer, name) for name in ("bos_token_id", "eos_token_id")}
         self.model = Qwen3ForCausalLM(Qwen3Config(vocab_size=len(self.tokenizer), **special, **MODEL))
         look_back(self.model)
-        matrices = [p for name, p in self.model.named_parameters() if p.ndim == 2 and "embed" not in name]
-        chosen = {id(p) for p in matrices}
-        others = [p for p in self.model.parameters() if id(p) not in chosen]
+        matrices, others = [], []
+        for name, parameter in self.model.named_parameters():
+            (matrices if parameter.ndim == 2 and "embed" not in name else others).append(parameter)
         self.optimizers = [
             torch.optim.Muon(matrices, lr=PEAK_RATE, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
             torch.optim.AdamW(others, lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.0),
@@ -147,10 +147,8 @@ class Training:
         self.data = Data(self.tokenizer, text, seed)
         self.values = torch.zeros(len(self.tokenizer), dtype=torch.bool)
         self.values[list(self.data.numbers)] = True
-        self.step, spent = 0, 0.0
-        if self.state.exists():
-            spent = self._resume()
-        self._started = time.time() - spent
+        self.step = 0
+        self._started = time.time() - (self._resume() if self.state.exists() else 0.0)
 
     def _resume(self) -> float:
         saved = torch.load(self.state, weights_only=False)
@@ -213,8 +211,8 @@ class Training:
             "right": {tag: round((correct / n).item(), 3) for tag, n, correct in zip(TAGS, *total, strict=True) if n},
         }
         with self.log.open("a") as file:
-            print(json.dumps(line), file=file)
-        print(json.dumps(line), flush=True)
+            for place in (file, sys.stdout):
+                print(json.dumps(line), file=place, flush=True)
 
 
 def install(folder: Path) -> None:
@@ -240,9 +238,8 @@ def install(folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--output", type=Path, default=ROOT / "build" / "demo-model", metavar="DIR", help="output folder"
-    )
+    output = ROOT / "build" / "demo-model"
+    parser.add_argument("--output", type=Path, default=output, metavar="DIR", help="output folder")
     parser.add_argument("--install", action="store_true", help="only quantize the trained model into swaa_edge/models")
     args = parser.parse_args()
     if args.install:

@@ -41,30 +41,31 @@ _SOURCES = ("oracle/oracle", "oracle/rule", "oracle/grid", "oracle/grid_models",
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True, metavar="pack|run")
+    shared = argparse.ArgumentParser(add_help=False)
+    add = shared.add_argument
+    add("--jobs", type=int, default=os.cpu_count() or 1, help="compilers to run in parallel")
+    add("--all-kernels", action="store_true", help="build every kernel; takes far longer")
+    add("--cases", type=int, metavar="N", help="only the first N end-to-end cases")
 
-    add = commands.add_parser("pack", help="make the archive to carry to the GPU machine")
-    add.add_argument("-o", "--output", type=Path, help="default: build/gpu-check.tar.gz, with --arch .tar.xz")
-    add.add_argument("--with-cmake", action="store_true", help="carry CMake and ninja as wheels, about 30 MB")
-    add.add_argument("--arch", type=_arch, help="build here, for this compute capability, like 90; carry no sources")
-    add.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="compilers to run in parallel")
-    pack_options(add)
+    pack = commands.add_parser("pack", parents=[shared], help="make the archive to carry to the GPU machine")
+    add = pack.add_argument
+    add("-o", "--output", type=Path, help="default: build/gpu-check.tar.gz, with --arch .tar.xz")
+    add("--with-cmake", action="store_true", help="carry CMake and ninja as wheels, about 30 MB")
+    add("--arch", type=_arch, help="build here, for this compute capability, like 90; carry no sources")
 
-    add = commands.add_parser("run", help="build, check, measure, report")
-    add.add_argument("--work", type=Path, default=Path("gpu-check-work"), help="folder for builds and results so far")
-    add.add_argument("--out", type=Path, default=ROOT / "docs" / "gpu", help="folder for the report")
-    add.add_argument("--backend", choices=("cuda", "cpu"), default="cuda")
-    add.add_argument("--arch", type=_arch, help="build for this compute capability, like 90 (default: the card's)")
-    add.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="compilers to run in parallel")
-    add.add_argument("--seconds", type=float, default=570.0, help="time limit of this call (default: %(default)s)")
-    add.add_argument("--size", choices=("full", "tiny"), default="full", help="tiny: a quick trial of the check itself")
-    add.add_argument(
-        "--only", metavar="NAME,...", help="only stages whose names start with these: ops, oracle, off, ..."
-    )
-    group = add.add_argument_group("built libraries, instead of building (all three)")
-    group.add_argument("--patched", type=Path, metavar="DIR")
-    group.add_argument("--baseline", type=Path, metavar="DIR")
-    group.add_argument("--op-tests", type=Path, metavar="FILE", help="test-backend-ops of the patched tree")
-    pack_options(add)
+    run = commands.add_parser("run", parents=[shared], help="build, check, measure, report")
+    add = run.add_argument
+    add("--work", type=Path, default=Path("gpu-check-work"), help="folder for builds and results so far")
+    add("--out", type=Path, default=ROOT / "docs" / "gpu", help="folder for the report")
+    add("--backend", choices=("cuda", "cpu"), default="cuda")
+    add("--arch", type=_arch, help="build for this compute capability, like 90 (default: the card's)")
+    add("--seconds", type=float, default=570.0, help="time limit of this call (default: %(default)s)")
+    add("--size", choices=("full", "tiny"), default="full", help="tiny: a quick trial of the check itself")
+    add("--only", metavar="NAME,...", help="only stages whose names start with these: ops, oracle, off, ...")
+    add = run.add_argument_group("built libraries, instead of building (all three)").add_argument
+    add("--patched", type=Path, metavar="DIR")
+    add("--baseline", type=Path, metavar="DIR")
+    add("--op-tests", type=Path, metavar="FILE", help="test-backend-ops of the patched tree")
     return parser
 
 
@@ -75,19 +76,14 @@ def _arch(text: str) -> str:
     return digits
 
 
-def pack_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--all-kernels", action="store_true", help="build every kernel; takes far longer")
-    parser.add_argument("--cases", type=int, metavar="N", help="only the first N end-to-end cases")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     given = make_parser().parse_args(arguments)
     try:
         if given.command == "pack":
-            given.output = given.output or ROOT / "build" / f"gpu-check.tar.{'xz' if given.arch else 'gz'}"
-            given.output.parent.mkdir(parents=True, exist_ok=True)
-            make_pack(given.output, given)
-            print(f"{given.output}: {given.output.stat().st_size / 1e6:.1f} MB")
+            output = given.output or ROOT / "build" / f"gpu-check.tar.{'xz' if given.arch else 'gz'}"
+            output.parent.mkdir(parents=True, exist_ok=True)
+            make_pack(output, given)
+            print(f"{output}: {output.stat().st_size / 1e6:.1f} MB")
             return 0
         if not (ROOT / "PACK.json").exists():
             return run_packed(given, sys.argv[1:] if arguments is None else arguments)

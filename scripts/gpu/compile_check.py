@@ -91,9 +91,8 @@ def main() -> int:
 
 
 def default_files() -> list[str]:
-    folder = TREES["patched"] / CUDA
     vec = [f"template-instances/fattn-vec-instance-{k}-{v}.cu" for k, v in COMPILED_PAIRS]
-    rest = sorted((folder / "template-instances").glob("fattn-[tm]*.cu"))
+    rest = sorted((TREES["patched"] / CUDA / "template-instances").glob("fattn-[tm]*.cu"))
     return [OURS, "fattn.cu", *vec, *(f"template-instances/{path.name}" for path in rest)]
 
 
@@ -102,11 +101,9 @@ def compile_one(tree: str, name: str, arch: str) -> dict[str, Kernel]:
     folder = TREES[tree] / CUDA
     out = ROOT / "build/cuda-check" / arch / tree / Path(name).stem
     log = out / "ptxas.log"
-    digest = hashlib.sha256()
-    for path in sorted(included(folder / name)):
-        digest.update(path.read_bytes())
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(included(folder / name)))).hexdigest()
     stamp = out / "stamp"
-    if not (stamp.exists() and stamp.read_text() == digest.hexdigest()):
+    if not (stamp.exists() and stamp.read_text() == digest):
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True)
         pairs = [(k, v) for k in TYPES for v in TYPES]
@@ -126,7 +123,7 @@ def compile_one(tree: str, name: str, arch: str) -> dict[str, Kernel]:
         for path in out.iterdir():
             if path.suffix not in (".cubin", ".log"):
                 path.unlink()
-        stamp.write_text(digest.hexdigest())
+        stamp.write_text(digest)
     return dict(kernels(log.read_text(), next(out.glob("*.cubin"))))
 
 

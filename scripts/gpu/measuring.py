@@ -82,12 +82,11 @@ def write_model(workload: Workload, folder: Path) -> Path:
 
 def measure(workload: Workload, model: Path, patched: Path, baseline: Path, runner: Runner, *, gpu: bool) -> Result:
     """The result rows of a workload, from `bench.bench`. Raises `CheckError`, or `OutOfTime` with the rows so far."""
-    from swaa_edge import native
     from swaa_edge.bench import bench
     from swaa_edge.engine.settings import EngineSettings
     from swaa_edge.errors import SwaaError
 
-    os.environ[native.PATH_VARIABLE] = str(patched)
+    os.environ["SWAA_EDGE_LIB_PATH"] = str(patched)
     settings = EngineSettings(
         n_batch=workload.ubatch,
         n_ubatch=workload.ubatch,

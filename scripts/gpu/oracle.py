@@ -84,7 +84,7 @@ def check(folder: Path, library: Path, *, gpu: bool) -> Iterator[dict[str, Any]]
     """
     from support.engine.process import Engine, EngineError
     from support.oracle.grid import Case, schedule
-    from support.oracle.verdict import compare, decode_flags
+    from support.oracle.verdict import compare, decode_flags, rows_of
 
     expected = np.load(folder / "expected.npz")
     with Engine(library) as engine:
@@ -96,11 +96,12 @@ def check(folder: Path, library: Path, *, gpu: bool) -> Iterator[dict[str, Any]]
             figures = {}
             try:
                 for name, given in (("full", _full_attention(case)), ("swaa", case)):
-                    logits, policy = _logits(engine, folder, given, fed, gpu)
-                    if name == "swaa" and policy != case.policy:
-                        row["problems"].append(f"the policy in use is {policy}")
+                    result = _run(engine, folder, given, fed, given.overrides, gpu, given.policy)
+                    if name == "swaa" and result.policy != case.policy:
+                        row["problems"].append(f"the policy in use is {result.policy}")
                     oracle = expected[f"{number}-{name}"].astype(np.float32)
-                    figures[name] = compare(oracle, logits[rows], decode_flags(fed)[rows])
+                    logits = np.concatenate(rows_of(fed, result))[rows]
+                    figures[name] = compare(oracle, logits, decode_flags(fed)[rows])
             except (EngineError, CheckError) as error:
                 row["problems"].append(" ".join(str(error).split())[:400])
             else:
@@ -134,12 +135,12 @@ def same_bits(folder: Path, ours: Path, theirs: Path, lines: Sequence[str], *, g
             fed = schedule(dataclasses.replace(case, phases="auto"))
             row: dict[str, Any] = {"case": line, "problems": []}
             try:
-                first, again = (_raw(their, folder, case, fed, {}, gpu) for _ in range(2))
+                first, again = (_bits(_run(their, folder, case, fed, {}, gpu)) for _ in range(2))
                 row["repeats"] = first == again
                 if not row["repeats"]:
                     row["problems"].append("the unpatched library gives other bits when it runs again")
                 for what, overrides in (("without keys", {}), ("switched off", case.overrides | off)):
-                    if _raw(our, folder, case, fed, overrides, gpu) != first:
+                    if _bits(_run(our, folder, case, fed, overrides, gpu)) != first:
                         row["problems"].append(f"{what}: other bits than the unpatched library's")
             except (EngineError, CheckError) as error:
                 row["problems"].append(" ".join(str(error).split())[:400])
@@ -161,12 +162,5 @@ def _run(
     return result
 
 
-def _logits(engine: Engine, folder: Path, case: Case, fed: Schedule, gpu: bool) -> tuple[np.ndarray, str]:
-    from support.oracle.verdict import rows_of
-
-    result = _run(engine, folder, case, fed, case.overrides, gpu, case.policy)
-    return np.concatenate(rows_of(fed, result)), result.policy
-
-
-def _raw(engine: Engine, folder: Path, case: Case, fed: Schedule, overrides: dict, gpu: bool) -> bytes:
-    return b"".join(logits.tobytes() for logits in _run(engine, folder, case, fed, overrides, gpu).logits)
+def _bits(result: Result) -> bytes:
+    return b"".join(logits.tobytes() for logits in result.logits)

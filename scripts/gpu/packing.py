@@ -36,18 +36,10 @@ BUILT = "built"
 TIMED_HEADS = (128,)
 # What swaa_edge, llama_cpp and gguf import, numpy aside, which the machine must have.
 _PACKAGES = ("llama_cpp", "diskcache", "jinja2", "markupsafe", "typing_extensions", "gguf", "yaml", "click")
-_OURS = ("CMakeLists.txt", "LICENSE", "cmake/*", "swaa_edge/**/*.py", "scripts/gpu/*.py")
-# The engine in a child process, and what compares it with the prepared logits; none of it needs torch.
-_SUPPORT = (
-    "__init__",
-    "engine/process",
-    "engine/child",
-    "engine/calls",
-    "engine/protocol",
-    "oracle/verdict",
-    "oracle/grid",
-    "oracle/rule",
-)
+# The package, this check, and the engine in a child process with what compares it with the prepared logits: all of it
+# runs without torch.
+_OURS = ("CMakeLists.txt", "LICENSE", "cmake/*", "swaa_edge/**/*.py", "scripts/gpu/*.py", "tests/support/__init__.py")
+_OURS += ("tests/support/engine/*.py", "tests/support/oracle/*.py")
 # Below a llama.cpp tree: folders that travel whole, and single files.
 _FOLDERS = (
     "cmake/",
@@ -151,8 +143,6 @@ def _own_files(root: Path) -> Iterator[tuple[str, bytes]]:
         for path in sorted(root.glob(pattern)):
             if path.is_file():
                 yield path.relative_to(root).as_posix(), path.read_bytes()
-    for name in (f"tests/support/{module}.py" for module in _SUPPORT):
-        yield name, (root / name).read_bytes()
 
 
 def _packages() -> Iterator[tuple[str, bytes]]:

@@ -23,15 +23,17 @@ def make_document(facts: dict[str, Any], results: dict[str, Any], still_open: di
     facts: about the whole run; card and commit go into every row. results: by stage, None if there is none.
     """
     done = {name: result for name, result in results.items() if result is not None}
-    rows = [row for name, result in done.items() if name.startswith("bench-") for row in result["rows"]]
-    off = [row for name, result in done.items() if name.startswith("off-speed") for row in result["rows"]]
     own = {"card": facts["card"], "commit": facts["commit"]}
+
+    def stages(prefix: str) -> list[dict[str, Any]]:
+        return [result for name, result in done.items() if name.startswith(prefix)]
+
     return {
         **facts,
-        "rows": [row | own for row in rows],
-        "off_speed": [row | own for row in off],
-        "ops": [result for name, result in done.items() if name.startswith("ops-")],
-        "sanitizer": [result for name, result in done.items() if name.startswith("sanitizer-")],
+        "rows": [row | own for result in stages("bench-") for row in result["rows"]],
+        "off_speed": [row | own for result in stages("off-speed") for row in result["rows"]],
+        "ops": stages("ops-"),
+        "sanitizer": stages("sanitizer-"),
         "oracle": done.get("oracle", {}).get("cases", []),
         "off": done.get("off", {}).get("cases", []),
         "stages": {name: result["stage_seconds"] for name, result in done.items()},

@@ -8,11 +8,11 @@ Made for CI: it reads the sdist itself, so that a tree edited by hand cannot hid
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from fnmatch import fnmatch
 from pathlib import PurePosixPath
 
-from patches_lib.patchfile import Patch, PatchError, export, parse
+from patches_lib.patchfile import Patch, PatchError, export
 from patches_lib.upstream import get_sdist, read_tree
 from patches_lib.workspace import Workspace, read, stack, walk
 
@@ -28,7 +28,12 @@ def check(ws: Workspace) -> str:
     files = {path: data for path, (data, _) in read_tree(get_sdist(ws.pin, ws.cache), ws.pin).items()}
     strangers = {path.name for path in ws.patches.iterdir()} - KNOWN - set(names)
     found = [f"patches/{name} is not in patches/series" for name in sorted(strangers)]
-    patches = _parse_all(ws, names, found)
+    patches: list[Patch] = []
+    for name in names:
+        try:
+            patches.append(ws.patch(name))
+        except PatchError as error:
+            found.append(str(error))
     ours = ws.ours()
     if not ours:
         found.append("patches/src/ holds no file: none of our files was checked")
@@ -39,7 +44,10 @@ def check(ws: Workspace) -> str:
     if len(patches) == len(names):
         try:
             versions = stack(patches, files.get)
-            found += _differing(ws, patches, versions)
+            for index, patch in enumerate(patches):
+                changed = {path: (states[index], states[index + 1]) for path, states in versions.items()}
+                if export(patch.header, changed) != read(ws.patches / patch.name):
+                    found.append(f"{patch.name} re-exports differently; run 'refresh' and commit what it writes")
             tree = files | {path: states[-1] for path, states in versions.items()}
             found += [
                 f"patches/src/{path} is not compiled: no CMakeLists.txt above it names it"
@@ -61,28 +69,6 @@ def check(ws: Workspace) -> str:
         f"{ws.pin.name} {ws.pin.version}: {len(patches)} patches ({hunks} hunks in {len(touched)} upstream files) "
         f"fit exactly and re-export identically; {len(ours)} files of ours"
     )
-
-
-def _parse_all(ws: Workspace, names: Sequence[str], found: list[str]) -> list[Patch]:
-    patches = []
-    for name in names:
-        if (data := read(ws.patches / name)) is None:
-            found.append(f"patches/series names {name}, which is not in patches/")
-            continue
-        try:
-            patches.append(parse(name, data))
-        except PatchError as error:
-            found.append(str(error))
-    return patches
-
-
-def _differing(ws: Workspace, patches: Sequence[Patch], versions: Mapping[str, Sequence[bytes]]) -> list[str]:
-    found = []
-    for index, patch in enumerate(patches):
-        again = export(patch.header, {path: (states[index], states[index + 1]) for path, states in versions.items()})
-        if again != read(ws.patches / patch.name):
-            found.append(f"{patch.name} re-exports differently; run 'refresh' and commit what it writes")
-    return found
 
 
 def _describes_itself(path: str, data: bytes) -> bool:

@@ -51,13 +51,13 @@ class Workspace:
                 raise PatchError(f"patches/series: '{name}' must occur once and look like 0001-what-it-is.patch")
         return names
 
+    def patch(self, name: str) -> Patch:
+        if (data := read(self.patches / name)) is None:
+            raise PatchError(f"patches/series names {name}, which is not in patches/")
+        return parse(name, data)
+
     def series(self) -> list[Patch]:
-        patches = []
-        for name in self.names():
-            if (data := read(self.patches / name)) is None:
-                raise PatchError(f"patches/series names {name}, which is not in patches/")
-            patches.append(parse(name, data))
-        return patches
+        return [self.patch(name) for name in self.names()]
 
     def ours(self) -> dict[str, bytes]:
         """{path in the tree: content} of our whole files."""

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 from arm import check as arm_check
-from arm import program, running, tools, tree
+from arm import program, tools, tree
 from arm.program import Part, Program
 from arm.tools import MissingTools, Tools
 from gpu import building
@@ -76,7 +76,7 @@ def test_every_level_has_the_processor_that_it_needs_and_all_means_all():
 
 
 def test_a_run_that_passed():
-    assert running.read("FLASH_ATTN_EXT", PASSED, COUNTED, 0) == {
+    assert program.read("FLASH_ATTN_EXT", PASSED, COUNTED, 0) == {
         "op": "FLASH_ATTN_EXT",
         "passed": 1,
         "total": 1,
@@ -95,23 +95,23 @@ def test_a_run_that_passed():
 def test_a_case_that_failed_and_one_not_supported():
     failed = f"[FLASH_ATTN_EXT] NMSE = 1.0 > 0.0005 {CASE.strip()} FAIL"
     output = f"{CASE}not supported [CPU]\n{failed}\n  0/1 tests passed\n"
-    result = running.read("FLASH_ATTN_EXT", output, COUNTED, 1)
+    result = program.read("FLASH_ATTN_EXT", output, COUNTED, 1)
     assert (result["passed"], result["total"], result["unsupported"], result["exit_code"]) == (0, 1, 1, 1)
     assert len(result["failures"]) == 1 and "NMSE = 1.0" in result["failures"][0]
 
 
 def test_a_crash_is_a_failure_without_counts():
-    result = running.read("FLASH_ATTN_EXT", CASE, "Illegal instruction\n", -4)
+    result = program.read("FLASH_ATTN_EXT", CASE, "Illegal instruction\n", -4)
     assert "ended early with code -4" in result["failures"][0] and "Illegal instruction" in result["failures"][0]
     assert result["ours"] is None and result["threads"] is None
 
 
 def test_no_case_is_a_total_of_0_and_a_program_that_says_nothing_is_an_error():
     counted = "attention: ops 0, ours 0, reference 0, threads 0\n"
-    result = running.read("FLASH_ATTN_EXT", "  0/0 tests passed\n", counted, 0)
+    result = program.read("FLASH_ATTN_EXT", "  0/0 tests passed\n", counted, 0)
     assert (result["passed"], result["total"], result["ours"]) == (0, 0, 0)
     with pytest.raises(CheckError, match="ran nothing"):
-        running.read("FLASH_ATTN_EXT", "", "", 0)
+        program.read("FLASH_ATTN_EXT", "", "", 0)
 
 
 # Our code in the program, and which of it ran
@@ -146,13 +146,13 @@ IN: _Z5tile
 
 def test_our_sources_are_found_in_the_map():
     assert program.read_map(MAP) == PARTS
-    assert running.ranges(PARTS) == "0x401100+0x10,0x401110+0x8"
+    assert program.ranges(PARTS) == "0x401100+0x10,0x401110+0x8"
 
 
 def test_instructions_are_counted_by_source_and_as_far_as_they_ran():
     code = program.read_code(CODE, PARTS)
-    assert running.executed(LOG) == {0x401100, 0x401104}
-    assert program.count(code, running.executed(LOG)) == {
+    assert program.executed(LOG) == {0x401100, 0x401104}
+    assert program.count(code, program.executed(LOG)) == {
         "fattn-tile.cpp": {"instructions": 4, "ran": 2, "notable": {"fmla": [1, 1], "sdot": [1, 0]}},
         "fattn.cpp": {"instructions": 1, "ran": 0, "notable": {"fmla": [1, 0]}},
     }
@@ -179,7 +179,7 @@ def level(of_level=None, **of_run):
             "seconds": 60.0,
             "params": None,
         }
-        for op in (running.BLOCKS, running.PLAIN)
+        for op in (program.BLOCKS, program.PLAIN)
     ]
     ops[1] |= of_run
     return {"march": "armv8-a", "vector": "neon", "ops": ops, **ran(fmla=2, sdot=1), **(of_level or {})}
@@ -221,9 +221,9 @@ def test_a_filter_may_leave_out_an_op_or_a_kernel_but_not_everything():
 
 
 def test_which_cases():
-    assert arm_check.selection(None, False) == {running.BLOCKS: None, running.PLAIN: running.SELECTION}
-    assert arm_check.selection("hs=64", False) == {running.BLOCKS: "hs=64", running.PLAIN: "hs=64"}
-    assert arm_check.selection(None, True) == {running.BLOCKS: None, running.PLAIN: None}
+    assert arm_check.selection(None, False) == {program.BLOCKS: None, program.PLAIN: program.SELECTION}
+    assert arm_check.selection("hs=64", False) == {program.BLOCKS: "hs=64", program.PLAIN: "hs=64"}
+    assert arm_check.selection(None, True) == {program.BLOCKS: None, program.PLAIN: None}
 
 
 # The whole check, with stand-ins
