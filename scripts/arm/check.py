@@ -82,7 +82,7 @@ def check(given: argparse.Namespace, found: tools.Tools) -> dict[str, Any]:
     facts = commit(ROOT, "patches")
     tree.export(ROOT, work / "tree")
     programs = []
-    for march in tools.levels(given.march):
+    for march in dict.fromkeys(march for word in given.march for march in (tools.LEVELS if word == "all" else (word,))):
         say(f"building for {march}")
         began = time.monotonic()
         program = Program(found, work / "tree", work / march, march)

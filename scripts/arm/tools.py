@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from gpu import building
 from gpu.runner import CheckError
@@ -61,8 +61,3 @@ def find(which: Callable[[str], str | None] | None = None) -> Tools:
     if missing := [name for name, there in packages.items() if not there]:
         raise MissingTools(f"needs the Debian package{'s' * (len(missing) > 1)} {' and '.join(missing)}")
     return Tools(cc, cxx, objdump, qemu, cmake, which("ninja"))
-
-
-def levels(given: Iterable[str]) -> list[str]:
-    """The -march values of the command line, `all` expanded, without repeats."""
-    return list(dict.fromkeys(march for word in given for march in (LEVELS if word == "all" else (word,))))

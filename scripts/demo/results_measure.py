@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import sys
 from collections.abc import Sequence
@@ -65,20 +66,17 @@ SETTINGS = dataclasses.asdict(
 
 def configurations(chosen: Sequence[int]) -> dict[str, Configuration]:
     """Each strategy alone, each pair, all three, every periodic quarter, and the layers that calibrate chose."""
-    quarters = {f"quarter {offset}::4": SwaaConfig(WINDOW, SINKS, f"{offset}::4", True) for offset in range(4)}
-    return {
-        "full": FULL_ATTENTION,
-        "naive": SwaaConfig(WINDOW, 0, "none", False),
-        "sinks": SwaaConfig(WINDOW, SINKS, "none", False),
-        "FA decode": SwaaConfig(WINDOW, 0, "none", True),
-        "interleaving": SwaaConfig(WINDOW, 0, "1::2", False),
-        "sinks + FA decode": SwaaConfig(WINDOW, SINKS, "none", True),
-        "sinks + interleaving": SwaaConfig(WINDOW, SINKS, "1::2", False),
-        "FA decode + interleaving": SwaaConfig(WINDOW, 0, "1::2", True),
-        "all three": SwaaConfig(WINDOW, SINKS, "1::2", True),
-        **quarters,
-        "quarter calibrated": SwaaConfig(WINDOW, SINKS, list(chosen), True),
+    parts: dict[str, dict[str, Any]] = {
+        "sinks": {"sink_count": SINKS},
+        "FA decode": {"fa_decode": True},
+        "interleaving": {"fa_layers": "1::2"},
     }
+    configs: dict[str, Configuration] = {"full": FULL_ATTENTION}
+    for names in (names for count in range(4) for names in itertools.combinations(parts, count)):
+        name = {0: "naive", 3: "all three"}.get(len(names), " + ".join(names))
+        configs[name] = SwaaConfig(WINDOW, **{key: value for part in names for key, value in parts[part].items()})
+    quarters = {f"{offset}::4": f"{offset}::4" for offset in range(4)} | {"calibrated": list(chosen)}
+    return configs | {f"quarter {name}": SwaaConfig(WINDOW, SINKS, layers, True) for name, layers in quarters.items()}
 
 
 def measure(samples: int, threads: int) -> dict[str, Any]:

@@ -164,15 +164,15 @@ def tuned_name(name: str) -> str:
 
 def _calibrated(found: dict[str, Any], rows: dict[str, Any]) -> list[str]:
     quarters = {f"quarter {offset}::4": rows[f"quarter {offset}::4"] for offset in range(4)}
-    best = max(quarters, key=lambda name: quarters[name]["accuracy"])
+    rival = max(quarters, key=lambda name: quarters[name]["accuracy"])
     mine = rows["quarter calibrated"]
-    apart = 100 * (mine["accuracy"] - quarters[best]["accuracy"])
+    apart = 100 * (mine["accuracy"] - quarters[rival]["accuracy"])
     if apart > 0:
-        verdict = f"beats every periodic quarter, the best of which ({best.split()[1]}) is {apart:.1f} points behind"
+        verdict = f"beats every periodic quarter, the best of which ({rival.split()[1]}) is {apart:.1f} points behind"
     elif apart == 0:
-        verdict = f"is as good as the best periodic quarter ({best.split()[1]})"
+        verdict = f"is as good as the best periodic quarter ({rival.split()[1]})"
     else:
-        verdict = f"does not beat the best periodic quarter ({best.split()[1]}), which is {-apart:.1f} points ahead"
+        verdict = f"does not beat the best periodic quarter ({rival.split()[1]}), which is {-apart:.1f} points ahead"
     chosen = {name: ", ".join(map(str, row["chosen"])) for name, row in found.items()}
     text = (
         f"`calibrate` evaluated {found['greedy']['samples']} samples of another seed. The greedy method keeps full "
@@ -180,11 +180,13 @@ def _calibrated(found: dict[str, Any], rows: dict[str, Any]) -> list[str]:
         f"the loss that one full-attention layer saves (keep) selects {chosen['keep']}. On the questions above, which "
         f"`calibrate` did not see, the greedy choice {verdict}."
     )
+    best = found["keep"]["ranking"][0]
+    fraction = best["gain"] / (found["keep"]["sliding_loss"] - found["keep"]["full_loss"])
     added, saved = ({row["layer"]: row["gain"] for row in found[method]["ranking"]} for method in ("nll", "keep"))
     return [
         textwrap.fill(text, 120),
         "",
-        _concentration(found["keep"]),
+        f"Full attention in layer {best['layer']} alone recovers {fraction:.0%} of the loss that sliding adds.",
         "",
         "| layer | loss added if only it slides | loss saved if only it keeps full attention |",
         "|---|---|---|",
@@ -192,17 +194,3 @@ def _calibrated(found: dict[str, Any], rows: dict[str, Any]) -> list[str]:
         "",
         "Losses in nats per token of the correct answer.",
     ]
-
-
-def _concentration(found: dict[str, Any]) -> str:
-    """How much one layer achieves alone, which limits what patterns and strategies can show on this model."""
-    best = found["ranking"][0]
-    fraction = best["gain"] / (found["sliding_loss"] - found["full_loss"])
-    text = f"Full attention in layer {best['layer']} alone recovers {fraction:.0%} of the loss that sliding adds."
-    if fraction > 0.9:
-        return (
-            f"{text} This model does all of its retrieval there: every pattern with that layer recovers everything, "
-            "with or without the other strategies, and no choice of layers can beat one that has it. A large model "
-            "retrieves in many layers."
-        )
-    return f"{text} The rest takes other layers."

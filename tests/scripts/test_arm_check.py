@@ -66,9 +66,8 @@ def test_without_tools_it_is_one_line_and_2(tmp_path, monkeypatch, capsys):
     assert (out, err) == ("", "Error: needs the Debian packages g++-aarch64-linux-gnu and qemu-user and cmake\n")
 
 
-def test_every_level_has_the_processor_that_it_needs_and_all_means_all():
-    assert tools.levels(["armv8-a", "all"]) == list(tools.LEVELS) and tools.DEFAULT_LEVEL in tools.LEVELS
-    assert tools.levels(["armv9-a", "armv9-a"]) == ["armv9-a"]
+def test_every_level_has_the_processor_that_it_needs():
+    assert tools.DEFAULT_LEVEL in tools.LEVELS
     assert tools.processor("armv8-a") == "cortex-a53" and tools.processor("armv9-a") == "max"
 
 
@@ -282,7 +281,8 @@ def output_of(op):
 
 
 def test_a_whole_check_reports_each_level(stand_in, tmp_path, capsys):
-    assert arm_check.main([*stand_in(output_of("FLASH_ATTN_EXT")), "--march", "all", "--threads", "3"]) == 0
+    marches = ["--march", "armv8-a", "all", "armv8-a"]
+    assert arm_check.main([*stand_in(output_of("FLASH_ATTN_EXT")), *marches, "--threads", "3"]) == 0
     out = capsys.readouterr().out
     for march, processor in tools.LEVELS.items():
         assert f"{march} on qemu's {processor}: vector neon" in out
