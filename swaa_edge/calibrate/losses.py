@@ -21,7 +21,7 @@ import numpy as np
 from swaa_edge.calibrate.cases import Case
 from swaa_edge.config import CUSTOM, FULL_ATTENTION, Configuration, SwaaConfig
 from swaa_edge.errors import ConfigError, GenerationError
-from swaa_edge.evaluate.nll import nll
+from swaa_edge.evaluate.perplexity import nll
 from swaa_edge.support.interrupt import interruptible
 from swaa_edge.support.journal import Journal
 from swaa_edge.support.progress import OnProgress, Progress

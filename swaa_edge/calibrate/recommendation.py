@@ -110,17 +110,15 @@ def _measured(path: str, number: int, row: Any) -> Row | None:
     where = f"{path}: row {number + 1} of the table"
     if not isinstance(row, Mapping):
         raise ConfigError(f"{where} is not a JSON object; give a file of swaa-edge eval --json")
-    values = {}
     for key in ("config", "accuracy", "prefill_ratio"):
         if key not in row:
             raise ConfigError(f"{where} lacks {key}; give a file of swaa-edge eval --json")
-        values[key] = row[key]
-    if values["accuracy"] is None or values["prefill_ratio"] is None:
+    if row["accuracy"] is None or row["prefill_ratio"] is None:
         return None
     for key in ("accuracy", "prefill_ratio"):
-        if isinstance(values[key], bool) or not isinstance(values[key], int | float):
-            raise ConfigError(f"{where}: {key} = {values[key]!r} must be a number")
-    interval = row.get("interval") or [values["accuracy"]] * 2
+        if isinstance(row[key], bool) or not isinstance(row[key], int | float):
+            raise ConfigError(f"{where}: {key} = {row[key]!r} must be a number")
+    interval = row.get("interval") or [row["accuracy"]] * 2
     settings = row.get("swaa")
     try:
         config = None if settings is None else SwaaConfig.from_dict(settings)
@@ -129,7 +127,7 @@ def _measured(path: str, number: int, row: Any) -> Row | None:
         raise ConfigError(f"{where}: {error}") from None
     except (TypeError, ValueError):
         raise ConfigError(f"{where}: interval = {interval!r} must be two numbers") from None
-    return Row(str(values["config"]), config, values["accuracy"], (low, high), values["prefill_ratio"])
+    return Row(str(row["config"]), config, row["accuracy"], (low, high), row["prefill_ratio"])
 
 
 def _choose(rows: Sequence[Row], target_speedup: float | None, min_accuracy: float | None) -> Recommendation:

@@ -158,28 +158,14 @@ def _measure(
 ) -> tuple[Report, PerplexityReport | None]:
     """Answers, then perplexity; what ended either early is in `Report.stopped`."""
     report, found = Report(dict(sides), prepared.samples, []), None
-    if "answers" in journals:
-        report = run.evaluate(
-            loader,
-            sides,
-            prepared.samples,
-            scorer=scorer,
-            max_tokens=max_tokens,
-            journal=journals["answers"],
-            together=loader.model.size * len(sides) <= TOGETHER,
-            on_progress=on_progress,
-        )
-    if "windows" in journals and not report.stopped:
+    if journal := journals.get("answers"):
+        together = loader.model.size * len(sides) <= TOGETHER
+        settings = {"scorer": scorer, "max_tokens": max_tokens, "together": together}
+        report = run.evaluate(loader, sides, prepared.samples, journal=journal, on_progress=on_progress, **settings)
+    if (journal := journals.get("windows")) and not report.stopped:
+        more = {"windows": prepared.windows, "journal": journal, "on_progress": on_progress}
         try:
-            found = perplexity.measure(
-                loader,
-                sides,
-                prepared.text,
-                max(prepared.lengths),
-                windows=prepared.windows,
-                journal=journals["windows"],
-                on_progress=on_progress,
-            )
+            found = perplexity.measure(loader, sides, prepared.text, max(prepared.lengths), **more)
             report.stopped = found.stopped
         except SwaaError as error:
             report.stopped = error  # the answers are reported all the same

@@ -22,7 +22,6 @@ import numpy as np
 
 from swaa_edge.config import FULL_ATTENTION, Configuration
 from swaa_edge.errors import ConfigError, GenerationError
-from swaa_edge.evaluate.nll import log_softmax
 from swaa_edge.evaluate.run import Load
 from swaa_edge.support.interrupt import Stopped, ends_early, interruptible
 from swaa_edge.support.journal import Journal, Record
@@ -215,6 +214,19 @@ class _Run:
             self._on_progress(Progress(self._tokens, self._total, f"{windows - left:,}/{windows:,} windows, {name}"))
 
 
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Log probabilities of each row: [n, n_vocab] to float64 [n, n_vocab]."""
+    rows = np.asarray(logits).astype(np.float64)
+    rows -= rows.max(axis=1, keepdims=True)
+    rows -= np.log(np.exp(rows).sum(axis=1, keepdims=True))
+    return rows
+
+
+def nll(logits: np.ndarray, tokens: Sequence[int]) -> np.ndarray:
+    """-log p of each token, in nats: logits [n, n_vocab], one row before each of the n tokens; float64 [n]."""
+    return -_log_softmax(logits)[np.arange(len(logits)), np.asarray(tokens, np.intp)]
+
+
 def divergence(full: np.ndarray, other: np.ndarray, targets: Sequence[int]) -> dict[str, np.ndarray]:
     """Compare two models position by position: logits [positions, n_vocab], targets [positions]; float64 [positions].
 
@@ -225,8 +237,8 @@ def divergence(full: np.ndarray, other: np.ndarray, targets: Sequence[int]) -> d
     size = max(1, _CHUNK // full.shape[1])
     for at in range(0, len(full), size):
         p, q = full[at : at + size], other[at : at + size]
-        log_p = log_softmax(p)
-        log_q = log_p if other is full else log_softmax(q)
+        log_p = _log_softmax(p)
+        log_q = log_p if other is full else _log_softmax(q)
         row = np.arange(len(p))
         target = np.asarray(targets[at : at + size])
         probability = np.exp(log_p)

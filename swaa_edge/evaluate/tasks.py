@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from swaa_edge.errors import ConfigError
@@ -118,7 +118,14 @@ def _document(
     room = length - max(around.values()) - sum(map(len, hidden))
     if room < 0:
         raise ConfigError(f"{task} doesn't fit into a prompt of {length} tokens; it takes at least {length - room}")
-    most = _most(settings, task, length, case, max(head for head, _ in sides.values()), hidden, prompts)
+    # How much prose may precede the asked pieces so that `beyond` tokens follow them.
+    most = length - max(head for head, _ in sides.values()) - sum(map(len, hidden)) - settings.beyond
+    most += max(0, len(prompts.tokenize(case.behind)) - 1) if case.behind else 0
+    if most < 0:
+        raise ConfigError(
+            f"beyond = {settings.beyond}: in {task} prompts of {length} tokens, the facts stand at most "
+            f"{settings.beyond + most} tokens before the end; lower it to that, or use longer prompts"
+        )
     # Random places are drawn below `high`, which counts the template's tokens before the document as following it.
     high = max(0, room - max(0, settings.beyond - min(around.values())))
     depth = settings.depths[number % len(settings.depths)] if settings.depths and task == "needle" else None
@@ -145,26 +152,6 @@ def _document(
             )
         )
     return samples
-
-
-def _most(
-    settings: TaskSettings,
-    task: str,
-    length: int,
-    case: _Case,
-    head: int,
-    hidden: Sequence[Sequence[int]],
-    prompts: Prompts,
-) -> int:
-    """How much prose may precede the asked pieces so that `beyond` tokens follow them. Raises `ConfigError`."""
-    most = length - head - sum(map(len, hidden)) - settings.beyond
-    most += max(0, len(prompts.tokenize(case.behind)) - 1) if case.behind else 0
-    if most < 0:
-        raise ConfigError(
-            f"beyond = {settings.beyond}: in {task} prompts of {length} tokens, the facts stand at most "
-            f"{settings.beyond + most} tokens before the end; lower it to that, or use longer prompts"
-        )
-    return most
 
 
 def _places(

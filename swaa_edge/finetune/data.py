@@ -123,7 +123,7 @@ class _Writer:
         messages = record.get("messages")
         parts = self._plain(source, record) if messages is None else self._turns(source, messages)
         for part, is_response in parts:
-            made = self._encode(part)
+            made = self._tokenizer.encode(part, add_special_tokens=False)
             tokens += made
             generated += [is_response] * len(made)
         if not any(generated):
@@ -198,9 +198,6 @@ class _Writer:
         """The part of a rendered response that a model generates; a template may add a line break after it."""
         bare = rendered.rstrip()
         return bare if any(bare.endswith(token) for token in self._special) else rendered
-
-    def _encode(self, part: str) -> list[int]:
-        return self._tokenizer.encode(part, add_special_tokens=False)
 
     def _adds_bos(self) -> bool:
         """Whether the tokenizer puts its start token before a text."""

@@ -22,7 +22,7 @@ try:
     import torch
     import transformers
 
-    from swaa_edge.finetune.hf_model import load_model, load_tokenizer, one_line, out_of_memory, quiet
+    from swaa_edge.finetune.hf_model import load, one_line, out_of_memory, quiet
 except ImportError as error:
     raise ConfigError(f"a Hugging Face model needs {error.name}; pip install 'swaa-edge[convert]'") from error
 
@@ -40,7 +40,7 @@ class HfPrompts:
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, chat: bool = True) -> None:
-        self._folder, self._tokenizer = os.fspath(folder), load_tokenizer(folder)
+        self._folder, self._tokenizer = os.fspath(folder), load(transformers.AutoTokenizer, folder)
         #: Whether a chat template is in use.
         self.chat = chat and self._tokenizer.chat_template is not None
 
@@ -88,9 +88,10 @@ class HfAnswerer:
     ) -> None:
         if threads is not None:
             torch.set_num_threads(threads)
-        self._tokenizer = load_tokenizer(folder)
+        self._tokenizer = load(transformers.AutoTokenizer, folder)
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        self._model = load_model(folder, dtype="auto").to(accelerator or "cpu").eval()
+        model = load(transformers.AutoModelForCausalLM, folder, dtype="auto")
+        self._model = model.to(accelerator or "cpu").eval()
         # Settings passed to generate() would be merged with these a second time.
         settings = self._model.generation_config
         _set(settings, self._tokenizer.eos_token_id, max_tokens, sampling)

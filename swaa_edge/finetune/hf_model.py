@@ -1,6 +1,6 @@
 """Loads Hugging Face models and tokenizers from disk, without transformers' output and with errors of one line.
 
-tokenizer = load_tokenizer("Qwen3-4B"); model = load_model("Qwen3-4B", dtype="auto")
+model = load(transformers.AutoModelForCausalLM, "Qwen3-4B", dtype="auto")
 
 Importing this module imports torch.
 """
@@ -18,14 +18,16 @@ import transformers
 from swaa_edge.errors import ModelFileError
 
 
-def load_model(folder: str | os.PathLike[str], **options: Any) -> Any:
-    """The causal language model in `folder`; options: as for `from_pretrained`. Raises `ModelFileError`."""
-    return _load(transformers.AutoModelForCausalLM, folder, **options)
+def load(kind: Any, folder: str | os.PathLike[str], **options: Any) -> Any:
+    """Load `folder` with `kind`, a class of transformers such as AutoTokenizer. Raises `ModelFileError`.
 
-
-def load_tokenizer(folder: str | os.PathLike[str]) -> Any:
-    """The tokenizer in `folder`. Raises `ModelFileError`."""
-    return _load(transformers.AutoTokenizer, folder)
+    options: of its `from_pretrained`.
+    """
+    try:
+        with quiet(), contextlib.redirect_stdout(None):
+            return kind.from_pretrained(os.fspath(folder), local_files_only=True, **options)
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError, ImportError) as error:
+        raise ModelFileError(f"transformers can't load {os.fspath(folder)}: {one_line(error)}") from error
 
 
 def context_length(folder: str | os.PathLike[str]) -> int | None:
@@ -33,7 +35,7 @@ def context_length(folder: str | os.PathLike[str]) -> int | None:
 
     Raises `ModelFileError`.
     """
-    config = _load(transformers.AutoConfig, folder)
+    config = load(transformers.AutoConfig, folder)
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
@@ -61,11 +63,3 @@ def one_line(error: Exception) -> str:
     """The message of `error` in one line of at most 200 characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else text[:197] + "..."
-
-
-def _load(kind: Any, folder: str | os.PathLike[str], **options: Any) -> Any:
-    try:
-        with quiet(), contextlib.redirect_stdout(None):
-            return kind.from_pretrained(os.fspath(folder), local_files_only=True, **options)
-    except (OSError, ValueError, LookupError, TypeError, RuntimeError, ImportError) as error:
-        raise ModelFileError(f"transformers can't load {os.fspath(folder)}: {one_line(error)}") from error

@@ -26,7 +26,7 @@ from swaa_edge.errors import ConfigError, OutputError, TrainingError, Unsupporte
 from swaa_edge.files.lora_training import BaseModel, Training
 from swaa_edge.finetune.data import Collator, read_examples, split
 from swaa_edge.finetune.folder import AdapterFolder
-from swaa_edge.finetune.hf_model import load_model, load_tokenizer, out_of_memory
+from swaa_edge.finetune.hf_model import load, out_of_memory
 from swaa_edge.finetune.settings import Settings
 from swaa_edge.finetune.trainer import CheckedTrainer, Control, arguments, history
 from swaa_edge.support.progress import OnProgress, duration
@@ -107,7 +107,7 @@ class Run:
         }
         self._hf_dir, self._key = os.fspath(model), json.loads(json.dumps(key))
         self.folder.check(self._key, force)
-        tokenizer = load_tokenizer(model)
+        tokenizer = load(transformers.AutoTokenizer, model)
         self._model = self._with_lora(model)
         length = self.settings.max_length or self._model.config.get_text_config().max_position_embeddings
         found = read_examples(data, tokenizer, max_length=length, chat=self.settings.chat)
@@ -188,7 +188,8 @@ class Run:
         """The model under the mask, its weights frozen, with LoRA matrices to train."""
         settings = self.settings
         transformers.set_seed(settings.seed)
-        model = load_model(folder, dtype=torch.bfloat16 if settings.bf16 else "auto")
+        dtype = torch.bfloat16 if settings.bf16 else "auto"
+        model = load(transformers.AutoModelForCausalLM, folder, dtype=dtype)
         if not settings.bf16:
             model = model.float()
         hf.apply(model, self.swaa)
