@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,14 @@ def convert(
                 steps("merging the adapter")
                 folder = _merged(folder, Path(lora), work, verbose)
             steps("converting")
-            _run_converter(model, folder, result, scripts, outtype, pre, swaa is not None, provenance, verbose)
+            arguments = [os.path.abspath(folder), "--outfile", result]
+            if provenance is not None:
+                metadata = work / "metadata.json"
+                metadata.write_text(json.dumps(provenance), encoding="utf-8")
+                arguments += ["--metadata", metadata]
+            request = {"outtype": outtype, "verbose": verbose, "pre": pre, "for_swaa": swaa is not None}
+            name = model.folder
+            run_upstream(str(name), scripts, "convert_hf_to_gguf.py", arguments, name=name, **request)
             if lora is not None:
                 shutil.rmtree(folder)
             if quantize is not None:
@@ -150,18 +157,14 @@ def _check_space(model: HfFolder, output: Path, outtype: str, copies: int) -> No
     free = shutil.disk_usage(output.absolute().parent).free
     if needed > free:
         raise OutputError(
-            f"cannot write {output}: the conversion needs {_megabytes(needed)} of disk space, "
-            f"{_megabytes(free)} are free; free some space or choose another disk"
+            f"cannot write {output}: the conversion needs {needed / 1e6:,.1f} MB of disk space, "
+            f"{free / 1e6:,.1f} MB are free; free some space or choose another disk"
         )
-
-
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:,.1f} MB"
 
 
 @contextlib.contextmanager
 def workspace(output: Path) -> Iterator[Path]:
-    """A folder for intermediate files on the disk of the output, so that the last of them only has to be renamed."""
+    """A folder for intermediate files on the disk of the output, so that the result only has to be renamed."""
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", suffix=".work", dir=output.absolute().parent) as folder:
         try:
             yield Path(folder)
@@ -182,36 +185,18 @@ def _merged(base: Path, adapter: Path, work: Path, verbose: bool) -> Path:
     return folder
 
 
-def _run_converter(
-    model: HfFolder,
-    folder: Path,
-    target: Path,
-    scripts: Path,
-    outtype: str,
-    pre: str | None,
-    for_swaa: bool,
-    provenance: Mapping[str, Any] | None,
-    verbose: bool,
+def run_upstream(
+    what: str, scripts: Path, program: str, arguments: list[Any], *, outtype: str, verbose: bool, **request: Any
 ) -> None:
-    arguments = [os.path.abspath(folder), "--outfile", str(target), "--outtype", outtype]
-    if provenance is not None:
-        metadata = target.with_suffix(".json")
-        metadata.write_text(json.dumps(provenance), encoding="utf-8")
-        arguments += ["--metadata", str(metadata)]
-    request = {
-        "scripts": scripts,
-        "program": "convert_hf_to_gguf.py",
-        "arguments": arguments + ["--verbose"] * verbose,
-        "pre": pre,
-        "name": model.folder,
-        "for_swaa": for_swaa,
-    }
+    """Call `upstream_run.run` in a child process; an error of the converter becomes a `ModelFileError` about `what`."""
+    arguments = [*arguments, "--outtype", outtype, *["--verbose"] * verbose]
+    request |= {"scripts": scripts, "program": program, "arguments": arguments}
     try:
         child.run("swaa_edge.convert.upstream_run:run", request, verbose=verbose)
     except child.ChildError as error:
         if "BPE pre-tokenizer was not recognized" in str(error):
             raise ModelFileError(
-                f"llama.cpp's converter does not recognise the tokenizer in {model.folder}; "
+                f"llama.cpp's converter does not recognise the tokenizer in {request['name']}; "
                 f"name its pre-tokenizer with --pre NAME: {_pre_names(scripts)}"
             ) from None
-        raise ModelFileError(f"{model.folder} can't be converted: {error}; {MORE}") from None
+        raise ModelFileError(f"{what} can't be converted: {error}; {MORE}") from None

@@ -112,24 +112,6 @@ def decode_mask(prompt_lengths: Sequence[int], attention_mask: torch.Tensor) -> 
     return real & (real.cumsum(-1) > lengths[:, None])
 
 
-@dataclasses.dataclass(frozen=True)
-class _Rule:
-    """The settings of a model: window and sinks in tokens, one flag per layer."""
-
-    window: int
-    sinks: int
-    sliding: list[bool]
-    fa_decode: list[bool]
-
-    @classmethod
-    def of(cls, config: Any) -> _Rule:
-        held = getattr(config, "swaa", None)
-        if not held:
-            raise ConfigError("the model has no SWAA settings; set them with swaa_edge.hf.apply(model, config)")
-        swaa, count = SwaaConfig.from_dict(held), config.num_hidden_layers
-        return cls(swaa.window_size, swaa.sink_count, swaa.sliding_layers(count), swaa.fa_decode_layers(count))
-
-
 @dataclasses.dataclass(eq=False)
 class _BatchMask:
     """Everything needed to build the masks of one forward pass; transformers passes it to each layer as its mask.
@@ -137,7 +119,10 @@ class _BatchMask:
     The first layer of each kind builds the mask that all layers of that kind share.
     """
 
-    rule: _Rule
+    swaa: SwaaConfig
+    #: One per layer.
+    sliding: list[bool]
+    fa_decode: list[bool]
     flex: bool
     #: Arguments for transformers' own mask functions.
     arguments: dict[str, Any]
@@ -157,24 +142,20 @@ class _BatchMask:
 
         decode: bool [batch, queries], the generated tokens. positions: position_ids [batch or 1, queries].
         """
-        slides = self.rule.sliding[layer]
-        kind = (slides, slides and self.rule.fa_decode[layer] and decode is not None)
+        slides = self.sliding[layer]
+        kind = (slides, self.fa_decode[layer] and decode is not None)
         if kind not in self.masks:
             mask_function = self.arguments["mask_function"]
             if slides:
                 mask_function = and_masks(mask_function, self._window(decode if kind[1] else None, positions))
             make = flex_attention_mask if self.flex else sdpa_mask
-            options = self.arguments | {
-                "mask_function": mask_function,
-                "allow_is_causal_skip": False,
-                "use_vmap": False,
-            }
-            self.masks[kind] = make(**options)
+            options = {"mask_function": mask_function, "allow_is_causal_skip": False, "use_vmap": False}
+            self.masks[kind] = make(**self.arguments | options)
         return self.masks[kind]
 
     def _window(self, decode: torch.Tensor | None, positions: torch.Tensor | None) -> Callable[..., torch.Tensor]:
         """The rule of a sliding layer as a mask function of transformers, whose indices include cached tokens."""
-        window, sinks, offset = self.rule.window, self.rule.sinks, self.arguments["q_offset"]
+        window, sinks, offset = self.swaa.window_size, self.swaa.sink_count, self.arguments["q_offset"]
         start = self._start(positions)
 
         def visible(batch: Any, head: Any, query: Any, key: Any) -> Any:
@@ -228,7 +209,12 @@ def swaa_mask(
     if flex is None:
         flex = arguments["device"].type == "cuda" and not getattr(config, "attention_dropout", 0)
     padded = attention_mask is not None and not bool(attention_mask.all())
-    return _BatchMask(_Rule.of(config), flex, arguments, attention_mask.int().argmax(-1) if padded else None)
+    held = getattr(config, "swaa", None)
+    if not held:
+        raise ConfigError("the model has no SWAA settings; set them with swaa_edge.hf.apply(model, config)")
+    swaa, count = SwaaConfig.from_dict(held), config.num_hidden_layers
+    first = attention_mask.int().argmax(-1) if padded else None
+    return _BatchMask(swaa, swaa.sliding_layers(count), swaa.fa_decode_layers(count), flex, arguments, first)
 
 
 def swaa_attention(
@@ -251,7 +237,7 @@ def swaa_attention(
     if not isinstance(attention_mask, _BatchMask):
         raise ConfigError("SWAA builds its own masks; give attention_mask as [batch, tokens], 0 at padding, or None")
     batch, length = query.shape[0], query.shape[2]
-    fa_decode = attention_mask.rule.fa_decode[module.layer_idx]
+    fa_decode = attention_mask.fa_decode[module.layer_idx]
     if decode_mask is not None:
         if decode_mask.shape != (batch, length):
             shape = tuple(decode_mask.shape)

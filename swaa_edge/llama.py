@@ -1,7 +1,7 @@
 """`SwaaLlama`: llama_cpp.Llama that runs models under sliding-window attention adaptation.
 
-A drop-in subclass. It loads the patched library, checks its arguments before any C code sees them, tells the engine
-exactly which tokens are prompt and which are generated, reports the progress of the prefill, and can be cancelled.
+A drop-in subclass. It loads the patched library, checks its arguments before any C code sees them, marks for the
+engine which tokens are prompt and which are generated, reports the progress of the prefill, and can be cancelled.
 
     llm = SwaaLlama("model.gguf", n_ctx=32768, on_prefill=lambda done, total: print(done, total))
 """
@@ -24,7 +24,7 @@ from swaa_edge.engine import states
 from swaa_edge.engine.cache import KVCache
 from swaa_edge.engine.evaluation import OnLogits, engine_phase, evaluate, failure
 from swaa_edge.engine.phases import PhaseTracker, Timings, Turn
-from swaa_edge.engine.preflight import check_context, check_tokenizer, reported_config, resolve_swaa
+from swaa_edge.engine.preflight import check_context, check_tokenizer, labelled, resolve_swaa
 from swaa_edge.engine.settings import round_up
 from swaa_edge.engine.translate import load_failure
 from swaa_edge.errors import GenerationError
@@ -52,7 +52,7 @@ class _Closed:
 class SwaaLlama(llama_cpp.Llama):
     """llama_cpp.Llama under SWAA, with all its methods and arguments, and these.
 
-    model_path: a path, or a `ModelFile` that was read already.
+    model_path: a path or a `ModelFile`.
     swaa: None runs the settings in the file; a SwaaConfig runs that instead; False runs full attention.
     on_prefill(done, total): called while a prompt is evaluated, first with done = 0 and then after each
         ubatch; both count tokens, without a reused prefix. Called in the thread that evaluates.
@@ -108,7 +108,7 @@ class SwaaLlama(llama_cpp.Llama):
             # Upstream turns this on for a draft model, for every token of the prompt, without the memory for it.
             self._logits_all = bool(kwargs.get("logits_all", False))
             self._abort.attach(self.ctx)
-            self._swaa = reported_config(native.model_config(self.model), resolved.config)
+            self._swaa = labelled(native.model_config(self.model), resolved.config)
             self._kv_cache = KVCache(self.ctx, self._swaa, self._ours["ring_snapshots"])
             self._facts = states.facts_of(self, self._swaa, self._ours["kv_overrides"])
             self._shrink_buffers()
@@ -131,7 +131,6 @@ class SwaaLlama(llama_cpp.Llama):
 
     @property
     def ctx(self) -> Any:
-        """As upstream: the `llama_context *`. Raises `GenerationError` after `close`."""
         return self._ctx.ctx
 
     @property
@@ -194,7 +193,7 @@ class SwaaLlama(llama_cpp.Llama):
     # Generation
 
     def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Generator[int, Sequence[int] | None, None]:
-        """As upstream: yields generated tokens; `last_timings` counts from here."""
+        """As upstream; `last_timings` counts from here."""
         if not self._completions:
             self._forget_cancel()
         self._phases.sampled = None
@@ -221,10 +220,9 @@ class SwaaLlama(llama_cpp.Llama):
             upstream.close()
 
     def sample(self, *args: Any, idx: int | None = None, **kwargs: Any) -> int:
-        """As upstream; the token is remembered, so that `eval` recognizes it when it is fed back.
+        """As upstream; `eval` recognizes the token when it is fed back.
 
-        Raises `GenerationError` if there are no logits of that token: nothing was evaluated since the model was
-        loaded, reset or given a state.
+        Raises `GenerationError` if there are no logits: nothing was evaluated since a load, a reset or `load_state`.
         """
         self._phases.check_row(idx, self.n_tokens)
         token = super().sample(*args, idx=idx, **kwargs)
@@ -244,7 +242,6 @@ class SwaaLlama(llama_cpp.Llama):
             self._completions -= 1
 
     def embed(self, *args: Any, **kwargs: Any) -> Any:
-        """As upstream; texts to embed are prompts."""
         self._forget_cancel()
         self._phases.rows = 0
         with engine_phase(self, Phase.PREFILL):
@@ -271,7 +268,6 @@ class SwaaLlama(llama_cpp.Llama):
     # Cache and states
 
     def reset(self) -> None:
-        """As upstream: the next tokens are the first."""
         super().reset()
         self._kv_cache.snapshots.clear()
 
@@ -327,7 +323,7 @@ class SwaaLlama(llama_cpp.Llama):
         return super().__getstate__() | self._ours
 
     def close(self) -> None:
-        """Free the model, its context and all buffers, also after a load that failed; a second call does nothing."""
+        """Free the model, its context and all buffers; a second call does nothing."""
         if not hasattr(self, "_stack"):
             return
         self._sampler = None

@@ -10,17 +10,14 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from swaa_edge.config import CUSTOM, Configuration, SwaaConfig
+from swaa_edge.config import Configuration, SwaaConfig
 from swaa_edge.errors import ConfigError, ModelFileError, UnsupportedModelError
 from swaa_edge.files.lora_gguf import read_lora
 from swaa_edge.files.model import read_model
 from swaa_edge.layers import shown, whole_number
 from swaa_edge.metadata import PREFIX, to_kv_overrides
-
-if TYPE_CHECKING:
-    from swaa_edge.native import ModelConfig
 
 Override = bool | int | float | str
 # upstream keeps a list per batch row, each a memory mapping of its own if the context is long
@@ -105,15 +102,8 @@ def check_context(
         raise ConfigError("a quantized V cache (type_v) needs flash attention; leave flash_attn on, or type_v at f16")
 
 
-def reported_config(native: ModelConfig | None, expected: SwaaConfig | None) -> SwaaConfig | None:
-    """The settings that the engine reports, in the form of `SwaaConfig.from_gguf`, with the labels of `expected`."""
-    if native is None:
-        return None
-    return SwaaConfig.from_layers(
-        native.window_size,
-        native.sink_count,
-        native.sliding,
-        native.fa_decode,
-        recipe=expected.recipe if expected else CUSTOM,
-        adapter=expected.adapter if expected else None,
-    )
+def labelled(reported: SwaaConfig | None, expected: SwaaConfig | None) -> SwaaConfig | None:
+    """The settings that the engine reports, with the labels of those that were expected."""
+    if reported is None or expected is None:
+        return reported
+    return dataclasses.replace(reported, recipe=expected.recipe, adapter=expected.adapter)

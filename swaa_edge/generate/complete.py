@@ -41,7 +41,7 @@ class Completion:
     timings: Timings
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain JSON values; seconds are wall time, speeds are tokens per second."""
+        """All of it as plain JSON values; speeds are in tokens per second."""
         timings = self.timings
         return {
             "model": self.model,

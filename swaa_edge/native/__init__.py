@@ -11,12 +11,12 @@ from __future__ import annotations
 import ctypes
 import enum
 import sys
-from dataclasses import dataclass
 
+from swaa_edge.config import SwaaConfig
 from swaa_edge.native.abi import CConfig
-from swaa_edge.native.library import library_dir, load
+from swaa_edge.native.library import PATH_VARIABLE, library_dir, load
 
-__all__ = ["library_dir", "load"]
+__all__ = ["PATH_VARIABLE", "library_dir", "load"]
 
 
 class Phase(enum.IntEnum):
@@ -36,16 +36,6 @@ class Policy(enum.IntEnum):
     DENSE = 3
 
 
-@dataclass(frozen=True)
-class ModelConfig:
-    """SWAA settings of a loaded model; `sliding` and `fa_decode` hold one bool per layer."""
-
-    window_size: int
-    sink_count: int
-    sliding: tuple[bool, ...]
-    fa_decode: tuple[bool, ...]
-
-
 def _lib() -> ctypes.CDLL:
     return load().llama_cpp._lib
 
@@ -55,40 +45,34 @@ def last_error() -> str:
     return (_lib().llama_swaa_last_error() or b"").decode("utf-8", "replace")
 
 
-def model_config(model: int) -> ModelConfig | None:
+def model_config(model: int) -> SwaaConfig | None:
     """The SWAA settings in force in a `llama_model *`; None if SWAA is off for it."""
     head = CConfig()
     if not _lib().llama_swaa_model_config(model, ctypes.byref(head), None, None, 0):
         return None
     sliding, fa_decode = (ctypes.c_uint8 * head.n_layer)(), (ctypes.c_uint8 * head.n_layer)()
     _lib().llama_swaa_model_config(model, ctypes.byref(head), sliding, fa_decode, head.n_layer)
-    return ModelConfig(head.window_size, head.sink_count, tuple(map(bool, sliding)), tuple(map(bool, fa_decode)))
+    return SwaaConfig.from_layers(head.window_size, head.sink_count, list(sliding), list(fa_decode))
 
 
 def set_phase(context: int, phase: Phase) -> None:
-    """Set the kind of the tokens in the following llama_decode calls on a `llama_context *`."""
+    """Set the kind of the tokens in the following llama_decode calls."""
     if _lib().llama_swaa_set_phase(context, phase) != 0:
         raise ValueError(f"phase {phase!r} must be one of {', '.join(map(str, list(Phase)))}")
 
 
 def get_policy(context: int) -> Policy:
-    """The policy of a `llama_context *`; AUTO if SWAA is off in it."""
+    """The policy of a context; AUTO if SWAA is off in it."""
     return Policy(_lib().llama_swaa_get_policy(context))
 
 
 def fingerprint(context: int) -> int:
-    """A 64-bit number that contexts share if they have the same model, SWAA settings and encoding of positions.
-
-    K and V computed in one such `llama_context *` are valid in another.
-    """
+    """A 64-bit number that contexts share if K and V of one are valid in the other: same model, settings, RoPE."""
     return _lib().llama_swaa_fingerprint(context)
 
 
 def can_continue(context: int, sequence: int, position: int) -> bool:
-    """Whether a next token of `sequence` at `position`, once it is cut there, would find all keys it must see.
-
-    Always true without a ring. Where it is false, llama_memory_seq_rm refuses to cut there.
-    """
+    """Whether `sequence` can be cut at `position`, because a token there would find all keys it must see."""
     return _lib().llama_swaa_can_continue(context, sequence, position)
 
 
@@ -98,12 +82,12 @@ def holds(context: int, sequence: int, start: int, end: int) -> bool:
 
 
 def kv_bytes(context: int) -> int:
-    """Bytes that a `llama_context *` has allocated for K and V."""
+    """Bytes that a context has allocated for K and V."""
     return _lib().llama_swaa_kv_bytes(context)
 
 
 def ring_cells(context: int) -> int:
-    """Cells of the ring of one stream of a `llama_context *`; 0 if no layer is in a ring."""
+    """Cells of the ring of one stream; 0 if no layer is in a ring."""
     return _lib().llama_swaa_ring_cells(context)
 
 

@@ -1,8 +1,7 @@
 """Find the patched llama.cpp library, load it under `llama_cpp`, and check both.
 
-The published llama-cpp-python loads any library it is pointed to. It must be ours, built from the same
-llama.cpp whose structs its ctypes declarations mirror: a wrong one would read past structs instead of
-failing. So everything is checked here, once, before anything else touches `llama_cpp`.
+The published llama-cpp-python loads any library it is pointed to. One that was built from another llama.cpp than its
+ctypes declarations mirror would read past structs instead of failing, so everything is checked here first.
 
     llama_cpp = load()
 """
@@ -10,7 +9,6 @@ failing. So everything is checked here, once, before anything else touches `llam
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib
 import importlib.metadata
 import importlib.util
@@ -88,7 +86,11 @@ def load() -> ModuleType:
             if imported is None:
                 package = _import_llama_cpp(library_dir())
             else:
-                _refuse_foreign(imported)
+                if not hasattr(imported, "llama_swaa_abi_version"):
+                    raise NativeLibraryError(
+                        f"llama_cpp was imported first, with another library ({imported._name}); "
+                        "put `from swaa_edge import SwaaLlama` before every import of llama_cpp"
+                    )
                 package = importlib.import_module("llama_cpp")
             _check_version(package.__version__)
             lib = package.llama_cpp._lib
@@ -111,12 +113,12 @@ def _import_llama_cpp(folder: Path) -> ModuleType:
     try:
         return importlib.import_module("llama_cpp")
     except (AttributeError, OSError, RuntimeError, ValueError) as error:
-        raise NativeLibraryError(f"the library in {folder} can't be loaded: {_one_line(error)}; {REBUILD}") from error
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise NativeLibraryError(f"the library in {folder} can't be loaded: {why}; {REBUILD}") from error
     finally:
         # Child processes may be other programs with a llama_cpp of their own.
-        if before is None:
-            del os.environ[_LLAMA_CPP_VARIABLE]
-        else:
+        del os.environ[_LLAMA_CPP_VARIABLE]
+        if before is not None:
             os.environ[_LLAMA_CPP_VARIABLE] = before
 
 
@@ -125,15 +127,3 @@ def _check_version(version: str) -> None:
         raise NativeLibraryError(
             f"llama-cpp-python {version} does not fit the patched library, which needs {LLAMA_CPP_VERSION}; {_INSTALL}"
         )
-
-
-def _refuse_foreign(lib: ctypes.CDLL) -> None:
-    if not hasattr(lib, "llama_swaa_abi_version"):
-        raise NativeLibraryError(
-            f"llama_cpp was imported first, with another library ({lib._name}); "
-            "put `from swaa_edge import SwaaLlama` before every import of llama_cpp"
-        )
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -64,7 +64,7 @@ def _check_packages() -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a listening socket on `host`:`port`. Raises `ConfigError` if the address or port is not available."""
+    """A listening socket. Raises `ConfigError` if the address or port is not available."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, _, _, _, address = found[0]
@@ -110,8 +110,16 @@ def make_app(llm: SwaaLlama, api_key: str | None = None) -> fastapi.FastAPI:
     # A new request waits for its turn; by default upstream would interrupt the answer in progress.
     server = ServerSettings.model_construct(api_key=api_key, interrupt_requests=False)
     model = ModelSettings.model_construct(model=llm.model_path, model_alias=os.path.basename(llm.model_path))
-    with _replaced(upstream, "LlamaProxy", LoadedModel), _unset("CONFIG_FILE"):
+    # create_app looks up the class of its model by this name, and reads its settings from a file that a variable of a
+    # common name can hold.
+    proxy, config_file = upstream.LlamaProxy, os.environ.pop("CONFIG_FILE", None)
+    upstream.LlamaProxy = LoadedModel
+    try:
         return upstream.create_app(server_settings=server, model_settings=[model])
+    finally:
+        upstream.LlamaProxy = proxy
+        if config_file is not None:
+            os.environ["CONFIG_FILE"] = config_file
 
 
 def run_server(app: fastapi.FastAPI, llm: SwaaLlama, listener: socket.socket) -> None:
@@ -134,25 +142,3 @@ def _declare_details() -> None:
     from typing_extensions import NotRequired
 
     CompletionUsage.__annotations__["prompt_tokens_details"] = NotRequired[dict[str, int]]
-
-
-@contextlib.contextmanager
-def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
-    # create_app has no parameter for the class of its model; it looks this name up when called.
-    before = getattr(module, name)
-    setattr(module, name, value)
-    try:
-        yield
-    finally:
-        setattr(module, name, before)
-
-
-@contextlib.contextmanager
-def _unset(variable: str) -> Iterator[None]:
-    # create_app reads its settings from the file that this variable names, and the name is a common one.
-    before = os.environ.pop(variable, None)
-    try:
-        yield
-    finally:
-        if before is not None:
-            os.environ[variable] = before

@@ -4,9 +4,8 @@ import pytest
 
 from support.fakes import gguf_bytes
 from swaa_edge.config import SwaaConfig
-from swaa_edge.engine.preflight import ResolvedSwaa, check_context, check_tokenizer, reported_config, resolve_swaa
+from swaa_edge.engine.preflight import ResolvedSwaa, check_context, check_tokenizer, labelled, resolve_swaa
 from swaa_edge.errors import ConfigError, ModelFileError, UnsupportedModelError
-from swaa_edge.native import ModelConfig
 
 CONFIG = SwaaConfig(7, 3, fa_layers="1::2", fa_decode=[0], recipe="mine")
 IN_FILE = [
@@ -143,11 +142,11 @@ def test_contexts_that_are_fine():
     ],
 )
 def test_the_settings_in_force_are_written_as_a_file_would_be_read(sliding, fa_decode, expected):
-    native = ModelConfig(7, 3, tuple(c == "1" for c in sliding), tuple(c == "1" for c in fa_decode))
-    found = reported_config(native, SwaaConfig(7, recipe="mine", adapter="lora"))
+    reported = SwaaConfig.from_layers(7, 3, list(map(int, sliding)), list(map(int, fa_decode)))
+    found = labelled(reported, SwaaConfig(7, recipe="mine", adapter="lora"))
     assert (found, found.recipe, found.adapter) == (expected, "mine", "lora")
-    assert reported_config(native, None).recipe == "custom"
-    assert reported_config(None, None) is None
+    assert labelled(reported, None).recipe == "custom"
+    assert labelled(None, None) is None
 
 
 @pytest.mark.parametrize("kind", [None, "none", "no_vocab"])

@@ -124,7 +124,7 @@ def test_a_library_without_swaa_or_with_another_version_of_it():
         abi.check(newer)
     assert str(caught.value) == (
         "/lib/libllama.so has version 7 of the SWAA functions, "
-        f"but this swaa-edge needs {native.ABI_VERSION}; {REBUILD}"
+        f"but this swaa-edge needs {abi.ABI_VERSION}; {REBUILD}"
     )
 
 
@@ -209,6 +209,6 @@ load()
     status, _, error = run_python(code)
     assert status == 1
     assert error == (
-        f"swaa_edge.errors.NativeLibraryError: {built / LIBRARY} has version {native.ABI_VERSION} "
+        f"swaa_edge.errors.NativeLibraryError: {built / LIBRARY} has version {abi.ABI_VERSION} "
         f"of the SWAA functions, but this swaa-edge needs 99; {REBUILD}"
     )
