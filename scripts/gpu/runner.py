@@ -9,6 +9,7 @@ time limit or by Ctrl-C, resumes at the next call.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -47,8 +48,11 @@ def execute(command: Sequence[str], seconds: float = math.inf, **options: Any) -
         output, errors = child.communicate(timeout=None if seconds == math.inf else max(seconds, 1))
         return child.returncode, output, errors
     except subprocess.TimeoutExpired:
-        os.killpg(child.pid, signal.SIGTERM)
-        return None, *child.communicate()
+        for end in (signal.SIGTERM, signal.SIGKILL):  # what waits for a card may ignore the first
+            os.killpg(child.pid, end)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return None, *child.communicate(timeout=20)
+        return None, "", ""
     finally:
         if child.poll() is None:
             os.killpg(child.pid, signal.SIGTERM)

@@ -509,7 +509,7 @@ def test_from_packing_to_the_report_and_a_second_call_has_nothing_to_do(tmp_path
     again = json.loads((tmp_path / "out/cpu.json").read_text())
 
     def measured(document):  # a commit may have been made meanwhile
-        return json.dumps(document).replace(document["commit"], "").replace(document["made"], "")
+        return json.dumps(document).replace(str(document["commit"]), "").replace(document["made"], "")
 
     assert measured(again) == measured(made)
 
