@@ -1,8 +1,7 @@
 """Writes SWAA keys into an existing GGUF, or removes them, without changing a byte of its tensors.
 
-The keys go to the end of the key section and everything else is copied unchanged, so removing them restores
-the original file, bit for bit. The file is spliced rather than rewritten from its parsed content: a writer
-would re-encode keys that it doesn't know, and need memory for all of them.
+The keys go to the end of the key section and everything else is copied unchanged, so removing them restores the
+original file, bit for bit. A writer of parsed content would re-encode keys that it doesn't know.
 
     annotate("model.gguf", "model-swaa.gguf", SwaaConfig.from_recipe("balanced"))
 """
@@ -25,10 +24,8 @@ from swaa_edge.metadata import PADDING_KEY, PREFIX, effective_config, pack
 from swaa_edge.support.atomic import atomic_output
 
 _CHUNK = 4 << 20
-
 #: Called with the bytes written so far, and the total.
 Progress = Callable[[int, int], None]
-
 # A file's new content: bytes, and ranges of the bytes of its source.
 _Pieces = list[bytes | range]
 
@@ -44,15 +41,13 @@ def annotate(
 ) -> list[Path]:
     """Write `source` with the SWAA keys of `config` to `output`; config None removes all `swaa.*` keys instead.
 
-    Existing keys are replaced; only `swaa.adapter` stays if `config` has none, since it describes the
-    weights. With `in_place` there is no output: the new file is written beside the source and takes
-    its name once complete (a symbolic link is replaced, not its target). For a split model, give the
-    first file; unless `in_place`, the other files are copied to names that match the output's.
-    `force` replaces existing outputs. Returns the paths that were written.
+    Existing keys are replaced; only `swaa.adapter` stays if `config` has none, since it describes the weights. With
+    `in_place` there is no output: the new file takes the name of the source once complete (a symbolic link is replaced,
+    not its target). For a split model, give the first file; unless `in_place`, the other files are copied to names that
+    match the output's. `force` replaces existing outputs. Returns the paths that were written.
 
-    Raises `ModelFileError` for a damaged source, `UnsupportedModelError` for a model that SWAA can't be
-    applied to, `ConfigError` for layers that it doesn't have, `OutputError` if an output exists or can't
-    be written. In each case the source and existing outputs stay intact.
+    Raises `ModelFileError` for a damaged source, `UnsupportedModelError` for a model that SWAA can't be applied to,
+    `ConfigError` for layers that it doesn't have, `OutputError`. Source and existing outputs then stay intact.
     """
     if in_place is (output is not None):
         raise OutputError("give either an output file or in_place, and not both")

@@ -37,23 +37,20 @@ def run(task: str, request: Mapping[str, Any], *, verbose: bool = False) -> Any:
     Raises the task's own `SwaaError`, `OSError` if the disk is full, else `ChildError`.
     """
     with tempfile.TemporaryDirectory(prefix="swaa-edge-") as scratch:
-        report, log = Path(scratch, "report.json"), Path(scratch, "stderr")
+        report = Path(scratch, "report.json")
         program = [sys.executable, str(Path(__file__).with_name("child_main.py")), swaa_edge.__file__, task]
-        command = [*program, json.dumps(request, default=os.fspath), str(report)]
-        with open(log, "wb") as quiet:
-            shown = verbose or sys.stderr.isatty()
-            done = subprocess.run(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=None if shown else quiet,
-                env=_environment(verbose),
-                check=False,
-            )
+        done = subprocess.run(
+            [*program, json.dumps(request, default=os.fspath), str(report)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=None if verbose or sys.stderr.isatty() else subprocess.PIPE,
+            env=_environment(verbose),
+            check=False,
+        )
         if done.returncode == 130:
             raise KeyboardInterrupt
         if not report.exists():
-            raise ChildError(_death(done.returncode, log.read_bytes()))
+            raise ChildError(_death(done.returncode, done.stderr or b""))
         outcome = json.loads(report.read_text(encoding="utf-8"))
     if "result" in outcome:
         return outcome["result"]
@@ -69,15 +66,8 @@ def _environment(verbose: bool) -> dict[str, str]:
     # NO_LOCAL_GGUF would make the converter use another gguf package than its own.
     kept = {name: value for name, value in os.environ.items() if name not in ("NO_LOCAL_GGUF", "SWAA_EDGE_VERBOSE")}
     loud = {"SWAA_EDGE_VERBOSE": "1"} if verbose else {"TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"}
-    return (
-        kept
-        | loud
-        | {
-            "HF_HUB_OFFLINE": "1",
-            "PYTHONUTF8": "1",
-            "PYTHONDONTWRITEBYTECODE": "1",  # upstream's folder stays unchanged
-        }
-    )
+    # Without bytecode, upstream's folder stays unchanged.
+    return kept | loud | {"HF_HUB_OFFLINE": "1", "PYTHONUTF8": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 def _death(code: int, log: bytes) -> str:

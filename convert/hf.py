@@ -82,12 +82,10 @@ def convert(
             steps("converting")
             arguments = [os.path.abspath(folder), "--outfile", result]
             if provenance is not None:
-                metadata = work / "metadata.json"
-                metadata.write_text(json.dumps(provenance), encoding="utf-8")
-                arguments += ["--metadata", metadata]
+                (work / "metadata.json").write_text(json.dumps(provenance), encoding="utf-8")
+                arguments += ["--metadata", work / "metadata.json"]
             request = {"outtype": outtype, "verbose": verbose, "pre": pre, "for_swaa": swaa is not None}
-            name = model.folder
-            run_upstream(str(name), scripts, "convert_hf_to_gguf.py", arguments, name=name, **request)
+            run_upstream(str(model.folder), scripts, "convert_hf_to_gguf.py", arguments, name=model.folder, **request)
             if lora is not None:
                 shutil.rmtree(folder)
             if quantize is not None:

@@ -39,7 +39,6 @@ class Adapter:
 
     @property
     def weights(self) -> Path:
-        """The safetensors file with its matrices."""
         return self.folder / _WEIGHTS
 
     @property
@@ -118,7 +117,8 @@ def merge(base: str, adapter: str, output: str) -> None:
     except (ValueError, KeyError) as error:
         raise UnsupportedModelError(f"transformers can't load {base}: {' '.join(str(error).split())}") from error
     misfit_of = f"the adapter {adapter} does not fit the model in {base}"
-    advice = f"give its base model{_base_name(adapter)}"
+    name = json.loads((Path(adapter) / "adapter_config.json").read_text("utf-8")).get("base_model_name_or_path")
+    advice = f"give its base model{f' ({name})' if name else ''}"
     if misfit := _misfit(model, Path(adapter) / _WEIGHTS):
         raise UnsupportedModelError(f"{misfit_of}: {misfit}; {advice}")
     try:
@@ -155,9 +155,3 @@ def _misfit(model: "torch.nn.Module", weights: Path) -> str | None:
                 shapes = f"{list(tensor.shape)}, but its weight is {list(module.weight.shape)}"
                 return f"{matrix[1:7]} of {layer} is {shapes}"
     return None
-
-
-def _base_name(adapter: str) -> str:
-    config = json.loads((Path(adapter) / "adapter_config.json").read_text(encoding="utf-8"))
-    name = config.get("base_model_name_or_path")
-    return f" ({name})" if name else ""

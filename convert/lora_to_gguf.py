@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from swaa_edge.config import SwaaConfig
-from swaa_edge.convert import child, hf
+from swaa_edge.convert import hf
 from swaa_edge.convert.annotate import annotate
 from swaa_edge.convert.hf_folder import read_hf_folder
 from swaa_edge.convert.lora_merge import Adapter, read_adapter
@@ -88,21 +88,18 @@ def convert_adapter(
                 on_step("converting the adapter")
             folder, result, metadata = _with_alpha(adapter, alpha, work), work / "adapter.gguf", work / "metadata.json"
             metadata.write_text(json.dumps(adapter.provenance(label, base)), encoding="utf-8")
-            request = {
-                "scripts": scripts,
-                "program": "convert_lora_to_gguf.py",
-                "arguments": [folder, "--base", os.path.abspath(base), "--outfile", result, "--outtype"]
-                + [_own_type(adapter) if outtype == "auto" else outtype]
-                + ["--verbose"] * verbose,
-                "name": base,
-                "for_swaa": swaa is not None,
-                "n_layers": n_layers,
-                "metadata": metadata,
-            }
-            try:
-                child.run("swaa_edge.convert.upstream_run:run", request, verbose=verbose)
-            except child.ChildError as error:
-                raise ModelFileError(f"the adapter {lora} can't be converted: {error}; {hf.MORE}") from None
+            hf.run_upstream(
+                f"the adapter {lora}",
+                scripts,
+                "convert_lora_to_gguf.py",
+                [folder, "--base", os.path.abspath(base), "--outfile", result],
+                outtype=_own_type(adapter) if outtype == "auto" else outtype,
+                verbose=verbose,
+                name=base,
+                for_swaa=swaa is not None,
+                n_layers=n_layers,
+                metadata=metadata,
+            )
             if swaa is not None:
                 annotate(result, in_place=True, config=swaa)
             os.replace(result, temporary)
@@ -157,7 +154,7 @@ def _refused(adapter: Adapter, what: str) -> UnsupportedModelError:
 
 
 def _own_type(adapter: Adapter) -> str:
-    """The adapter's own number format, for "auto", which upstream can't determine for a LoRA."""
+    """The adapter's own number format; upstream's "auto" can't determine that of a LoRA."""
     kinds = {_TYPES.get(held.dtype, "f32") for held in read_tensors(adapter.weights).values()}
     return kinds.pop() if len(kinds) == 1 else "f32"
 

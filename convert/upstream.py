@@ -1,7 +1,6 @@
-"""The location of llama.cpp's own converter, and its lists of supported names, read without importing it.
+"""The location of llama.cpp's own converter, and its lists of supported names, read from its source text.
 
-Importing the converter imports torch, which takes seconds; a mistyped name should be found before that, with
-suggestions in the error. So the lists are read from the converter's source text.
+Importing the converter imports torch, which takes seconds; a mistyped name should be found before that.
 
     scripts = upstream_scripts(); "LlamaForCausalLM" in architectures(scripts)
 """

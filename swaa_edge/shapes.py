@@ -6,9 +6,9 @@ layers than the model shows nearly the same ratios in less time and memory.
     write_shape("shape.gguf", "qwen3-0.6b", layers=4, ftype="Q8_0")
     python -m swaa_edge.shapes qwen3-4b shape.gguf --type Q8_0      # the same from a shell
 
-Weights. Each matrix repeats one random block of rows, quantized once: it takes seconds instead of minutes, and the
-memory of one block. The values are never zeros, whose products some processors compute faster, and their scale (std =
-1 / sqrt(columns)) keeps activations in the range of a trained model.
+Weights. Each matrix repeats one random block of rows, quantized once, which takes seconds instead of minutes. No value
+is zero, whose products some processors compute faster, and their scale (std = 1 / sqrt(columns)) keeps activations in
+the range of a trained model.
 
 Vocabulary. Every command loads the file, and so does the unpatched library: it has a byte-level BPE tokenizer of as
 many tokens as the model, one per byte of text, with a ChatML template. The other tokens are made-up words, which text
@@ -117,17 +117,14 @@ def _chosen(name: str, layers: int | None, ftype: str, vocab: int | None) -> Sha
         raise ConfigError(f"unknown shape {shown(name)}; {hint}")
     if ftype not in TYPES:
         raise ConfigError(f"the type {shown(ftype)} must be one of {', '.join(TYPES)}")
-    shape = SHAPES[name]
-    for what, value, least, most in (
-        ("layers", layers, 1, _MAX_LAYERS),
-        ("vocab", vocab, 256 + len(_SPECIAL), _MAX_VOCAB),
-    ):
-        if value is None:
-            continue
+    sizes = {"layers": layers, "vocab": vocab}
+    limits = {"layers": (1, _MAX_LAYERS), "vocab": (256 + len(_SPECIAL), _MAX_VOCAB)}
+    given = {what: value for what, value in sizes.items() if value is not None}
+    for what, value in given.items():
+        least, most = limits[what]
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
             raise ConfigError(f"{what} = {shown(value)} must be a whole number from {least} to {most}")
-        shape = dataclasses.replace(shape, **{what: value})
-    return shape
+    return dataclasses.replace(SHAPES[name], **given)
 
 
 def _tensors(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -204,14 +201,14 @@ def _add_vocabulary(writer: gguf.GGUFWriter, size: int) -> None:
 
 
 def _byte_letters() -> list[str]:
-    """Return the printable letter that stands for each byte in GPT-2's vocabulary, by the byte's value."""
+    """The printable letter that stands for each byte in GPT-2's vocabulary, by the byte's value."""
     printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     others = iter(range(256, 512))
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]
 
 
 def _word(number: int) -> str:
-    """Return a made-up word with a space before it, another one for each number: Ġaa, Ġba, ..."""
+    """A made-up word with a space before it, another one for each number: Ġaa, Ġba, ..."""
     word = ""
     while len(word) < 2 or number:
         number, letter = divmod(number, 26)
@@ -238,7 +235,7 @@ def _write_tensor(file: BinaryIO, name: str, dims: tuple[int, ...], ftype: str) 
 
 
 def _block(name: str, rows: int, columns: int) -> np.ndarray:
-    """Return random weights [rows, columns], the same for the same tensor name."""
+    """Random weights [rows, columns], the same for the same tensor name."""
     import numpy as np
 
     generator = np.random.default_rng(zlib.crc32(name.encode()))

@@ -1,4 +1,4 @@
-"""What `bench_attention` measured: samples, and the figures, ratios and text made of them.
+"""The results of `bench_attention`: samples, and the figures, ratios and text made of them.
 
 report.to_dict()["decode_vs_no_flash"]; print(report)
 

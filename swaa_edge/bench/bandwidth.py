@@ -4,8 +4,7 @@
 
 Decoding reads all weights and all of K and V for each token, so memory limits it. A machine's bandwidth changes within
 seconds (clocks, heat, other programs), so `bench_attention` measures it right after each decoding. NumPy's maximum
-of floats does little more than read them and runs without Python's lock: no compiler is needed, and on the machines
-tried it reads about as fast as a C++ loop. It is a floor: another program might read a little faster.
+of floats does little more than read them, without Python's lock; on the machines tried, a C++ loop was no faster.
 """
 
 from __future__ import annotations

@@ -32,18 +32,18 @@ class Line:
 
 
 def visible_full(start: int, count: int) -> float:
-    """Return the mean number of keys that `count` queries from position `start` see under full attention."""
+    """The mean number of keys that `count` queries from position `start` see under full attention."""
     return start + (count + 1) / 2
 
 
 def visible_sliding(start: int, count: int, reach: int) -> float:
-    """Return the same for a sliding layer whose window and sink tokens add up to `reach`."""
+    """The same for a sliding layer whose window and sink tokens add up to `reach`."""
     growing = range(min(start + 1, reach), min(start + count + 1, reach))
     return (sum(growing) + reach * (count - len(growing))) / count
 
 
 def ubatches(n_tokens: int, n_ubatch: int) -> Iterator[tuple[int, int]]:
-    """Yield the ubatches of a prompt of `n_tokens`: (first position, number of tokens)."""
+    """The ubatches of a prompt: (first position, number of tokens)."""
     for start in range(0, n_tokens, n_ubatch):
         yield start, min(n_ubatch, n_tokens - start)
 
@@ -51,9 +51,8 @@ def ubatches(n_tokens: int, n_ubatch: int) -> Iterator[tuple[int, int]]:
 def fit_line(seconds: Sequence[float], n_ubatch: int) -> Line | None:
     """Fit the times of full ubatches, in order from position 0, by least squares of relative errors.
 
-    Relative, because a machine's speed drifts by a factor: absolute errors would let the long late ubatches alone
-    place the line, and leave its start, which decides the bound of a long prompt, undetermined. Returns None if there
-    are fewer than three times, or if noise keeps them from growing.
+    Absolute errors would let the long late ubatches alone place the line, and leave its start, which decides the bound
+    of a long prompt, undetermined. Returns None if there are fewer than three times, or if they don't grow.
     """
     import numpy as np
 
@@ -66,7 +65,7 @@ def fit_line(seconds: Sequence[float], n_ubatch: int) -> Line | None:
 
 
 def prefill_seconds(line: Line, config: SwaaConfig | None, n_tokens: int, n_ubatch: int, heads: Sequence[int]) -> float:
-    """Return the modelled seconds of a prefill: each sliding layer costs as much as the keys that it sees.
+    """The modelled seconds of a prefill: each sliding layer costs as much as the keys that it sees.
 
     config: None for full attention. heads: the number of query heads of each layer.
     """
@@ -82,16 +81,16 @@ def prefill_seconds(line: Line, config: SwaaConfig | None, n_tokens: int, n_ubat
 
 
 def bound(line: Line, config: SwaaConfig | None, n_tokens: int, n_ubatch: int, heads: Sequence[int]) -> float:
-    """Return the highest possible prefill speed-up of `config`: above 1 for prompts longer than W + S."""
+    """The highest possible prefill speed-up of `config`: above 1 for prompts longer than W + S."""
     full = prefill_seconds(line, None, n_tokens, n_ubatch, heads)
     return full / prefill_seconds(line, config, n_tokens, n_ubatch, heads)
 
 
 def attention_seconds(line: Line, n_tokens: int, n_ubatch: int) -> float:
-    """Return the seconds of a full-attention prefill that are attention."""
+    """The seconds of a full-attention prefill that are attention."""
     return prefill_seconds(dataclasses.replace(line, a=0.0), None, n_tokens, n_ubatch, [1])
 
 
 def attention_fraction(line: Line, n_tokens: int, n_ubatch: int) -> float:
-    """Return the fraction of a full-attention prefill's time that is attention, from 0 to 1."""
+    """The fraction of a full-attention prefill's time that is attention, from 0 to 1."""
     return attention_seconds(line, n_tokens, n_ubatch) / prefill_seconds(line, None, n_tokens, n_ubatch, [1])

@@ -1,4 +1,4 @@
-"""What a benchmark measured: raw samples, and the rows, the document and the table made of them.
+"""The results of a benchmark: raw samples, and the rows, the document, the table and the plot made of them.
 
 print(report); report.to_dict()["rows"]
 """

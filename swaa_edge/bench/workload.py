@@ -1,4 +1,4 @@
-"""The work that every side of a comparison does: a model, prompts of some lengths, and tokens decoded after each.
+"""The work of every side of a comparison: a model, prompts of some lengths, and tokens decoded after each.
 
 work = Workload.of("model.gguf", [4096], decode=32)
 runner.measure(work.job(4096, SwaaConfig(2048)))

@@ -1,8 +1,7 @@
 """The `swaa-edge` command: a group that imports a command's module only when that command runs.
 
 Torch, llama_cpp and the native library take seconds to import and may be missing; `swaa-edge --help` needs none of
-them. So the commands and their one-line helps are in a table here. To add a command, write its module and add a line
-to `COMMANDS`.
+them. So the commands and their one-line helps are in the table `COMMANDS`.
 
     swaa-edge --help
 """

@@ -62,15 +62,15 @@ def _facts(report: dict[str, Any]) -> list[str]:
 
 def _swaa(report: dict[str, Any]) -> list[str]:
     swaa, refusal = report["swaa"], report["model"]["swaa_refusal"]
-    lines = []
     if swaa is None:
-        lines.append("SWAA          off (full attention): the file has no SWAA keys, or swaa.enabled is false")
+        lines = ["SWAA          off (full attention): the file has no SWAA keys, or swaa.enabled is false"]
     else:
-        sliding = sum(kind != FA for kind in report["layers"])
-        lines.append(f"SWAA          on, keys of version {swaa['version']}, recipe {_plain(swaa['recipe'])}")
-        lines.append(f"  window      {swaa['window_size']:,} tokens")
-        lines.append(f"  sinks       {swaa['sink_count']:,} tokens")
-        lines.append(f"  sliding     {sliding} of {len(report['layers'])} layers")
+        lines = [
+            f"SWAA          on, keys of version {swaa['version']}, recipe {_plain(swaa['recipe'])}",
+            f"  window      {swaa['window_size']:,} tokens",
+            f"  sinks       {swaa['sink_count']:,} tokens",
+            f"  sliding     {sum(kind != FA for kind in report['layers'])} of {len(report['layers'])} layers",
+        ]
         if swaa["adapter"]:
             lines.append(f"  adapter     {_plain(swaa['adapter'])}")
     if refusal:

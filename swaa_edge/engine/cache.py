@@ -1,8 +1,7 @@
 """The KV cache of a loaded model, which may hold a ring: going back, reuse of a prefix, context shift.
 
-A ring holds the sinks, the window and a little more. So each way back is checked with the engine first. Where the ring
-can't serve it, a snapshot of the ring does, or the caller evaluates the tokens again, or gets an error; never a wrong
-answer.
+A ring holds the sinks, the window and a little more, so each way back is checked with the engine first. Where the ring
+can't serve it, a snapshot of the ring does, or the caller evaluates the tokens again, or gets an error.
 
     end = cache.reach(llm.input_ids[: llm.n_tokens], prompt); cache.cut(end)
 """
@@ -20,7 +19,7 @@ from swaa_edge.errors import GenerationError
 class KVCache:
     """K and V of sequence 0 of a `llama_context *` that runs under `swaa`, with up to `n_snapshots` copies of its ring.
 
-    How many of its tokens count is the caller's to keep; methods take that number and return the new one.
+    The caller keeps the number of tokens that count.
     """
 
     def __init__(self, context: int, swaa: SwaaConfig | None, n_snapshots: int) -> None:

@@ -1,4 +1,4 @@
-"""Which tokens are prompt and which are generated, and how long each took.
+"""Tell prompt tokens from generated ones, and time both.
 
 The engine needs the phase of every token, but `eval` gets tokens alone, from llama_cpp's `generate` and from users. So
 the phase is inferred from who called and from what `sample` returned.

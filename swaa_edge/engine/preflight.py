@@ -1,4 +1,4 @@
-"""What is checked and derived before a model is loaded, so that a mistake is one clear line and never an abort in C.
+"""Checks before a model is loaded, so that a mistake is one clear line and never an abort in C.
 
 `SwaaLlama` calls these; they need neither llama_cpp nor the native library.
 

@@ -71,7 +71,7 @@ class Training:
     more: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def check_recipe(self, requested: SwaaConfig | None, adapter: str) -> None:
-        """As the function below, for `swaa`."""
+        """Raise `ConfigError` unless `requested` (None: full attention) equals `swaa` in every layer."""
         check_recipe(self.swaa, requested, self.base.n_layers, adapter)
 
     def check_base(self, folder: str | os.PathLike[str], adapter: str) -> None:

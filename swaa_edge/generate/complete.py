@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    """A generated text and how it came about.
+    """A generated text, and the facts of its generation.
 
     finish_reason: "stop" or "length". seed: the one that repeats the text. swaa: None under full attention.
     policy: how sliding layers were computed. load_seconds: wall time.

@@ -27,8 +27,8 @@ DEFAULT_CONTEXT = 16384
 class Conversation:
     """The messages so far, and a way to add a question and its answer.
 
-    max_tokens: limit of one answer; None leaves it to the context. sampling: arguments of create_chat_completion; from
-    its seed, each answer gets another one, so that equal questions may get different answers.
+    max_tokens: limit of one answer; None leaves it to the context. sampling: arguments of create_chat_completion; its
+    seed yields another one for each answer.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
 """Load ggml's backends where they are separate files, and leave AMX out where it would kill the process.
 
-A wheel carries one CPU backend per processor generation, and ggml loads the best one that the CPU reports support
-for. A processor may report AMX although the kernel or the virtual machine doesn't allow it; the process then dies
-with SIGILL at its first tile instruction. So the instructions are tried here first, in a child process.
+A wheel carries one CPU backend per processor generation, and ggml loads the best one that the CPU reports support for.
+A processor may report AMX although the kernel or the virtual machine doesn't allow it; the process then dies with
+SIGILL at its first tile instruction. So the instructions are tried first, in a child process.
 
     load_backends(llama_cpp.llama_cpp._lib, folder)
 """
@@ -108,10 +108,9 @@ def _without(folder: Path, left_out: list[Path]) -> Iterator[Path]:
 
 
 def tile_instructions_work() -> bool:
-    """Whether AMX tile instructions run on this machine, tried in a child process.
+    """Whether AMX tile instructions run in a child process; False where trying is impossible.
 
     True also where the kernel refuses a process the tile registers, since ggml then doesn't use them.
-    False where trying is impossible.
     """
     try:
         code = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)

@@ -1,9 +1,6 @@
 """Results kept one JSON line each as they arrive, so that an interrupted run resumes where it stopped.
 
-with open_journal("eval", key, file=None, fresh=False) as journal:
-    journal.add(record)
-    journal.records
-    journal.discard()  # the run is complete
+with open_journal("eval", key, file=None, fresh=False) as journal: journal.add(record); journal.discard()
 """
 
 from __future__ import annotations
@@ -22,20 +19,15 @@ Record = dict[str, Any]
 _MARK = "swaa_edge_journal"
 
 
-class Journal:
-    """Records in the JSON Lines file at `path`; its first line identifies the command and the run.
+class Journal(contextlib.AbstractContextManager):
+    """Records, of earlier runs too, in the JSON Lines file at `path`; its first line identifies command and run.
 
     path: None keeps the records in memory only. A last line without an end is dropped; other damage is an error.
-    key: plain JSON values that identify the run; the journal of another run is refused.
-    command: the command whose journal this is, as "eval".
-
-    Raises `OutputError`.
+    key: plain JSON values that identify the run. Raises `OutputError`, also for the journal of another run.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None, key: dict[str, Any], *, command: str = "eval") -> None:
-        #: The records of earlier runs and of this one.
         self.records: list[Record] = []
-        #: None if the records are in memory only.
         self.path = None if path is None else Path(path)
         self._command = command
         self._file: IO[str] | None = None
@@ -83,7 +75,6 @@ class Journal:
                 self._write(record)
 
     def _write(self, record: Record) -> None:
-        assert self._file is not None
         self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
         self._file.flush()
 
@@ -105,9 +96,6 @@ class Journal:
     def close(self) -> None:
         if self._file:
             self._file.close()
-
-    def __enter__(self) -> Journal:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -1,4 +1,4 @@
-"""What measured times depend on: this machine.
+"""Facts about this machine, on which measured times depend.
 
 machine()["cpu"]
 """

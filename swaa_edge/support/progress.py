@@ -40,9 +40,8 @@ OnProgress = Callable[[Progress], None]
 def progress_bar(wanted: bool | None) -> Iterator[OnProgress | None]:
     """Yield an `on_progress` callback that shows a run on stderr, or None if progress is off.
 
-    wanted: True or False; None shows it if stderr is a terminal. A terminal gets a bar, which vanishes at the end;
-    another stream gets a line whenever the text changes. The time left is estimated from the work of this run, not
-    from what an earlier one left done.
+    wanted: as for `progress_stream`. A terminal gets a bar, which vanishes at the end; another stream gets a line
+    whenever the text changes. The time left is estimated from the work of this run alone.
     """
     stream = progress_stream(wanted)
     if stream is None:
@@ -131,12 +130,12 @@ class PrefillProgress:
 
 
 def progress_stream(wanted: bool | None) -> TextIO | None:
-    """Return stderr if progress is wanted, or if it is undecided (None) and stderr is a terminal; else None."""
+    """stderr if progress is wanted, or if that is undecided (None) and stderr is a terminal; else None."""
     return sys.stderr if (sys.stderr.isatty() if wanted is None else wanted) else None
 
 
 def duration(seconds: float) -> str:
-    """Format seconds for people: "8 s", "3 min 20 s", "2 h 5 min"."""
+    """Seconds for people: "8 s", "3 min 20 s", "2 h 5 min"."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -148,14 +147,9 @@ def duration(seconds: float) -> str:
 def _bar(stream: TextIO, **options: object) -> tqdm:
     from tqdm import tqdm
 
+    columns = 0
+    with contextlib.suppress(OSError, ValueError):
+        columns = os.get_terminal_size(stream.fileno()).columns
     # miniters: steps take seconds, so each one may redraw the bar. ncols, nrows: tqdm hides a bar where a terminal
-    # reports no size.
-    return tqdm(file=stream, miniters=1, ncols=_columns(stream), nrows=24, **options)
-
-
-def _columns(stream: TextIO) -> int:
-    """Width of a bar: less than the terminal's, which may be unknown or 0, so that a line never wraps."""
-    try:
-        return (os.get_terminal_size(stream.fileno()).columns or 80) - 1
-    except (OSError, ValueError):
-        return 79
+    # reports no size; a bar of its whole width would wrap.
+    return tqdm(file=stream, miniters=1, ncols=(columns or 80) - 1, nrows=24, **options)

@@ -1,4 +1,4 @@
-"""The options with which a command loads a model and samples from it.
+"""The options for loading a model and sampling from it.
 
 @click.command()
 @engine_options

@@ -1,4 +1,4 @@
-"""The options with which every command takes SWAA settings.
+"""The options for SWAA settings.
 
 @click.command()
 @swaa_options
