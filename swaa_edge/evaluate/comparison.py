@@ -34,6 +34,7 @@ from swaa_edge.support.machine import machine
 from swaa_edge.support.progress import OnProgress
 
 PathLike = str | os.PathLike[str]
+_Files = tuple[PathLike | None, PathLike | None, PathLike | None]  # JSON, plot, heat map
 #: Bytes of weights, over all configurations, up to which each configuration has its own copy of the model loaded, so
 #: that they can take turns.
 TOGETHER = 1 << 30
@@ -95,7 +96,8 @@ def compare(
     sides = configurations(model, configs, base=base, changes=changes)
     loader.check(sides.values())
     scorer = asked.score()
-    _check_files(json_file, plot_file, heatmap_file, force)
+    files = json_file, plot_file, heatmap_file
+    _check_files(files, force)
     prepared = asked.prepare(model, loader.context)
     with contextlib.ExitStack() as stack:
         settings = settings_of(asked, prepared) | {"engine": dataclasses.asdict(loader.engine)}
@@ -109,7 +111,7 @@ def compare(
         kept = all(journal.path is not None for journal in journals.values())
         document = _document(report, found, model, settings, prepared, asked.seed, kept)
         if report.stopped is None:
-            _write_files(document, json_file, plot_file, heatmap_file, force)
+            _write_files(document, files, force)
             for journal in journals.values():
                 journal.discard()
     return Comparison(document, report.stopped)
@@ -219,24 +221,18 @@ def _document(
     return document
 
 
-def _check_files(
-    json_file: PathLike | None, plot_file: PathLike | None, heatmap_file: PathLike | None, force: bool
-) -> None:
-    pictures = [file for file in (plot_file, heatmap_file) if file is not None]
+def _check_files(files: _Files, force: bool) -> None:
+    json_file, *others = files
+    pictures = [file for file in others if file is not None]
     check_pictures(*pictures)
     if json_file in pictures:
         raise ConfigError(f"{json_file} can't be both JSON and a picture; give two names")
-    check_outputs([json_file, *pictures], force=force)
+    check_outputs(files, force=force)
 
 
-def _write_files(
-    document: dict[str, Any],
-    json_file: PathLike | None,
-    plot_file: PathLike | None,
-    heatmap_file: PathLike | None,
-    force: bool,
-) -> None:
-    with atomic_outputs([json_file, plot_file, heatmap_file], force=force) as paths:
+def _write_files(document: dict[str, Any], files: _Files, force: bool) -> None:
+    json_file, plot_file, heatmap_file = files
+    with atomic_outputs(files, force=force) as paths:
         if json_file in paths:
             paths[json_file].write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
         if plot_file is not None and plot_file == heatmap_file:

@@ -101,8 +101,7 @@ def _number(axes: Any, points: Points) -> None:
 
 
 def _title(document: dict[str, Any]) -> str:
-    model = document.get("model")
-    name = model.get("name") if isinstance(model, dict) else model
+    name = document["model"].get("name")
     samples = max(row["samples"] for row in document["table"])
     tokens = max(row["prompt_tokens"] for row in document["table"])
     return f"{name + ', ' if name else ''}{samples} questions, prompts of {tokens:,.0f} tokens"

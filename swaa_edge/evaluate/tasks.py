@@ -138,19 +138,8 @@ def _document(
     for style, question in questions.items():
         # With equal seeds, the documents of the styles differ only at their end, by the length of the question.
         document = hay.bury(random.Random(seed), length - around[style], pieces)
-        samples.append(
-            Sample(
-                f"{name}/{style}",
-                task,
-                prompts.ask(document, question.text),
-                question.answers,
-                question.text,
-                question.response,
-                length,
-                depth,
-                style,
-            )
-        )
+        prompt, expected = prompts.ask(document, question.text), (question.answers, question.text, question.response)
+        samples.append(Sample(f"{name}/{style}", task, prompt, *expected, length, depth, style))
     return samples
 
 

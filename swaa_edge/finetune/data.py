@@ -1,7 +1,7 @@
 """Training data as tokens, each marked as part of a prompt or of a response.
 
-    examples = read_examples("train.jsonl", tokenizer, max_length=4096)
-    batch = Collator(tokenizer.pad_token_id)(examples.kept[:4])
+    examples, too_long = read_examples("train.jsonl", tokenizer, max_length=4096)
+    batch = Collator(tokenizer.pad_token_id)(examples[:4])
 
 A record of the JSON Lines or Parquet file has one of these forms:
 
@@ -47,16 +47,10 @@ class Example:
     source: str = ""
 
 
-@dataclasses.dataclass(frozen=True)
-class Examples:
-    """kept: in the order of the file. too_long: number of records with more tokens than allowed."""
-
-    kept: list[Example]
-    too_long: int
-
-
-def read_examples(path: str | os.PathLike[str], tokenizer: Any, *, max_length: int, chat: bool = True) -> Examples:
-    """The examples in a file.
+def read_examples(
+    path: str | os.PathLike[str], tokenizer: Any, *, max_length: int, chat: bool = True
+) -> tuple[list[Example], int]:
+    """The examples in a file, in its order, and the number of records that are left out as too long.
 
     tokenizer: of transformers. max_length: in tokens; longer records are left out, since a truncated prompt may lack
         what its answer needs. chat: False for plain text instead of the chat template.
@@ -78,7 +72,7 @@ def read_examples(path: str | os.PathLike[str], tokenizer: Any, *, max_length: i
         else:
             what = "it has no records; write one object per line"
         raise DataFileError(f"{path} has no training examples: {what}")
-    return Examples(kept, too_long)
+    return kept, too_long
 
 
 class Collator:
@@ -144,7 +138,9 @@ class _Writer:
         if self._chat:
             messages = [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
             return self._turns(source, messages)
-        start = self._tokenizer.bos_token if self._adds_bos() else ""
+        # Whether the tokenizer puts its start token before a text.
+        bos = self._tokenizer.bos_token_id
+        start = self._tokenizer.bos_token if bos is not None and self._tokenizer.encode("a")[:1] == [bos] else ""
         return [(f"{start}{content}{PLAIN_END}", False), (answer + (self._tokenizer.eos_token or ""), True)]
 
     def _turns(self, source: str, messages: Any) -> list[tuple[str, bool]]:
@@ -198,11 +194,6 @@ class _Writer:
         """The part of a rendered response that a model generates; a template may add a line break after it."""
         bare = rendered.rstrip()
         return bare if any(bare.endswith(token) for token in self._special) else rendered
-
-    def _adds_bos(self) -> bool:
-        """Whether the tokenizer puts its start token before a text."""
-        bos = self._tokenizer.bos_token_id
-        return bos is not None and self._tokenizer.encode("a")[:1] == [bos]
 
 
 def split(examples: Sequence[Example], val_fraction: float, seed: int) -> tuple[list[Example], list[Example]]:

@@ -110,9 +110,8 @@ class Run:
         tokenizer = load(transformers.AutoTokenizer, model)
         self._model = self._with_lora(model)
         length = self.settings.max_length or self._model.config.get_text_config().max_position_embeddings
-        found = read_examples(data, tokenizer, max_length=length, chat=self.settings.chat)
-        self.too_long = found.too_long
-        self.examples, self.validation = split(found.kept, self.settings.val_fraction, self.settings.seed)
+        kept, self.too_long = read_examples(data, tokenizer, max_length=length, chat=self.settings.chat)
+        self.examples, self.validation = split(kept, self.settings.val_fraction, self.settings.seed)
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
         self._collator = Collator(pad)
         self.control = Control(bool(self.validation))

@@ -184,7 +184,7 @@ def test_a_folder_from_end_to_end(ending, tmp_path, monkeypatch):
         {"id": "fox", "sample": 0, "prompt": document, "question": question, "answer": text, "reference": ["."]}
     ]
     # finetune learns it after exactly the prompt that it responded to.
-    (example,) = read_examples(out, transformers.AutoTokenizer.from_pretrained(folder), max_length=10_000).kept
+    (example,), _ = read_examples(out, transformers.AutoTokenizer.from_pretrained(folder), max_length=10_000)
     prompt = HfPrompts(folder).ask(document, question).tolist()
     assert example.tokens[: len(prompt)] == prompt and example.generated.index(True) == len(prompt)
     result = run(folder, "--data", data, "-o", out, "--force", "--ctx", 50)

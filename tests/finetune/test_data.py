@@ -36,7 +36,7 @@ def parts(example: Example, tokenizer=None) -> list[tuple[str, bool]]:
 
 
 def test_a_prompt_and_its_answer(write):
-    (example,) = read(write({"prompt": "A text.", "question": "What is it?", "answer": " A text"})).kept
+    (example,), _ = read(write({"prompt": "A text.", "question": "What is it?", "answer": " A text"}))
     assert parts(example) == [
         ("<|im_start|>user\nA text.\n\nWhat is it?<|im_end|>\n<|im_start|>assistant\n", False),
         # What a template adds after the end of the turn is not generated.
@@ -47,7 +47,7 @@ def test_a_prompt_and_its_answer(write):
 
 def test_a_prompt_is_tokenized_as_it_will_be_asked(write):
     # Tokenized as one text, "assistant\n" and the first line end of the response would become one token.
-    (example,) = read(write({"prompt": "p", "answer": "\n\nyes"})).kept
+    (example,), _ = read(write({"prompt": "p", "answer": "\n\nyes"}))
     start = "<|im_start|>user\np<|im_end|>\n<|im_start|>assistant\n"
     encode = lambda text: tiny_tokenizer().encode(text, add_special_tokens=False)  # noqa: E731
     assert example.tokens == encode(start) + encode("\n\nyes<|im_end|>")
@@ -55,7 +55,7 @@ def test_a_prompt_is_tokenized_as_it_will_be_asked(write):
 
 def test_a_question_in_the_prompt_is_not_asked_again(write):
     record = {"prompt": "A text. What is it? Be brief.", "question": "What is it?", "answer": "A text"}
-    (example,) = read(write(record)).kept
+    (example,), _ = read(write(record))
     assert parts(example)[0][0].count("What is it?") == 1
 
 
@@ -68,7 +68,7 @@ def test_every_response_of_a_conversation(write):
         {"role": "assistant", "content": "Nothing"},
         {"role": "user", "content": "Well"},
     ]
-    (example,) = read(write({"messages": messages})).kept
+    (example,), _ = read(write({"messages": messages}))
     assert parts(example) == [
         ("<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n", False),
         ("Hi<|im_end|>", True),
@@ -91,7 +91,7 @@ def test_a_template_that_drops_earlier_reasoning_teaches_the_last_response(write
         {"role": "user", "content": "2?"},
         {"role": "assistant", "content": "so</think>two"},
     ]
-    (example,) = read(write({"messages": messages}), tokenizer).kept
+    (example,), _ = read(write({"messages": messages}), tokenizer)
     (before, first), (response, second) = parts(example, tokenizer)
     assert (first, second) == (False, True)
     assert "hm" not in before and before.endswith("2?<|im_end|>\n<|im_start|>assistant\n")
@@ -100,7 +100,7 @@ def test_a_template_that_drops_earlier_reasoning_teaches_the_last_response(write
 
 def test_plain_text_without_a_template(write):
     file = write({"prompt": "A text.", "question": "What?", "answer": " It"})
-    (example,) = read(file, chat=False).kept
+    (example,), _ = read(file, chat=False)
     assert parts(example) == [(f"A text.\n\nWhat?{PLAIN_END}", False), (" It<|endoftext|>", True)]
     with pytest.raises(DataFileError, match=r"data.jsonl:1: messages need a chat template"):
         read(write({"messages": []}), chat=False)
@@ -108,8 +108,8 @@ def test_plain_text_without_a_template(write):
 
 def test_long_records_are_left_out_and_counted(write):
     short, long = {"prompt": "p", "answer": "a"}, {"prompt": "word " * 200, "answer": "a"}
-    examples = read(write(short, long, short), max_length=60)
-    assert len(examples.kept) == 2 and examples.too_long == 1
+    examples, too_long = read(write(short, long, short), max_length=60)
+    assert len(examples) == 2 and too_long == 1
     with pytest.raises(DataFileError, match="all 1 records have more than 60 tokens; raise --max-length"):
         read(write(long), max_length=60)
 
@@ -144,7 +144,7 @@ def test_parquet(tmp_path):
 
     messages = [{"role": "user", "content": "1?"}, {"role": "assistant", "content": "one"}]
     parquet.write_table(pyarrow.table({"messages": [messages], "other": [1]}), tmp_path / "data.parquet")
-    (example,) = read(tmp_path / "data.parquet").kept
+    (example,), _ = read(tmp_path / "data.parquet")
     assert parts(example)[-1] == ("one<|im_end|>", True)
 
 
