@@ -21,7 +21,7 @@ class Sample:
     length: requested length of the prompt in tokens; None for data files.
     depth: position of a needle in the document, from 0 to 1; None for other tasks.
     style: requested form of answer to a built-in question.
-    source, document, name: of a data file's record: its place as "questions.jsonl:3", its prompt, its id.
+    source, document, name: place ("questions.jsonl:3"), prompt and id of a data file's record; "" otherwise.
     """
 
     id: str
