@@ -12,12 +12,12 @@ are used. Exit code 1 if a kernel without a block table needs more registers tha
 from __future__ import annotations
 
 import argparse
-import hashlib
 import re
 import shutil
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -97,46 +97,22 @@ def default_files() -> list[str]:
 
 
 def compile_one(tree: str, name: str, arch: str) -> dict[str, Kernel]:
-    """Compile one file for one architecture, unless its sources are unchanged; returns kernels by demangled name."""
+    """Compile one file for one architecture; returns kernels by demangled name."""
     folder = TREES[tree] / CUDA
-    out = ROOT / "build/cuda-check" / arch / tree / Path(name).stem
-    log = out / "ptxas.log"
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(included(folder / name)))).hexdigest()
-    stamp = out / "stamp"
-    if not (stamp.exists() and stamp.read_text() == digest):
-        shutil.rmtree(out, ignore_errors=True)
-        out.mkdir(parents=True)
-        pairs = [(k, v) for k in TYPES for v in TYPES]
-        command = ["nice", "-n", "19", "nvcc", "-std=c++17", "-O3", "-use_fast_math", "-extended-lambda"]
-        command += ["-gencode", f"arch=compute_{arch},code=sm_{arch}"]
-        command += ["-Xptxas", "-v", "--keep", "--keep-dir", str(out), "-DGGML_CUDA_USE_GRAPHS"]
-        command += ['-DGGML_CUDA_FA_QUANTS="default"']
-        command += [f"-DGGML_CUDA_FA_{k.upper()}_{v.upper()}={int((k, v) in COMPILED_PAIRS)}" for k, v in pairs]
-        command += [f"-I{TREES[tree] / sub}" for sub in ("ggml/include", "ggml/src", CUDA)]
-        # For a toolkit without cuBLAS.
-        command += [f"-I{header.parent}" for header in in_packages("include/cublas_v2.h")[:1]]
-        command += ["-c", str(folder / name), "-o", str(out / "object.o")]
+    pairs = [(k, v) for k in TYPES for v in TYPES]
+    command = ["nice", "-n", "19", "nvcc", "-std=c++17", "-O3", "-use_fast_math", "-extended-lambda"]
+    command += ["-gencode", f"arch=compute_{arch},code=sm_{arch}", "-DGGML_CUDA_USE_GRAPHS"]
+    command += ['-DGGML_CUDA_FA_QUANTS="default"']
+    command += [f"-DGGML_CUDA_FA_{k.upper()}_{v.upper()}={int((k, v) in COMPILED_PAIRS)}" for k, v in pairs]
+    command += [f"-I{TREES[tree] / sub}" for sub in ("ggml/include", "ggml/src", CUDA)]
+    # For a toolkit without cuBLAS.
+    command += [f"-I{header.parent}" for header in in_packages("include/cublas_v2.h")[:1]]
+    with tempfile.TemporaryDirectory() as out:
+        command += ["-Xptxas", "-v", "-cubin", "-o", f"{out}/kernels.cubin", str(folder / name)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        log.write_text(done.stdout + done.stderr)
         if done.returncode:
             raise SystemExit(f"{tree} {name} does not compile for sm_{arch}:\n{done.stderr[-3000:]}")
-        for path in out.iterdir():
-            if path.suffix not in (".cubin", ".log"):
-                path.unlink()
-        stamp.write_text(digest)
-    return dict(kernels(log.read_text(), next(out.glob("*.cubin"))))
-
-
-def included(path: Path) -> set[Path]:
-    """The file and the CUDA headers it includes, directly or indirectly."""
-    found, todo = set(), [path]
-    while todo:
-        path = todo.pop()
-        if path not in found and path.exists():
-            found.add(path)
-            names = re.findall(r'#include "([\w./-]+\.cuh)"', path.read_text())
-            todo += [(path.parent / name).resolve() for name in names]
-    return found
+        return dict(kernels(done.stdout + done.stderr, Path(out, "kernels.cubin")))
 
 
 def kernels(log: str, cubin: Path) -> Iterator[tuple[str, Kernel]]:
