@@ -24,6 +24,7 @@ from swaa_edge.config import Configuration
 from swaa_edge.engine.configurations import FULL, configurations
 from swaa_edge.engine.settings import EngineSettings
 from swaa_edge.errors import ConfigError
+from swaa_edge.support.interrupt import ends_early
 from swaa_edge.support.progress import OnProgress
 
 #: Prompt lengths by default, and those of `quick`.
@@ -79,7 +80,7 @@ def bench_attention(
             for n in work.lengths
             if quick or n > _Q8_0_LENGTH
         ]
-        with report.until_stopped():
+        with ends_early(report, report.rows):
             planned = list(_rounds(report, rounds, quick))
             _measure(report, planned, runners, _QUICK_SECONDS if quick else float("inf"), on_progress)
     return report

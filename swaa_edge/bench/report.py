@@ -5,20 +5,19 @@ print(report); report.to_dict()["rows"]
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import statistics
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any
 
 from swaa_edge.bench import bound
 from swaa_edge.bench.client import PATCHED, UNPATCHED, Timing
 from swaa_edge.bench.workload import Workload
 from swaa_edge.config import Configuration
 from swaa_edge.engine.configurations import FULL
-from swaa_edge.errors import SwaaError
 from swaa_edge.support.figure import figure
+from swaa_edge.support.interrupt import Stopped
 from swaa_edge.support.machine import machine
 from swaa_edge.support.table import table
 
@@ -28,7 +27,7 @@ class Run:
     """What the documents of all benchmarks have in common.
 
     libraries: `client.described` by name. load: mean number of processes that wanted a core in the minute before the
-    run; None if the system doesn't provide it. stopped: None for a complete run, "interrupted", or the error.
+    run; None if the system doesn't provide it.
     """
 
     work: Workload
@@ -38,19 +37,7 @@ class Run:
     load: float | None = dataclasses.field(
         default_factory=lambda: os.getloadavg()[0] if hasattr(os, "getloadavg") else None, kw_only=True
     )
-    stopped: SwaaError | Literal["interrupted"] | None = dataclasses.field(default=None, kw_only=True)
-
-    @contextlib.contextmanager
-    def until_stopped(self) -> Iterator[None]:
-        """Keep the reason in `stopped` if an interrupt or an error ends this block; raise an error before any row."""
-        try:
-            yield
-        except KeyboardInterrupt:
-            self.stopped = "interrupted"
-        except SwaaError as error:
-            if not self.rows():
-                raise
-            self.stopped = error
+    stopped: Stopped = dataclasses.field(default=None, kw_only=True)
 
     def facts(self) -> dict[str, Any]:
         """Return settings, prompt, model, machine, libraries and the reason of an early end, as plain JSON values."""

@@ -20,6 +20,7 @@ from swaa_edge.config import Configuration
 from swaa_edge.engine.configurations import configurations
 from swaa_edge.engine.settings import EngineSettings
 from swaa_edge.errors import ConfigError
+from swaa_edge.support.interrupt import ends_early
 from swaa_edge.support.progress import OnProgress, Progress
 
 #: Prompt lengths by default, as far as the model's context goes.
@@ -76,7 +77,7 @@ def bench(
         facts = {name: described(runner) for name, runner in runners.items()}
         report = Report(work, sides, repeat, facts)
         meters = progress_of([(f"{name}, {length:,} tokens", length) for name, length in turns], on_progress)
-        with report.until_stopped():
+        with ends_early(report, report.rows):
             for (name, length), advance in zip(turns, meters, strict=True):
                 runner = runners[UNPATCHED if name == UNPATCHED else PATCHED]
                 timing = runner.measure(jobs[name, length], advance)

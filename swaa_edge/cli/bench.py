@@ -14,11 +14,10 @@ import click
 
 from swaa_edge.cli.options.engine import engine_options
 from swaa_edge.cli.options.numbers import Numbers
-from swaa_edge.cli.options.output import force_option, json_option, progress_option
+from swaa_edge.cli.options.output import force_option, json_option, print_result, progress_option, raise_stopped
 from swaa_edge.cli.options.swaa import Chosen, raw_swaa_options
 from swaa_edge.config import RECIPES
 from swaa_edge.engine.settings import EngineSettings
-from swaa_edge.errors import SwaaError
 from swaa_edge.shapes import SHAPES, TYPES, temporary_shape
 from swaa_edge.support.atomic import atomic_outputs
 from swaa_edge.support.progress import progress_bar
@@ -131,9 +130,8 @@ def bench(
         if plot_file is not None:
             plot(document, files[plot_file], kind)
     # After the files: a closed pipe on stdout must not lose minutes of measuring.
-    click.echo(json.dumps(document, indent=2) if json_file == "-" else str(report))
-    if report.stopped is not None:
-        raise report.stopped if isinstance(report.stopped, SwaaError) else KeyboardInterrupt
+    print_result(report, as_json=json_file == "-")
+    raise_stopped(report.stopped)
 
 
 def _check_attention(attention: bool, quick: bool, plot_file: str | None) -> None:
