@@ -1,4 +1,1 @@
-"""The check of the CPU kernels for Arm: `check.py`, with the tools, the tree, the program and its run under qemu.
-
-python3 scripts/arm/check.py
-"""
+"""The check of the CPU kernels for Arm: `check.py`, with the tools it needs and the program it builds and runs."""

@@ -29,8 +29,10 @@ if __name__ == "__main__":
 
 from gpu.packing import commit
 from gpu.runner import CheckError
+from patches_lib.patchfile import PatchError
+from patches_lib.workspace import Workspace, fetch, mirror, walk, wanted
 
-from arm import tools, tree
+from arm import tools
 from arm.program import BLOCKS, PLAIN, SELECTION, Program, count
 from arm.tools import MissingTools
 
@@ -80,7 +82,7 @@ def check(given: argparse.Namespace, found: tools.Tools) -> dict[str, Any]:
     """Build, run and judge every level; returns the whole result."""
     work = given.work.resolve()
     facts = commit(ROOT, "patches")
-    tree.export(ROOT, work / "tree")
+    export(ROOT, work / "tree")
     programs = []
     for march in dict.fromkeys(march for word in given.march for march in (tools.LEVELS if word == "all" else (word,))):
         say(f"building for {march}")
@@ -104,6 +106,33 @@ def check(given: argparse.Namespace, found: tools.Tools) -> dict[str, Any]:
         levels.append(level)
     problems = [line for level in levels for line in judge(level, filtered=bool(given.filter))]
     return facts | {"threads": given.threads, "levels": levels, "problems": problems}
+
+
+def needed(path: str) -> bool:
+    """Whether ggml's CPU library or test-backend-ops needs a file of a llama.cpp tree."""
+    in_ggml_src = path.startswith("ggml/src/") and path.count("/") == 2
+    ours = path.startswith("tests/test-kv-") and path.endswith(".h")
+    single = path in ("LICENSE", "ggml/CMakeLists.txt", "tests/test-backend-ops.cpp")
+    return path.startswith(("ggml/cmake/", "ggml/include/", "ggml/src/ggml-cpu/")) or in_ggml_src or ours or single
+
+
+def export(root: Path, tree: Path) -> None:
+    """Write the patched files that ggml and its op tests need to the folder `tree`.
+
+    A tree of its own: unsaved edits of vendor/llama.cpp-patched are not in it, and no other build waits for it. Raises
+    `CheckError` if upstream can't be fetched or a patch does not apply.
+    """
+    cache = os.environ.get("SWAA_EDGE_CACHE")
+    try:
+        workspace = Workspace(root, Path(cache).resolve() if cache else None)
+        with workspace.lock():
+            fetch(workspace)
+            patched = wanted(workspace)
+            files = {name: path.read_bytes() for name, path in walk(workspace.pristine).items() if needed(name)}
+    except (PatchError, OSError) as error:
+        raise CheckError(f"cannot make the patched tree: {' '.join(str(error).split())}") from None
+    files |= {name: data for name, data in patched.items() if needed(name)}
+    mirror(files, tree)
 
 
 def selection(regex: str | None, everything: bool) -> dict[str, str | None]:

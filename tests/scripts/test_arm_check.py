@@ -11,7 +11,7 @@ import sys
 
 import pytest
 from arm import check as arm_check
-from arm import program, tools, tree
+from arm import program, tools
 from arm.program import Part, Program
 from arm.tools import MissingTools, Tools
 from gpu import building
@@ -270,7 +270,7 @@ def stand_in(tmp_path, monkeypatch):
         paths = {name: str(tmp_path / name) for name in ("cmake", "objdump", "qemu")}
         found = Tools(cc="gcc", cxx=cxx, ninja=None, **paths)
         monkeypatch.setattr(tools, "find", lambda: found)
-        monkeypatch.setattr(tree, "export", lambda root, folder: None)
+        monkeypatch.setattr(arm_check, "export", lambda root, folder: None)
         return ["--work", str(tmp_path / "work"), "--json", str(tmp_path / "result.json")]
 
     return put
@@ -310,14 +310,14 @@ def test_a_build_that_fails_is_one_line_with_the_compilers_error(stand_in, capsy
 
 def test_what_the_program_is_made_of():
     for path in ("ggml/CMakeLists.txt", "ggml/src/ggml.c", "ggml/src/ggml-cpu/fattn/fattn.cpp", "tests/test-kv-x.h"):
-        assert tree.needed(path), path
+        assert arm_check.needed(path), path
     for path in ("src/llama.cpp", "ggml/src/ggml-cuda/fattn.cu", "tests/test-quantize-fns.cpp", "CMakeLists.txt"):
-        assert not tree.needed(path), path
+        assert not arm_check.needed(path), path
 
 
 def test_a_series_that_can_not_be_applied_is_one_line(tmp_path):
     with pytest.raises(CheckError, match=r"cannot make the patched tree: .*UPSTREAM") as error:
-        tree.export(tmp_path, tmp_path / "tree")
+        arm_check.export(tmp_path, tmp_path / "tree")
     assert "\n" not in str(error.value)
 
 
@@ -333,7 +333,7 @@ def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("arm")
     (folder / "ggml").mkdir()
     (folder / "ggml/stale.c").write_text("")
-    tree.export(ROOT, folder)
+    arm_check.export(ROOT, folder)
     assert not (folder / "ggml/stale.c").exists() and (folder / "tests/test-backend-ops.cpp").exists()
     return found, folder / "ggml"
 
