@@ -1,6 +1,5 @@
 """docs/help.md is what the commands print."""
 
-
 from support import ROOT
 from swaa_edge.cli import COMMANDS
 from swaa_edge.cli.help import page

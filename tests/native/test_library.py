@@ -123,8 +123,7 @@ def test_a_library_without_swaa_or_with_another_version_of_it():
     with pytest.raises(NativeLibraryError) as caught:
         abi.check(newer)
     assert str(caught.value) == (
-        "/lib/libllama.so has version 7 of the SWAA functions, "
-        f"but this swaa-edge needs {abi.ABI_VERSION}; {REBUILD}"
+        f"/lib/libllama.so has version 7 of the SWAA functions, but this swaa-edge needs {abi.ABI_VERSION}; {REBUILD}"
     )
 
 
