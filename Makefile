@@ -58,8 +58,9 @@ arm-check: $(STAMPS)/venv  ## the CPU attention kernels for Arm, cross-compiled,
 wheel: $(STAMPS)/venv  ## a wheel for this platform, any CPU of it, in dist/
 	CMAKE_ARGS="$(CMAKE_ARGS)" $(PIP) wheel --no-deps --wheel-dir dist .
 
-lint: setup  ## ruff
+lint: setup  ## ruff: its checks, and its format
 	$(BIN)/ruff check
+	$(BIN)/ruff format --check
 
 clean:  ## forget the builds
 	rm -rf build dist $(STAMPS)/native
