@@ -94,7 +94,7 @@ def calibrate(
         window and sinks shortened to fit the prompts.
     settings: the fields of `CalibrateSettings`.
     output: write the settings as JSON. annotate, in_place: write them into a copy of the model, or into the model.
-    json_file, plot_file: write the result as a document and as a picture, also that of a run that ended early.
+    json_file, plot_file: write the result of a complete run as a document and as a picture.
     force: replace existing files. journal_file: keeps the measurements, so that an equal call resumes an interrupted
         run; None for the user's cache, until the run is complete.
     on_note: called with a line about the measurements of an earlier run.
@@ -108,7 +108,7 @@ def calibrate(
     if annotate is not None and in_place:
         raise ConfigError("annotate and in_place are both a place for the model; choose one of them")
     check_pictures(plot_file)
-    check_outputs((output, annotate, json_file, plot_file), force=force)
+    check_outputs((output, annotate, json_file, plot_file), force=force, others=(model, chosen.text, journal_file))
     engine = _check_engine(engine or EngineSettings(), file)
     length = _prompt_tokens(file, chosen.prompt_tokens)
     swaa = _sliding(swaa, length)
@@ -122,8 +122,8 @@ def calibrate(
         found = Calibration(os.fspath(model), file.name, length, report)
         if report.full is None:  # there is nothing to report
             raise report.stopped if isinstance(report.stopped, SwaaError) else KeyboardInterrupt
-        _write_report(found, json_file, plot_file, force)
         if found.config and not report.stopped:
+            _write_report(found, json_file, plot_file, force)
             written = _write_settings(found, output, annotate, in_place, force, on_progress)
             found = dataclasses.replace(found, written=written)
             journal.discard()

@@ -14,7 +14,7 @@ from typing import Any
 from swaa_edge.config import SwaaConfig
 from swaa_edge.errors import ConfigError
 from swaa_edge.evaluate.report import pareto
-from swaa_edge.support.atomic import write_json
+from swaa_edge.support.atomic import check_outputs, write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +78,8 @@ def recommend(
     """
     if target_speedup is None and min_accuracy is None:
         raise ConfigError("give a target speed-up, a minimum accuracy or both")
+    if output is not None:
+        check_outputs((os.fspath(output),), force=force, others=(measured,))
     choice = _choose(_read_table(measured), target_speedup, min_accuracy)
     if output is not None:
         if choice.chosen.config is None:

@@ -63,7 +63,8 @@ class LazyGroup(click.Group):
         try:
             result = super().invoke(ctx)
             # Flush here, so that a closed pipe (`| head`) raises inside click, which then exits quietly.
-            sys.stdout.flush()
+            if sys.stdout is not None:  # closed by the caller
+                sys.stdout.flush()
             return result
         except SwaaError as error:
             raise click.ClickException(" ".join(str(error).splitlines())) from error

@@ -38,7 +38,7 @@ _SHAPE, _LAYERS, _QUICK_LAYERS = "qwen3-0.6b", 4, 2
 @click.option(
     "--configs",
     metavar="NAME,...",
-    help=f"Configurations to compare with full attention: naive, {', '.join(RECIPES)}, file, FILE.json.  "
+    help=f"Configurations to compare: full (always there), naive, {', '.join(RECIPES)}, file, FILE.json.  "
     "[default: file if the model has SWAA keys, else naive,quality,balanced,fast; --attention: none]",
 )
 @click.option("--baseline", metavar="DIR", help="Also compare with the unpatched libllama in this folder.")
@@ -72,7 +72,7 @@ _SHAPE, _LAYERS, _QUICK_LAYERS = "qwen3-0.6b", 4, 2
 @click.option("--type", "ftype", metavar="TYPE", help=f"With --shape: {', '.join(TYPES)}.  [default: {TYPES[0]}]")
 @click.option("--vocab", type=click.IntRange(1), metavar="N", help="With --shape: size of the vocabulary.")
 @progress_option
-@engine_options
+@partial(engine_options, lora=False)
 @raw_swaa_options
 def bench(
     model: str | None,
@@ -115,7 +115,7 @@ def bench(
     kind = None if plot_file is None else picture_type(plot_file)
     with progress_bar(progress) as shown, contextlib.ExitStack() as stack:
         # Both files are claimed before the minutes of measuring.
-        files = stack.enter_context(atomic_outputs((json_file, plot_file), force=force))
+        files = stack.enter_context(atomic_outputs((json_file, plot_file), force=force, others=(model,)))
         path = model or stack.enter_context(temporary_shape(shape, **sizes))
         sides = None
         if not attention or configs is not None or chosen != Chosen():

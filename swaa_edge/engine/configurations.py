@@ -51,7 +51,10 @@ def configurations(
     if names is not None:
         if base is not None:
             raise ConfigError("--configs names whole configurations; put recipes and FILE.json there")
-        for name in filter(None, map(str.strip, names.split(",") if isinstance(names, str) else names)):
+        listed = [*filter(None, map(str.strip, names.split(",") if isinstance(names, str) else names))]
+        if not listed:
+            raise ConfigError(f"--configs names none; there are {FULL}, {NAIVE}, {', '.join(RECIPES)}, {FILE}")
+        for name in listed:
             label = Path(name).stem if name.endswith(".json") else name
             if label in configs and label != FULL:
                 raise ConfigError(f"--configs has {label} twice; name each configuration once")

@@ -22,6 +22,8 @@ from swaa_edge.metadata import PREFIX, to_kv_overrides
 Override = bool | int | float | str
 # upstream keeps a list per batch row, each a memory mapping of its own if the context is long
 _MAX_BATCH = 1 << 14
+# GGML_MAX_N_THREADS
+_MAX_THREADS = 512
 # enum ggml_type: types of a KV cache that aren't quantized (f32, f16, bf16)
 _UNQUANTIZED = (0, 1, 30)
 
@@ -90,6 +92,8 @@ def check_context(
     n_ctx: int = 512,
     n_batch: int = 512,
     n_ubatch: int = 512,
+    n_threads: int | None = None,
+    n_threads_batch: int | None = None,
     type_v: int | None = None,
     **_: Any,
 ) -> None:
@@ -98,6 +102,9 @@ def check_context(
     for name, value in (("n_batch", n_batch), ("n_ubatch", n_ubatch)):
         if not 1 <= whole_number(name, value, 0) <= _MAX_BATCH:
             raise ConfigError(f"{name} = {value} is out of range: 1 to {_MAX_BATCH}")
+    for name, value in (("n_threads", n_threads), ("n_threads_batch", n_threads_batch)):
+        if value is not None and whole_number(name, value, 0) > _MAX_THREADS:
+            raise ConfigError(f"{name} = {value} is out of range: 1 to {_MAX_THREADS}")
     if not flash_attn and type_v is not None and type_v not in _UNQUANTIZED:
         raise ConfigError("a quantized V cache (type_v) needs flash attention; leave flash_attn on, or type_v at f16")
 

@@ -20,7 +20,7 @@ from swaa_edge.engine.settings import EngineSettings
 from swaa_edge.errors import ConfigError, SwaaError
 from swaa_edge.evaluate import perplexity, plot, run
 from swaa_edge.evaluate.perplexity import PerplexityReport
-from swaa_edge.evaluate.questions import Prepared, Questions, settings_of
+from swaa_edge.evaluate.questions import Prepared, Questions, settings_of, split_tasks
 from swaa_edge.evaluate.report import Report
 from swaa_edge.evaluate.scoring import Scorer
 from swaa_edge.evaluate.table import conclusion, front, table
@@ -97,7 +97,7 @@ def compare(
     loader.check(sides.values())
     scorer = asked.score()
     files = json_file, plot_file, heatmap_file
-    _check_files(files, force)
+    _check_files(files, force, (model, journal_file, asked.text, asked.haystack, *split_tasks(asked.tasks)[1]))
     prepared = asked.prepare(model, loader.context)
     with contextlib.ExitStack() as stack:
         settings = settings_of(asked, prepared) | {"engine": dataclasses.asdict(loader.engine)}
@@ -221,18 +221,18 @@ def _document(
     return document
 
 
-def _check_files(files: _Files, force: bool) -> None:
-    json_file, *others = files
-    pictures = [file for file in others if file is not None]
+def _check_files(files: _Files, force: bool, others: Iterable[str | os.PathLike[str] | None]) -> None:
+    json_file, *pictures = files
+    pictures = [file for file in pictures if file is not None]
     check_pictures(*pictures)
     if json_file in pictures:
         raise ConfigError(f"{json_file} can't be both JSON and a picture; give two names")
-    check_outputs(files, force=force)
+    check_outputs(dict.fromkeys(files), force=force, others=others)  # one file may hold both pictures
 
 
 def _write_files(document: dict[str, Any], files: _Files, force: bool) -> None:
     json_file, plot_file, heatmap_file = files
-    with atomic_outputs(files, force=force) as paths:
+    with atomic_outputs(dict.fromkeys(files), force=force) as paths:
         if json_file in paths:
             paths[json_file].write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
         if plot_file is not None and plot_file == heatmap_file:

@@ -174,8 +174,11 @@ def split_tasks(tasks: str | Sequence[str]) -> tuple[list[str], list[str]]:
     """The names of tasks and the data files in `tasks`, as in `Questions`. Raises `ConfigError`."""
     values = [tasks] if isinstance(tasks, str) else tasks
     given = [part.strip() for value in values for part in ([value] if os.path.exists(value) else value.split(","))]
-    chosen = list(dict.fromkeys(filter(None, given))) or list(BUILT_IN)
     known = [*BUILT_IN, PERPLEXITY]
+    chosen = list(dict.fromkeys(filter(None, given)))
+    if given and not chosen:
+        raise ConfigError(f"the list of tasks is empty; there are {', '.join(known)}, or give a FILE.jsonl")
+    chosen = chosen or list(BUILT_IN)
     names = [name for name in chosen if name in known]
     files = [name for name in chosen if name not in known]
     for name in files:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,7 @@ def distill(
     loading and running a model.
     """
     chosen, engine = DistillSettings(**settings), engine or EngineSettings()
-    _check_output(output, data, force)
+    _check_output(output, force, (data, journal_file))
     is_correct = scorer(chosen.scorer, chosen.judge, chosen.judge_model)
     source = (_hf_source if Path(model).is_dir() else _gguf_source)(model, engine, chosen)
     records, skipped = _records(source, data, chosen)
@@ -116,13 +116,11 @@ def distill(
     return distilled
 
 
-def _check_output(output: str | os.PathLike[str], data: str | os.PathLike[str], force: bool) -> None:
+def _check_output(output: str | os.PathLike[str], force: bool, others: Iterable[str | os.PathLike[str] | None]) -> None:
     name = os.fspath(output)
     if Path(name).suffix not in (".jsonl", ".json"):
         raise ConfigError(f"{name} must end in .jsonl, the format that finetune reads")
-    if os.path.exists(name) and os.path.exists(data) and os.path.samefile(name, data):
-        raise ConfigError(f"{name} is also the input, --data; choose another name")
-    check_outputs([name], force=force)
+    check_outputs([name], force=force, others=others)
 
 
 @dataclasses.dataclass(frozen=True)

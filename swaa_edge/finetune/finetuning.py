@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from swaa_edge.config import SwaaConfig
 from swaa_edge.errors import SwaaError
 from swaa_edge.finetune.settings import Settings
-from swaa_edge.support.atomic import atomic_outputs
+from swaa_edge.support.atomic import atomic_outputs, check_outputs
 from swaa_edge.support.figure import check_pictures, figure, picture_type
 from swaa_edge.support.interrupt import interruptible
 from swaa_edge.support.progress import OnProgress
@@ -53,6 +53,7 @@ def finetune(
     chosen = Settings(**settings)
     read_hf_folder(model)
     check_pictures(plot_file)
+    check_outputs((plot_file, json_file), force=force, others=(data, output))
     try:
         from swaa_edge.finetune.train import Run
     except ImportError as error:

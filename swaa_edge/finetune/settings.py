@@ -70,6 +70,8 @@ class Settings:
         for name in ("lora_dropout", "warmup_ratio", "val_fraction"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} = {getattr(self, name)} must be at least 0 and less than 1")
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(f"seed = {self.seed} must be from 0 to {2**32 - 1}")
         if self.patience < 0:
             raise ConfigError(f"patience = {self.patience} must be at least 0")
         if not self.target_modules or not all(self.target_modules):

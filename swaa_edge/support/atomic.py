@@ -23,12 +23,14 @@ def atomic_output(path: str | os.PathLike[str], *, force: bool = False) -> Itera
     """Yield a temporary path beside `path`; on a clean exit it is fsynced and renamed to `path`.
 
     On any exception, `KeyboardInterrupt` included, the temporary file is removed and `path` stays
-    as it was. Raises `OutputError` if `path` exists and `force` is false, if its folder is missing
-    or not writable, or if the disk is full.
+    as it was. A symbolic link stays, and the file that it names is replaced. Raises `OutputError` if `path` exists
+    and `force` is false, if it is not a regular file, if its folder is missing or not writable, or if the disk is full.
     """
-    target = Path(path)
+    target = Path(os.path.realpath(path) if os.path.islink(path) else path)
     if target.is_dir():
         raise OutputError(f"{target} is a folder; give the name of a file")
+    if target.exists() and not target.is_file():
+        raise OutputError(f"{target} is not a regular file; give the name of a file")
     if target.exists() and not force:
         raise OutputError(f"{target} exists already; pass --force to replace it, or choose another name")
     if not target.parent.is_dir():
@@ -58,24 +60,41 @@ def atomic_output(path: str | os.PathLike[str], *, force: bool = False) -> Itera
 
 
 @contextlib.contextmanager
-def atomic_outputs(files: Iterable[str | None], *, force: bool = False) -> Iterator[dict[str, Path]]:
+def atomic_outputs(
+    files: Iterable[str | None], *, force: bool = False, others: Iterable[str | os.PathLike[str] | None] = ()
+) -> Iterator[dict[str, Path]]:
     """As `atomic_output` for several files at a time, before hours of work: a temporary path by each name.
 
-    None and "-" (stdout) are skipped. Raises `OutputError`.
+    None and "-" (stdout) are skipped. others: files that the caller reads or writes besides, such as its inputs and its
+    journal. Raises `OutputError`, also for a file that is two of these.
     """
+    files = list(files)
+    _check_distinct(files, others)
     with contextlib.ExitStack() as stack:
         names = dict.fromkeys(file for file in files if file not in (None, "-"))
         yield {file: stack.enter_context(atomic_output(file, force=force)) for file in names}
 
 
-def check_outputs(files: Iterable[str | None], *, force: bool = False) -> None:
+def check_outputs(
+    files: Iterable[str | None], *, force: bool = False, others: Iterable[str | os.PathLike[str] | None] = ()
+) -> None:
     """Raise now the `OutputError` that `atomic_outputs` would raise for these files after hours of work."""
 
     class Claimed(Exception):
         pass
 
-    with contextlib.suppress(Claimed), atomic_outputs(files, force=force):
+    with contextlib.suppress(Claimed), atomic_outputs(files, force=force, others=others):
         raise Claimed
+
+
+def _check_distinct(files: Iterable[str | None], others: Iterable[str | os.PathLike[str] | None]) -> None:
+    taken = {os.path.realpath(file) for file in others if file is not None}
+    for file in files:
+        if file in (None, "-"):
+            continue
+        if os.path.realpath(file) in taken:
+            raise OutputError(f"{file} names an output and another file of this command; give the output another name")
+        taken.add(os.path.realpath(file))
 
 
 def write_json(path: str | os.PathLike[str], document: dict[str, Any], *, force: bool = False) -> None:

@@ -29,6 +29,8 @@ def check_plot() -> None:
 
 def picture_type(path: str | os.PathLike[str]) -> str:
     """The type that the suffix of `path` names, "png" without one. Raises `ConfigError` for another suffix."""
+    if os.fspath(path) == "-":
+        raise ConfigError("a picture can't be written to stdout; give the name of a file")
     kind = Path(path).suffix.lstrip(".").lower() or PICTURE_TYPES[0]
     if kind not in PICTURE_TYPES:
         raise ConfigError(f"{path} must be a picture: {', '.join('.' + kind for kind in PICTURE_TYPES)}")

@@ -206,7 +206,11 @@ def test_progress_is_a_line_per_choice(fake, file):
             "Error: window 4000 and 96 sinks hide nothing in 4096 tokens; lower",
         ),
         (["--annotate", "x.gguf", "--in-place"], 1, "Error: annotate and in_place are both a place for the model"),
-        (["-o", "MODEL"], 1, "Error: MODEL exists already; pass --force to replace it, or choose another name"),
+        (
+            ["-o", "MODEL"],
+            1,
+            "Error: MODEL names an output and another file of this command; give the output",
+        ),
         (["-o", "nowhere/x.json"], 1, "Error: the folder nowhere does not exist; create it or choose another output"),
     ],
 )

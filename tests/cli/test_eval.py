@@ -378,6 +378,8 @@ def test_a_wrong_pattern_names_its_line(fake, file, tmp_path):
 @pytest.mark.parametrize(
     "args, code, message",
     [
+        (["--task", ","], 1, "the list of tasks is empty; there are needle, multi-needle, kv, chain, ppl, or give a"),
+        (["--configs", ""], 1, "--configs names none; there are full, naive, quality,"),
         (["--task", "needel"], 1, "there is no task needel (is it needle?); there are needle, multi-needle, kv, "),
         (["--task", "none.jsonl"], 1, "cannot read none.jsonl: No such file or directory"),
         (["--task", "a.jsonl,b/a.jsonl"], 1, "two tasks have the name a; rename one of the files"),

@@ -114,6 +114,7 @@ def test_a_layer_that_the_model_lacks(model):
         ({"n_ctx": "512"}, "n_ctx = '512' must be a whole number from 0 to 2147483647"),
         ({"n_batch": 0}, "n_batch = 0 is out of range: 1 to 16384"),
         ({"n_ubatch": 20000}, "n_ubatch = 20000 is out of range: 1 to 16384"),
+        ({"n_threads": 513}, "n_threads = 513 is out of range: 1 to 512"),
         (
             {"flash_attn": False, "type_v": 8},
             "a quantized V cache (type_v) needs flash attention; leave flash_attn on, or type_v at f16",

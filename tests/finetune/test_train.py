@@ -181,6 +181,7 @@ def test_target_modules_that_do_not_exist(base, data, tmp_path):
         ({"val_fraction": 1.0}, "val_fraction = 1.0 must be at least 0 and less than 1"),
         ({"target_modules": ()}, "target_modules must name at least one"),
         ({"patience": -1}, "patience = -1 must be at least 0"),
+        ({"seed": -1}, "seed = -1 must be from 0 to 4294967295"),
     ],
 )
 def test_settings_out_of_range(wrong, message):

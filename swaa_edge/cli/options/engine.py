@@ -17,15 +17,16 @@ import click
 from swaa_edge.engine.settings import CACHE_TYPES, EngineSettings
 
 
-def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of `EngineSettings` to a command, and pass it one as `engine`."""
+def engine_options(command: Callable[..., Any], *, lora: bool = True) -> Callable[..., Any]:
+    """Add the options of `EngineSettings` to a command, and pass it one as `engine`; lora: with --lora."""
 
     @functools.wraps(command)
     def with_engine(*args: Any, **kwargs: Any) -> Any:
-        chosen = {field.name: kwargs.pop(field.name) for field in dataclasses.fields(EngineSettings)}
+        names = [field.name for field in dataclasses.fields(EngineSettings) if field.name in kwargs]
+        chosen = {name: kwargs.pop(name) for name in names}
         return command(*args, engine=EngineSettings(**chosen), **kwargs)
 
-    for option in reversed(_ENGINE_OPTIONS):
+    for option in reversed(_ENGINE_OPTIONS if lora else _ENGINE_OPTIONS[:-1]):
         with_engine = option(with_engine)
     return with_engine
 
