@@ -23,10 +23,11 @@ def atomic_output(path: str | os.PathLike[str], *, force: bool = False) -> Itera
     """Yield a temporary path beside `path`; on a clean exit it is fsynced and renamed to `path`.
 
     On any exception, `KeyboardInterrupt` included, the temporary file is removed and `path` stays
-    as it was. A symbolic link stays, and the file that it names is replaced. Raises `OutputError` if `path` exists
-    and `force` is false, if it is not a regular file, if its folder is missing or not writable, or if the disk is full.
+    as it was. A symbolic link is replaced, not its target: in a download cache other links share that. Raises
+    `OutputError` if `path` exists and `force` is false, if it is not a regular file, if its folder is missing or not
+    writable, or if the disk is full.
     """
-    target = Path(os.path.realpath(path) if os.path.islink(path) else path)
+    target = Path(path)
     if target.is_dir():
         raise OutputError(f"{target} is a folder; give the name of a file")
     if target.exists() and not target.is_file():

@@ -37,12 +37,13 @@ def test_an_output_is_not_another_file_of_the_command(tmp_path, monkeypatch, out
         check_outputs(outputs, force=True, others=[*others, None])
 
 
-def test_a_link_stays_and_its_file_is_replaced(tmp_path):
+def test_a_link_is_replaced_and_its_target_stays(tmp_path):
     (tmp_path / "file").write_text("before")
     (tmp_path / "link").symlink_to("file")
     with atomic_output(tmp_path / "link", force=True) as temporary:
         temporary.write_text("after")
-    assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_text() == "after"
+    assert not (tmp_path / "link").is_symlink() and (tmp_path / "link").read_text() == "after"
+    assert (tmp_path / "file").read_text() == "before"
 
 
 def test_only_a_regular_file_is_replaced(tmp_path):
