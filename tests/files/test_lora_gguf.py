@@ -414,8 +414,9 @@ def test_an_adapter_without_a_recipe_goes_with_any(base, adapters, tmp_path):
 
 
 def test_every_command_that_runs_a_model_takes_it():
-    for name in ("run", "chat", "serve", "bench", "eval", "calibrate"):
+    for name in ("run", "chat", "serve", "eval", "calibrate"):
         assert "--lora FILE.gguf" in CliRunner().invoke(cli, [name, "--help"]).stdout, name
+    assert "--lora" not in CliRunner().invoke(cli, ["bench", "--help"]).stdout  # it measures speed alone
 
 
 @pytest.mark.native  # importing SwaaLlama loads the library
