@@ -41,13 +41,13 @@ def annotate(
 ) -> list[Path]:
     """Write `source` with the SWAA keys of `config` to `output`; config None removes all `swaa.*` keys instead.
 
-    Existing keys are replaced; only `swaa.adapter` stays if `config` has none, since it describes the weights. With
+    Existing keys are replaced; `swaa.adapter` alone stays if `config` has no adapter: it describes the weights. With
     `in_place` there is no output: the new file takes the name of the source once complete (a symbolic link is replaced,
     not its target). For a split model, give the first file; unless `in_place`, the other files are copied to names that
     match the output's. `force` replaces existing outputs. Returns the paths that were written.
 
     Raises `ModelFileError` for a damaged source, `UnsupportedModelError` for a model that SWAA can't be applied to,
-    `ConfigError` for layers that it doesn't have, `OutputError`. Source and existing outputs then stay intact.
+    `ConfigError` for layers that the model doesn't have, `OutputError`. Source and existing outputs then stay intact.
     """
     if in_place is (output is not None):
         raise OutputError("give either an output file or in_place, and not both")
@@ -94,7 +94,7 @@ def _fitting(header: Header, config: SwaaConfig) -> SwaaConfig:
 
 
 def _spliced(header: Header, config: SwaaConfig | None) -> _Pieces:
-    """The file with its SWAA keys replaced by those of `config`, or without any if that is None."""
+    """The file with its SWAA keys replaced by those of `config`, or removed if `config` is None."""
     ours = sorted(
         (field for field in header.fields.values() if field.key.startswith(PREFIX)), key=lambda field: field.start
     )
@@ -122,9 +122,9 @@ def _spliced(header: Header, config: SwaaConfig | None) -> _Pieces:
 
 
 def _original_padding(header: Header, plain_end: int, annotated: bool) -> bytes:
-    """The bytes between header and data in the file before SWAA keys were added.
+    """The padding between header and data, as it was before SWAA keys were added.
 
-    In a file without tensors, they can be fewer than the alignment requires.
+    In a file without tensors, it can be shorter than the alignment requires.
     """
     stored = header.value(PADDING_KEY)
     if stored is not None:
@@ -174,7 +174,7 @@ def _copy(header: Header, source: BinaryIO, part: range, file: BinaryIO, advance
 
 
 def _next_data(source: BinaryIO, at: int) -> int:
-    """Offset of the next byte outside the file's holes; past its end if there is none."""
+    """Offset of the first byte, from `at` on, that isn't in a hole; the end of the file if there is none."""
     if not hasattr(os, "SEEK_DATA"):
         return at
     try:

@@ -1,7 +1,7 @@
 """The program of the child processes that child.py starts: it calls one function and writes the outcome to a file.
 
-It is a script rather than a module of the package, because it has to import the same package that started it
-without adding that package's folder, or the current one, to the module path, where they could shadow other modules.
+It is a script, not a module of the package, so that it can import the very package that started it. Neither the
+package's folder nor the current one gets onto the module path, where files in it could shadow other modules.
 
     python child_main.py swaa_edge/__init__.py swaa_edge.convert.lora_merge:merge '{"base": ...}' report.json
 """
@@ -60,7 +60,7 @@ def _import_package(path):
 
 
 def _described(error, logged):
-    """The exception as {"reason": one line}, plus "ours", its class in swaa_edge.errors, or "errno", of a write."""
+    """The exception as {"reason": one line}; also "ours", the name of our class, or "errno" of a failed write."""
     text = " ".join(str(error).split())
     if type(error).__module__ == "swaa_edge.errors":
         return {"ours": type(error).__name__, "reason": text}

@@ -1,7 +1,7 @@
 """Converts a Hugging Face model directory to GGUF: merge, convert, quantize, write SWAA keys.
 
 llama.cpp's own programs convert and quantize, in child processes. This module runs the steps in order, reports
-errors before the first one starts, and leaves either the complete result or nothing.
+errors before the first step starts, and leaves either the complete result or nothing.
 
     convert("Qwen3-4B", "qwen3-q4.gguf", quantize="Q4_K_M", swaa=SwaaConfig.from_recipe("balanced"))
 """
@@ -59,8 +59,8 @@ def convert(
     verbose: show the logs of all steps on stderr. on_step: called with a short description as each step starts.
 
     Intermediate files lie beside `output` while this runs, up to twice the size of the unquantized model.
-    Raises a `SwaaError` whose line states what is wrong, and leaves `output` unchanged: `ConfigError` if the adapter
-    was trained under other settings, `UnsupportedModelError` if it was trained on another model.
+    Raises `ConfigError` if the adapter was trained under other settings, `UnsupportedModelError` if it was trained on
+    another model, and other `SwaaError`s; `output` is then unchanged.
     """
     steps = on_step or (lambda _: None)
     with atomic_output(output, force=force) as temporary:
@@ -103,7 +103,7 @@ def convert(
 def _check_adapter(
     lora: str | os.PathLike[str], base: Path, swaa: SwaaConfig | None
 ) -> tuple[SwaaConfig | None, dict[str, Any]]:
-    """The settings to write, and the keys about the fine-tune, once its adapter is known to belong to `base`."""
+    """Check that the adapter belongs to `base`; return the settings to write and the keys about the fine-tune."""
     adapter = read_adapter(lora)
     check_merging()
     if adapter.training is not None:

@@ -1,7 +1,7 @@
 """A Hugging Face model directory, checked before any work is done on it.
 
 A conversion takes minutes, and the libraries that do it report a missing shard or a partial download late and
-in many lines. File names, sizes and headers reveal such damage here first, without torch.
+in many lines. So names, sizes and headers of the files are checked here first, without torch.
 
     read_hf_folder("Qwen3-4B").n_layers
 """

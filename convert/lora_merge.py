@@ -31,7 +31,7 @@ _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h
 
 @dataclasses.dataclass(frozen=True)
 class Adapter:
-    """The folder of an adapter. config: PEFT's. training: its recipe and base model, None if it wasn't trained here."""
+    """The folder of an adapter. config: PEFT's settings. training: recipe and base model, None if not trained here."""
 
     folder: Path
     config: Mapping[str, Any]
@@ -43,7 +43,7 @@ class Adapter:
 
     @property
     def name(self) -> str:
-        """The last part of the path as it was given; of a link, that is more telling than its target."""
+        """The last part of the path as given: the name of a link tells more than that of its target."""
         return os.path.basename(os.path.abspath(self.folder))
 
     def settings(self, given: SwaaConfig | None) -> SwaaConfig | None:
@@ -57,14 +57,14 @@ class Adapter:
         return None if chosen is None else dataclasses.replace(chosen, adapter=self.label(given))
 
     def label(self, given: SwaaConfig | None) -> str:
-        """The name of the fine-tune: that in the settings, `given` or its own, else that of its folder."""
+        """The name of the fine-tune: from `given`, else from the settings of its training, else from its folder."""
         for config in (given, self.training and self.training.swaa):
             if config is not None and config.adapter is not None:
                 return config.adapter
         return self.name[:LABEL_LIMIT]
 
     def provenance(self, label: str, base: str | os.PathLike[str]) -> dict[str, Any]:
-        """Keys for upstream's metadata override: the fine-tune and its base model, by default the folder `base`."""
+        """Keys for upstream's metadata override: the fine-tune, and its base model (by default `base`)."""
         stated = self.training.base.name if self.training else self.config.get("base_model_name_or_path")
         path = stated if isinstance(stated, str) and stated.strip("/\\") else os.path.abspath(base)
         # Paths of the machine where it was trained stay private; "owner/name" is not a path.

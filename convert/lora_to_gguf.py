@@ -65,7 +65,7 @@ def convert_adapter(
     for `hf.convert`.
 
     Raises `ConfigError` if `swaa` differs from the settings of the training, `UnsupportedModelError` if `base` isn't
-    its base model or llama.cpp can't compute the adapter, and other `SwaaError`s; `output` is then unchanged.
+    the adapter's base model or llama.cpp can't compute the adapter, and other `SwaaError`s; `output` is then unchanged.
     """
     with atomic_output(output, force=force) as temporary:
         model = read_hf_folder(base)
@@ -107,7 +107,7 @@ def convert_adapter(
 
 
 def scaled_alpha(adapter: Adapter) -> float:
-    """The alpha with which llama.cpp, which scales each pair of matrices by alpha / rank, gives PEFT's product.
+    """The alpha that makes llama.cpp's scale of each pair of matrices, alpha / rank, equal to PEFT's scale.
 
     Raises `UnsupportedModelError` if there is none or the adapter isn't a plain LoRA, `ModelFileError` for damage.
     """
@@ -160,7 +160,7 @@ def _own_type(adapter: Adapter) -> str:
 
 
 def _with_alpha(adapter: Adapter, alpha: float, work: Path) -> Path:
-    """A copy of the adapter's folder with this alpha, for upstream, which takes the adapter's name from the folder."""
+    """Copy the adapter's folder under its own name, with this alpha. Upstream names the adapter after the folder."""
     folder = work / "adapter" / (adapter.name or "adapter")
     folder.mkdir(parents=True)
     config = {**adapter.config, "lora_alpha": alpha, "use_rslora": False}

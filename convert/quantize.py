@@ -34,7 +34,7 @@ def file_types() -> dict[str, int]:
     """llama.cpp's quantization types: the number of each name, such as "Q4_K_M".
 
     They are read from the source of `llama_cpp`, because importing it loads a native library. Raises
-    `NativeLibraryError` if it is not installed.
+    `NativeLibraryError` if `llama_cpp` is not installed.
     """
     spec = importlib.util.find_spec("llama_cpp")
     if spec is None or not spec.submodule_search_locations:

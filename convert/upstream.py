@@ -69,7 +69,7 @@ def architectures(scripts: Path) -> frozenset[str]:
 
 @functools.cache
 def pre_tokenizers(scripts: Path) -> tuple[str, ...]:
-    """llama.cpp's names of pre-tokenizers, the rules that split text before byte-pair merging, sorted."""
+    """llama.cpp's names of pre-tokenizers (the rules that split text before byte-pair merging), sorted."""
     source = scripts / "conversion" / "base.py"
     found = re.search(r"def get_vocab_base_pre\b.*?\n    def ", source.read_text(encoding="utf-8"), re.DOTALL)
     names = set(re.findall(r'^ +res = "([^"]+)"$', found[0], re.MULTILINE)) if found else set()

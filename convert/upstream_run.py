@@ -27,7 +27,7 @@ def run(
     """Run `program` in the folder `scripts` in this process, with the command line `arguments`.
 
     name: of the model directory, for errors. for_swaa: refuse a model that SWAA can't be applied to. pre: name of the
-    tokenizer's pre-tokenizer, instead of recognising it. The converter of adapters lacks two options: n_layers, the
+    tokenizer's pre-tokenizer; None to recognise it. The converter of adapters lacks two options: n_layers, the
     model's layer count, to be written as well; metadata, a metadata override file.
 
     Errors are raised as soon as the model's metadata is known, before its weights are written:

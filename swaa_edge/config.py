@@ -68,7 +68,7 @@ class SwaaConfig:
 
     @property
     def reach(self) -> int:
-        """W + S: the longest prompt, in tokens, of which no layer hides anything."""
+        """W + S: the longest prompt, in tokens, that every layer sees completely."""
         return self.window_size + self.sink_count
 
     def sliding_layers(self, n_layers: int) -> list[bool]:
@@ -108,7 +108,7 @@ class SwaaConfig:
     ) -> SwaaConfig:
         """Settings from one bool per layer, the form of GGUF files and of the engine.
 
-        sliding: whether the layer slides. fa_decode: whether it then decodes with full attention; ignored elsewhere.
+        sliding: whether the layer slides. fa_decode: whether a sliding layer decodes with FA; ignored for FA layers.
         The result lists layers by index, and its `fa_decode` is a bool where all sliding layers agree.
         """
         decode = tuple(layer for layer, slides in enumerate(sliding) if slides and fa_decode[layer])

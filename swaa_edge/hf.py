@@ -9,7 +9,7 @@ Importing this module registers the attention "swaa". A forward pass has the mas
 
 Queries of prompt tokens slide; under FA decode, those of generated tokens see every earlier token. `decode_mask`, bool
 [batch, tokens], marks the generated tokens; it works with every model whose forward passes keyword arguments on to its
-attention. Without it, the rule is the engine's: one token after a KV cache is generated, all others are prompt. So
+attention. Without it, the rule is the engine's: one token after a KV cache is decode, all others are prefill. So
 `decode_mask` is needed to train under FA decode, and to verify several drafted tokens in one pass.
 
 On a GPU, attention runs on torch's flex attention with a block mask, whose memory does not grow with the square of

@@ -50,7 +50,7 @@ class _Closed:
 
 
 class SwaaLlama(llama_cpp.Llama):
-    """llama_cpp.Llama under SWAA, with all its methods and arguments, and these.
+    """llama_cpp.Llama under SWAA: all its methods and arguments, and the arguments below.
 
     model_path: a path or a `ModelFile`.
     swaa: None runs the settings in the file; a SwaaConfig runs that instead; False runs full attention.
@@ -65,7 +65,7 @@ class SwaaLlama(llama_cpp.Llama):
         applies if neither `swaa` nor the model file holds settings; other settings are a `ConfigError`.
         lora_scale goes to llama.cpp unchanged: a factor on what the adapter adds; 0 is the model without it.
 
-    Raises before any model is loaded: `ModelFileError` for a file that is missing, not a GGUF, truncated or
+    Raises before any model is loaded: `ModelFileError` for a file that is missing, truncated or not a GGUF, or
     has wrong SWAA keys; `UnsupportedModelError` for an architecture that can't slide; `ConfigError` for
     settings that contradict each other; `NativeLibraryError` at import if the library doesn't fit.
     `Timings` of the last generation are in `last_timings`.
@@ -167,7 +167,7 @@ class SwaaLlama(llama_cpp.Llama):
         on_logits(rows): called after each ubatch with the logits of its tokens, float32 [tokens, n_vocab], without
         the memory that logits_all takes; they are overwritten when it returns.
 
-        To go back, as upstream, lower `n_tokens` before; a ring may refuse to, and then nothing is changed.
+        To go back, as upstream, lower `n_tokens` first. A ring may refuse that; nothing is changed then.
 
         Raises `GenerationError` if the tokens don't fit, can't follow the first `n_tokens` or the engine fails,
         `GenerationCancelled` after `cancel`. Tokens evaluated until then stay, and the object stays usable.
@@ -305,7 +305,7 @@ class SwaaLlama(llama_cpp.Llama):
         """Continue from where `save_state` was called, here or in another object of the same model and settings.
 
         Raises `StateError` for a state of another model, other settings or another adapter, or one that doesn't fit
-        the context or is damaged; this object stays as it is then. If the damage is deep inside, it is reset.
+        the context or is damaged; this object is then unchanged, or reset if the damage is deep inside.
         """
         states.check(self, state, self._facts)
         self.reset()

@@ -7,10 +7,10 @@ layers than the model shows nearly the same ratios in less time and memory.
     python -m swaa_edge.shapes qwen3-4b shape.gguf --type Q8_0      # the same from a shell
 
 Weights. Each matrix repeats one random block of rows, quantized once, which takes seconds instead of minutes. No value
-is zero, whose products some processors compute faster, and their scale (std = 1 / sqrt(columns)) keeps activations in
+is zero, since some processors multiply by zero faster. The scale (std = 1 / sqrt(columns)) keeps activations in
 the range of a trained model.
 
-Vocabulary. Every command loads the file, and so does the unpatched library: it has a byte-level BPE tokenizer of as
+Vocabulary. Every command loads the file, and so does the unpatched library. It has a byte-level BPE tokenizer of as
 many tokens as the model, one per byte of text, with a ChatML template. The other tokens are made-up words, which text
 is never split into. The output is noise.
 """

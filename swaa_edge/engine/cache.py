@@ -1,7 +1,7 @@
 """The KV cache of a loaded model, which may hold a ring: going back, reuse of a prefix, context shift.
 
-A ring holds the sinks, the window and a little more, so each way back is checked with the engine first. Where the ring
-can't serve it, a snapshot of the ring does, or the caller evaluates the tokens again, or gets an error.
+A ring holds only the sinks, the window and a little more, so the engine is asked before each step back. If the ring
+can't go back so far, a snapshot of it may; otherwise the caller evaluates the tokens again, or gets an error.
 
     end = cache.reach(llm.input_ids[: llm.n_tokens], prompt); cache.cut(end)
 """
@@ -19,7 +19,7 @@ from swaa_edge.errors import GenerationError
 class KVCache:
     """K and V of sequence 0 of a `llama_context *` that runs under `swaa`, with up to `n_snapshots` copies of its ring.
 
-    The caller keeps the number of tokens that count.
+    The caller keeps the number of valid tokens.
     """
 
     def __init__(self, context: int, swaa: SwaaConfig | None, n_snapshots: int) -> None:
@@ -37,7 +37,7 @@ class KVCache:
             )
 
     def reach(self, held: np.ndarray, tokens: list[int], has_logits: bool = False) -> int | None:
-        """Bring the cache to where llama_cpp can continue with `tokens`, if a ring prevents its usual cut.
+        """Bring the cache to where llama_cpp can continue with `tokens`, if a ring prevents llama_cpp's usual cut.
 
         held: the tokens in the cache; has_logits: the engine holds the logits of the last one. Returns the number of
         tokens that the cache holds now, 0 if all must be evaluated again; None if the usual cut will do.
@@ -71,7 +71,7 @@ class KVCache:
         return n_discard, n_keep
 
     def _can_shift(self, swaa: SwaaConfig, n_tokens: int, n_discard: int, n_keep: int) -> bool:
-        """Whether the ring holds all that the next token sees after the shift, at the positions from before it."""
+        """Whether the ring holds all that the next token will see after the shift. Nothing is shifted yet."""
         end = n_tokens - n_discard
         # Tokens that move down into the window were in the window. New to it are kept tokens that aren't sinks; new
         # among the sinks are tokens that move down there because fewer are kept.
@@ -83,7 +83,7 @@ class KVCache:
         """Discard `n_discard` of `n_tokens` tokens after the first `n_keep`, and move the rest down.
 
         Takes the numbers that `check_shift` returned. False if the engine failed to move the rest: then all tokens must
-        be evaluated again. Raises `GenerationError` if it refuses; nothing is changed then.
+        be evaluated again. Raises `GenerationError` if the engine refuses; nothing is changed then.
         """
         llama_cpp = native.load()
         memory, start = llama_cpp.llama_get_memory(self._context), n_keep + n_discard

@@ -2,7 +2,7 @@
 
     configurations("model.gguf", "full,naive,quality,mine.json", changes={"window_size": 128})
 
-Full attention is always among them, first and under the name `FULL`, since all others are compared with it.
+Full attention always comes first, under the name `FULL`, since all others are compared with it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def configurations(
     names: `FULL`, `NAIVE`, `FILE`, recipes and paths of JSON files, separated by commas or in a list; a mapping holds
         configurations already. A JSON file goes by its name without extension.
     base: one whole configuration to compare with full attention, instead of `names`.
-    changes: fields of SwaaConfig to replace in each configuration; without `names` and `base` they are one of their
+    changes: fields of SwaaConfig to replace in each configuration; without `names` and `base` they make one of their
         own. `NAIVE` takes the window only.
 
     With none of the three: the settings in the model file, or `DEFAULT` if it has none. Raises `ConfigError` for an

@@ -42,7 +42,7 @@ class Timings:
         return self.decode_tokens / self.decode_seconds if self.decode_tokens and self.decode_seconds else None
 
     def add(self, phase: Phase, n_tokens: int, seconds: float, with_decode_time: bool) -> None:
-        """Count an evaluation; with_decode_time: also its seconds, if it is decode."""
+        """Count an evaluation; with_decode_time: whether the seconds of a decode count too."""
         if phase is Phase.PREFILL:
             self.prompt_tokens += n_tokens
             self.prefill_seconds += seconds
@@ -117,6 +117,6 @@ class PhaseTracker:
             )
 
     def shift(self, n_discard: int) -> None:
-        """Follow a context shift: the sampled token goes `n_discard` positions further down."""
+        """Follow a context shift: the sampled token moves down by `n_discard` positions."""
         if self.sampled is not None:
             self.sampled = (self.sampled[0] - n_discard, self.sampled[1])

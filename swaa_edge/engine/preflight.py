@@ -45,7 +45,7 @@ def resolve_swaa(
     """The settings under which a model (a path or a `ModelFile`) will run, from all places that can hold some.
 
     swaa: as `SwaaLlama` takes it. kv_overrides: the caller's own, which stay in force. lora: a GGUF adapter, whose
-    recipe applies if neither they nor the file hold settings. Raises `ModelFileError`, `UnsupportedModelError`,
+    recipe applies if neither overrides nor file hold settings. Raises `ModelFileError`, `UnsupportedModelError`,
     `ConfigError`, the last also if the adapter was trained under other settings.
     """
     if not (swaa is None or swaa is False or isinstance(swaa, SwaaConfig)):
@@ -97,7 +97,7 @@ def check_context(
     type_v: int | None = None,
     **_: Any,
 ) -> None:
-    """Refuse a context that llama.cpp would refuse without a reason or not survive. Raises `ConfigError`."""
+    """Refuse a context that llama.cpp would refuse without giving a reason, or crash on. Raises `ConfigError`."""
     whole_number("n_ctx", n_ctx, 0)
     for name, value in (("n_batch", n_batch), ("n_ubatch", n_ubatch)):
         if not 1 <= whole_number(name, value, 0) <= _MAX_BATCH:

@@ -51,7 +51,7 @@ class EngineSettings:
             raise ConfigError(f"cache_type = {self.cache_type} must be one of {', '.join(CACHE_TYPES)}")
 
     def kwargs(self, n_ctx: int | None = None) -> dict[str, Any]:
-        """The arguments of `SwaaLlama` for these settings, all but the model and `swaa`; n_ctx: instead of ours."""
+        """The arguments of `SwaaLlama` for these settings, all but the model and `swaa`; n_ctx: replaces theirs."""
         n_ctx = self.n_ctx if n_ctx is None else n_ctx
         return {
             **({} if n_ctx is None else {"n_ctx": n_ctx}),

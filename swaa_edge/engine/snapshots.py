@@ -41,7 +41,7 @@ class Snapshots:
         self._kept: list[_Snapshot] = []
 
     def mark(self, position: int) -> None:
-        """Note that a prompt ends before `position`: later tokens may be taken back to there."""
+        """Note that a prompt ends before `position`, so that the sequence may go back to there later."""
         self._mark = position
 
     def advance(self, position: int, count: int) -> None:

@@ -1,7 +1,7 @@
 """Saved states of SwaaLlama: the facts they carry about their origin, and the checks before one is loaded.
 
 K and V are valid only under the model, the settings and the adapter that computed them. So a state carries these
-facts, and they are compared first: a state that doesn't fit is refused by name, and nothing is changed.
+facts, and they are compared first. A state that doesn't fit is refused with the reason, and nothing is changed.
 
     state = save(llm, facts); check(llm, state, facts); load(llm, state)
 """

@@ -43,6 +43,6 @@ def open_vocabulary(model: str | os.PathLike[str]) -> Iterator[Any]:
 
 
 def tokenize(model: str | os.PathLike[str], text: str) -> list[int]:
-    """Tokens of `text`, special tokens recognized, after a start token if the model uses one; as `open_vocabulary`."""
+    """Tokens of `text`, after a start token if the model uses one; recognizes special tokens. See `open_vocabulary`."""
     with open_vocabulary(model) as vocabulary:
         return vocabulary.tokenize(text.encode("utf-8"), add_bos=True, special=True)

@@ -15,7 +15,7 @@ from swaa_edge.errors import ConfigError, GenerationCancelled, GenerationError, 
 
 
 def load_failure(error: BaseException, path: str, lora: str | None = None) -> BaseException:
-    """Our error for one raised while the model at `path`, with the adapter `lora`, was loaded; or a clear `error`."""
+    """Our error for a failure to load the model at `path` with the adapter `lora`; any other `error` as it is."""
     text = " ".join(str(error).split())
     if isinstance(error, jinja2.TemplateError):
         return ModelFileError(f"{path} has a chat template that is not valid Jinja: {text}")

@@ -49,7 +49,7 @@ class LoraAdapter:
         return file_fingerprint([self.header])
 
     def check_recipe(self, requested: SwaaConfig | None, advice: str | None = None) -> None:
-        """Raise `ConfigError` if it has a recipe and `requested` (None: full attention) differs in some layer.
+        """Raise `ConfigError` if the adapter has a recipe and `requested` (None: full attention) differs in some layer.
 
         advice: how to resolve that, as the end of the error.
         """

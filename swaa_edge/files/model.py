@@ -1,4 +1,4 @@
-"""A GGUF model on disk, all its files: shape, size, SWAA settings, and whether SWAA can be applied to it.
+"""A GGUF model on disk, with all its files: shape, size, SWAA settings, and whether SWAA can be applied to it.
 
 A model may be split over several files, NAME-00001-of-0000N.gguf and so on. The first one holds the metadata; the
 engine finds the others by name, so they are found and checked here in the same way.
@@ -115,7 +115,7 @@ class ModelFile:
 def read_model(source: str | os.PathLike[str]) -> ModelFile:
     """The model at the path `source`, with all files of a split model; a `ModelFile` is returned as it is.
 
-    Raises `ModelFileError` if a file of it is missing, truncated or not a GGUF, or if it isn't a language model.
+    Raises `ModelFileError` if one of its files is missing, truncated or not a GGUF, or if it isn't a language model.
     """
     if isinstance(source, ModelFile):
         return source
@@ -152,7 +152,7 @@ def read_model(source: str | os.PathLike[str]) -> ModelFile:
 
 
 def first_header(source: str | os.PathLike[str]) -> Header:
-    """The header with a model's metadata. Raises `ModelFileError`, naming the first file, for another file of it."""
+    """The header with a model's metadata. Raises `ModelFileError` for a split model's later file, naming the first."""
     if isinstance(source, ModelFile):
         return source.header
     header = read_header(source)

@@ -1,4 +1,4 @@
-"""The files of data that a user names: records in JSON Lines or Parquet, each with its position, and plain text.
+"""A user's data files: records in JSON Lines or Parquet, each with its position, and plain text.
 
     for number, source, record in read_records("data.jsonl", ("prompt", "answer")): text(source, record, "prompt")
 

@@ -41,7 +41,7 @@ class Completion:
     timings: Timings
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain JSON values; speeds are in tokens per second."""
+        """All fields as plain JSON values; speeds are in tokens per second."""
         timings = self.timings
         return {
             "model": self.model,
@@ -77,9 +77,9 @@ def complete(
 ) -> Completion:
     """Load `model`, complete `prompt` with at most `max_tokens` tokens, and close the model.
 
-    swaa: as for `SwaaLlama`. engine: without its n_ctx, the context fits the prompt and `max_tokens`. sampling:
+    swaa: as for `SwaaLlama`. engine: if its n_ctx is None, the context fits the prompt and `max_tokens`. sampling:
     arguments of create_completion; without a seed, a random one is chosen. on_text: called with each piece of text as
-    it is generated. using(llm): a context to hold while the model works, as `interruptible`.
+    it is generated. using(llm): a context to hold while the model works, such as `interruptible`.
 
     Raises `GenerationError` if the prompt doesn't fit the context, and whatever loading the model raises.
     """

@@ -28,7 +28,7 @@ class Conversation:
     """The messages so far, and a way to add a question and its answer.
 
     max_tokens: limit of one answer; None leaves it to the context. sampling: arguments of create_chat_completion; its
-    seed yields another one for each answer.
+    seed gives each answer a seed of its own.
     """
 
     def __init__(

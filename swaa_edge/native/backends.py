@@ -130,9 +130,9 @@ def tile_instructions_work() -> bool:
 
 
 def survives(work: Callable[[], object]) -> bool:
-    """Whether `work` returns, in a forked child, instead of raising or killing its process. False if the fork fails.
+    """Whether `work`, in a forked child, returns and neither raises nor kills the child. False if the fork fails.
 
-    It is a fork, not a new interpreter, because in a program that embeds Python sys.executable is that program.
+    It is a fork, not a new interpreter, because sys.executable is not Python in a program that embeds Python.
     """
     try:
         with warnings.catch_warnings():

@@ -75,7 +75,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def served_class() -> type[SwaaLlama]:
-    """Return a SwaaLlama whose answers end with HTTP status 503, not a traceback, when the server stops."""
+    """Return a subclass of SwaaLlama whose answers end with HTTP status 503, not a traceback, when the server stops."""
     from fastapi import HTTPException
 
     from swaa_edge.llama import SwaaLlama

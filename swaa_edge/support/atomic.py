@@ -23,7 +23,7 @@ def atomic_output(path: str | os.PathLike[str], *, force: bool = False) -> Itera
     """Yield a temporary path beside `path`; on a clean exit it is fsynced and renamed to `path`.
 
     On any exception, `KeyboardInterrupt` included, the temporary file is removed and `path` stays
-    as it was. A symbolic link is replaced, not its target: in a download cache other links share that. Raises
+    as it was. A symbolic link is replaced, not its target: other links in a download cache may share it. Raises
     `OutputError` if `path` exists and `force` is false, if it is not a regular file, if its folder is missing or not
     writable, or if the disk is full.
     """
@@ -64,10 +64,10 @@ def atomic_output(path: str | os.PathLike[str], *, force: bool = False) -> Itera
 def atomic_outputs(
     files: Iterable[str | None], *, force: bool = False, others: Iterable[str | os.PathLike[str] | None] = ()
 ) -> Iterator[dict[str, Path]]:
-    """As `atomic_output` for several files at a time, before hours of work: a temporary path by each name.
+    """As `atomic_output` for several files, before hours of work; yields the temporary path of each by name.
 
     None and "-" (stdout) are skipped. others: files that the caller reads or writes besides, such as its inputs and its
-    journal. Raises `OutputError`, also for a file that is two of these.
+    journal. Raises `OutputError`, also for an output that is named twice.
     """
     files = list(files)
     _check_distinct(files, others)

@@ -1,4 +1,4 @@
-"""Ctrl-C that stops a model within one ubatch instead of when the C library returns, and runs that it ends early.
+"""Ctrl-C that stops a model within one ubatch, not only when the C library returns, and that ends a run early.
 
 with interruptible(llm): llm.eval(tokens)
 with ends_early(report, lambda: journal.records): measure(report)

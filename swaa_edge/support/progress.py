@@ -23,7 +23,7 @@ _BAR = "{desc} {percentage:3.0f}%|{bar}| {remaining} left"
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """How far a run is: `done` of `total` units of work, so that equal steps take about equal time.
+    """How far a run is: `done` of `total` units of work, each of which takes about the same time.
 
     total: may change while an estimate improves. text: what is being worked on, as "quality, 4,096 tokens".
     """
@@ -119,7 +119,7 @@ class PrefillProgress:
                 self._write(f"prefill {total:,} tokens in {seconds:.1f} s{speed}")
 
     def close(self) -> None:
-        """Remove the bar if one is shown, as that of an interrupted prefill."""
+        """Remove the bar if one is shown, such as that of an interrupted prefill."""
         if self._bar is not None:
             self._bar.close()
         self._bar = None

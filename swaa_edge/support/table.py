@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 
 def table(rows: Iterable[Sequence[str] | None], *, left: int = 1) -> str:
-    """Lay out `rows` of equal length, the heads among them, in columns two spaces apart.
+    """Lay out `rows` of equal length, including the heads, in columns two spaces apart.
 
     left: how many of the first columns are aligned left; the others are aligned right. None makes an empty line.
     """
