@@ -80,7 +80,7 @@ PADDING_KEY = "swaa.padding"
 
 @dataclasses.dataclass(frozen=True)
 class _Given:
-    """An override as a key: what is used of `files.header.Field`."""
+    """An override in the form of a key: those fields of `files.header.Field` that are used here."""
 
     type: str
     value: Any

@@ -39,7 +39,7 @@ class Answerer(Protocol):
 
 
 def reusable(before: Sequence[int] | None, prompt: Sequence[int], step: int) -> int:
-    """How many tokens of `prompt` need no prefill after `before`: a multiple of `step` that excludes its last token.
+    """How many tokens of `prompt` need no prefill after `before`: a multiple of `step`, and never all of them.
 
     The last bits of a token's K and V depend on the batch that it was computed in. Both prompts are prefilled in
     batches of `step` tokens from their start, so batches of equal tokens are bit-identical.
