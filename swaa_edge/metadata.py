@@ -274,7 +274,7 @@ writers set it to false.
 ## Rules
 - A file has all required keys, or no key that starts with `swaa.`.
 - A reader refuses a file whose keys have another type, length or range, or another version. Its error names the key,
-  the value and the limit. It checks the version before the other keys.
+  the value and the limit. The reader checks the version before the other keys.
 - A reader ignores keys under `swaa.` that this version doesn't define.
 - In a split model the keys are in the first file.
 
@@ -286,8 +286,8 @@ file is added. `swaa.enabled` = false turns SWAA off, regardless of the other ke
 ## Writing into an existing file
 `swaa-edge annotate` adds the keys at the end of the key section. Besides them, it changes only the key count and the
 padding before the tensor data. `--strip` removes every key that starts with `swaa.`, which restores the original bytes.
-Where the original padding isn't all zero, `annotate` also writes `{padding}` (string), those bytes as hexadecimal
-digits, for `--strip`; it is not a setting.
+Where the original padding isn't all zero, `annotate` also stores it as hexadecimal digits in the string
+`{padding}`, for `--strip`; this key is not a setting.
 """
 
 

@@ -24,7 +24,7 @@ COMMANDS = {
     "chat": ("swaa_edge.cli.chat:chat", "Chat with a model."),
     "serve": ("swaa_edge.cli.serve:serve", "Serve a model over OpenAI's API."),
     "bench": ("swaa_edge.cli.bench:bench", "Compare the speed of full attention and SWAA configurations."),
-    "eval": ("swaa_edge.cli.eval:evaluate", "Compare their accuracy on long prompts."),
+    "eval": ("swaa_edge.cli.eval:evaluate", "Compare the accuracy of configurations on long prompts."),
     "calibrate": ("swaa_edge.cli.calibrate:calibrate", "Find the layers that should keep full attention."),
     "recommend": ("swaa_edge.cli.recommend:recommend", "Pick a configuration from the results of eval."),
     "distill": ("swaa_edge.cli.distill:distill", "Collect the model's own correct responses as training data."),

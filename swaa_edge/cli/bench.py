@@ -45,7 +45,7 @@ _SHAPE, _LAYERS, _QUICK_LAYERS = "qwen3-0.6b", 4, 2
 @click.option(
     "--attention",
     is_flag=True,
-    help="Compare attention on the CPU with llama.cpp's own kernels and with flash attention off, f16 and q8_0.",
+    help="Compare our CPU attention with llama.cpp's, with and without flash attention, f16 and q8_0.",
 )
 @click.option("--quick", is_flag=True, help="With --attention: at most about 5 minutes on two cores.")
 @click.option(

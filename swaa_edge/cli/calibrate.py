@@ -66,7 +66,7 @@ class _Keep(click.ParamType):
     click.Choice(METHODS),
     None,
     "Rank layers by the loss added when only this layer slides (nll), the loss saved when only this layer keeps full "
-    "attention (keep), or the loss saved beside the layers chosen before it (greedy).",
+    "attention (keep), or the loss saved by adding this layer to those already chosen (greedy).",
 )
 @_setting("--candidates", click.IntRange(1), "N", "With greedy: try only the N layers that keep ranks best.")
 @_setting("--swaps", click.IntRange(0), "N", "With greedy: finally try to exchange the N weakest chosen layers.")

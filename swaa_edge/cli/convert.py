@@ -20,7 +20,7 @@ from swaa_edge.config import SwaaConfig
     metavar="TYPE",
     default="auto",
     show_default=True,
-    help="Type of the weights: f16, bf16, f32, q8_0, or auto for the one they have.",
+    help="Type of the weights: f16, bf16, f32, q8_0, or auto for the type they have.",
 )
 @click.option("--quantize", metavar="TYPE", help="Quantize with llama.cpp: Q4_K_M, Q5_K_M, Q8_0, ...")
 @click.option("--lora", metavar="DIR", help="Merge this LoRA adapter, saved by PEFT, into the model.")

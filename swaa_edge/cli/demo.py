@@ -30,8 +30,8 @@ def demo(
     """Show what SWAA costs and gains, in a minute, on a small model.
 
     The model ships with the package and was trained to find facts anywhere in its context of 2,048 tokens. It answers
-    the same questions under full attention, a bare sliding window, each recipe, and with the layers in full attention
-    that calibrate chooses. The table shows the accuracy and the prefill time of each.
+    the same questions under full attention, a bare sliding window, each recipe, and the choice of layers
+    that calibrate makes. The table shows the accuracy and the prefill time of each.
 
     \b
     swaa-edge demo

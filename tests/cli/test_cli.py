@@ -26,7 +26,7 @@ Commands:
   chat       Chat with a model.
   serve      Serve a model over OpenAI's API.
   bench      Compare the speed of full attention and SWAA configurations.
-  eval       Compare their accuracy on long prompts.
+  eval       Compare the accuracy of configurations on long prompts.
   calibrate  Find the layers that should keep full attention.
   recommend  Pick a configuration from the results of eval.
   distill    Collect the model's own correct responses as training data.
