@@ -5,7 +5,7 @@ A test suite that passes with a window off by one proves nothing. Each mutation 
 patched sources, made in a copy of the tree, built incrementally, and tested with the oracle's tests. A mutant survives
 if no test fails: then a test is missing, or the edit has no visible effect and does not belong in the list.
 
-A maintainer's tool for the oracle's tests in tests/patches/; `make test` only checks that the list fits the sources
+Maintainers of the oracle's tests in tests/patches/ run this; `make test` only checks that the list fits the sources
 (tests/scripts/test_mutate.py). The kernels for CUDA and Metal have mutations of their own, which `make test` runs.
 
     scripts/mutate.py                       # all; about two minutes each
@@ -122,7 +122,7 @@ class Lab:
 
 
 def try_mutation(lab: Lab, mutation: Mutation) -> dict:
-    """Edit, build, test, undo. Returns name, outcome (killed, survived or not built), by, seconds."""
+    """Edit, build, test, undo. Returns name, outcome (killed, survived or not built), by (the failed test), seconds."""
     path, start = lab.tree / mutation.file, time.monotonic()
     original = path.read_text(encoding="utf-8")
     try:

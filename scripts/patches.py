@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Fetch the pinned llama.cpp, apply our patch series to it, write edits back to the series, and verify it.
 
-Our C/C++ is in whole files (patches/src/); patches hold call sites only. This keeps both in step with the tree that is
-built. Standard library only, since CMake runs it before anything is installed; git is needed by refresh and check.
+Our C/C++ is in whole files (patches/src/); patches hold call sites only. The commands keep both in step with the tree
+that is built. Standard library only, since CMake runs it before anything is installed; refresh and check need git.
 How to work with it: patches/README.md.
 
     scripts/patches.py apply      # fetches what is missing, makes or updates vendor/llama.cpp-patched

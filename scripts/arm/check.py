@@ -109,7 +109,7 @@ def check(given: argparse.Namespace, found: tools.Tools) -> dict[str, Any]:
 
 
 def needed(path: str) -> bool:
-    """Whether ggml's CPU library or test-backend-ops needs a file of a llama.cpp tree."""
+    """Whether ggml's CPU library or test-backend-ops needs the file at `path` in a llama.cpp tree."""
     in_ggml_src = path.startswith("ggml/src/") and path.count("/") == 2
     ours = path.startswith("tests/test-kv-") and path.endswith(".h")
     single = path in ("LICENSE", "ggml/CMakeLists.txt", "tests/test-backend-ops.cpp")
@@ -119,7 +119,7 @@ def needed(path: str) -> bool:
 def export(root: Path, tree: Path) -> None:
     """Write the patched files that ggml and its op tests need to the folder `tree`.
 
-    A tree of its own: unsaved edits of vendor/llama.cpp-patched are not in it, and no other build waits for it. Raises
+    It is a separate tree: edits made only in vendor/llama.cpp-patched are not in it, and no build waits for it. Raises
     `CheckError` if upstream can't be fetched or a patch does not apply.
     """
     cache = os.environ.get("SWAA_EDGE_CACHE")
@@ -147,7 +147,7 @@ def run_op(program: Program, op: str, params: str | None, threads: int) -> dict[
 
 
 def judge(level: Mapping[str, Any], filtered: bool) -> list[str]:
-    """The failures in the result of one -march, one line each. filtered: a filter may leave a kernel out."""
+    """The failures in the result of one -march, one line each. filtered: with a filter, a kernel need not run."""
     march, wrong = level["march"], []
     if level["vector"] != "neon":
         wrong.append(f"{march}: the kernels were compiled for {level['vector'] or 'no vector'}, not neon")

@@ -1,6 +1,6 @@
 """Builds test-backend-ops for one -march, finds our kernels in it, and runs its cases under qemu.
 
-qemu logs each block of code when it first translates it, which proves that a kernel ran, and how much of it.
+qemu logs each block of code when it first translates it. The log shows that a kernel ran, and how much of it.
 
     program = Program(tools, tree, Path("build/arm/armv8-a"), "armv8-a"); program.build(jobs=2)
     program.vector()                  # "neon": the vector type the kernels were compiled for

@@ -1,4 +1,4 @@
-"""Finds the cross compiler, qemu and CMake on this machine; which of qemu's processors to use for a -march.
+"""Finds the cross compiler, qemu and CMake on this machine, and chooses qemu's processor for a -march.
 
 found = find(); found.cxx, found.qemu       # MissingTools names the packages
 """

@@ -3,7 +3,7 @@
     tokens, weights, tags = Data(tokenizer, text, seed=1).batch(2048, 4, Mix(copy=0.03, hops=0.03, again=0.12))
 
 Facts, questions and answers come from `swaa_edge.evaluate.facts`, as in `eval`, and so do the tasks: needle, multi
-(several needles), chain and kv. The same seed gives unrelated samples here and there.
+(several needles), chain and kv. The same seed gives unrelated samples here and in `eval`.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ Piece = tuple[float, Sequence[int]]
 class Mix:
     """Probabilities of the kinds of sequences.
 
-    copy: copying only. hops: facts without prose, in which one leads to another. again: any other document repeats its
-    facts, so that there is an answer to learn from every few tokens.
+    copy: copying only. hops: facts without prose, in which one leads to another. again: a document of another
+    kind repeats its facts, so that there is an answer to learn every few tokens.
     """
 
     copy: float
@@ -172,7 +172,7 @@ class Data:
         return row.cut(length)
 
     def _document_weights(self, document: Sequence[int], kind: str) -> tuple[list[float], list[int]]:
-        """Weights and tags. A value counts where it is repeated or follows from others; else it is unpredictable."""
+        """Weights and tags. A value counts where it repeats or follows from others; elsewhere it is unpredictable."""
         weights, tags = [PROSE_WEIGHT] * len(document), [0] * len(document)
         seen: set[tuple[int, int]] = set()
         for place in range(2, len(document)):

@@ -193,7 +193,7 @@ class Tuning:
         return target
 
     def _examples(self, samples: Sequence[Sample], engine: EngineSettings) -> tuple[Path, dict[str, Any]]:
-        """The training examples, and how many there are of what."""
+        """The training examples, and the number of each kind."""
         questions, asked = _questions(samples)
         key = digest({"questions": questions, "max_tokens": ANSWER})
         source, responses, file = (self._folder / f"{kind}-{key}.jsonl" for kind in ("questions", "responses", "data"))

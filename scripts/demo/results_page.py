@@ -1,4 +1,4 @@
-"""docs/results.md as text: tables of the figures that results.py measured, and sentences computed from them."""
+"""The text of docs/results.md: tables of the figures that results.py measured, and sentences made from them."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def lessons(step: int) -> Mix:
 
 
 def rate(step: int) -> float:
-    """Learning rate: linear warm-up, cosine over `HORIZON` steps, with a linear decay from step `DECAY` on."""
+    """Learning rate: linear warm-up, then a cosine over `HORIZON` steps, and a linear decay from step `DECAY` on."""
     if step < WARMUP:
         return PEAK_RATE * (step + 1) / WARMUP
     done = (step - WARMUP) / (HORIZON - WARMUP)

@@ -36,7 +36,7 @@ class Build:
     """How both sides are built.
 
     top: the unpacked archive. work: the folder for builds. arch: like "90", for `cuda`. objects: the folder of shared
-    objects. native: for this machine's processor, else for any with AVX2.
+    objects. native: build for this machine's processor instead of any with AVX2.
     """
 
     top: Path

@@ -4,10 +4,10 @@
     python3 scripts/gpu/check.py pack                       # here: build/gpu-check.tar.gz, with the oracle's logits
     tar xf gpu-check.tar.gz && python3 gpu-check/scripts/gpu/check.py run --out results      # where the GPU is
 
-The GPU machine needs Python 3.10 or newer with numpy, nvcc with cuBLAS, a C++ compiler and CMake, and no network; for
-an archive of `pack --arch 90`, which builds here, only CUDA's libraries. A complete check takes two calls of about ten
-minutes on 16 cores: each call continues where the last one stopped. In a checkout, `run` packs first. Exit code 0: all
-checks passed; 1: a check failed; 3: not finished, call again.
+The GPU machine needs Python 3.10 or newer with numpy, nvcc with cuBLAS, a C++ compiler and CMake, but no network. After
+`pack --arch 90`, which builds here, Python with numpy and CUDA's libraries are enough. A complete check takes two calls
+of about ten minutes on 16 cores: each call continues where the last one stopped. In a checkout, `run` packs first. Exit
+code 0: all checks passed; 1: a check failed; 3: not finished, call again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The benchmark of the GPU check: which shapes, prompts and caches, in which order; swaa_edge.bench measures them.
+"""The benchmark of the GPU check: its shapes, prompts and caches, and their order. swaa_edge.bench measures them.
 
 A workload is one model, cache type, ubatch and prompt length; full attention on the unpatched library and every recipe
 on ours take turns in it. The most informative workloads come first, since the time may not suffice for all.
@@ -24,8 +24,8 @@ _LONG, _LENGTHS = 131072, (8192, 32768, 131072)
 class Workload:
     """One stage of the benchmark.
 
-    prompts, decode, ubatch: in tokens. layers, vocab: instead of the shape's own. threads: of the CPU. recipes: () for
-    SWAA turned off in the patched library, which measures what the patches cost.
+    prompts, decode, ubatch: in tokens. layers, vocab: instead of the shape's own. threads: of the CPU. recipes: ()
+    turns SWAA off in the patched library, to measure what the patches cost.
     """
 
     shape: str
@@ -124,8 +124,8 @@ def measure(workload: Workload, model: Path, patched: Path, baseline: Path, runn
 def _row(workload: Workload, row: dict[str, Any]) -> dict[str, Any]:
     """A row of the check's document; seconds are those of the median round.
 
-    Here "full" is full attention on the unpatched library, which the ratios refer to, and "off" the same on ours, which
-    the bound refers to.
+    Here "full" is full attention on the unpatched library, the reference of the ratios. "off" is full attention on our
+    library, the reference of the bound.
     """
     name, decode = row.pop("config"), row["decode_tokens"] / row["decode_tok_s"] if row["decode_tok_s"] else 0.0
     ours = {

@@ -56,10 +56,10 @@ def _key(tree: Path, build: Path, command: Sequence[str]) -> str:
 
 
 def _inputs(depfile: str, tree: Path, build: Path) -> str | None:
-    """Identifies the files that a depfile lists, by content, and where the tree has files of their names.
+    """Identifies a depfile's files by their content, and by all places in the tree with files of their names.
 
-    The latter because a header that only another tree has may be the one that its compiler would find. None if nothing
-    of the tree or the build is listed.
+    The places count because in another tree the compiler may find a header that this tree lacks. None if nothing of
+    the tree or the build is listed.
     """
     roots = tuple(f"{folder.resolve()}{os.sep}" for folder in (tree, build))
     words = re.split(r":\s", depfile, maxsplit=1)[-1].replace("\\\n", " ").split()

@@ -53,8 +53,8 @@ def run_ops(
 def read_ops(op: str, output: str, errors: str, code: int | None) -> Result:
     """Parse the output of test-backend-ops: passed, total, unsupported, exit_code and failures (at most 20 lines).
 
-    code: the exit code; None for a run that was stopped, of which only the finished cases count: it is `truncated`.
-    Raises `CheckError` if it ran nothing.
+    code: the exit code; None for a run that was stopped: the result is `truncated`, and only finished cases count.
+    Raises `CheckError` if no case was run.
     """
     lines = [_COLOURS.sub("", line).strip() for line in output.splitlines()]
     # The error of a case that fails stands before its name.

@@ -1,9 +1,9 @@
 """End-to-end cases: the oracle's logits are computed when packing; on the GPU machine the engine is compared with them.
 
 `prepare` runs where torch and transformers are, `check` where the GPU is. Some rows of each case travel: all decoded
-ones, the first after each edge, and a sample of the others. Besides the logits under the case's rule there are those
-under full attention, as a yardstick: a GPU multiplies in TF32 or half precision, and full attention shows what that
-costs on this model where no window is involved.
+ones, the first after each edge, and a sample of the others. Logits under full attention travel too, as a yardstick: a
+GPU multiplies in TF32 or half precision, and full attention shows what that costs on this model where no window is
+involved.
 
     prepare(Path("prepared"), CASES)                              # python3 scripts/gpu/check.py pack does it
     for row in check(Path("prepared"), Path("build/bin"), gpu=True): print(row["case"], row["problems"])
@@ -80,7 +80,7 @@ def chosen_rows(case: Case, fed: Schedule) -> np.ndarray:
 def check(folder: Path, library: Path, *, gpu: bool) -> Iterator[dict[str, Any]]:
     """Run the prepared cases with the library; yields a dict per case, whose `problems` are [] for a pass.
 
-    gpu: put all layers on it; a case fails where they are not.
+    gpu: put all layers on the GPU; a case fails if some are not on it.
     """
     from support.engine.process import Engine, EngineError
     from support.oracle.grid import Case, schedule
@@ -110,7 +110,7 @@ def check(folder: Path, library: Path, *, gpu: bool) -> Iterator[dict[str, Any]]
 
 
 def judge(case: Case, figures: Figures, plain: Figures) -> list[str]:
-    """One line per figure that is too far off, relative to full attention on this device, which has its own limit."""
+    """A line per figure too far off relative to full attention on this device; one more if the latter is itself off."""
     from support.oracle.verdict import problems
 
     limit = _WORST_PLAIN[case.kv]
@@ -120,7 +120,7 @@ def judge(case: Case, figures: Figures, plain: Figures) -> list[str]:
 
 
 def same_bits(folder: Path, ours: Path, theirs: Path, lines: Sequence[str], *, gpu: bool) -> Iterator[dict[str, Any]]:
-    """Compare library `ours` with SWAA off, by no keys and by the switch, with the unpatched `theirs`: a dict per case.
+    """Compare the unpatched `theirs` with `ours`, SWAA off: without keys, and switched off. Yields a dict per case.
 
     Attention on the CPU is left to upstream's kernels. `repeats` is false, and `problems` says so, if the unpatched
     library does not repeat itself bit for bit.

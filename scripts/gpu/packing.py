@@ -89,9 +89,9 @@ def pack(
     """Write the archive, a .tar.gz or a .tar.xz; returns the content of its PACK.json.
 
     prepared: the folder that `gpu.oracle.prepare` wrote. wheels: wheels to carry along, as of cmake.
-    all_kernels: leave no kernel instance out. built: carry the libraries in these folders, "patched" (with
-    test-backend-ops) and "baseline", built from an archive of the same sources for the compute capability `built_for`,
-    instead of the sources. Raises FileNotFoundError without the trees of `scripts/patches.py apply`.
+    all_kernels: leave no kernel instance out. built: instead of the sources, carry the libraries in these folders,
+    "patched" (with test-backend-ops) and "baseline". They were built from an archive of the same sources for the
+    compute capability `built_for`. Raises FileNotFoundError without the trees of `scripts/patches.py apply`.
     """
     files, links = (dict(_built(built)), {}) if built else _sources(root, all_kernels)
     files |= dict(_own_files(root)) | dict(_packages())
@@ -158,7 +158,7 @@ def _packages() -> Iterator[tuple[str, bytes]]:
 
 
 def commit(root: Path, *paths: str) -> dict[str, Any]:
-    """The commit of `root`, None if unknown, and whether it has uncommitted changes, in `paths` or anywhere."""
+    """The commit of `root` (None if unknown), and whether it has uncommitted changes (in `paths`, if there are any)."""
 
     def git(*words: str) -> str:
         with contextlib.suppress(FileNotFoundError):

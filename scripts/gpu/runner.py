@@ -77,7 +77,7 @@ class Runner:
     def run(self, name: str, inputs: Any, work: Callable[[], Result], needs: float = 0.0) -> Result | None:
         """Return the result of stage `name`, from `work` unless it was kept; None if it could not be obtained.
 
-        inputs: plain JSON values that the result depends on. needs: seconds that must be left for a start.
+        inputs: plain JSON values that the result depends on. needs: start only if this many seconds are left.
         """
         fingerprint = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
         kept = self._kept(name)

@@ -61,7 +61,7 @@ class Stages:
         self._set_paths()
 
     def _set_paths(self) -> None:
-        """For this process and its children: our package, the tests' helpers, the packages in the archive, CUDA."""
+        """Let this process and its children find our package, the tests' helpers, the archive's packages, and CUDA."""
         places = [str(self.top), str(self.top / "tests"), str(self.top / "site")]
         sys.path[:0] = places
         os.environ["PYTHONPATH"] = os.pathsep.join([*places[::2], *filter(None, [os.environ.get("PYTHONPATH")])])

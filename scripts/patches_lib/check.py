@@ -1,6 +1,6 @@
 """Verifies the series.
 
-Made for CI: it reads the sdist itself, so that a tree edited by hand cannot hide anything.
+The check is made for CI: it reads the sdist itself, so that a tree edited by hand cannot hide anything.
 
     print(check(Workspace(Path("."))))      # PatchError: one line per problem
 """
@@ -79,7 +79,7 @@ def _describes_itself(path: str, data: bytes) -> bool:
 
 
 def _is_built(path: str, tree: Mapping[str, bytes], ours: Mapping[str, bytes]) -> bool:
-    """A CMakeLists.txt above the file names it, alone or by a glob; or another file of ours includes it."""
+    """Whether a CMakeLists.txt above the file names it, alone or by a glob, or another file of ours includes it."""
     name = re.escape(PurePosixPath(path).name)
     for folder in PurePosixPath(path).parents:
         lists = tree.get((folder / "CMakeLists.txt").as_posix(), b"").decode("utf-8", "replace")

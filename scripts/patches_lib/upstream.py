@@ -1,6 +1,6 @@
 """The pinned upstream: finds or downloads its sdist, checks the hash, reads and unpacks the tree in it.
 
-The only part that uses the network. It needs only Python and some pip: CMake runs it in build isolation, where `python
+Only this part uses the network. It needs only Python and some pip: CMake runs it in build isolation, where `python
 -m pip` is often missing or misled by the environment that the outer pip has set up.
 
     pin = read_pin(Path("patches/UPSTREAM")); files = read_tree(get_sdist(pin, Path("vendor")), pin)

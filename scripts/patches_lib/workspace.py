@@ -132,7 +132,7 @@ def stack(patches: Sequence[Patch], base: Callable[[str], bytes | None]) -> dict
 
 
 def export_all(patches: Sequence[Patch], versions: Mapping[str, Sequence[bytes]]) -> dict[str, bytes]:
-    """{name: file content} of every patch, from the contents between them; verifies that applying reproduces them."""
+    """{name: file content} of every patch, from the contents around it; verifies that applying reproduces them."""
     exported = {}
     for index, patch in enumerate(patches):
         files = {path: (states[index], states[index + 1]) for path, states in versions.items()}
@@ -169,7 +169,7 @@ def fetch(ws: Workspace) -> str:
 
 
 def apply(ws: Workspace, discard: bool = False, keep: bool = False) -> str:
-    """Bring the patched tree in line with patches/. Local edits are an error, overwritten, or left alone."""
+    """Bring the patched tree in line with patches/. Local edits are an error, overwritten (discard) or kept (keep)."""
     fetch(ws)
     want = wanted(ws)
     if not ws.tree.is_dir():
@@ -231,7 +231,7 @@ def write(path: Path, data: bytes, runs: bool = False) -> bool:
 
 
 def mirror(files: Mapping[str, bytes], folder: Path) -> None:
-    """Make a folder hold exactly these files; what has not changed keeps its time, so a build compiles no more."""
+    """Make a folder hold exactly these files. Unchanged ones keep their time, so a build does not recompile them."""
     for name, path in walk(folder).items():
         if name not in files:
             path.unlink()

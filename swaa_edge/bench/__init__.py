@@ -1,4 +1,4 @@
-"""Compare full attention with SWAA configurations, and our attention kernels with llama.cpp's, as ratios of times.
+"""Speed ratios: SWAA configurations against full attention, and our attention kernels against llama.cpp's.
 
 report = bench("model.gguf", "quality,fast", [4096, 8192]); print(report)
 report = bench_attention("model.gguf", quick=True); report.to_dict()["decode_vs_no_flash"]

@@ -52,14 +52,14 @@ def bench_attention(
 ) -> AttentionReport:
     """Time attention on the CPU on prompts of these lengths.
 
-    model, decode, and how it ends early and raises: as in `bench`.
-    configs: SWAA configurations to time with our kernels and with llama.cpp's; None: full attention alone.
+    model, decode, an early end and the errors: as in `bench`.
+    configs: SWAA configurations to time with our kernels and with llama.cpp's; None: only full attention.
     prompt_tokens: prompt lengths; None: `LENGTHS`, with quick `QUICK_LENGTHS`, as far as the context goes.
-    quick: five rounds, or as many as fit into 270 seconds, and no q8_0 cache with llama.cpp's kernels.
+    quick: at most five rounds, as many as fit into 270 seconds, without llama.cpp's kernels on a q8_0 cache.
     repeat: rounds per length; None: 3, with quick 5.
-    engine: the cache type is each side's own, nothing runs on a GPU, and n_threads = None takes every core, in prefill
-        and decode.
-    baseline: folder of an unpatched build of the same llama.cpp, which then is the reference; otherwise it is the
+    engine: n_threads = None uses every core in prefill and decode. Its cache type is ignored, since each side has its
+        own; nothing runs on a GPU.
+    baseline: folder of an unpatched build of the same llama.cpp, to be the reference; None: the reference is the
         patched library with llama.cpp's own kernels (GGML_CPU_FATTN=0).
     """
     engine = dataclasses.replace(engine or EngineSettings(), n_gpu_layers=0, cache_type="f16")

@@ -1,8 +1,8 @@
-"""The results of `bench_attention`: samples, and the figures, ratios and text made of them.
+"""The results of `bench_attention`: samples, and the figures, ratios and text computed from them.
 
 report.to_dict()["decode_vs_no_flash"]; print(report)
 
-A ratio is computed within each round, where the sides ran close together, and its median over the rounds counts.
+A ratio is computed within each round, where the sides ran close together. The median over the rounds is reported.
 """
 
 from __future__ import annotations
@@ -115,8 +115,8 @@ class AttentionReport(Run):
         decode_vs_no_flash: our decoding speed over the reference's without flash attention, both with an f16 cache.
         prefill_attention_speedup: attention seconds of the reference's faster setting over ours, f16.
         q8_0_over_f16: our attention seconds with an f16 cache over those with q8_0.
-        decode_ratio: as decode_vs_no_flash, by prompt length and our cache type.
-        decode_bandwidth_share: by cache type, K and V read per second over the memory bandwidth, longest prompt.
+        decode_ratio: like decode_vs_no_flash, for each prompt length and each cache type of ours.
+        decode_bandwidth_share: K and V bytes read per second over the memory bandwidth, by cache type, longest prompt.
         swaa: our speed under each configuration over the reference's full attention, and over the same configuration
             with llama.cpp's kernels.
         """

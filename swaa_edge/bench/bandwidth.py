@@ -1,4 +1,4 @@
-"""The memory bandwidth of this machine at this moment: the roofline that decoding is compared with.
+"""The memory bandwidth of this machine at this moment, which is the upper limit for decoding.
 
     bandwidth(threads=8)   # 1e9 bytes per second
 
@@ -21,7 +21,7 @@ _WINDOWS = 5
 def bandwidth(threads: int, *, size: int = _BYTES, seconds: float = 0.04) -> float:
     """Return how fast `threads` together read `size` bytes of memory, over and over, in 1e9 bytes per second.
 
-    It is the median of five windows of `seconds` each; a first one, which lets clocks settle, doesn't count.
+    It is the median of five windows of `seconds` each. One more window before them lets clocks settle and is ignored.
     """
     import numpy as np
 

@@ -2,7 +2,7 @@
 
 A sliding layer can save no more than the attention that it leaves out. How much that is depends on the model and the
 machine, so the bound is computed from the measured times of the patched library under full attention, not from a count
-of operations. Full attention and the configuration then run the same kernels, and nothing exceeds the bound but noise.
+of operations. Full attention and the configuration then run the same kernels, so only noise can exceed the bound.
 
     line = fit_line(ubatch_seconds, n_ubatch=512)
     best = bound(line, config, n_tokens=8192, n_ubatch=512, heads=[16] * 4)
@@ -11,8 +11,8 @@ Definition. A ubatch of u tokens from position p sees v = p + (u + 1) / 2 keys p
 attention takes the same time at every p, so under full attention it takes t = a + b * v. A weighted least-squares fit
 over the ubatches of a prompt gives a and b; b * v is the attention. In a sliding layer, the query at position q sees
 min(q + 1, W + S) keys; w is their mean over the ubatch. With s, the fraction of all query heads that are in sliding
-layers, the configuration needs at least a + b * ((1 - s) * v + s * w). The bound is the sum of the former times over
-the prompt's ubatches, divided by the sum of the latter; a shorter last ubatch counts by its length.
+layers, the configuration needs at least a + b * ((1 - s) * v + s * w). The bound is the sum of the
+full-attention times of all ubatches, divided by the sum of these least times; a shorter last one counts by its length.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def visible_full(start: int, count: int) -> float:
 
 
 def visible_sliding(start: int, count: int, reach: int) -> float:
-    """The same for a sliding layer whose window and sink tokens add up to `reach`."""
+    """`visible_full` for a sliding layer: `reach` is the sum of its window and sink tokens."""
     growing = range(min(start + 1, reach), min(start + count + 1, reach))
     return (sum(growing) + reach * (count - len(growing))) / count
 
@@ -51,8 +51,8 @@ def ubatches(n_tokens: int, n_ubatch: int) -> Iterator[tuple[int, int]]:
 def fit_line(seconds: Sequence[float], n_ubatch: int) -> Line | None:
     """Fit the times of full ubatches, in order from position 0, by least squares of relative errors.
 
-    Absolute errors would let the long late ubatches alone place the line, and leave its start, which decides the bound
-    of a long prompt, undetermined. Returns None if there are fewer than three times, or if they don't grow.
+    With absolute errors, the long late ubatches alone would place the line. Its start, which decides the bound of a
+    long prompt, would be undetermined. Returns None if there are fewer than three times, or if they don't grow.
     """
     import numpy as np
 

@@ -1,7 +1,7 @@
 """The parent side of a measurement: a child process that holds one llama.cpp library and times prompts on request.
 
 Two builds of llama.cpp can't share a process, and a crash in C must not lose the results. A child stays alive between
-its turns, so sides really alternate, and neither start-up nor model loading is timed.
+its turns, so that sides can alternate without timing start-up or model loading.
 
     with Runner(native.library_dir()) as runner:
         timing = runner.measure(Job("model.gguf", [1] * 4096, EngineSettings()))
@@ -74,8 +74,8 @@ class Job:
 class Timing:
     """Result of a job: seconds of each ubatch and of each decoded token, and bytes of the context's buffers.
 
-    cpu_seconds: processor time of the whole prefill, over all threads. Where a CPU alone computes, less than
-    threads times seconds means that other programs took the rest.
+    cpu_seconds: processor time of the whole prefill, over all threads. On the CPU alone, a value below threads times
+    seconds means that other programs took the rest.
     """
 
     ubatch_seconds: list[float]
@@ -88,7 +88,7 @@ class Timing:
 class Runner(contextlib.AbstractContextManager):
     """A child process with the libllama of the folder `library`.
 
-    environment: variables of the child beside those of this process. `facts` holds "swaa" (whether the library is
+    environment: variables to add to the child's environment. `facts` holds "swaa" (whether the library is
     patched), "version" and "commit" of its ggml, and "gpus" (their names). Raises `NativeLibraryError` if the library
     does not load.
     """
@@ -115,9 +115,9 @@ class Runner(contextlib.AbstractContextManager):
         self.close()
 
     def measure(self, job: Job, on_progress: Callable[[int], object] | None = None) -> Timing:
-        """Run `job`; on_progress receives the number of prompt tokens done after each ubatch.
+        """Run `job`; after each ubatch, on_progress receives the number of prompt tokens done.
 
-        Raises `GenerationError` if the engine refuses the job, or if the child dies; then it can run no more jobs.
+        Raises `GenerationError` if the engine refuses the job, or if the child dies. A dead child can run no more jobs.
         """
         try:
             print(job.to_json(), file=self._child.stdin, flush=True)
@@ -161,7 +161,7 @@ class Runner(contextlib.AbstractContextManager):
 def libraries(
     baseline: str | os.PathLike[str] | None = None, *, upstream_kernels: bool = False
 ) -> Iterator[dict[str, Runner]]:
-    """Start a process per library, by name: `PATCHED`, with a baseline `UNPATCHED`, and `UPSTREAM_KERNELS` if asked.
+    """Start one process per library, by name: `PATCHED`, `UNPATCHED` with a baseline, `UPSTREAM_KERNELS` if asked.
 
     baseline: folder of an unpatched build. `UPSTREAM_KERNELS` is the patched library with llama.cpp's own attention
     kernels on the CPU. Raises `NativeLibraryError` unless the libraries load and belong to one llama.cpp release.

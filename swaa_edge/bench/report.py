@@ -1,4 +1,4 @@
-"""The results of a benchmark: raw samples, and the rows, the document, the table and the plot made of them.
+"""The results of a benchmark: raw samples, and the rows, document, table and plot made from them.
 
 print(report); report.to_dict()["rows"]
 """
@@ -72,7 +72,7 @@ class Report(Run):
         """Return one row per configuration and prompt length, the references first; plain JSON values.
 
         Ratios are medians of full attention over medians of the configuration: above 1 is faster. None stands for what
-        the times don't show: the bound of a prompt of less than three ubatches, the speed of no tokens.
+        the times don't show, such as the bound of a prompt of fewer than three ubatches, or decoding of no tokens.
         """
         return [
             self._row(name, length)

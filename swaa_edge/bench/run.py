@@ -1,4 +1,4 @@
-"""Compare full attention with SWAA configurations: the times of one run, as ratios, beside the bound.
+"""Compare the speed of full attention and SWAA configurations within one run, as ratios, beside the bound.
 
 A laptop's speed drifts by tens of percent within minutes, so numbers of two runs can't be compared. Here the sides take
 turns in every round, forwards and backwards, and the medians over the rounds are compared.

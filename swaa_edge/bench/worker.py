@@ -1,4 +1,4 @@
-"""The program of the child processes that client.py starts: one llama.cpp library, jobs in, times out.
+"""The program of the child processes that client.py starts: with one llama.cpp library, it reads jobs and writes times.
 
 It uses only llama.cpp's C interface, since that is what the patched and the unpatched library share.
 
@@ -56,7 +56,7 @@ def main(library: str) -> None:
 
 
 def _lines_of_stdin() -> Iterator[str]:
-    """Yield the lines of stdin; its end exits the process, even during a job, since the parent is gone."""
+    """Yield the lines of stdin. When stdin ends, the parent is gone: the process exits, even during a job."""
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def read() -> None:
@@ -148,7 +148,7 @@ class _Engine:
         return Timing(ubatches, cpu, decoded, compute, kv)
 
     def _load(self, job: Job) -> None:
-        """Load the job's model under its overrides, instead of the one before: memory holds one model per side."""
+        """Load the job's model with its overrides. The previous model is freed: memory holds one model per side."""
         requested = (job.model, dict(job.overrides), job.engine.n_gpu_layers)
         if requested == self._loaded:
             return
@@ -193,7 +193,7 @@ class _Engine:
     def _decode(
         self, context: Any, batch: Any, tokens: Sequence[int], at: int, *, prefill: bool, logits: bool = True
     ) -> float:
-        """Return the seconds of one llama_decode of `tokens` from position `at`; logits: compute those of the last."""
+        """Return the seconds of one llama_decode of `tokens` from position `at`; logits: compute the last one's."""
         batch.n_tokens = len(tokens)
         for i, token in enumerate(tokens):
             batch.token[i], batch.pos[i], batch.n_seq_id[i] = token, at + i, 1

@@ -41,7 +41,7 @@ class Workload:
         engine: EngineSettings | None = None,
         default: Sequence[int] = (),
     ) -> Workload:
-        """The checked workload. default: the lengths without `prompt_tokens`, as far as the context goes.
+        """The checked workload. default: the lengths to use if `prompt_tokens` is None, as far as the context goes.
 
         Raises `ConfigError` for a prompt that exceeds the context or settings out of range, `ModelFileError`.
         """
@@ -78,7 +78,7 @@ class Workload:
     def job(self, length: int, config: Configuration = FULL_ATTENTION, *, patched: bool = True, **changes: Any) -> Job:
         """Return the job for one prompt length under `config`.
 
-        patched: False for a library that has no SWAA to turn off. changes: of further fields of `Job`.
+        patched: False for a library that has no SWAA to turn off. changes: values for other fields of `Job`.
         """
         overrides = resolve_swaa(self.model, config).kv_overrides if patched else None
         job = Job(os.fspath(self.model), self.tokens[:length], self.engine, overrides or {}, self.decode)
@@ -91,7 +91,7 @@ class Workload:
 
     @property
     def prompt(self) -> str:
-        """The source of the tokens, for people."""
+        """Where the tokens come from, in words."""
         return "Python's language reference" if self.model.has_tokenizer else "random tokens"
 
 

@@ -97,7 +97,7 @@ def calibrate(
     json_file, plot_file: write the result of a complete run as a document and as a picture.
     force: replace existing files. journal_file: keeps the measurements, so that an equal call resumes an interrupted
         run; None for the user's cache, until the run is complete.
-    on_note: called with a line about the measurements of an earlier run.
+    on_note: called with one line of text about reused measurements.
 
     Ctrl-C, or an error after the first measurement, ends the run early; `Calibration.stopped` reports it.
     Raises `ConfigError` and `ModelFileError` for invalid input, `OutputError`, and the errors of loading and running a
@@ -131,7 +131,7 @@ def calibrate(
 
 
 def _check_engine(engine: EngineSettings, file: ModelFile) -> EngineSettings:
-    """The settings with one cache for all layers that can go back anywhere, so that documents are prefilled once."""
+    """The settings, with a single cache that can be cut back to any position, so that documents are prefilled once."""
     if engine.lora_path is not None and read_lora(engine.lora_path, file).swaa is not None:
         raise ConfigError(
             f"{engine.lora_path} was trained under a recipe, which fixes its layers; calibrate the model without it"
@@ -153,7 +153,7 @@ def _prompt_tokens(file: ModelFile, requested: int | None) -> int:
 
 
 def _sliding(swaa: SwaaConfig | None, length: int) -> SwaaConfig:
-    """`swaa`, which must hide something in prompts of this length; or else the recipe fast, shortened to do so."""
+    """`swaa`, which must hide something in prompts of this length; for None, the recipe fast, shortened to do so."""
     if swaa is None:
         fast = RECIPES["fast"].config
         window = min(fast.window_size, length // 4)
@@ -190,7 +190,7 @@ def _cases(
 
 
 def _key(file: ModelFile, swaa: SwaaConfig, engine: EngineSettings, cases: list[Case]) -> dict[str, Any]:
-    """What a loss depends on. Not the method: another one reuses the losses that the first one measured."""
+    """What a loss depends on. The method is not part of it: another method reuses the losses measured by the first."""
     tokens = hashlib.sha256(json.dumps([(case.id, case.prompt, case.answer) for case in cases]).encode())
     lora = [] if engine.lora_path is None else [read_lora(engine.lora_path, file).fingerprint]
     return {
@@ -218,7 +218,7 @@ def _write_settings(
     force: bool,
     on_progress: OnProgress | None,
 ) -> tuple[str, ...]:
-    """Write the settings, and the model with them; the names of the files."""
+    """Write the settings, and the model with them; return the names of the files."""
     config, written = found.config, []
     assert config is not None
     if output is not None:

@@ -50,9 +50,9 @@ def from_samples(samples: Sequence[Sample], prompts: Prompts) -> list[Case]:
 def from_text(
     tokens: Sequence[int], *, head: Sequence[int] = (), length: int, answer: int, count: int, held_out: bool = False
 ) -> tuple[list[Case], list[Case]]:
-    """Windows of a text, each of `length` tokens including `head` (a start token); the last `answer` are its answer.
+    """Windows of a text, each of `length` tokens with `head` (a start token); the last `answer` tokens are the answer.
 
-    At most `count` windows, spread over the text, and with held_out as many others between them. Raises `ConfigError`
+    At most `count` windows, spread over the text; with held_out, also as many others between them. Raises `ConfigError`
     if the text is too short for one window (two, with held_out), or if an answer leaves no prompt.
     """
     if not 1 <= answer < length - len(head):

@@ -4,8 +4,8 @@
     losses.of([]).loss - losses.of(range(28)).loss      # what sliding in all layers costs
 
 The loss is the negative log likelihood of the answers' tokens, in nats per token. A prompt is evaluated as prefill and
-its answer as decode, so FA decode helps as much as it would in use: it helps all tokens of an answer but the first,
-which is predicted by the last token of the prompt.
+its answer as decode, so FA decode helps as much as it would in use. It helps all tokens of an answer but the first,
+which the prompt's last token predicts.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Measured:
     def above(self, other: Measured) -> tuple[float, float | None]:
         """How much higher the loss is than that of `other` on the same cases, and the standard error.
 
-        The error is that of a sum of independent differences, one per case; None for a single case.
+        The error treats the differences, one per case, as independent; it is None for a single case.
         """
         differences = [mine - theirs for mine, theirs in zip(self.nll, other.nll, strict=True)]
         count, total = len(differences), math.fsum(differences)
@@ -95,7 +95,7 @@ class Losses:
         self._known = {(frozenset(r["fa_layers"]), r["case"]): r["nll"] for r in self._journal.records}
 
     def of(self, fa_layers: Iterable[int]) -> Measured:
-        """The loss with full attention in these layers, while the others slide. All of them: SWAA is off."""
+        """The loss with full attention in these layers, while the others slide. If no layer slides, SWAA is off."""
         kept = frozenset(fa_layers)
         layers = label(kept, self.n_layers)
         missing = [case for case in self.cases if (kept, case.id) not in self._known]

@@ -70,11 +70,11 @@ def recommend(
     """Choose a configuration from the document `measured`, which `swaa-edge eval --json` wrote.
 
     target_speedup: choose the most accurate configuration with at least this prefill speed-up over full attention.
-    min_accuracy: choose the fastest one with at least this accuracy (0 to 1); with both, the most accurate that meets
-    both. output: write the settings there, for --config; force: replace the file.
+    min_accuracy: choose the fastest one with at least this accuracy (0 to 1). With both, the most accurate one that
+    meets both is chosen. output: write the settings there, for --config; force: replace the file.
 
-    Raises `ConfigError` for an invalid document, if neither aim is given, if no configuration qualifies, or if there
-    are no settings to write since full attention was chosen; `OutputError`.
+    Raises `ConfigError` for an invalid document, if neither aim is given, if no configuration qualifies, or if full
+    attention was chosen, so that `output` would have no settings; `OutputError`.
     """
     if target_speedup is None and min_accuracy is None:
         raise ConfigError("give a target speed-up, a minimum accuracy or both")

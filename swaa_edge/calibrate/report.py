@@ -39,7 +39,7 @@ class Ranked:
 class Report:
     """What a search found so far.
 
-    full, sliding, loss: measured with full attention in all layers, in none, and in the `chosen` ones; None until then.
+    full, sliding, loss: with full attention in all layers, in none, and in the `chosen` ones; None until known.
     compared: choices of layers measured on held-out cases: rows of the document. rows: the ranking, unsorted.
     stopped: None if the run is complete, "interrupted", or the error that ended it.
     """
@@ -60,7 +60,7 @@ class Report:
     rows: list[Ranked] = dataclasses.field(default_factory=list)
 
     def ranking(self) -> list[Ranked]:
-        """The layers, the one that needs full attention most first; for greedy, in the order of their choice."""
+        """The layers, the one that most needs full attention first; for greedy, in the order of their choice."""
         return self.rows if self.method == "greedy" else sorted(self.rows, key=lambda row: (-row.gain, row.layer))
 
     def config(self) -> SwaaConfig | None:

@@ -4,9 +4,9 @@
     report = search(load, SwaaConfig(2048, 100, fa_decode=True), 28, cases, settings)
     report.chosen            # (2, 5, 9, ...)
 
-nll ranks layers by how much the loss rises when only that layer slides, after arXiv 2606.27791. keep ranks them by how
-much the loss falls when only that layer keeps full attention, which helps in a model that can do without any single
-layer: there, nll finds nothing. greedy starts with all layers sliding, adds the FA layer that lowers the loss most, and
+nll ranks layers by how much the loss rises when a layer alone slides, after arXiv 2606.27791. keep ranks them by how
+much the loss falls when a layer alone keeps full attention: this helps in a model that can do without any single layer,
+where nll finds nothing. greedy starts with all layers sliding, adds the FA layer that lowers the loss most, and
 repeats, so that it sees how layers work together; finally it exchanges chosen layers while that lowers the loss.
 """
 
@@ -68,7 +68,7 @@ def search(
 
 
 def periodic(n_layers: int, keep: int) -> dict[str, frozenset[int]]:
-    """Every k-th layer, for each offset, by its --fa-layers text; k is the period that keeps about `keep` layers."""
+    """Every k-th layer, one choice per offset, by --fa-layers text; k is the period that keeps about `keep` layers."""
     period = max(1, round(n_layers / keep))
     return {f"{first}::{period}": frozenset(range(first, n_layers, period)) for first in range(period)}
 
@@ -121,9 +121,9 @@ def _greedy(report: Report, losses: Losses, sliding: Measured, settings: Calibra
 def _exchange(
     losses: Losses, chosen: Sequence[int], pool: Iterable[int], current: Measured, swaps: int
 ) -> tuple[list[int], list[Ranked], Measured] | None:
-    """The first exchange of one of the `swaps` weakest layers that lowers the loss, or None.
+    """The first exchange of one of the `swaps` weakest chosen layers that lowers the loss, or None.
 
-    Returns the layers that stay, all others beside them, best first, and the loss with the best.
+    Returns the layers that stay, the candidates for the free place, best first, and the loss with the best one.
     """
     if not swaps:
         return None

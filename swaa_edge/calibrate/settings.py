@@ -25,8 +25,8 @@ class CalibrateSettings:
     """How layers are chosen, and on which samples.
 
     method: see `swaa_edge.calibrate.search`. keep: layers that keep full attention, a number or a fraction of all.
-    candidates: for greedy, the number of layers to try, the best by the ranking of keep; None: all.
-    swaps: for greedy, the number of chosen layers to try to exchange finally, the weakest ones.
+    candidates: for greedy, try only this many layers, the best in the ranking of keep; None: all.
+    swaps: for greedy, try in the end to exchange this many of the chosen layers, the weakest ones.
     compare: compare the choice with periodic patterns on held-out samples.
     task: retrieval tasks, separated by commas. text: file of a UTF-8 text to measure on instead; "-" is stdin.
     samples: per task, or windows of the text; None takes `SAMPLES` or `WINDOWS`.

@@ -75,7 +75,7 @@ def compare(
     on_progress: OnProgress | None = None,
     **questions: Any,
 ) -> Comparison:
-    """Ask `model` the same questions under each configuration, and count correct answers and time.
+    """Ask `model` the same questions under each configuration; count correct answers and measure time.
 
     model: a path or a `ModelFile`. configs, base, changes: as in `engine.configurations`.
     engine: how to load the model; an adapter with a recipe is applied under SWAA only, and its recipe is the default
@@ -83,7 +83,7 @@ def compare(
     json_file, plot_file, heatmap_file: files to write once the run is complete; force: replace existing ones.
     journal_file: keeps answers for resuming; None for the user's cache, until the run is complete. fresh: discard the
         answers of an earlier run.
-    on_note: called with a line about the answers of an earlier run. on_progress: see `run.evaluate`.
+    on_note: called with one line of text about reused answers. on_progress: see `run.evaluate`.
     questions: the fields of `Questions`.
 
     Ctrl-C, or an error after the first answer, ends the run early; `Comparison.stopped` reports it, and an equal call
@@ -158,7 +158,7 @@ def _measure(
     journals: Mapping[str, Journal],
     on_progress: OnProgress | None,
 ) -> tuple[Report, PerplexityReport | None]:
-    """Answers, then perplexity; what ended either early is in `Report.stopped`."""
+    """Answers, then perplexity; if either ended early, `Report.stopped` holds the reason."""
     report, found = Report(dict(sides), prepared.samples, []), None
     if journal := journals.get("answers"):
         together = loader.model.size * len(sides) <= TOGETHER

@@ -39,7 +39,7 @@ _FIELDS = ("id", "prompt", "question", "answer")
 
 
 class Asks(Protocol):
-    """What `read_samples` needs of `Prompts`."""
+    """The part of `Prompts` that `read_samples` uses."""
 
     def ask(self, document: str, question: str) -> Any: ...
 
@@ -47,9 +47,9 @@ class Asks(Protocol):
 def read_samples(path: str | os.PathLike[str], prompts: Asks, *, limit: int | None = None) -> list[Sample]:
     """Read the samples of a file, in its order, so that an engine reuses the prefix of prompts that start alike.
 
-    limit: maximum number of samples; the rest of the file is not read. The task is the name of the file without
-    extension, the id "<task>/<id>". Raises `DataFileError` naming the line, and `ConfigError` for a wrong `limit` or
-    a Parquet file without pyarrow.
+    limit: maximum number of samples; the rest of the file is not read. A sample's task is the file's name without
+    extension, and its id is "<task>/<id>". Raises `DataFileError` naming the line, and `ConfigError` for a wrong
+    `limit` or a Parquet file without pyarrow.
     """
     path = Path(path)
     if limit is not None and limit < 1:
@@ -69,7 +69,7 @@ def read_samples(path: str | os.PathLike[str], prompts: Asks, *, limit: int | No
 
 
 def check_lengths(samples: Sequence[Sample], context: int, max_tokens: int, *, skip_long: bool = False) -> list[Sample]:
-    """Return the samples if every prompt with `max_tokens` of answer fits into `context` tokens.
+    """Return the samples if every prompt, plus `max_tokens` for the answer, fits into `context` tokens.
 
     skip_long: drop those that don't fit instead of raising. Raises `DataFileError` naming the first sample that doesn't
     fit, or if none fits.

@@ -1,7 +1,7 @@
 """Prose of an exact number of tokens, with pieces of text hidden in it.
 
-A retrieval task needs prompts of an exact length in tokens whose hidden sentence stands between two sentences, for
-any vocabulary. So documents are assembled from sentences that are tokenized one by one.
+With any vocabulary, the prompts of a retrieval task must have an exact length in tokens, and the hidden sentence must
+stand between two sentences. So documents are assembled from sentences that are tokenized one by one.
 
     hay = Haystack(text, tokenize); document = hay.bury(rng, 2000, [(950, tokenize(" The code of fox is 47."))])
 """
@@ -41,7 +41,7 @@ class Haystack:
         return run
 
     def bury(self, rng: random.Random, count: int, pieces: Sequence[tuple[float, Sequence[int]]]) -> list[int]:
-        """A document of exactly `count` tokens: prose with each piece inserted at the last seam up to its place.
+        """A document of exactly `count` tokens: prose, with each piece inserted before the sentence at its place.
 
         pieces: (place, tokens); the place is the number of prose tokens before it, and pieces of equal place keep
         their order. Raises `ValueError` if the pieces alone are longer than `count`.

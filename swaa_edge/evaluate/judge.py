@@ -1,8 +1,8 @@
 """A scorer that asks another model, behind any OpenAI-compatible address, whether a response is correct.
 
-A free answer can be correct in many words, which no comparison of texts recognizes. The servers that people have
-(`swaa-edge serve`, llama.cpp's, Ollama's, hosted ones) share one protocol; the `openai` package speaks it, retries
-included.
+A free answer can be correct in many different wordings, which a comparison of texts does not recognize. The servers
+that people have (`swaa-edge serve`, llama.cpp's, Ollama's, hosted ones) share one protocol; the `openai` package speaks
+it, retries included.
 
     judge = Judge("http://localhost:8000/v1", "judge-model"); judge(sample, "It was Ann.")
 """
@@ -123,7 +123,7 @@ class Judge:
 
 
 def verdict_of(answer: str) -> bool | None:
-    """The verdict: yes or no as the first or last word after any reasoning; None if it is neither, or one of each."""
+    """True for yes, False for no, as the first or last word after any reasoning; None for neither or both."""
     words = re.findall(r"\w+", final(answer).casefold())
     found = {word for word in (*words[:1], *words[-1:]) if word in ("yes", "no")}
     return found.pop() == "yes" if len(found) == 1 else None

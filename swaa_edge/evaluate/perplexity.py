@@ -60,8 +60,8 @@ class PerplexityReport:
         kl: mean of KL(full || configuration). same_top: fraction of tokens whose most likely next token is the same as
             under full attention. nll_increase: over full attention, on the same tokens.
         ..._error: standard error of a mean, over windows; None for a single window.
-        past_window: the same figures for positions that some earlier position is hidden from, the only ones that can
-            differ; None for full attention, and if there are none.
+        past_window: the same figures for positions that cannot see every earlier one, the only ones that can differ;
+            None for full attention, and if there are none.
         """
         return [self._row(name, records) for name in self.configs if (records := self.of(name))]
 
@@ -98,7 +98,7 @@ def measure(
 ) -> PerplexityReport:
     """Measure each of `configs` (by name) on the text `tokens`, split into windows of `length` tokens.
 
-    tokens: without a start token. The first token of a window is never predicted; if the model uses a start token, that
+    tokens: without a start token. A window's first token is never predicted; a start token, if the model uses one,
         replaces it. A rest shorter than a window is dropped.
     windows: maximum number of windows, from the first. load: as in `evaluate`; contexts have `length` tokens.
     journal: keeps the figures of each window, and holds those of an earlier run.
@@ -271,7 +271,7 @@ def _sums(figures: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def _means(sums: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Means over all tokens from the sums of each window, and standard errors over windows, which are of equal size."""
+    """Means over all tokens, from the sums of each window, and standard errors over the windows (all of equal size)."""
     tokens = sum(entry["tokens"] for entry in sums)
 
     def of(value: Callable[[Mapping[str, Any]], float]) -> tuple[float, float | None]:

@@ -108,7 +108,7 @@ def _title(document: dict[str, Any]) -> str:
 
 
 def _mapped(document: dict[str, Any]) -> list[str]:
-    """The configurations with needles at known depths."""
+    """The configurations that answered needle questions at known depths."""
     names = dict.fromkeys(cell["config"] for cell in document["cells"] if _is_mapped(cell))
     if not names:
         raise ConfigError("a heat map needs the task needle; evaluate it, too")

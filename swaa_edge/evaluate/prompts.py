@@ -1,4 +1,4 @@
-"""Prompts in tokens: a document and a question about it in a model's vocabulary and chat template.
+"""Prompts in tokens: a document and a question about it, in a model's chat template and vocabulary.
 
 with Prompts("model.gguf") as prompts: tokens = prompts.ask(document, "What is the code of fox?")
 """

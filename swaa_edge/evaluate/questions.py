@@ -47,7 +47,7 @@ class Questions:
     depths, beyond, needles, pairs, hops, seed: as in `TaskSettings`. style: "direct", "spoken" or "both".
     haystack: file of the prose of built-in tasks; None for a text that ships with Python.
     max_tokens: maximum length of an answer. chat: whether prompts use the model's chat template.
-    scorer: scorer of questions from files, a key of `SCORERS` or `JUDGE`; built-in tasks need the answers in order.
+    scorer: how questions from files are scored, `JUDGE` or a key of `SCORERS`; built-in tasks always use `in_order`.
     judge, judge_model: address and model of a judge. limit: maximum number of questions per file.
     skip_long: skip questions of files that exceed the context instead of raising.
     text: file of the text for perplexity; None for the haystack.
@@ -202,7 +202,7 @@ def check_judge(scorer: str | None, judge: str | None, judge_model: str | None) 
 
 
 def scorer(scorer: str | None, judge: str | None, judge_model: str | None) -> Scorer:
-    """The scorer of responses to a file's questions, for settings that `check_judge` accepts."""
+    """The scorer for responses to a file's questions; the settings must have passed `check_judge`."""
     from swaa_edge.evaluate.judge import Judge
 
     return SCORERS[scorer or "contains"] if judge is None else Judge(judge, str(judge_model))

@@ -118,7 +118,7 @@ def counted(records: Iterable[Record]) -> dict[str, Any]:
 
 
 def wilson(correct: int, total: int) -> tuple[float, float]:
-    """Wilson's 95% score interval of a proportion, which stays within 0 and 1 also for few samples.
+    """Wilson's 95% score interval of a proportion; it stays within 0 and 1 even for few samples.
 
     Source: E. B. Wilson, Probable inference, the law of succession, and statistical inference, JASA 22 (1927).
     """

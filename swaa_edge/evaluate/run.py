@@ -45,9 +45,9 @@ def evaluate(
 ) -> Report:
     """Ask every sample under each of `configs` (by name), decode greedily, and score the responses.
 
-    together: load the model once per configuration and ask them in turns, sample by sample, which keeps their times
-        comparable on a machine whose speed drifts; otherwise one configuration after the other.
-    journal: keeps each answer, and holds those of an earlier run, which are not asked again.
+    together: keep a model loaded per configuration and ask them in turns, sample by sample, so that times stay
+        comparable while the machine's speed drifts; otherwise one configuration runs after the other.
+    journal: keeps each answer; questions that it already has answers to are not asked again.
     on_progress: called before and after each answer; the unit of work is a prompt token.
 
     KeyboardInterrupt, or an error after the first answer, ends the run early and is reported as `Report.stopped`.
@@ -78,7 +78,7 @@ class _Run:
         self._work = sum(len(s.prompt) for name in self.configs for s in self.samples if (name, s.id) in self._done)
 
     def ask_all(self, names: Sequence[str]) -> None:
-        """Ask what the journal lacks under these configurations, all of them loaded for as long as this takes."""
+        """Ask what the journal lacks under these configurations, with all of them loaded at once."""
         left = [(sample, name) for sample in self.samples for name in names if (name, sample.id) not in self._done]
         n_ctx = max(len(sample.prompt) for sample in self.samples) + self.max_tokens
         with contextlib.ExitStack() as stack:

@@ -30,7 +30,7 @@ def contains(sample: Sample, response: str) -> bool:
 
 
 def in_order(sample: Sample, response: str) -> bool:
-    """As `contains`, in the order of the answers: each code must belong to the right name."""
+    """As `contains`, but in the order of the answers, so that each code belongs to the right name."""
     at, text = 0, _words(final(response))
     for answer in sample.answers:
         found = _word(answer).search(text, at)

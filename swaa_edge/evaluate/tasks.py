@@ -33,7 +33,7 @@ class TaskSettings:
     lengths: of whole prompts, in tokens.
     samples: per task and length, spread over depths and styles. Each document gets one question per style, one after
         the other, so that an engine can reuse its prefix.
-    depths: positions of the needle, in turns; 0 is the start. None, and in other tasks: random positions.
+    depths: positions of the needle, used in turn; 0 is the start. None: random positions, as always in other tasks.
     beyond: minimum number of tokens after the facts to retrieve, so that a window up to that size hides them from the
         prompt's last token. A needle at a larger depth moves up as far as this requires.
     needles: per multi-needle document. pairs: per kv document. hops: per chain, up to its number.
@@ -79,7 +79,7 @@ class TaskSettings:
 class _Case:
     """The contents of one document.
 
-    pieces: the texts to hide, in order. asked: number of pieces, from the first, that the question is about.
+    pieces: the texts to hide, in order. asked: the question is about this many of them, from the first.
     ask: the question in a style. together: whether the pieces stay side by side.
     behind: the part of the asked piece that follows the answer.
     """
@@ -146,7 +146,7 @@ def _document(
 def _places(
     rng: random.Random, case: _Case, count: int, depth: float | None, room: int, high: int, most: int
 ) -> list[float]:
-    """The number of prose tokens before each of `count` pieces, of `room` in all; before asked ones at most `most`."""
+    """The number of prose tokens, out of `room`, before each of `count` pieces; at most `most` before asked ones."""
     if depth is None:
         depths = [rng.random() * high / max(room, 1) for _ in range(case.asked)]
     else:

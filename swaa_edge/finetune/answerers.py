@@ -3,7 +3,7 @@
     answerer = LlamaAnswerer(SwaaLlama("model.gguf", swaa=False, n_ctx=n_ctx), max_tokens=1024, sampling={})
     answerer.answer(prompt, seed=1)
 
-`hf_answerer` has the one for Hugging Face model directories, which needs torch.
+The answerer for Hugging Face model directories is in `hf_answerer`, because it needs torch.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class Answerer(Protocol):
 
 
 def reusable(before: Sequence[int] | None, prompt: Sequence[int], step: int) -> int:
-    """How many tokens of `prompt` need no prefill after `before`: a multiple of `step`, and never all of them.
+    """How many leading tokens of `prompt` need no prefill after `before`, in whole batches of `step`.
 
-    The last bits of a token's K and V depend on the batch that it was computed in. Both prompts are prefilled in
-    batches of `step` tokens from their start, so batches of equal tokens are bit-identical.
+    The last token of either never counts. The last bits of K and V depend on the batch that computed them. Both prompts
+    are prefilled in batches of `step` tokens from their start, so batches of equal tokens are bit-identical.
     """
     if before is None:
         return 0
@@ -72,7 +72,7 @@ class LlamaAnswerer:
         return Response(choice["text"], choice["finish_reason"] == "stop", self._llm.last_timings.generated_tokens)
 
     def _prefill(self, prompt: Sequence[int]) -> None:
-        """Prefill all but the last token, which every response computes in a batch of its own, also the first one."""
+        """Prefill all but the last token, which every response, even the first, computes in a batch of its own."""
         llm, before = self._llm, self._prefilled
         self._prefilled = None  # an error leaves the cache unknown
         count = len(prompt) - 1 if before == prompt else reusable(before, prompt, llm.n_batch)

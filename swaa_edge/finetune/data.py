@@ -146,7 +146,7 @@ class _Writer:
     def _turns(self, source: str, messages: Any) -> list[tuple[str, bool]]:
         """The texts of a conversation in order, each with whether it is a response.
 
-        A response is what the template adds when it renders one message more.
+        A response is the text that the template adds when one more message is rendered.
         """
         messages = self._checked(source, messages)
         parts: list[tuple[str, bool]] = []

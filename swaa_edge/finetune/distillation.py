@@ -56,7 +56,7 @@ class Distilled:
 
     @property
     def stopped(self) -> Stopped:
-        """Why there is no output: "interrupted", or the error; None if there is one."""
+        """Why there is no output: "interrupted", or the error; None if there is output."""
         found = self.collected
         if found.stopped or found.lines:
             return found.stopped
@@ -87,7 +87,7 @@ def distill(
     settings: the fields of `DistillSettings`. force: replace `output`.
     journal_file: keeps the responses, so that an equal call resumes an interrupted run; None for the user's cache,
         until the run is complete. fresh: discard the responses of an earlier run.
-    on_note: called with a line about the responses of an earlier run.
+    on_note: called with one line of text about reused responses.
 
     Ctrl-C, or an error after the first response, ends the run early; `Distilled.stopped` reports it.
     Raises `ConfigError`, `DataFileError` or `ModelFileError` for invalid input, `OutputError`, and the errors of
@@ -125,7 +125,7 @@ def _check_output(output: str | os.PathLike[str], force: bool, others: Iterable[
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-    """The model that is asked. prompts: builds its prompts, in a with statement. context: tokens it takes; 0: any.
+    """The model that is asked. prompts: a context manager that builds its prompts. context: limit in tokens; 0: none.
 
     identity: plain JSON values that change whenever its responses may. load(n_ctx): opens it.
     """

@@ -46,7 +46,7 @@ def finetune(
     on_note: called with lines for the user, such as the step that an interrupted run resumes from.
 
     Ctrl-C ends training after the current step and raises KeyboardInterrupt; an equal call resumes. Raises `SwaaError`
-    without torch, transformers and PEFT, otherwise as `swaa_edge.finetune.train.Run`.
+    without torch, transformers and PEFT, and what `swaa_edge.finetune.train.Run` raises.
     """
     from swaa_edge.convert.hf_folder import read_hf_folder
 
@@ -76,7 +76,7 @@ def finetune(
 
 
 def _train(run: Run, on_progress: OnProgress | None, on_note: Callable[[str], object]) -> Outcome:
-    """Train until the end or the first Ctrl-C, which lets the current step finish; a second one does not."""
+    """Train until the end or the first Ctrl-C, which lets the current step finish; a second Ctrl-C does not."""
     outcome = None
 
     def stop() -> None:

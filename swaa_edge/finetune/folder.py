@@ -106,7 +106,7 @@ def _read(path: Path) -> Any:
 
 
 def _difference(stored: Any, key: dict[str, Any]) -> str:
-    """What the folder holds, named by how the stored key differs from `key`."""
+    """What the folder holds, in words: how the stored key differs from `key`."""
     stored = stored if isinstance(stored, dict) else {}
     settings = stored.get("settings")
     if isinstance(settings, dict) and settings.keys() != key.get("settings", {}).keys():

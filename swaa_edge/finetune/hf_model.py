@@ -1,4 +1,4 @@
-"""Loads Hugging Face models and tokenizers from disk, without transformers' output and with errors of one line.
+"""Loads Hugging Face models and tokenizers from disk, with one-line errors and without transformers' own output.
 
 model = load(transformers.AutoModelForCausalLM, "Qwen3-4B", dtype="auto")
 
@@ -40,7 +40,7 @@ def context_length(folder: str | os.PathLike[str]) -> int | None:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether torch raised `error` because memory ran out: a class for a GPU's memory, only a text for the CPU's."""
+    """Whether torch raised `error` because memory ran out. For a GPU that is a class, for the CPU only a text."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 

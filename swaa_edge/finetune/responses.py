@@ -1,7 +1,7 @@
 """Self-distillation data: the model's own correct responses to long prompts, under full attention.
 
-Training under a sliding window should teach a model the window and nothing else. Its own responses do, since they are
-already in its style. The authors of SWAA (arXiv 2512.10411) make their data this way.
+Training under a sliding window should teach a model the window and nothing else. Its own responses achieve this, since
+they are already in its style. The authors of SWAA (arXiv 2512.10411) make their data this way.
 
     load = lambda n_ctx: LlamaAnswerer(SwaaLlama("model.gguf", swaa=False, n_ctx=n_ctx), max_tokens=1024, sampling={})
     collected = collect(load, read_samples("questions.jsonl", prompts), contains, DistillSettings())
@@ -139,7 +139,7 @@ def _line(record: Sample, response: str, number: int) -> dict[str, Any]:
 
 
 def seed_of(seed: int, name: str, number: int) -> int:
-    """The seed of a record's response: at least 0, and never the value that llama.cpp takes as "random"."""
+    """The seed of a record's response: at least 0, and never the value that means "random" to llama.cpp."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{number}/{name}".encode()).digest()[:8], "big") % (2**32 - 1)
 
 
@@ -151,7 +151,7 @@ def prompt_digest(record: Sample) -> str:
 
 
 class _Run:
-    """Responses from the journal, and those that are missing from a model, which the first of them loads."""
+    """Responses: from the journal, or else from a model, which is loaded when the first missing one is asked for."""
 
     def __init__(
         self, load: Callable[[], Answerer], scorer: Scorer, settings: DistillSettings, journal: Journal

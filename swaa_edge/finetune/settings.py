@@ -25,14 +25,14 @@ class Settings:
         root. lora_dropout: dropout of LoRA's input. target_modules: linear layers to train LoRA matrices for.
     epochs: training epochs; max_steps: optimizer steps instead of epochs.
     batch_size: examples per batch. gradient_accumulation_steps: batches per optimizer step.
-    learning_rate: its peak. warmup_ratio: fraction of the steps in which it rises to the peak; then it decays as a
-        cosine.
+    learning_rate: the peak. warmup_ratio: fraction of the steps in which the rate rises to the peak; then it decays
+        as a cosine.
     max_length: longest example in tokens, longer ones are left out; None takes the model's context length.
     val_fraction: fraction of the examples held out to measure the validation loss. eval_steps: steps between two
         validations, each of which saves the training state; None takes a tenth of the run, at most 100.
     patience: stop after this many validations without improvement; 0 never stops early.
-    gradient_checkpointing: recompute activations to save memory. bf16: compute in bfloat16; None does on
-        a GPU that supports it.
+    gradient_checkpointing: recompute activations to save memory. bf16: compute in bfloat16; None: if a GPU
+        supports it.
     chat: put the examples in the model's chat template.
 
     Raises `ConfigError` for a value out of range.
@@ -86,8 +86,8 @@ class DistillSettings:
         record. max_tokens: per response; one that does not end within them is not kept.
     temperature, top_p, top_k, seed: how responses are sampled. chat: use the model's chat template.
     scorer, judge, judge_model: how responses are judged, as for `eval`; None, None, None is "contains".
-    limit: ask only so many records, from the first. skip_long: leave out records that exceed the context instead of
-        raising.
+    limit: maximum number of records to ask, from the first. skip_long: leave out records that exceed the context
+        instead of raising.
 
     Raises `ConfigError` for values that contradict each other.
     """

@@ -101,7 +101,7 @@ def arguments(settings: Settings, state: Path, n_examples: int, validates: bool)
 
 
 class CheckedTrainer(transformers.Trainer):
-    """A Trainer that stops at a loss that is NaN or infinite, before a step would spoil the weights.
+    """A Trainer that raises an error at a NaN or infinite loss, before a step spoils the weights.
 
     resume_hint: returns the end of that error. more: the arguments of Trainer.
     """

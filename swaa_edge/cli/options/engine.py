@@ -18,7 +18,7 @@ from swaa_edge.engine.settings import CACHE_TYPES, EngineSettings
 
 
 def engine_options(command: Callable[..., Any], *, lora: bool = True) -> Callable[..., Any]:
-    """Add the options of `EngineSettings` to a command, and pass it one as `engine`; lora: with --lora."""
+    """Add the options for `EngineSettings` to a command, which gets them as `engine`. lora: whether to add --lora."""
 
     @functools.wraps(command)
     def with_engine(*args: Any, **kwargs: Any) -> Any:

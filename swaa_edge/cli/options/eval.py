@@ -30,7 +30,7 @@ def eval_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def file_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add those options of `eval` that are about questions from files and about resuming."""
+    """Add the options of `eval` for questions from files and for resuming."""
     for option in reversed(_FILE_OPTIONS):
         command = option(command)
     return command

@@ -30,7 +30,7 @@ force_option = click.option("--force", is_flag=True, help="Overwrite existing ou
 
 
 def run_shown(function: Callable[..., Any], *args: Any, progress: bool | None, **options: Any) -> Any:
-    """Call a tool that reports progress and notes, which are shown on stderr. progress: of `progress_option`."""
+    """Call `function`, showing its progress and notes on stderr. progress: the value of `progress_option`."""
     with progress_bar(progress) as on_progress:
         return function(*args, on_progress=on_progress, on_note=lambda line: click.echo(line, err=True), **options)
 
@@ -41,7 +41,7 @@ def print_result(result: Any, as_json: bool) -> None:
 
 
 def raise_stopped(stopped: Stopped) -> None:
-    """Raise what ended a run early, if anything did."""
+    """Raise the error or interrupt that ended a run early, if any."""
     if stopped is not None:
         raise stopped if isinstance(stopped, SwaaError) else KeyboardInterrupt
 

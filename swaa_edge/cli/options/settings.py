@@ -1,4 +1,4 @@
-"""An option for a field of a settings class, whose default it has and shows.
+"""An option for a field of a settings class; it takes its default from the field, and shows it.
 
 setting = functools.partial(setting_option, CalibrateSettings)
 @setting("--seed", int, "N", "Seed of the retrieval tasks.")
@@ -13,7 +13,7 @@ import click
 
 
 def setting_option(settings: type, flag: str, kind: Any, metavar: str | None, text: str) -> Callable[..., Any]:
-    """The option `flag` of type `kind` for the field of `settings` that has its name; text: its help."""
+    """The option `flag`, of type `kind`, for the field of `settings` with the same name. text: the option's help."""
     default = getattr(settings, flag.removeprefix("--").replace("-", "_"))
     shown = (
         ",".join(part if isinstance(part, str) else f"{part:g}" for part in default)
