@@ -140,7 +140,7 @@ def _unedited_series(ws: Workspace) -> list[Patch]:
 
 
 def _rewrite(ws: Workspace, patches: Sequence[Patch], versions: Mapping[str, Sequence[bytes]]) -> None:
-    """Write these patches; an empty patch leaves the series."""
+    """Write these patches; those that became empty are deleted and removed from the series."""
     empty = {p.name for i, p in enumerate(patches) if all(states[i] == states[i + 1] for states in versions.values())}
     steps = {index for index, patch in enumerate(patches) if patch.name in empty}
     slim = {path: [s for i, s in enumerate(states) if i - 1 not in steps] for path, states in versions.items()}

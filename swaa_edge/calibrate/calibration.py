@@ -63,7 +63,7 @@ class Calibration:
 
     @property
     def stopped(self) -> Stopped:
-        """None if the run is complete, "interrupted", or the error that ended it."""
+        """None if the run is complete; otherwise "interrupted" or the error that ended it."""
         return self.report.stopped
 
     def to_dict(self) -> dict[str, Any]:

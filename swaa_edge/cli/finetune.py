@@ -60,7 +60,7 @@ class _Names(click.ParamType):
 @_setting("--seed", int, "N", "Seed of everything random.")
 @click.option("--plot", "plot_file", metavar="FILE.png", help="Draw the losses.")
 @json_option
-@click.option("--force", is_flag=True, help="Replace existing files and what is in DIR.")
+@click.option("--force", is_flag=True, help="Overwrite existing files, and use DIR even if it is not empty.")
 @progress_option
 @swaa_options
 def finetune(

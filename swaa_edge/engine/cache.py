@@ -102,7 +102,7 @@ def shift_range(n_tokens: int, n_discard: int | None, n_keep: int | None, sinks:
     rest = n_tokens - n_keep
     if n_tokens < 3 or not 0 <= n_keep <= n_tokens - 2:
         raise GenerationError(
-            f"n_keep = {n_keep} leaves nothing to discard of {n_tokens} tokens; at least 2 must follow"
+            f"n_keep = {n_keep} must be at least 0 and leave at least 2 of the {n_tokens} tokens to discard from"
         )
     n_discard = rest // 2 if n_discard is None else n_discard
     if not 0 < n_discard < rest:

@@ -197,8 +197,10 @@ def check_judge(scorer: str | None, judge: str | None, judge_model: str | None) 
         raise ConfigError(f"there is no scorer {scorer}; there are {', '.join(SCORERS)}, {JUDGE}")
     if (judge is None) != (judge_model is None):
         raise ConfigError("a judge needs both --judge URL and --judge-model NAME")
-    if (scorer == JUDGE) > (judge is not None) or (judge and scorer not in (None, JUDGE)):
-        raise ConfigError("--scorer judge requires --judge URL and --judge-model NAME, and they exclude other scorers")
+    if scorer == JUDGE and judge is None:
+        raise ConfigError("--scorer judge requires --judge URL and --judge-model NAME")
+    if judge and scorer not in (None, JUDGE):
+        raise ConfigError(f"--judge works only with --scorer judge, not with --scorer {scorer}")
 
 
 def scorer(scorer: str | None, judge: str | None, judge_model: str | None) -> Scorer:

@@ -200,7 +200,7 @@ def test_shifts_that_are_refused(load, cold):
     llm = load()
     llm.eval(PROMPT)
     for arguments, message in [
-        ({"n_keep": 299}, "n_keep = 299 leaves nothing to discard of 300 tokens; at least 2 must follow"),
+        ({"n_keep": 299}, "n_keep = 299 must be at least 0 and leave at least 2 of the 300 tokens to discard from"),
         ({"n_keep": -1}, "n_keep = -1 leaves nothing"),
         ({"n_discard": 0}, "n_discard = 0 must be from 1 to 297: 298 of 300 tokens follow"),
         ({"n_discard": 298}, "n_discard = 298 must be"),
@@ -216,7 +216,7 @@ def test_shifts_that_are_refused(load, cold):
     full.shift(n_keep=30, n_discard=265)
     full.shift(n_keep=0, n_discard=5)
     assert full.n_tokens == 30
-    with pytest.raises(GenerationError, match="leaves nothing to discard of 0 tokens"):
+    with pytest.raises(GenerationError, match="leave at least 2 of the 0 tokens"):
         load().shift()
 
 
@@ -256,7 +256,7 @@ def test_the_numbers_of_a_shift():
     assert shift_range(3, None, None, sinks=0) == (1, 1)
     with pytest.raises(GenerationError) as caught:
         shift_range(2, None, None, sinks=0)
-    assert str(caught.value) == "n_keep = 1 leaves nothing to discard of 2 tokens; at least 2 must follow"
+    assert str(caught.value) == "n_keep = 1 must be at least 0 and leave at least 2 of the 2 tokens to discard from"
     with pytest.raises(GenerationError) as caught:
         shift_range(100, 99, 1, sinks=0)
     assert str(caught.value) == "n_discard = 99 must be from 1 to 98: 99 of 100 tokens follow"
