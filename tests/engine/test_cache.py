@@ -201,7 +201,7 @@ def test_shifts_that_are_refused(load, cold):
     llm.eval(PROMPT)
     for arguments, message in [
         ({"n_keep": 299}, "n_keep = 299 must be at least 0 and leave at least 2 of the 300 tokens to discard from"),
-        ({"n_keep": -1}, "n_keep = -1 leaves nothing"),
+        ({"n_keep": -1}, "n_keep = -1 must be at least 0"),
         ({"n_discard": 0}, "n_discard = 0 must be from 1 to 297: 298 of 300 tokens follow"),
         ({"n_discard": 298}, "n_discard = 298 must be"),
         ({"n_keep": 30, "n_discard": 265}, "the ring no longer holds what would come into view"),
