@@ -83,6 +83,7 @@ def write_model(workload: Workload, folder: Path) -> Path:
 def measure(workload: Workload, model: Path, patched: Path, baseline: Path, runner: Runner, *, gpu: bool) -> Result:
     """The result rows of a workload, from `bench.bench`. Raises `CheckError`, or `OutOfTime` with the rows so far."""
     from swaa_edge.bench import bench
+    from swaa_edge.engine.configurations import FULL
     from swaa_edge.engine.settings import EngineSettings
     from swaa_edge.errors import SwaaError
 
@@ -102,7 +103,7 @@ def measure(workload: Workload, model: Path, patched: Path, baseline: Path, runn
     try:
         report = bench(
             model,
-            workload.recipes,
+            workload.recipes or (FULL,),
             workload.prompts,
             decode=workload.decode,
             repeat=workload.repeat,
