@@ -42,6 +42,8 @@ class SwaaConfig:
         "none" or "all". Lists take no negative index. Stored as text or as a sorted tuple.
     fa_decode: whether sliding layers decode with full attention: a bool, or the layers that do (in any
         spelling of `fa_layers`; FA layers in it have no effect). Stored as a bool, text or tuple.
+    tail_count: T, the number of tokens at the end of a prompt that attend like decode tokens, so that the question
+        sees the whole document; 0 to 2**31 - 1. It has no effect in layers without `fa_decode`.
     recipe, adapter: labels, ignored by comparisons: the name of the preset or "custom", and the fine-tune
         in the weights, if any.
 
@@ -52,6 +54,7 @@ class SwaaConfig:
     sink_count: int = 0
     fa_layers: LayerSpec | Iterable[int] = "none"
     fa_decode: bool | LayerSpec | Iterable[int] = False
+    tail_count: int = 0
     recipe: str = dataclasses.field(default=CUSTOM, compare=False)
     adapter: str | None = dataclasses.field(default=None, compare=False)
 
@@ -63,6 +66,7 @@ class SwaaConfig:
         put("sink_count", whole_number("sink_count", self.sink_count, 0))
         put("fa_layers", layer_spec("fa_layers", self.fa_layers))
         put("fa_decode", _fa_decode(self.fa_decode))
+        put("tail_count", whole_number("tail_count", self.tail_count, 0))
         put("recipe", _label("recipe", self.recipe))
         put("adapter", None if self.adapter is None else _label("adapter", self.adapter))
 
@@ -102,6 +106,7 @@ class SwaaConfig:
         sink_count: int,
         sliding: Sequence[bool],
         fa_decode: Sequence[bool],
+        tail_count: int = 0,
         *,
         recipe: str = CUSTOM,
         adapter: str | None = None,
@@ -117,6 +122,7 @@ class SwaaConfig:
             sink_count,
             fa_layers=tuple(layer for layer, slides in enumerate(sliding) if not slides),
             fa_decode=decode if 0 < len(decode) < sum(sliding) else bool(decode),
+            tail_count=tail_count,
             recipe=recipe,
             adapter=adapter,
         )

@@ -22,7 +22,7 @@ from swaa_edge import native
 from swaa_edge.config import Configuration, SwaaConfig
 from swaa_edge.engine import states
 from swaa_edge.engine.cache import KVCache
-from swaa_edge.engine.evaluation import OnLogits, engine_phase, evaluate, failure
+from swaa_edge.engine.evaluation import OnLogits, decoding_from, evaluate, failure
 from swaa_edge.engine.phases import PhaseTracker, Timings, Turn
 from swaa_edge.engine.preflight import check_context, check_tokenizer, labelled, resolve_swaa
 from swaa_edge.engine.settings import round_up
@@ -30,7 +30,6 @@ from swaa_edge.engine.translate import load_failure
 from swaa_edge.errors import GenerationError
 from swaa_edge.files.model import read_model
 from swaa_edge.layers import whole_number
-from swaa_edge.native import Phase
 
 # Deriving from llama_cpp's class imports llama_cpp, so the patched library must be loaded before.
 llama_cpp = native.load()
@@ -156,13 +155,14 @@ class SwaaLlama(llama_cpp.Llama):
 
     # Evaluation
 
-    def eval(self, tokens: Sequence[int], phase: Phase | None = None, on_logits: OnLogits | None = None) -> None:
-        """Evaluate `tokens` after those evaluated before, as upstream; the phase of each is inferred.
+    def eval(self, tokens: Sequence[int], decode_from: int | None = None, on_logits: OnLogits | None = None) -> None:
+        """Evaluate `tokens` after those evaluated before, as upstream, each as prompt or as generated.
 
-        In `generate`, and all that is built on it, the prompt is PREFILL and tokens fed back (drafted ones too)
-        are DECODE. Called directly: the token that `sample` just returned is DECODE; a single token after
-        others, if `sample` wasn't called (the caller has its own sampler), is DECODE; all else is PREFILL.
-        `phase` overrules that.
+        In `generate`, and all that is built on it, tokens that are fed back were generated, drafted ones too. Called
+        directly, so was the token that `sample` just returned, and a single token after others if `sample` wasn't
+        called (the caller has its own sampler). All others are a prompt: the new tokens of one turn, the last T of
+        which are its tail. A turn that is evaluated in several calls needs `decode_from`: generated tokens and the tail
+        begin at this position of the sequence. `native.NEVER` leaves out the tail.
 
         on_logits(rows): called after each ubatch with the logits of its tokens, float32 [tokens, n_vocab], without
         the memory that logits_all takes; they are overwritten when it returns.
@@ -187,8 +187,9 @@ class SwaaLlama(llama_cpp.Llama):
             # ubatch, so the draft is cut to that.
             tokens = tokens[: self.context_params.n_ubatch]
         self._kv_cache.cut(self.n_tokens)
-        for part_phase, part in self._phases.split(tokens, self.n_tokens, phase):
-            evaluate(self, part, part_phase, on_logits)
+        tail_count = self._swaa.tail_count if self._swaa else 0
+        for part in self._phases.split(tokens, self.n_tokens, tail_count, decode_from):
+            evaluate(self, part, on_logits)
 
     # Generation
 
@@ -244,7 +245,7 @@ class SwaaLlama(llama_cpp.Llama):
     def embed(self, *args: Any, **kwargs: Any) -> Any:
         self._forget_cancel()
         self._phases.rows = 0
-        with engine_phase(self, Phase.PREFILL):
+        with decoding_from(self, native.NEVER):
             try:
                 return super().embed(*args, **kwargs)
             except RuntimeError as error:

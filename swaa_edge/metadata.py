@@ -67,6 +67,9 @@ KEYS = {
             True,
             "S: first tokens of a sequence, which stay visible in every sliding layer",
         ),
+        Key(
+            "swaa.tail_count", "uint32", False, "T: last tokens of a prompt, which attend like decode tokens; absent: 0"
+        ),
         Key("swaa.sliding_layers", _LAYERS, True, "true: the layer slides; false: full attention (FA)"),
         Key("swaa.fa_decode_layers", _LAYERS, True, "true: this sliding layer decodes with full attention"),
         Key("swaa.recipe", "string", False, f'the preset\'s name, or "{CUSTOM}"'),
@@ -119,6 +122,7 @@ def effective_config(header: Header, kv_overrides: Mapping[str, Any] | None = No
         values["swaa.sink_count"],
         values["swaa.sliding_layers"],
         values["swaa.fa_decode_layers"],
+        values["swaa.tail_count"] or 0,
         recipe=values["swaa.recipe"] or CUSTOM,
         adapter=values["swaa.adapter"],
     )
@@ -150,6 +154,8 @@ def pack(config: SwaaConfig, n_layers: int, padding: bytes | None = None) -> tup
     --strip` can restore them; needed only where they aren't all zero.
     """
     values = _encode(config, n_layers)
+    if not config.tail_count:  # files without a tail are those of earlier releases
+        del values["swaa.tail_count"]
     packed = [_pack(name, KEYS[name].type, value) for name, value in values.items()]
     if padding is not None:
         packed.append(_pack(PADDING_KEY, "string", padding.hex()))
@@ -170,6 +176,7 @@ def _encode(config: SwaaConfig, n_layers: int) -> dict[str, Any]:
         "swaa.version": VERSION,
         "swaa.window_size": config.window_size,
         "swaa.sink_count": config.sink_count,
+        "swaa.tail_count": config.tail_count,
         "swaa.sliding_layers": config.sliding_layers(n_layers),
         "swaa.fa_decode_layers": config.fa_decode_layers(n_layers),
         "swaa.recipe": config.recipe,
@@ -266,7 +273,10 @@ of these holds:
 
 - `p - j < W`: j is in the window;
 - `j < S`: j is a sink;
-- the layer's `swaa.fa_decode_layers` is true and the query's token was generated (not part of a prompt).
+- the layer's `swaa.fa_decode_layers` is true, and the query's token was generated or is one of the last T tokens of a
+  prompt.
+
+A prompt is what is evaluated before the model generates: in a chat, the new tokens of each turn.
 
 A layer whose `swaa.sliding_layers` is false has plain causal attention; its `swaa.fa_decode_layers` has no effect, and
 writers set it to false.

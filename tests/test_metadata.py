@@ -173,6 +173,7 @@ def test_overrides_are_what_llama_cpp_takes():
         "swaa.version": 1,
         "swaa.window_size": 2048,
         "swaa.sink_count": 100,
+        "swaa.tail_count": 0,
         "swaa.sliding_layers": "10101",
         "swaa.fa_decode_layers": "00100",
     }

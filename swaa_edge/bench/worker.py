@@ -83,7 +83,7 @@ class _Engine:
         import llama_cpp.llama_cpp as api
 
         self.api = api
-        self.swaa = hasattr(api._lib, "llama_swaa_set_phase")
+        self.swaa = hasattr(api._lib, "llama_swaa_set_decode_from")
         if self.swaa:
             from swaa_edge import native
 
@@ -128,18 +128,20 @@ class _Engine:
             batch = self.api.llama_batch_init(n_ubatch, 0, 1)
             try:
                 # Warm-up: the first pages, graphs and caches of a fresh context take time that must not count.
-                self._decode(context, batch, job.tokens[:n_ubatch], 0, prefill=True)
-                self._decode(context, batch, job.tokens[:1], min(len(job.tokens), n_ubatch), prefill=False)
+                ubatches, n = [], len(job.tokens)
+                self._decode(context, batch, job.tokens[:n_ubatch], 0, decode_from=n)
+                self._decode(context, batch, job.tokens[:1], min(n, n_ubatch), decode_from=0)
                 self.api.llama_memory_clear(self.api.llama_get_memory(context), False)
-                ubatches, n, cpu = [], len(job.tokens), time.process_time()
+                boundary, cpu = max(n - self._tail_count(), 0), time.process_time()
                 for start in range(0, n, n_ubatch):
                     part = job.tokens[start : start + n_ubatch]
                     end = start + len(part)
-                    ubatches.append(self._decode(context, batch, part, start, prefill=True, logits=end == n))
+                    ubatches.append(self._decode(context, batch, part, start, decode_from=boundary, logits=end == n))
                     on_progress(end)
                 cpu = time.process_time() - cpu
                 decoded = [
-                    self._decode(context, batch, [job.tokens[i % n]], n + i, prefill=False) for i in range(job.decode)
+                    self._decode(context, batch, [job.tokens[i % n]], n + i, decode_from=boundary)
+                    for i in range(job.decode)
                 ]
             finally:
                 self.api.llama_batch_free(batch)
@@ -191,16 +193,19 @@ class _Engine:
         return context
 
     def _decode(
-        self, context: Any, batch: Any, tokens: Sequence[int], at: int, *, prefill: bool, logits: bool = True
+        self, context: Any, batch: Any, tokens: Sequence[int], at: int, *, decode_from: int, logits: bool = True
     ) -> float:
-        """Return the seconds of one llama_decode of `tokens` from position `at`; logits: compute the last one's."""
+        """Return the seconds of one llama_decode of `tokens` from position `at`.
+
+        decode_from: the decode boundary, a position. logits: compute those of the last token.
+        """
         batch.n_tokens = len(tokens)
         for i, token in enumerate(tokens):
             batch.token[i], batch.pos[i], batch.n_seq_id[i] = token, at + i, 1
             batch.seq_id[i][0] = 0
             batch.logits[i] = logits and i == len(tokens) - 1
         if self.swaa:
-            self.api._lib.llama_swaa_set_phase(context, 1 if prefill else 2)
+            self.api._lib.llama_swaa_set_decode_from(context, 0, decode_from)
         started = time.perf_counter()
         code = self.api.llama_decode(context, batch)
         self.api.llama_synchronize(context)
@@ -208,6 +213,12 @@ class _Engine:
         if code != 0:
             raise _Refused(self._reason(f"the engine failed at token {at} (llama_decode returned {code})"))
         return seconds
+
+    def _tail_count(self) -> int:
+        from swaa_edge import native
+
+        config = native.model_config(self._model) if self.swaa else None
+        return config.tail_count if config else 0
 
     def _reason(self, text: str) -> str:
         swaa = self.api._lib.llama_swaa_last_error().decode("utf-8", "replace") if self.swaa else ""

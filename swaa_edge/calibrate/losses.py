@@ -135,9 +135,9 @@ def answer_nll(llm: SwaaLlama, case: Case) -> float:
     The part of the prompt that the engine still holds is not evaluated again, so cases about one document should
     follow one another.
     """
-    from swaa_edge.native import Phase, can_continue
+    from swaa_edge.native import can_continue
 
-    shared = _shared(llm, case.prompt)
+    shared, boundary = _shared(llm, case.prompt), len(case.prompt) - (llm.swaa.tail_count if llm.swaa else 0)
     if shared and can_continue(llm.ctx, 0, shared):
         llm.n_tokens = shared
     else:
@@ -150,11 +150,11 @@ def answer_nll(llm: SwaaLlama, case: Case) -> float:
         found.extend(nll(rows, case.answer[start : start + len(rows)]))
 
     # Of the prompt, only the last token's logits are needed.
-    llm.eval(case.prompt[shared:-1], phase=Phase.PREFILL)
-    llm.eval(case.prompt[-1:], phase=Phase.PREFILL, on_logits=add)
-    llm.eval(case.answer[:-1], phase=Phase.DECODE, on_logits=add)
-    # No later prompt may reuse what was computed as decode.
-    llm.n_tokens = len(case.prompt)
+    llm.eval(case.prompt[shared:-1], decode_from=boundary)
+    llm.eval(case.prompt[-1:], decode_from=boundary, on_logits=add)
+    llm.eval(case.answer[:-1], decode_from=boundary, on_logits=add)
+    # No later prompt may reuse what saw more than a prompt does.
+    llm.n_tokens = max(boundary, 0)
     return math.fsum(found)
 
 

@@ -1,6 +1,6 @@
-"""Evaluate tokens of a `SwaaLlama`: a llama_decode per ubatch, in their phase, with progress, cancelling and recovery.
+"""Evaluate tokens of a `SwaaLlama`: a llama_decode per ubatch, under the decode boundary, with progress and recovery.
 
-evaluate(llm, tokens, Phase.PREFILL)
+evaluate(llm, Part(Phase.PREFILL, tokens, decode_from=len(tokens) - 128))
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from swaa_edge import native
+from swaa_edge.engine.phases import Part, Phase
 from swaa_edge.engine.translate import decode_failure
 from swaa_edge.errors import GenerationCancelled
-from swaa_edge.native import Phase
 
 if TYPE_CHECKING:
     from swaa_edge.llama import SwaaLlama
@@ -23,10 +23,9 @@ if TYPE_CHECKING:
 OnLogits = Callable[[np.ndarray], object]
 
 
-def evaluate(llm: SwaaLlama, tokens: Sequence[int], phase: Phase, on_logits: OnLogits | None = None) -> None:
-    """Evaluate `tokens`, all of one phase, after the first `llm.n_tokens`; the rest is as in `SwaaLlama.eval`."""
-    if len(tokens) == 0:
-        return
+def evaluate(llm: SwaaLlama, part: Part, on_logits: OnLogits | None = None) -> None:
+    """Evaluate the tokens of `part` after the first `llm.n_tokens`; the rest is as in `SwaaLlama.eval`."""
+    tokens, phase = part.tokens, part.phase
     done, started, timings = 0, time.perf_counter(), llm.last_timings
     report = llm.on_prefill if phase is Phase.PREFILL else None
     # Each drafted token is judged by the logits before it, so all of them must be from one llama_decode.
@@ -35,7 +34,7 @@ def evaluate(llm: SwaaLlama, tokens: Sequence[int], phase: Phase, on_logits: OnL
     # Whatever stops this, the logits in the engine are no longer those of the last token.
     llm._requires_eval = True
     try:
-        with engine_phase(llm, phase):
+        with decoding_from(llm, part.decode_from):
             if report:
                 report(0, len(tokens))
             for chunk in _chunks(tokens, llm.n_batch, llm.n_batch if drafted else llm.context_params.n_ubatch):
@@ -65,17 +64,17 @@ def evaluate(llm: SwaaLlama, tokens: Sequence[int], phase: Phase, on_logits: OnL
 
 
 @contextlib.contextmanager
-def engine_phase(llm: SwaaLlama, phase: Phase) -> Iterator[None]:
-    """Within this block, tokens that reach llama_decode are of `phase`."""
+def decoding_from(llm: SwaaLlama, position: int) -> Iterator[None]:
+    """Within this block, tokens that reach llama_decode decode if their position is `position` or more."""
     if llm.swaa is None:
         yield
         return
-    native.set_phase(llm.ctx, phase)
+    native.set_decode_from(llm.ctx, position)
     try:
         yield
     finally:
         # Chat handlers for images call llama_decode on the context themselves.
-        native.set_phase(llm.ctx, Phase.AUTO)
+        native.set_decode_from(llm.ctx, native.AUTO)
 
 
 def failure(llm: SwaaLlama, error: RuntimeError, tokens: Sequence[int]) -> RuntimeError:

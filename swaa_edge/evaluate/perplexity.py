@@ -202,10 +202,10 @@ class _Run:
         return found[0]
 
     def _eval(self, llm: SwaaLlama, chunk: Sequence[int], on_logits: Callable[[np.ndarray], object]) -> None:
-        from swaa_edge.native import Phase
+        from swaa_edge.native import NEVER
 
         with interruptible(llm):
-            llm.eval(chunk, phase=Phase.PREFILL, on_logits=on_logits)
+            llm.eval(chunk, decode_from=NEVER, on_logits=on_logits)
 
     def _report(self, name: str) -> None:
         if self._on_progress:

@@ -3,7 +3,7 @@
 Pointers (`llama_model *`, `llama_context *`) are ints here, as in llama_cpp.
 
     from swaa_edge import native
-    llama_cpp = native.load(); native.set_phase(llm.ctx, native.Phase.PREFILL)
+    llama_cpp = native.load(); native.set_decode_from(llm.ctx, 1000)
 """
 
 from __future__ import annotations
@@ -19,12 +19,10 @@ from swaa_edge.native.library import PATH_VARIABLE, library_dir, load
 __all__ = ["PATH_VARIABLE", "library_dir", "load"]
 
 
-class Phase(enum.IntEnum):
-    """Kind of the tokens in the next llama_decode calls; AUTO: a sequence's only token in a batch is decode."""
-
-    AUTO = 0
-    PREFILL = 1
-    DECODE = 2
+#: A decode boundary: a sequence's only token in a batch decodes, several tokens are prompt.
+AUTO = -1
+#: A decode boundary that no position reaches: all tokens are prompt.
+NEVER = 2**31 - 1
 
 
 class Policy(enum.IntEnum):
@@ -52,13 +50,16 @@ def model_config(model: int) -> SwaaConfig | None:
         return None
     sliding, fa_decode = (ctypes.c_uint8 * head.n_layer)(), (ctypes.c_uint8 * head.n_layer)()
     _lib().llama_swaa_model_config(model, ctypes.byref(head), sliding, fa_decode, head.n_layer)
-    return SwaaConfig.from_layers(head.window_size, head.sink_count, list(sliding), list(fa_decode))
+    return SwaaConfig.from_layers(head.window_size, head.sink_count, list(sliding), list(fa_decode), head.tail_count)
 
 
-def set_phase(context: int, phase: Phase) -> None:
-    """Set the kind of the tokens in the following llama_decode calls."""
-    if _lib().llama_swaa_set_phase(context, phase) != 0:
-        raise ValueError(f"phase {phase!r} must be one of {', '.join(map(str, list(Phase)))}")
+def set_decode_from(context: int, position: int, sequence: int = -1) -> None:
+    """Set the decode boundary: later tokens of `sequence` (-1: of all) at positions from `position` on decode.
+
+    position: or `AUTO`, or `NEVER`. Tokens of a prompt's tail count as decode tokens here.
+    """
+    if _lib().llama_swaa_set_decode_from(context, sequence, position) != 0:
+        raise ValueError(f"decode boundary {position} of sequence {sequence} must be -1 or a position of the context")
 
 
 def get_policy(context: int) -> Policy:

@@ -12,7 +12,7 @@ import ctypes
 from swaa_edge.errors import NativeLibraryError
 
 #: Version of the `llama_swaa_*` functions below.
-ABI_VERSION = 2
+ABI_VERSION = 3
 #: How to get a library that fits, for error messages.
 REBUILD = "run `make setup` in the source tree, or reinstall swaa-edge"
 
@@ -20,7 +20,7 @@ REBUILD = "run `make setup` in the source tree, or reinstall swaa-edge"
 class CConfig(ctypes.Structure):
     """struct llama_swaa_config"""
 
-    _fields_ = [(name, ctypes.c_uint32) for name in ("enabled", "window_size", "sink_count", "n_layer")]
+    _fields_ = [(name, ctypes.c_uint32) for name in ("enabled", "window_size", "sink_count", "n_layer", "tail_count")]
 
 
 # name: (result, arguments)
@@ -31,7 +31,7 @@ _FUNCTIONS = {
         ctypes.c_bool,
         [ctypes.c_void_p, ctypes.POINTER(CConfig), ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32],
     ),
-    "llama_swaa_set_phase": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_int32]),
+    "llama_swaa_set_decode_from": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32]),
     "llama_swaa_get_policy": (ctypes.c_int32, [ctypes.c_void_p]),
     "llama_swaa_fingerprint": (ctypes.c_uint64, [ctypes.c_void_p]),
     "llama_swaa_can_continue": (ctypes.c_bool, [ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32]),

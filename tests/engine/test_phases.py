@@ -1,19 +1,20 @@
-"""Phases of tokens: how they are inferred, and their effect on logits.
+"""Phases of tokens and the tail of a prompt: how they are inferred, and their effect on logits.
 
 The native tests run one tiny model whose layers all slide over a window of 8 and decode with full attention, so that a
 token in the wrong phase changes the logits.
 """
 
+import dataclasses
 import itertools
 
 import numpy as np
 import pytest
 
 from support.engine.tiny_llm import SHORT_PROMPT as PROMPT
-from support.engine.tiny_llm import SLIDING, VOCAB, last_logits, raw_logits
-from swaa_edge.engine.phases import PhaseTracker, Timings, Turn
+from support.engine.tiny_llm import SLIDING, VOCAB, close, last_logits, raw_logits
+from swaa_edge.engine.phases import Part, Phase, PhaseTracker, Timings, Turn
 from swaa_edge.errors import GenerationError
-from swaa_edge.native import Phase
+from swaa_edge.native import NEVER
 
 
 @pytest.fixture
@@ -22,43 +23,74 @@ def load(load):
     return lambda **arguments: load(**{"swaa": SLIDING, "n_ctx": 512} | arguments)
 
 
-def prompt_parts(phase, prompt=PROMPT):
-    return [(phase, prompt[i : i + 32]) for i in range(0, len(prompt), 32)]
+def prompt_parts(phase):
+    return [(phase, PROMPT[i : i + 32]) for i in range(0, len(PROMPT), 32)]
 
 
 # How they are inferred
+
+
+def prompt(tokens, decode_from):
+    return Part(Phase.PREFILL, tokens, decode_from)
+
+
+def generated(tokens, decode_from):
+    return Part(Phase.DECODE, tokens, decode_from)
 
 
 def test_a_turn_is_a_prompt_and_then_feedback():
     tracker, turn = PhaseTracker(), Turn()
     tracker.sampled = (0, 3)
     with tracker.running(turn):
-        assert tracker.split([3], 0) == [(Phase.PREFILL, [3])]
-        assert tracker.split([4, 5], 1) == [(Phase.DECODE, [4, 5])]
+        assert tracker.split([3], 0) == [prompt([3], 1)]
+        assert tracker.split([4, 5], 1) == [generated([4, 5], 1)]
     assert tracker.turn is None
-    assert tracker.split([6, 7], 3) == [(Phase.PREFILL, [6, 7])]
+    assert tracker.split([6, 7], 3) == [prompt([6, 7], 5)]
     with tracker.running(turn):  # the same generate resumes
-        assert tracker.split([8], 5) == [(Phase.DECODE, [8])]
+        assert tracker.split([8], 5) == [generated([8], 5)]
 
 
 def test_a_turn_that_fails_leaves_nothing_behind():
     tracker = PhaseTracker()
     with pytest.raises(KeyError), tracker.running(Turn()):
         raise KeyError
-    assert tracker.split([1, 2], 0) == [(Phase.PREFILL, [1, 2])]
+    assert tracker.split([1, 2], 0) == [prompt([1, 2], 2)]
 
 
 def test_direct_calls():
     tracker = PhaseTracker()
-    assert tracker.split([3], 0) == [(Phase.PREFILL, [3])]  # a first token can't be generated
-    assert tracker.split([4], 1) == [(Phase.DECODE, [4])]
+    assert tracker.split([3], 0) == [prompt([3], 1)]  # a first token can't be generated
+    assert tracker.split([4], 1) == [generated([4], 1)]
     tracker.sampled = (2, 9)
-    assert tracker.split([9, 5], 2) == [(Phase.DECODE, [9]), (Phase.PREFILL, [5])]
+    assert tracker.split([9, 5], 2) == [generated([9], 2), prompt([5], 4)]
     tracker.sampled = (4, 9)
-    assert tracker.split([9], 5) == [(Phase.DECODE, []), (Phase.PREFILL, [9])]  # the same token elsewhere
+    assert tracker.split([9], 5) == [prompt([9], 6)]  # the same token elsewhere
     tracker.sampled = (5, 9)
-    assert tracker.split([9], 5, Phase.PREFILL) == [(Phase.PREFILL, [9])]
+    assert tracker.split([9], 5, decode_from=NEVER) == [prompt([9], NEVER)]
     assert tracker.sampled is None
+    assert tracker.split([], 5) == []
+
+
+def test_the_tail_of_a_prompt():
+    tracker = PhaseTracker()
+    assert tracker.split([1, 2, 3, 4, 5], 10, tail_count=2) == [prompt([1, 2, 3, 4, 5], 13)]
+    # At most all of a turn's new tokens, whatever was evaluated before.
+    assert tracker.split([1, 2, 3], 10, tail_count=7) == [prompt([1, 2, 3], 10)]
+    tracker.sampled = (20, 9)
+    assert tracker.split([9, 1, 2, 3], 20, tail_count=2) == [generated([9], 20), prompt([1, 2, 3], 22)]
+    tracker.sampled = (20, 9)
+    assert tracker.split([9, 1, 2, 3], 20, tail_count=9) == [generated([9], 20), prompt([1, 2, 3], 21)]
+    with tracker.running(Turn()):
+        assert tracker.split([1, 2, 3], 0, tail_count=1) == [prompt([1, 2, 3], 2)]
+        assert tracker.split([4, 5], 3, tail_count=1) == [generated([4, 5], 3)]
+
+
+def test_a_boundary_that_is_given():
+    tracker = PhaseTracker()
+    assert tracker.split([1, 2, 3], 10, 5, decode_from=12) == [prompt([1, 2], 12), generated([3], 12)]
+    assert tracker.split([1, 2, 3], 10, 5, decode_from=10) == [generated([1, 2, 3], 10)]
+    assert tracker.split([1, 2, 3], 10, 5, decode_from=0) == [generated([1, 2, 3], 0)]
+    assert tracker.split([1, 2, 3], 10, 5, decode_from=13) == [prompt([1, 2, 3], 13)]
 
 
 def test_a_shift_moves_the_sampled_token():
@@ -66,7 +98,7 @@ def test_a_shift_moves_the_sampled_token():
     tracker.shift(4)
     tracker.sampled = (10, 3)
     tracker.shift(4)
-    assert tracker.split([3], 6) == [(Phase.DECODE, [3]), (Phase.PREFILL, [])]
+    assert tracker.split([3], 6) == [generated([3], 6)]
 
 
 def test_rows_of_logits():
@@ -117,9 +149,9 @@ def test_what_is_generated_and_fed_back_is_decode(load):
     first, second, _ = itertools.islice(llm.generate(PROMPT, temp=0), 3)
     found = last_logits(llm)
     fed = [[first], [second]]
-    prompt = prompt_parts("PREFILL")
-    assert np.array_equal(found, raw_logits(raw, *prompt, *(("DECODE", token) for token in fed)))
-    assert not np.array_equal(found, raw_logits(raw, *prompt, *(("PREFILL", token) for token in fed)))
+    parts = prompt_parts("PREFILL")
+    assert np.array_equal(found, raw_logits(raw, *parts, *(("DECODE", token) for token in fed)))
+    assert not np.array_equal(found, raw_logits(raw, *parts, *(("PREFILL", token) for token in fed)))
 
 
 @pytest.mark.native
@@ -204,11 +236,52 @@ def test_a_caller_with_its_own_sampler_decodes(load, decoded):
 
 
 @pytest.mark.native
-def test_a_phase_that_is_given_holds(load, decoded):
+def test_a_boundary_that_is_given_holds(load, decoded):
     llm = load()
-    llm.eval([3, 4], phase=Phase.DECODE)
-    llm.eval([5], phase=Phase.PREFILL)
-    assert decoded == [("DECODE", 2), ("PREFILL", 1)]
+    llm.eval([3, 4], decode_from=0)
+    llm.eval([5], decode_from=NEVER)
+    llm.eval([6, 7, 8], decode_from=5)
+    assert decoded == [("DECODE", 2), ("PREFILL", 1), ("PREFILL", 2), ("DECODE", 1)]
+
+
+TAIL = dataclasses.replace(SLIDING, tail_count=20)
+
+
+@pytest.mark.native
+def test_the_last_tokens_of_a_prompt_see_everything(load, decoded):
+    # 65 tokens in ubatches of 32: the tail begins within the second.
+    llm, raw = load(swaa=TAIL), load()
+    next(llm.generate(PROMPT, temp=0))
+    assert decoded == [("PREFILL", 32), (19, 32), ("DECODE", 1)]
+    found = last_logits(llm)
+    parts = [("PREFILL", PROMPT[:32]), ("PREFILL", PROMPT[32:45]), ("DECODE", PROMPT[45:64]), ("DECODE", PROMPT[64:])]
+    assert close(found, raw_logits(raw, *parts))
+    assert not close(found, raw_logits(raw, *prompt_parts("PREFILL")))
+    for wrong in (44, 46):
+        parts = [("PREFILL", PROMPT[:32]), ("PREFILL", PROMPT[32:wrong]), ("DECODE", PROMPT[wrong:64])]
+        assert not np.array_equal(found, raw_logits(raw, *parts, ("DECODE", PROMPT[64:])))
+
+
+@pytest.mark.native
+def test_each_turn_has_a_tail_of_its_own(load, decoded):
+    llm = load(swaa=TAIL)
+    response = list(itertools.islice(llm.generate(PROMPT, temp=0), 5))
+    decoded.clear()
+    next(llm.generate([*PROMPT, *response, *range(7, 37)], temp=0))
+    # 31 new tokens, since the last of the response was never fed back: 11 of them are before the tail.
+    assert decoded == [(20, 31)]
+    assert llm.last_timings.prompt_tokens == 31
+    decoded.clear()
+    next(llm.generate([*PROMPT, *response, *range(7, 30), 6, 6, 6], temp=0))
+    assert decoded == [("DECODE", 3)]  # what is reused stays as it was computed, the rest is all tail
+
+
+@pytest.mark.native
+def test_a_direct_call_of_several_tokens_is_a_turn(load, decoded):
+    llm = load(swaa=TAIL)
+    llm.eval(PROMPT[:30])
+    llm.eval(PROMPT[30:40])
+    assert decoded == [(20, 30), ("DECODE", 10)]
 
 
 @pytest.mark.native

@@ -86,8 +86,8 @@ class FakeLlama:
     def reset(self):
         self.read.append([])
 
-    def eval(self, tokens, phase, on_logits):
-        assert phase == 1 and len(tokens) <= 4
+    def eval(self, tokens, decode_from, on_logits):
+        assert decode_from == 2**31 - 1 and len(tokens) <= 4
         start = len(self.read[-1])
         if self.fail_at and len(self.read) == self.fail_at[0] and start >= self.fail_at[1]:
             raise self.fail_at[2]

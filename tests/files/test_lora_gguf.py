@@ -64,15 +64,14 @@ def base(gguf_model):
 def logits(path, **arguments):
     """Logits of each token of a prompt and of a generated answer, [tokens, n_vocab], and the settings in force."""
     from swaa_edge import SwaaLlama
-    from swaa_edge.native import Phase
 
     settings = {"n_ctx": 256, "n_batch": 32, "n_ubatch": 32, "n_threads": 1, "n_threads_batch": 1, "verbose": False}
     # K and V in float32, so that two ways to the same numbers do not differ by rounding.
     rows, llm = [], SwaaLlama(str(path), type_k=0, type_v=0, **settings | arguments)
     with contextlib.closing(llm):
-        llm.eval(PROMPT, Phase.PREFILL, lambda found: rows.append(found.copy()))
+        llm.eval(PROMPT, len(PROMPT), lambda found: rows.append(found.copy()))
         for token in ANSWER:
-            llm.eval([token], Phase.DECODE, lambda found: rows.append(found.copy()))
+            llm.eval([token], len(PROMPT), lambda found: rows.append(found.copy()))
         return np.concatenate(rows), llm.swaa
 
 

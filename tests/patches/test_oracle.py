@@ -170,14 +170,16 @@ def test_a_case_is_its_line():
 def test_a_schedule_feeds_each_token_once_and_in_order(case):
     fed = schedule(case)
     seen = defaultdict(list)
-    for _, batch, *phase in fed.steps:
+    for batch in fed.batches:
         assert 1 <= len(batch) <= case.n_batch
         counts = defaultdict(int)
         for _, _, (seq,), _ in batch:
             counts[seq] += 1
         for token, position, (seq,), _ in batch:
             assert token == fed.tokens[seq][position]
-            assert fed.is_decode[seq][position] == (phase[0] == "decode" if phase else counts[seq] == 1)
+            assert fed.is_decode[seq][position] == (
+                position >= fed.boundaries[seq] if fed.boundaries else counts[seq] == 1
+            )
             seen[seq].append(position)
     assert [seen[s] for s in range(len(fed.tokens))] == [list(range(p + d)) for p, d in case.sequences]
 
@@ -193,7 +195,8 @@ def test_the_grid_covers_what_it_should():
         "kv": ("f16", "f32", "q8_0"),
         "policy": ("table", "copy", "dense"),
         "cache": ("unified", "streams"),
-        "phases": ("auto", "explicit"),
+        "boundary": ("auto", "explicit"),
+        "tail": (0, 1, 16, 64),
     }.items():
         for value in values:
             assert sum(getattr(case, field) == value for case in grid) >= 10, (field, value)
@@ -201,12 +204,15 @@ def test_the_grid_covers_what_it_should():
     assert {-1, 0, 1} <= edges
     for wanted in (
         lambda c: c.window < c.n_ubatch,
-        lambda c: any(length == c.n_batch + 1 for length, _ in c.sequences) and c.phases == "explicit",
+        lambda c: any(length == c.n_batch + 1 for length, _ in c.sequences) and c.boundary == "explicit",
         lambda c: len(c.sequences) > 1 and c.cache == "unified",
         lambda c: len(c.sequences) > 1 and c.cache == "streams",
         lambda c: "0" in c.sliding and "1" in c.sliding,
         lambda c: "0" in c.fa_decode and "1" in c.fa_decode,
         lambda c: max(length for length, _ in c.sequences) > 1200,
+        lambda c: c.tail > c.n_ubatch and "1" in c.fa_decode,
+        lambda c: c.tail and len(c.sequences) > 1 and c.cache == "unified" and "1" in c.fa_decode,
+        lambda c: c.tail and len(c.sequences) > 1 and c.cache == "streams" and "1" in c.fa_decode,
     ):
         assert sum(map(wanted, grid)) >= 5
     assert sum(map(leaves_blocks_out, grid)) >= 60
@@ -247,11 +253,11 @@ def judge(engine, zoo, case):
 SENSITIVE = [
     Case.parse(line)
     for line in (
-        "llama/4 W31 S4 s1011 d1001 f16 table b512 u97 t1 p900+12 unified explicit r1",
-        "qwen3/4 W256 S257 s1101 d0101 f16 copy b256 u64 t1 p700+8,300+12 streams explicit r2",
-        "qwen2/2 W64 S255 s11 d01 q8_0 table b512 u128 t1 p600+12 unified explicit r3",
-        "mistral/3 W257 S1 s111 d010 f32 dense b512 u512 t1 p500+4,400+4 unified explicit r4",
-        "qwen3moe/2 W2 S3 s11 d10 f16 table b512 u512 t1 p500+200 unified explicit r5",
+        "llama/4 W31 S4 T5 s1011 d1001 f16 table b512 u97 t1 p900+12 unified explicit r1",
+        "qwen3/4 W256 S257 T100 s1101 d0101 f16 copy b256 u64 t1 p700+8,300+12 streams explicit r2",
+        "qwen2/2 W64 S255 T1 s11 d01 q8_0 table b512 u128 t1 p600+12 unified explicit r3",
+        "mistral/3 W257 S1 T0 s111 d010 f32 dense b512 u512 t1 p500+4,400+4 unified explicit r4",
+        "qwen3moe/2 W2 S3 T40 s11 d10 f16 table b512 u512 t1 p500+200 unified explicit r5",
     )
 ]
 
@@ -289,11 +295,25 @@ def test_mutation_is_noticed(engine, zoo, case):
 
     assert not problems(case)
     unnoticed = [name for name, wrong in mutants(case).items() if not problems(wrong)]
-    other = {"prefill": "decode", "decode": "prefill"}
-    for phase in other:
-        steps = [(name, batch, other[p] if p == phase else p) for name, batch, p in fed.steps]
-        if not problems(case, replace(fed, steps=steps)):
-            unnoticed.append(f"phase {phase} taken for {other[phase]}")
+    # Each of these two changes one row of a sequence, and rows of experts are judged by percentiles.
+    one_row = (
+        {}
+        if case.arch in MOE
+        else {
+            "tail one more": [position - 1 for position in fed.boundaries],
+            "tail one less": [position + 1 for position in fed.boundaries],
+        }
+    )
+    for name, boundaries in (
+        one_row
+        | {
+            "no decode tokens": [2**31 - 1 for _ in fed.boundaries],
+            "no prompt tokens": [0 for _ in fed.boundaries],
+            "all of the last sequence": [fed.boundaries[-1] for _ in fed.boundaries],
+        }
+    ).items():
+        if boundaries != fed.boundaries and not problems(case, replace(fed, boundaries=boundaries)):
+            unnoticed.append(name)
     assert not unnoticed
 
 

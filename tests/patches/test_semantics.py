@@ -67,16 +67,69 @@ def test_one_token_more_than_a_batch(llama):
     close(np.concatenate(llama.run(steps, n_batch=256)), as_decode)
 
 
-def test_a_phase_holds_until_the_next(llama):
+def test_a_boundary_holds_until_it_is_set_again(llama):
     tokens = random_tokens(120)
-    steps = [("phase", "prefill")]
-    steps += [("decode", tokens_of([token], i)) for i, token in enumerate(tokens[:100])]
-    steps += [
-        ("phase", "decode"),
-        ("decode", tokens_of(tokens[100:110], 100)),
-        ("decode", tokens_of(tokens[110:], 110)),
-    ]
+    steps = [("decode_from", 0, 100)]
+    steps += [("decode", tokens_of([token], i)) for i, token in enumerate(tokens[:95])]
+    steps += [("decode", tokens_of(tokens[95:110], 95)), ("decode", tokens_of(tokens[110:], 110))]
     close(np.concatenate(llama.run(steps)), llama.expected(tokens, n_decode=20))
+
+
+@pytest.mark.parametrize("policy", ["table", "copy", "dense"])
+@pytest.mark.parametrize("n_ubatch", [512, 97, 64, 1])
+def test_prompt_and_decode_tokens_in_one_batch(llama, policy, n_ubatch):
+    # The boundary lies inside the batch, inside a ubatch, and the tail is longer than one.
+    tokens, other = random_tokens(700), random_tokens(400, 1)
+    steps = [("decode_from", 0, 530), ("decode_from", 1, 250)]
+    steps += [("decode", tokens_of(tokens[:500], 0, 0))]
+    steps += [("decode", tokens_of(tokens[500:], 500, 0) + tokens_of(other[:300], 0, 1))]
+    steps += [("decode", tokens_of(other[300:], 300, 1))]
+    for unified in (True, False):
+        first, second, third = llama.run(
+            steps,
+            sequences=2,
+            unified=unified,
+            n_ctx=2048,
+            n_ubatch=n_ubatch,
+            policy=policy,
+            flash_attn=policy != "dense",
+        )
+        close(np.concatenate([first, second[:200]]), llama.expected(tokens, n_decode=170))
+        close(np.concatenate([second[200:], third]), llama.expected(other, n_decode=150))
+
+
+def test_a_boundary_follows_its_tokens(engine, zoo, llama):
+    # After a shift, tokens at the new positions still decode; a copy decodes from where its source does; a sequence
+    # that lost all its tokens goes back to AUTO.
+    prompt, answer = random_tokens(600), random_tokens(60, 1)
+    steps = [("decode_from", 0, 600), ("decode", tokens_of(prompt[:300])), ("decode", tokens_of(prompt[300:], 300))]
+    steps += [("seq_rm", 0, 40, 240), ("seq_add", 0, 240, -1, -200)]
+    steps += [("decode", tokens_of(answer[:30], 400)), ("decode", tokens_of(answer[30:], 430))]
+    got = np.concatenate(llama.run(steps)[2:])
+    close(got, shifted(llama.model, prompt, (40, 240), answer, n_decode=60, rule=llama.rule))
+
+    steps = [("decode_from", 0, 600), ("decode", tokens_of(prompt[:300])), ("decode", tokens_of(prompt[300:], 300))]
+    steps += [("seq_cp", 0, 1, -1, -1), ("decode", tokens_of(answer, 600, 1))]
+    steps += [("seq_rm", 1, -1, -1), ("decode", tokens_of(prompt[:200], 0, 1))]
+    *_, copied, again = llama.run(steps, sequences=2, unified=True, n_ctx=2048)
+    close(copied, llama.expected(prompt + answer, n_decode=60)[600:])
+    close(again, llama.expected(prompt[:200]))
+
+
+def test_a_boundary_inside_what_a_shift_removes(llama):
+    # Prompt of 300, generated from there; positions 40 to 339 are removed, so position 340 becomes 40.
+    tokens, more = random_tokens(400), random_tokens(30, 1)
+    steps = [("decode_from", 0, 300), ("decode", tokens_of(tokens[:300])), ("decode", tokens_of(tokens[300:], 300))]
+    steps += [("seq_rm", 0, 40, 340), ("seq_add", 0, 340, -1, -300), ("decode", tokens_of(more, 100))]
+    follows = np.concatenate(llama.run(steps)[2:])
+    steps[-1:-1] = [("decode_from", 0, 0)]
+    close(follows, np.concatenate(llama.run(steps)[2:]), 1e-6)
+
+
+@pytest.mark.parametrize(("seq", "position"), [(1, 0), (-2, 0), (0, -2)])
+def test_a_boundary_that_cannot_be(engine, zoo, seq, position):
+    with pytest.raises(EngineError, match=f"decode boundary {position} of sequence {seq} refused"):
+        engine.run(zoo.gguf("llama", LAYERS), [("decode_from", seq, position)], RULE.overrides)
 
 
 @pytest.mark.parametrize("policy", ["table", "copy", "dense"])
@@ -264,6 +317,8 @@ def test_a_crash_is_one_failure(engine, zoo):
         ({"fa_decode_layers": array("swaa.fa_decode_layers", "bool", [1] * 3)}, "swaa.fa_decode_layers"),
         ({"fa_decode_layers": kv("swaa.fa_decode_layers", "bool", 1)}, "swaa.fa_decode_layers"),
         ({"enabled": kv("swaa.enabled", "u32", 1)}, "swaa.enabled"),
+        ({"tail_count": kv("swaa.tail_count", "i32", 4)}, "swaa.tail_count"),
+        ({"tail_count": kv("swaa.tail_count", "u32", 2**31)}, "swaa.tail_count"),
     ],
 )
 def test_wrong_keys_in_a_file(engine, tmp_path, changed, key):
@@ -285,6 +340,8 @@ def test_wrong_keys_in_a_file(engine, tmp_path, changed, key):
         ({"swaa.window_size": 7.0}, "swaa.window_size"),
         ({"swaa.sink_count": -1}, "swaa.sink_count"),
         ({"swaa.sink_count": True}, "swaa.sink_count"),
+        ({"swaa.tail_count": -1}, "swaa.tail_count"),
+        ({"swaa.tail_count": "128"}, "swaa.tail_count"),
         ({"swaa.sliding_layers": "111"}, "swaa.sliding_layers"),
         ({"swaa.sliding_layers": "11112"}, "swaa.sliding_layers"),
         ({"swaa.sliding_layers": "11a1"}, "swaa.sliding_layers"),
@@ -306,8 +363,10 @@ def test_a_policy_that_needs_flash_attention(engine, zoo, policy):
 
 
 def test_the_library_reports_its_configuration(engine, zoo):
-    result = engine.run(zoo.gguf("llama", LAYERS), [], RULE.overrides)
-    config = result.config
+    config = engine.run(zoo.gguf("llama", LAYERS), [], RULE.overrides | {"swaa.tail_count": 9}).config
+    assert config["tail_count"] == 9
+    assert engine.run(zoo.gguf("llama", LAYERS), [], RULE.overrides).config["tail_count"] == 0
+    config = engine.run(zoo.gguf("llama", LAYERS), [], RULE.overrides).config
     assert (config["window_size"], config["sink_count"], config["sliding"]) == (RULE.window, RULE.sinks, RULE.sliding)
     assert config["fa_decode"] == RULE.fa_decode
     assert engine.run(zoo.gguf("llama", LAYERS), []).config is None

@@ -139,24 +139,6 @@ void llama_swaa_context::check_attached(const llama_model & model) const {
 bool llama_swaa_context::begin_batch(const llama_batch & batch, const llama_cparams & cparams) {
     llama_swaa_clear_error();
 
-    classify(batch);
-
-    // without causal attention there is no window either
-    return memory.check_batch(batch, !cparams.causal_attn);
-}
-
-void llama_swaa_context::classify(const llama_batch & batch) {
-    decoding.reset();
-
-    if (phase == LLAMA_SWAA_PHASE_PREFILL) {
-        return;
-    }
-
-    if (phase == LLAMA_SWAA_PHASE_DECODE) {
-        decoding.set();
-        return;
-    }
-
     std::array<int32_t, LLAMA_MAX_SEQ> n_tokens {};
 
     for (int32_t i = 0; i < batch.n_tokens; ++i) {
@@ -166,8 +148,17 @@ void llama_swaa_context::classify(const llama_batch & batch) {
     }
 
     for (size_t s = 0; s < n_tokens.size(); ++s) {
-        decoding.set(s, n_tokens[s] == 1);
+        alone.set(s, n_tokens[s] == 1);
     }
+
+    // without causal attention there is no window either
+    return memory.check_batch(batch, !cparams.causal_attn);
+}
+
+bool llama_swaa_context::is_decode(llama_seq_id seq_id, llama_pos pos) const {
+    const llama_pos from = memory.get_decode_from(seq_id);
+
+    return from < 0 ? alone.test(seq_id) : pos >= from;
 }
 
 llama_swaa_policy llama_swaa_context::policy(const llama_cparams & cparams) const {
@@ -204,6 +195,7 @@ bool llama_swaa_model_config(
     config->window_size = params.window_size;
     config->sink_count  = params.sink_count;
     config->n_layer     = params.sliding.size();
+    config->tail_count  = params.tail_count;
 
     for (uint32_t il = 0; il < std::min(n, config->n_layer); ++il) {
         if (sliding) {
@@ -217,13 +209,15 @@ bool llama_swaa_model_config(
     return params.enabled;
 }
 
-int32_t llama_swaa_set_phase(llama_context * ctx, int32_t phase) {
-    if (phase < LLAMA_SWAA_PHASE_AUTO || phase > LLAMA_SWAA_PHASE_DECODE) {
+int32_t llama_swaa_set_decode_from(llama_context * ctx, llama_seq_id seq_id, llama_pos pos) {
+    const auto & cparams = ctx->get_cparams();
+
+    if (seq_id < -1 || seq_id >= (int64_t) cparams.n_seq_max || pos < -1) {
         return -1;
     }
 
-    if (auto * swaa = ctx->get_cparams().swaa) {
-        swaa->phase = (llama_swaa_phase) phase;
+    if (cparams.swaa) {
+        cparams.swaa->memory.set_decode_from(seq_id, pos);
     }
 
     return 0;

@@ -34,13 +34,12 @@ struct llama_swaa_context {
     // Throws if the graph just built does not use the attention input that SWAA hooks into.
     void check_attached(const llama_model & model) const;
 
-    // Classifies the sequences of a batch before it is split into ubatches. Returns false, with the last error set, if
-    // one of them would miss a key that it must see.
+    // Finds the sequences with one token in the batch before it is split into ubatches. Returns false, with the last
+    // error set, if a sequence would miss a key that it must see.
     bool begin_batch(const llama_batch & batch, const llama_cparams & cparams);
 
-    bool is_decode(llama_seq_id seq_id) const {
-        return decoding.test(seq_id);
-    }
+    // Is the token of this sequence at this position a decode token, or one of the tail?
+    bool is_decode(llama_seq_id seq_id, llama_pos pos) const;
 
     bool is_dense(const llama_cparams & cparams) const {
         return forced_dense || !cparams.flash_attn;
@@ -56,8 +55,6 @@ struct llama_swaa_context {
     llama_swaa_layer_kinds kinds; // in the full cache
 
     std::vector<bool> layer_reads_table; // [n_layer_all]; false: policy copy, or upstream's path in an FA layer
-
-    llama_swaa_phase phase = LLAMA_SWAA_PHASE_AUTO;
 
     bool attached = false; // a graph input of ours was built
 
@@ -76,9 +73,7 @@ struct llama_swaa_context {
 private:
     llama_swaa_context(const llama_swaa_params & params, llama_swaa_memory & memory);
 
-    void classify(const llama_batch & batch);
-
     bool forced_dense = false;
 
-    std::bitset<LLAMA_MAX_SEQ> decoding;
+    std::bitset<LLAMA_MAX_SEQ> alone; // sequences with one token in the batch
 };

@@ -85,7 +85,8 @@ llama_swaa_view llama_swaa_input::make_view(
 
     for (uint32_t i = 0; i < ubatch.n_tokens; ++i) {
         // a reserved graph with one token per sequence is for decode; the ring's layers see the window in either phase
-        const bool decode = reserve ? ubatch.n_tokens == ubatch.n_seqs_unq : swaa.is_decode(ubatch.seq_id[i][0]);
+        const bool decode = reserve ? ubatch.n_tokens == ubatch.n_seqs_unq :
+            swaa.is_decode(ubatch.seq_id[i][0], ubatch.pos[i]);
         res.is_decode.push_back(decode && !in_ring);
     }
 

@@ -22,9 +22,11 @@ void normalize(llama_pos & p0, llama_pos & p1) {
 
 } // namespace
 
-// Up to n_ubatch unused tokens of the batch for whose index `wanted` is true; none if none are left. A member of
-// upstream's class, declared by 0007-llama-swaa-memory.patch, since only a member can mark tokens as used.
-llama_ubatch llama_batch_allocr::split_if(uint32_t n_ubatch, const std::function<bool(int32_t)> & wanted) {
+// Up to n_ubatch unused tokens of the batch for whose index `wanted` is true; none if none are left. one_seq: the whole
+// batch is of one sequence. A member of upstream's class, declared by 0007-llama-swaa-memory.patch, since only a member
+// can mark tokens as used.
+llama_ubatch llama_batch_allocr::split_if(
+        uint32_t n_ubatch, bool one_seq, const std::function<bool(int32_t)> & wanted) {
     std::vector<int32_t> idxs;
 
     for (uint32_t i = 0; i < used.size() && idxs.size() < n_ubatch; ++i) {
@@ -35,7 +37,7 @@ llama_ubatch llama_batch_allocr::split_if(uint32_t n_ubatch, const std::function
         }
     }
 
-    return idxs.empty() ? llama_ubatch {} : ubatch_add(idxs, idxs.size(), false);
+    return idxs.empty() ? llama_ubatch {} : ubatch_add(idxs, one_seq ? 1 : idxs.size(), one_seq);
 }
 
 //
@@ -51,7 +53,8 @@ llama_swaa_memory::llama_swaa_memory(
     model_hash(llama_swaa_model_hash(model, cparams)),
     n_seq_max(cparams.n_seq_max),
     n_ubatch(cparams.n_ubatch),
-    unified(cparams.kv_unified) {
+    unified(cparams.kv_unified),
+    decode_from(n_seq_max, -1) {
 
     const auto & hparams = model.hparams;
 
@@ -104,36 +107,35 @@ llama_memory_context_ptr llama_swaa_memory::init_batch(llama_batch_allocr & ball
 
     const auto & batch = balloc.get_batch();
 
+    const auto decodes = [&](int32_t i) {
+        return swaa->is_decode(batch.seq_id[i][0], batch.pos[i]);
+    };
+
     bool decode  = false;
     bool prefill = false;
     bool coupled = false; // one token of several sequences
+    bool one_seq = true;
     bool hides   = false; // the window hides a key from some token
     for (int32_t i = 0; i < batch.n_tokens; ++i) {
-        (swaa->is_decode(batch.seq_id[i][0]) ? decode : prefill) = true;
+        (decodes(i) ? decode : prefill) = true;
         coupled |= batch.n_seq_id[i] > 1;
+        one_seq &= batch.seq_id[i][0] == batch.seq_id[0][0];
         hides   |= !params.hides_nothing_from(batch.pos[i]);
     }
 
-    // A token that decodes with full attention makes its whole past live for all tokens of its ubatch, so phases get
-    // separate ubatches. While nothing is hidden, ubatches are upstream's, and so are results.
-    const bool by_phase = swaa->kinds.fa_decode && decode && prefill && hides && !coupled;
+    // A token that decodes with full attention makes its whole past live for all tokens of its ubatch, so prompt and
+    // decode tokens get separate ubatches; the prompt's come first, since a sequence decodes after them. Sequences with
+    // streams of their own must advance together, so theirs stay mixed. While nothing is hidden, ubatches are upstream's,
+    // and so are results.
+    const bool by_phase =
+        swaa->kinds.fa_decode && decode && prefill && hides && !coupled && (unified || one_seq);
 
     const auto split = [&]() {
-        if (!unified) {
-            return balloc.split_equal(n_ubatch, true, 0);
-        }
         if (!by_phase) {
-            return balloc.split_simple(n_ubatch);
+            return unified ? balloc.split_simple(n_ubatch) : balloc.split_equal(n_ubatch, true, 0);
         }
-        for (const bool phase : { true, false }) {
-            auto ubatch = balloc.split_if(n_ubatch, [&](int32_t i) {
-                return swaa->is_decode(batch.seq_id[i][0]) == phase;
-            });
-            if (ubatch.n_tokens > 0) {
-                return ubatch;
-            }
-        }
-        return llama_ubatch {};
+        auto ubatch = balloc.split_if(n_ubatch, !unified, [&](int32_t i) { return !decodes(i); });
+        return ubatch.n_tokens > 0 ? ubatch : balloc.split_if(n_ubatch, !unified, decodes);
     };
 
     balloc.split_reset();
@@ -188,6 +190,15 @@ void llama_swaa_memory::clear(bool data) {
         kv_ring->clear(data);
     }
     unchecked.reset();
+    set_decode_from(-1, -1);
+}
+
+void llama_swaa_memory::set_decode_from(llama_seq_id seq_id, llama_pos pos) {
+    if (seq_id == -1) {
+        std::fill(decode_from.begin(), decode_from.end(), pos);
+    } else {
+        decode_from[seq_id] = pos;
+    }
 }
 
 bool llama_swaa_memory::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
@@ -197,7 +208,7 @@ bool llama_swaa_memory::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) 
 
     normalize(p0, p1);
 
-    bool any = false;
+    std::vector<uint32_t> changed;
 
     for (uint32_t s = 0; s < n_seq_max; ++s) {
         const llama_pos pos_max = kv_full->seq_pos_max(s);
@@ -205,7 +216,7 @@ bool llama_swaa_memory::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) 
             continue;
         }
 
-        any = true;
+        changed.push_back(s);
 
         // only the removal of the tail changes which token is next
         if (pos_max < p1) {
@@ -222,10 +233,21 @@ bool llama_swaa_memory::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) 
         }
     }
 
-    if (any) {
-        kv_full->seq_rm(seq_id, p0, p1);
-        if (kv_ring) {
-            kv_ring->seq_rm(seq_id, p0, p1);
+    if (changed.empty()) {
+        return true;
+    }
+
+    kv_full->seq_rm(seq_id, p0, p1);
+    if (kv_ring) {
+        kv_ring->seq_rm(seq_id, p0, p1);
+    }
+
+    for (const uint32_t s : changed) {
+        const llama_pos pos_max = kv_full->seq_pos_max(s);
+        if (pos_max < 0) {
+            decode_from[s] = -1;
+        } else if (pos_max >= p1 && p0 < decode_from[s] && decode_from[s] < p1) {
+            decode_from[s] = p0; // the tokens after the gap decode, also if they are moved to its start
         }
     }
 
@@ -254,12 +276,17 @@ void llama_swaa_memory::seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst,
     }
 
     unchecked.set(seq_id_dst);
+    decode_from[seq_id_dst] = decode_from[seq_id_src];
 }
 
 void llama_swaa_memory::seq_keep(llama_seq_id seq_id) {
     if (!is_valid(seq_id)) {
         return;
     }
+
+    const llama_pos kept = decode_from[seq_id];
+    set_decode_from(-1, -1);
+    decode_from[seq_id] = kept;
 
     for (auto * kv : { kv_full.get(), kv_ring.get() }) {
         if (!kv) {
@@ -306,6 +333,10 @@ void llama_swaa_memory::seq_add(llama_seq_id seq_id, llama_pos p0, llama_pos p1,
                     seq_id, shift));
     }
 
+    if (p0 <= decode_from[seq_id] && decode_from[seq_id] <= p1) {
+        decode_from[seq_id] = (llama_pos) std::clamp<int64_t>((int64_t) decode_from[seq_id] + shift, 0, POS_MAX);
+    }
+
     kv_full->seq_add(seq_id, p0, p1, shift);
     if (kv_ring) {
         kv_ring->seq_add(seq_id, p0, p1, shift);
@@ -330,6 +361,10 @@ void llama_swaa_memory::seq_div(llama_seq_id seq_id, llama_pos p0, llama_pos p1,
     if (has_shared_cells(seq_id, p0, p1)) {
         return llama_swaa_refuse_request(format("sequence %d shares cells with another one, which would be moved too",
                     seq_id));
+    }
+
+    if (p0 <= decode_from[seq_id] && decode_from[seq_id] <= p1) {
+        decode_from[seq_id] /= d;
     }
 
     kv_full->seq_div(seq_id, p0, p1, d);

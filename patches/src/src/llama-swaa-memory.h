@@ -66,7 +66,7 @@ public:
     // of SWAA
     //
 
-    // context: source of each sequence's phase in the next batch
+    // context: knows which tokens of a batch decode
     void attach(const llama_swaa_context & context) { swaa = &context; }
 
     bool in_ring(uint32_t il) const;
@@ -86,6 +86,12 @@ public:
     llama_kv_cache::slot_info place_in_ring(const llama_ubatch & ubatch);
 
     llama_kv_cache * get_ring() const { return kv_ring.get(); }
+
+    // The decode boundary of a sequence: its tokens from this position on decode; -1: AUTO (llama-swaa.h).
+    llama_pos get_decode_from(llama_seq_id seq_id) const { return decode_from[seq_id]; }
+
+    // seq_id: -1 for all sequences
+    void set_decode_from(llama_seq_id seq_id, llama_pos pos);
 
 private:
     // The smallest position in [p0, p1) that the ring has lost; -1 if there is none.
@@ -124,6 +130,8 @@ private:
     std::unique_ptr<llama_kv_cache> kv_ring; // null if no layer is in a ring
 
     const llama_swaa_context * swaa = nullptr;
+
+    std::vector<llama_pos> decode_from; // [n_seq_max]
 
     // sequences whose cells were moved, copied or loaded since they were last evaluated
     std::bitset<LLAMA_MAX_SEQ> unchecked;

@@ -200,6 +200,9 @@ uint64_t llama_swaa_params::hash() const {
 
     res.add(window_size);
     res.add(sink_count);
+    if (tail_count > 0) { // states without a tail keep the hash they had before there was one
+        res.add(tail_count);
+    }
     for (size_t il = 0; il < sliding.size(); ++il) {
         res.add(uint8_t(sliding[il] + 2*fa_decode[il]));
     }
@@ -249,11 +252,12 @@ void llama_swaa_params_load(const llama_model_loader & ml, llama_model & model) 
     const swaa_key version  (ml, "swaa.version");
     const swaa_key window   (ml, "swaa.window_size");
     const swaa_key sinks    (ml, "swaa.sink_count");
+    const swaa_key tail     (ml, "swaa.tail_count");
     const swaa_key sliding  (ml, "swaa.sliding_layers");
     const swaa_key fa_decode(ml, "swaa.fa_decode_layers");
 
-    const bool any_key =
-        version.present() || window.present() || sinks.present() || sliding.present() || fa_decode.present();
+    const bool any_key = version.present() || window.present() || sinks.present() || tail.present() ||
+        sliding.present() || fa_decode.present();
 
     if (!any_key || (enabled.present() && !enabled.flag())) {
         return;
@@ -268,6 +272,7 @@ void llama_swaa_params_load(const llama_model_loader & ml, llama_model & model) 
 
     params.window_size = window.number(1, INT32_MAX);
     params.sink_count  = sinks .number(0, INT32_MAX);
+    params.tail_count  = tail.present() ? tail.number(0, INT32_MAX) : 0;
     params.sliding     = sliding  .per_layer(n_layer);
     params.fa_decode   = fa_decode.per_layer(n_layer);
     params.enabled     = true;
@@ -283,7 +288,7 @@ void llama_swaa_params_load(const llama_model_loader & ml, llama_model & model) 
 
     model.swaa = std::move(params);
 
-    LLAMA_LOG_INFO("%s: SWAA: window = %u, sink tokens = %u, sliding layers = %d of %u\n", __func__,
-            model.swaa.window_size, model.swaa.sink_count,
+    LLAMA_LOG_INFO("%s: SWAA: window = %u, sink tokens = %u, tail = %u, sliding layers = %d of %u\n", __func__,
+            model.swaa.window_size, model.swaa.sink_count, model.swaa.tail_count,
             (int) std::count(model.swaa.sliding.begin(), model.swaa.sliding.end(), true), n_layer);
 }

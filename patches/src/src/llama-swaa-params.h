@@ -15,6 +15,7 @@ struct llama_swaa_params {
 
     uint32_t window_size = 0;
     uint32_t sink_count  = 0;
+    uint32_t tail_count  = 0; // reported to callers, which know where a prompt ends
 
     std::vector<bool> sliding;   // [n_layer_all]
     std::vector<bool> fa_decode; // [n_layer_all], true only where the layer slides

@@ -123,9 +123,14 @@ void llama_swaa_memory::state_read(llama_io_read_i & io, llama_seq_id seq_id, ll
     } else {
         unchecked.set(seq_id);
     }
+    if (!partial) {
+        set_decode_from(seq_id, -1);
+    }
 }
 
 void llama_swaa_memory::forget(llama_seq_id seq_id) {
+    set_decode_from(seq_id, -1);
+
     for (auto * kv : { kv_full.get(), kv_ring.get() }) {
         if (!kv) {
             continue;

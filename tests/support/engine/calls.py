@@ -12,7 +12,8 @@ import os
 
 import numpy as np
 
-PHASES = {"auto": 0, "prefill": 1, "decode": 2}
+# Decode boundaries that give all tokens one phase.
+PHASES = {"auto": -1, "prefill": 2**31 - 1, "decode": 0}
 # LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY: only the ring's part of the state.
 PARTIAL_ONLY = 1
 
@@ -41,12 +42,15 @@ class Calls:
         """The reason of SWAA's last refusal on this thread; "" if there was none."""
         return last_error(self.api, self.swaa)
 
-    def phase(self, name: str) -> int:
+    def decode_from(self, seq: int, position: int) -> int:
         if not self.swaa:
-            raise RuntimeError("the library has no SWAA, so it takes no phase")
-        function = self.api._lib.llama_swaa_set_phase
-        function.argtypes = [_CONTEXT, ctypes.c_int32]
-        return function(self.ctx, PHASES[name])
+            raise RuntimeError("the library has no SWAA, so it takes no decode boundary")
+        function = self.api._lib.llama_swaa_set_decode_from
+        function.argtypes = [_CONTEXT, ctypes.c_int32, ctypes.c_int32]
+        return function(self.ctx, seq, position)
+
+    def phase(self, name: str) -> int:
+        return self.decode_from(-1, PHASES[name])
 
     def threads(self, n: int) -> None:
         self.api.llama_set_n_threads(self.ctx, n, n)

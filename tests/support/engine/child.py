@@ -129,7 +129,7 @@ class Child:
     def config(self, model) -> dict | None:
         if not self.swaa:
             return None
-        head = (ctypes.c_uint32 * 4)()
+        head = (ctypes.c_uint32 * 5)()
         ask = self.api._lib.llama_swaa_model_config
         ask.restype = ctypes.c_bool
         ask.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32]
@@ -140,6 +140,7 @@ class Child:
         return {
             "window_size": head[1],
             "sink_count": head[2],
+            "tail_count": head[4],
             "sliding": tuple(bool(x) for x in sliding),
             "fa_decode": tuple(bool(x) for x in fa_decode),
         }
@@ -149,6 +150,10 @@ class Child:
     def step_phase(self, name: str) -> None:
         if self.calls.phase(name) != 0:
             raise RuntimeError(f"phase {name} refused")
+
+    def step_decode_from(self, seq: int, position: int) -> None:
+        if self.calls.decode_from(seq, position) != 0:
+            raise RuntimeError(f"decode boundary {position} of sequence {seq} refused")
 
     def step_decode(self, entries: list, phase: str | None = None) -> None:
         self.keep_logits(*self.calls.decode(entries, phase))

@@ -103,7 +103,8 @@ class Engine(ChildProcess):
     A step is one of
       ("decode", batch) or ("decode", batch, phase)   llama_decode; phase is set before it and stays
       ("decode_plain", tokens)                        llama_batch_get_one; logits of the last token
-      ("phase", name)                                 llama_swaa_set_phase
+      ("decode_from", seq, position)                  llama_swaa_set_decode_from
+      ("phase", name)                                 the same for all sequences: "auto", "prefill" or "decode"
       ("seq_rm", seq, p0, p1), ("seq_cp", from, to, p0, p1), ("seq_keep", seq), ("seq_add", seq, p0, p1, delta)
       ("state_get", seq), ("state_set", seq)          get a sequence's state; set it in a sequence
       ("threads", n)                                  n threads from here on

@@ -51,15 +51,15 @@ def reused(llm, prompt):
 
 
 def raw_logits(llm, *parts):
-    """Logits after the last of `parts` (phase name, tokens), each one llama_decode, without SwaaLlama.eval."""
+    """Logits after the last of `parts` (phase, tokens), each one llama_decode, without SwaaLlama.eval."""
     llm._ctx.kv_cache_clear()
     past = 0
     for phase, tokens in parts:
-        native.set_phase(llm.ctx, native.Phase[phase])
+        native.set_decode_from(llm.ctx, {"AUTO": native.AUTO, "PREFILL": native.NEVER, "DECODE": 0}[phase])
         llm._batch.set_batch(batch=tokens, n_past=past, logits_all=False)
         llm._ctx.decode(llm._batch)
         past += len(tokens)
-    native.set_phase(llm.ctx, native.Phase.AUTO)
+    native.set_decode_from(llm.ctx, native.AUTO)
     return last_logits(llm)
 
 
@@ -100,21 +100,28 @@ def cold(load):
 
 @pytest.fixture
 def decoded(monkeypatch):
-    """The llama_decode calls so far: a list of (phase in force, tokens in the batch)."""
+    """The llama_decode calls so far: a list of (phase, tokens in the batch).
+
+    The phase is "PREFILL" or "DECODE" if all tokens lie on one side of the decode boundary, "AUTO" if none is set, and
+    else the number of decode tokens.
+    """
     native.load()
     from llama_cpp._internals import LlamaContext
 
-    calls, phase = [], ["AUTO"]
-    set_phase, decode = native.set_phase, LlamaContext.decode
+    calls, boundary = [], [native.AUTO]
+    set_decode_from, decode = native.set_decode_from, LlamaContext.decode
 
-    def spied_phase(context, value):
-        set_phase(context, value)
-        phase[0] = native.Phase(value).name
+    def spied_boundary(context, position):
+        set_decode_from(context, position)
+        boundary[0] = position
 
     def spied_decode(self, batch):
-        calls.append((phase[0], batch.n_tokens()))
+        n = batch.n_tokens()
+        after = sum(batch.batch.pos[i] >= boundary[0] for i in range(n))
+        phase = "AUTO" if boundary[0] == native.AUTO else {0: "PREFILL", n: "DECODE"}.get(after, after)
+        calls.append((phase, n))
         decode(self, batch)
 
-    monkeypatch.setattr(native, "set_phase", spied_phase)
+    monkeypatch.setattr(native, "set_decode_from", spied_boundary)
     monkeypatch.setattr(LlamaContext, "decode", spied_decode)
     return calls

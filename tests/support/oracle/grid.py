@@ -2,10 +2,11 @@
 
 A case is one line of text, so that a failure can be run again by pasting it:
 
-    qwen3/4 W31 S4 s1011 d0100 f16 table b512 u97 t1 p300+4,33+2 unified auto r17
+    qwen3/4 W31 S4 T9 s1011 d0100 f16 table b512 u97 t1 p300+4,33+2 unified auto r17
 
-architecture/layers, window, sinks, sliding and FA-decode flags per layer, KV type, policy, n_batch, n_ubatch, threads,
-prompt+decode tokens per sequence, one cache for all sequences or a stream each, phases, seed of tokens and schedule.
+architecture/layers, window, sinks, tail if any, sliding and FA-decode flags per layer, KV type, policy, n_batch,
+n_ubatch, threads, prompt+decode tokens per sequence, one cache for all sequences or a stream each, decode boundaries
+(found by the engine or set), seed of tokens and schedule.
 
 Use: `case = Case.parse(line)` or `random_case(17)`; `schedule(case).steps` are what `Engine.run` takes.
 """
@@ -50,9 +51,9 @@ POOL = (
 )
 
 _LINE = re.compile(
-    r"(?P<arch>\w+)/(?P<layers>\d+) W(?P<window>\d+) S(?P<sinks>\d+) s(?P<sliding>[01]+) d(?P<fa_decode>[01]+) "
-    r"(?P<kv>\w+) (?P<policy>\w+) b(?P<n_batch>\d+) u(?P<n_ubatch>\d+) t(?P<threads>\d+) p(?P<sequences>[\d+,]+) "
-    r"(?P<cache>unified|streams) (?P<phases>auto|explicit) r(?P<seed>\d+)"
+    r"(?P<arch>\w+)/(?P<layers>\d+) W(?P<window>\d+) S(?P<sinks>\d+)( T(?P<tail>\d+))? s(?P<sliding>[01]+) "
+    r"d(?P<fa_decode>[01]+) (?P<kv>\w+) (?P<policy>\w+) b(?P<n_batch>\d+) u(?P<n_ubatch>\d+) t(?P<threads>\d+) "
+    r"p(?P<sequences>[\d+,]+) (?P<cache>unified|streams) (?P<boundary>auto|explicit) r(?P<seed>\d+)"
 )
 
 
@@ -69,6 +70,7 @@ class Case:
     layers: int
     window: int
     sinks: int
+    tail: int
     sliding: str
     fa_decode: str
     kv: str
@@ -78,14 +80,15 @@ class Case:
     threads: int
     sequences: tuple[tuple[int, int], ...]
     cache: str
-    phases: str
+    boundary: str
     seed: int
 
     def __str__(self) -> str:
         lengths = ",".join(f"{prompt}+{decode}" for prompt, decode in self.sequences)
+        tail = f" T{self.tail}" if self.tail else ""
         return (
-            f"{self.arch}/{self.layers} W{self.window} S{self.sinks} s{self.sliding} d{self.fa_decode} {self.kv} "
-            f"{self.policy} b{self.n_batch} u{self.n_ubatch} t{self.threads} p{lengths} {self.cache} {self.phases} "
+            f"{self.arch}/{self.layers} W{self.window} S{self.sinks}{tail} s{self.sliding} d{self.fa_decode} {self.kv} "
+            f"{self.policy} b{self.n_batch} u{self.n_ubatch} t{self.threads} p{lengths} {self.cache} {self.boundary} "
             f"r{self.seed}"
         )
 
@@ -95,8 +98,8 @@ class Case:
         match = _LINE.fullmatch(line.strip())
         if match is None:
             raise ValueError(f"not a case: {line!r}; see the docstring of support/oracle/grid.py")
-        fields = match.groupdict()
-        for name in ("layers", "window", "sinks", "n_batch", "n_ubatch", "threads", "seed"):
+        fields = match.groupdict(default="0")
+        for name in ("layers", "window", "sinks", "tail", "n_batch", "n_ubatch", "threads", "seed"):
             fields[name] = int(fields[name])
         pairs = [pair.split("+") for pair in fields["sequences"].split(",")]
         fields["sequences"] = tuple((int(prompt), int(decode)) for prompt, decode in pairs)
@@ -131,39 +134,40 @@ class Case:
 
 @dataclass
 class Schedule:
-    """How a case is fed: tokens and decode flags per sequence, and the engine's steps."""
+    """How a case is fed: per sequence tokens, decode flags and decode boundary (none: AUTO), and the batches."""
 
     tokens: list[list[int]]
     is_decode: list[list[bool]]
-    steps: list[tuple]
+    boundaries: list[int]
+    batches: list[list[tuple]]
+
+    @property
+    def steps(self) -> list[tuple]:
+        return [("decode_from", *pair) for pair in enumerate(self.boundaries)] + [("decode", b) for b in self.batches]
 
 
 def schedule(case: Case) -> Schedule:
-    """The case's tokens and batches, from its seed alone.
+    """The case's tokens and batches, from its seed alone. A batch holds any mix of sequences.
 
-    auto: any mix of sequences in a batch; a sequence with a single token is decoding, as AUTO defines.
-    explicit: a batch is all prefill, even with chunks of one token, or all decode, even with chunks of several.
+    auto: a sequence with a single token in the batch is decoding, as AUTO defines; there is no tail.
+    explicit: each sequence has its decode boundary, so chunks of a prompt may have one token and drafts several.
     """
     rng = random.Random(case.seed)
     n = len(case.sequences)
-    fed = Schedule(
-        [[rng.randrange(6, VOCAB) for _ in range(p + d)] for p, d in case.sequences], [[] for _ in range(n)], []
-    )
+    tokens = [[rng.randrange(6, VOCAB) for _ in range(p + d)] for p, d in case.sequences]
+    explicit, boundaries = case.boundary == "explicit", [max(p - case.tail, 0) for p, _ in case.sequences]
+    fed = Schedule(tokens, [[] for _ in range(n)], boundaries if explicit else [], [])
     greedy = rng.random() < 0.7  # whole batches, as a caller would cut a prompt; else chunks of any size
     done = [0] * n
     while remaining := [s for s in range(n) if done[s] < len(fed.tokens[s])]:
         in_prompt = {s: done[s] < case.sequences[s][0] for s in remaining}
-        phase = None
-        if case.phases == "explicit":
-            phase = "prefill" if in_prompt[rng.choice(remaining)] else "decode"
-            remaining = [s for s in remaining if in_prompt[s] == (phase == "prefill")]
         if len(remaining) > 1 and rng.random() < 0.3:
             remaining = rng.sample(remaining, rng.randrange(1, len(remaining)))
         rng.shuffle(remaining)
         room, counts = case.n_batch, {}
         for k, s in enumerate(remaining):
             left = case.sequences[s][0] - done[s] if in_prompt[s] else len(fed.tokens[s]) - done[s]
-            drafted = rng.choice((1, 1, 2, 3)) if phase == "decode" else 1
+            drafted = rng.choice((1, 1, 2, 3)) if explicit else 1
             limit = min(left, room - (len(remaining) - 1 - k), case.n_batch if in_prompt[s] else drafted)
             if limit < 1:
                 continue
@@ -171,15 +175,16 @@ def schedule(case: Case) -> Schedule:
             room -= counts[s]
         parts = []
         for s, count in counts.items():
-            flag = phase == "decode" if phase else count == 1
-            fed.is_decode[s] += [flag] * count
+            fed.is_decode[s] += [
+                i >= boundaries[s] if explicit else count == 1 for i in range(done[s], done[s] + count)
+            ]
             parts.append([(fed.tokens[s][i], i, (s,), True) for i in range(done[s], done[s] + count)])
             done[s] += count
         if rng.random() < 0.5:
             batch = [entry for part in parts for entry in part]
         else:  # the sequences' tokens alternate
             batch = [part[i] for i in range(max(map(len, parts))) for part in parts if i < len(part)]
-        fed.steps.append(("decode", batch, phase) if phase else ("decode", batch))
+        fed.batches.append(batch)
     return fed
 
 
@@ -197,6 +202,8 @@ def random_case(seed: int) -> Case:
     sinks = rng.choice((0, 0, 1, 4, 64, 255, 256, 257, 300))
     n_batch = rng.choice((32, 97, 256, 512, 512, 1024))
     n_ubatch = min(n_batch, rng.choice((16, 32, 64, 97, 128, 512, 512)))
+    boundary = rng.choice(("auto", "explicit", "explicit"))
+    tail = rng.choice((0, 0, 1, 2, 16, 64, 255, 257, rng.randint(1, 500)))
     sequences, room = [], MAX_ROWS
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         edge = rng.choice(
@@ -215,6 +222,7 @@ def random_case(seed: int) -> Case:
         layers,
         window,
         sinks,
+        tail if boundary == "explicit" else 0,
         "".join(rng.choice("0111") for _ in range(layers)),
         rng.choice(("0" * layers, "1" * layers, "".join(rng.choice("01") for _ in range(layers)))),
         kv,
@@ -224,6 +232,6 @@ def random_case(seed: int) -> Case:
         rng.choice((1, 1, 1, 2)),
         tuple(sequences),
         rng.choice(("unified", "streams")),
-        rng.choice(("auto", "explicit")),
+        boundary,
         seed,
     )

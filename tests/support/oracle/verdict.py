@@ -84,7 +84,7 @@ def engine_rows(engine: Engine, zoo: Zoo, case: Case, fed: Schedule) -> np.ndarr
 def rows_of(fed: Schedule, result: Result) -> list[np.ndarray]:
     """The engine's logits put back in sequence order: per sequence float32 [tokens, vocab]."""
     out = [np.full((len(tokens), VOCAB), np.nan, np.float32) for tokens in fed.tokens]
-    for (_, batch, *_), logits in zip(fed.steps, result.logits, strict=True):
+    for batch, logits in zip(fed.batches, result.logits, strict=True):
         for (_, position, (seq,), _), row in zip(batch, logits, strict=True):
             out[seq][position] = row
     return out
