@@ -11,7 +11,8 @@ Definition. A ubatch of u tokens from position p sees v = p + (u + 1) / 2 keys p
 attention takes the same time at every p, so under full attention it takes t = a + b * v. A weighted least-squares fit
 over the ubatches of a prompt gives a and b; b * v is the attention. In a sliding layer, the query at position q sees
 min(q + 1, W + S) keys; w is their mean over the ubatch. With s, the fraction of all query heads that are in sliding
-layers, the configuration needs at least a + b * ((1 - s) * v + s * w). The bound is the sum of the
+layers, the configuration needs at least a + b * ((1 - s) * v + s * w). The tail's tokens see q + 1 keys, as under full
+attention, in sliding layers that decode with full attention. The bound is the sum of the
 full-attention times of all ubatches, divided by the sum of these least times; a shorter last one counts by its length.
 """
 
@@ -39,7 +40,7 @@ def visible_full(start: int, count: int) -> float:
 def visible_sliding(start: int, count: int, reach: int) -> float:
     """`visible_full` for a sliding layer: `reach` is the sum of its window and sink tokens."""
     growing = range(min(start + 1, reach), min(start + count + 1, reach))
-    return (sum(growing) + reach * (count - len(growing))) / count
+    return (sum(growing) + reach * (count - len(growing))) / max(count, 1)
 
 
 def ubatches(n_tokens: int, n_ubatch: int) -> Iterator[tuple[int, int]]:
@@ -69,15 +70,22 @@ def prefill_seconds(line: Line, config: SwaaConfig | None, n_tokens: int, n_ubat
 
     config: None for full attention. heads: the number of query heads of each layer.
     """
-    sliding = config.sliding_layers(len(heads)) if config else [False] * len(heads)
-    fraction = sum(count for count, slides in zip(heads, sliding, strict=True) if slides) / sum(heads)
+    slides = _fraction(heads, config.sliding_layers(len(heads))) if config else 0.0
+    with_tail = _fraction(heads, config.fa_decode_layers(len(heads))) if config else 0.0
     total = 0.0
     for start, count in ubatches(n_tokens, n_ubatch):
-        keys = (1 - fraction) * visible_full(start, count)
+        keys = (1 - slides) * count * visible_full(start, count)
         if config:
-            keys += fraction * visible_sliding(start, count, config.reach)
-        total += (line.a + line.b * keys) * count / n_ubatch
+            keys += (slides - with_tail) * count * visible_sliding(start, count, config.reach)
+            tail = min(max(start + count - n_tokens + config.tail_count, 0), count)
+            keys += with_tail * (count - tail) * visible_sliding(start, count - tail, config.reach)
+            keys += with_tail * tail * visible_full(start + count - tail, tail)
+        total += (line.a * count + line.b * keys) / n_ubatch
     return total
+
+
+def _fraction(heads: Sequence[int], chosen: Sequence[bool]) -> float:
+    return sum(count for count, wanted in zip(heads, chosen, strict=True) if wanted) / sum(heads)
 
 
 def bound(line: Line, config: SwaaConfig | None, n_tokens: int, n_ubatch: int, heads: Sequence[int]) -> float:

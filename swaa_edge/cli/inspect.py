@@ -69,6 +69,7 @@ def _swaa(report: dict[str, Any]) -> list[str]:
             f"SWAA          on, keys of version {swaa['version']}, recipe {_plain(swaa['recipe'])}",
             f"  window      {swaa['window_size']:,} tokens",
             f"  sinks       {swaa['sink_count']:,} tokens",
+            f"  tail        {swaa['tail_count']:,} tokens",
             f"  sliding     {sum(kind != FA for kind in report['layers'])} of {len(report['layers'])} layers",
         ]
         if swaa["adapter"]:

@@ -62,6 +62,18 @@ def test_no_line_without_growing_times(seconds):
     assert bound.fit_line(seconds, 64) is None
 
 
+@pytest.mark.parametrize("n_ubatch", [8, 5, 16, 1])
+@pytest.mark.parametrize("tail_count", [0, 1, 3, 8, 11, 16, 40])
+def test_the_tail_sees_everything_in_layers_with_fa_decode(tail_count, n_ubatch):
+    # Of four layers one is FA and one slides without FA decode; keys of 16 queries, layer by layer.
+    config = SwaaConfig(4, 2, fa_layers=[0], fa_decode=[1, 2], tail_count=tail_count)
+    window = [min(q + 1, 6) for q in range(16)]
+    tail = [q + 1 if q >= 16 - tail_count else window[q] for q in range(16)]
+    expected = (136 + 2 * sum(tail) + sum(window)) / 4 / n_ubatch
+    pure = bound.Line(0.0, 1.0)
+    assert bound.prefill_seconds(pure, config, 16, n_ubatch, [1] * 4) == pytest.approx(expected)
+
+
 def test_the_bound_by_hand():
     config = SwaaConfig(4, 2)
     # Only attention, so the bound is visible keys over visible keys: 136 of 16 queries, and

@@ -50,7 +50,9 @@ def raw_swaa_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(command)
     def with_chosen(*args: Any, recipe: str | None, config_file: str | None, **kwargs: Any) -> Any:
-        given = {name: kwargs.pop(name) for name in ("window_size", "sink_count", "fa_layers", "fa_decode")}
+        given = {
+            name: kwargs.pop(name) for name in ("window_size", "sink_count", "fa_layers", "fa_decode", "tail_count")
+        }
         changes = {name: value for name, value in given.items() if value is not None}
         return command(*args, chosen=Chosen(_base(recipe, config_file), changes), **kwargs)
 
@@ -133,5 +135,12 @@ _OPTIONS = [
         "--fa-decode/--no-fa-decode",
         default=None,
         help="Let sliding layers see all tokens while generating (FA decode).  [default: no]",
+    ),
+    click.option(
+        "--tail",
+        "tail_count",
+        type=int,
+        metavar="N",
+        help="Tail T: the last N tokens of a prompt see all tokens, in layers with FA decode.  [default: 0]",
     ),
 ]
