@@ -49,21 +49,23 @@ def read_pin(path: Path) -> Pin:
 
 
 def get_sdist(pin: Pin, cache: Path) -> Path:
-    """The sdist in the cache folder, downloaded if missing; its hash is checked every time."""
-    path = cache / pin.sdist
+    """The sdist in the cache folder; see `get_file`."""
+    return get_file(pin, cache / pin.sdist, "sdist, about 75 MB", "patches/UPSTREAM")
+
+
+def get_file(pin: Pin, path: Path, what: str, pinned_in: str) -> Path:
+    """`path`, an sdist or a wheel of the pinned release, downloaded if missing; its hash is checked every time."""
     if path.exists():
         _check_hash(path, pin, "delete it to download it again")
         return path
-    cache.mkdir(parents=True, exist_ok=True)
-    print(f"downloading {pin.name} {pin.version} (sdist, about 75 MB)", flush=True)
-    with tempfile.TemporaryDirectory(dir=cache, prefix=".download-") as folder:
-        _pip_download(pin, Path(folder))
-        found = list(Path(folder).glob("*.tar.gz"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    print(f"downloading {pin.name} {pin.version} ({what})", flush=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".download-") as folder:
+        _pip_download(pin, Path(folder), "--only-binary" if path.suffix == ".whl" else "--no-binary")
+        found = list(Path(folder).glob(f"*{path.suffix}"))
         if len(found) != 1:
-            raise PatchError(f"pip did not download exactly one sdist of {pin.name} {pin.version}")
-        _check_hash(
-            found[0], pin, "the package index serves a file that differs from the one pinned in patches/UPSTREAM"
-        )
+            raise PatchError(f"pip did not download exactly one {path.suffix} file of {pin.name} {pin.version}")
+        _check_hash(found[0], pin, f"the package index serves a file that differs from the one pinned in {pinned_in}")
         os.replace(found[0], path)
     return path
 
@@ -82,11 +84,11 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _pip_download(pin: Pin, folder: Path) -> None:
+def _pip_download(pin: Pin, folder: Path, kind: str) -> None:
     # With the hash in a requirements file pip checks it before it runs the sdist's build backend for its metadata.
     requirement = f"{pin.name}=={pin.version}" + (f" --hash=sha256:{pin.sha256}" if pin.sha256 else "")
     (folder / "requirements.txt").write_text(requirement + "\n")
-    args = ["download", "--no-deps", "--no-binary", pin.name, "--disable-pip-version-check", "--no-input"]
+    args = ["download", "--no-deps", kind, pin.name, "--disable-pip-version-check", "--no-input"]
     args += ["--progress-bar", "off", "--dest", str(folder), "-r", str(folder / "requirements.txt")]
     # The isolation variables of an outer pip would hide this pip from its own interpreter.
     hide = ("PYTHONPATH", "PYTHONNOUSERSITE", "_PYPROJECT_HOOKS_", "PEP517_", "PIP_BUILD_TRACKER", "PIP_REQ_TRACKER")
