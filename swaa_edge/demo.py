@@ -27,11 +27,13 @@ if TYPE_CHECKING:
 MODEL = Path(__file__).parent / "models" / "demo-Q8_0.gguf"
 #: The context that the model was trained for, and the part of it for an answer; tokens.
 CONTEXT, ANSWER = 2048, 48
-#: A sixteenth of the context, as 2,048 is of 32k; the sinks are the same fraction of the recipes' 100.
-WINDOW, SINKS = CONTEXT // 16, 8
+#: A sixteenth of the context, as 2,048 is of 32k; sinks and tail are the same fraction of the recipes' 100 and 128.
+WINDOW, SINKS, TAIL = CONTEXT // 16, 8, 8
 #: FA decode, sinks and these layers in full attention: the choice of `calibrate --method greedy` for a quarter of the
 #: layers (docs/results.md).
 CALIBRATED = "calibrated"
+#: `fast` without its tail: what the paper's form costs a question that wants its answer at once.
+NO_TAIL = "fast, no tail"
 CHOSEN = (1, 2)
 #: Questions per configuration and task.
 SAMPLES = 8
@@ -39,14 +41,19 @@ SEED = 2026
 
 
 def configurations() -> dict[str, Configuration]:
-    """Full attention, the bare window, the recipes and the calibrated layers, with this model's window and sinks."""
-    sized = {"window_size": WINDOW, "sink_count": SINKS}
-    recipes = {name: dataclasses.replace(recipe.config, **sized) for name, recipe in RECIPES.items()}
+    """Full attention, the bare window, the recipes, and `fast` without its tail, in this model's size."""
+    recipes = {
+        name: dataclasses.replace(
+            recipe.config, window_size=WINDOW, sink_count=SINKS, tail_count=min(recipe.config.tail_count, TAIL)
+        )
+        for name, recipe in RECIPES.items()
+    }
     return {
         FULL: FULL_ATTENTION,
         NAIVE: SwaaConfig(WINDOW),
         **recipes,
-        CALIBRATED: SwaaConfig(WINDOW, SINKS, CHOSEN, True),
+        NO_TAIL: dataclasses.replace(recipes["fast"], tail_count=0),
+        CALIBRATED: SwaaConfig(WINDOW, SINKS, CHOSEN, True, TAIL),
     }
 
 

@@ -108,7 +108,7 @@ def _facts(document: dict[str, Any]) -> Iterator[str]:
     decode = {True: "FA decode", False: "no FA decode"}.get(swaa.fa_decode, f"FA decode in {swaa.fa_decode}")
     yield (
         f"{document['model']['name']}, {document['layers']} layers; window {swaa.window_size}, "
-        f"{swaa.sink_count} sinks, {decode}"
+        f"{swaa.sink_count} sinks, {decode}, tail {swaa.tail_count}"
     )
     yield (
         f"{document['samples']} samples of {document['prompt_tokens']:,} tokens; loss in nats per token, over "

@@ -62,7 +62,7 @@ def fake(monkeypatch, tmp_path):
 
 
 EXPECTED = """\
-tiny, 4 layers; window 1024, 100 sinks, FA decode
+tiny, 4 layers; window 1024, 100 sinks, FA decode, tail 128
 2 samples of 4,096 tokens; loss in nats per token, over 4 answer tokens
 full attention:   0.3750
 all layers slide: 2.0000
@@ -95,10 +95,11 @@ def test_the_output(fake, file, tmp_path):
         "sink_count": 100,
         "fa_layers": [1],
         "fa_decode": True,
+        "tail_count": 128,
         "recipe": "custom",
         "adapter": None,
     }
-    assert SwaaConfig.from_json(output) == read_swaa(annotated) == SwaaConfig(1024, 100, [1], True)
+    assert SwaaConfig.from_json(output) == read_swaa(annotated) == SwaaConfig(1024, 100, [1], True, 128)
     document = json.loads((tmp_path / "all.json").read_text())
     assert document["chosen"] == [1] and document["recovered"] == pytest.approx(1.0 / 1.625)
     assert document["model"] == {"path": str(file), "name": "tiny"} and document["prompt_tokens"] == 4096
@@ -114,10 +115,10 @@ def test_json_on_stdout_is_all_there_is(fake, file, tmp_path):
 @pytest.mark.parametrize(
     "args, expected",
     [
-        ([], SwaaConfig(1024, 100, fa_decode=True)),
-        (["--prompt-tokens", "512"], SwaaConfig(128, 16, fa_decode=True)),
+        ([], SwaaConfig(1024, 100, fa_decode=True, tail_count=128)),
+        (["--prompt-tokens", "512"], SwaaConfig(128, 16, fa_decode=True, tail_count=128)),
         (["--window", "64"], SwaaConfig(64)),
-        (["--recipe", "quality"], SwaaConfig(2048, 100, "1::2", True)),
+        (["--recipe", "quality"], SwaaConfig(2048, 100, "1::2", True, 128)),
     ],
 )
 def test_settings(fake, file, args, expected):

@@ -216,13 +216,14 @@ def chosen(*args):
 
 
 def test_options_choose_a_configuration(tmp_path):
-    quality = {"window_size": 2048, "sink_count": 100, "fa_layers": "1::2", "fa_decode": True}
+    quality = {"window_size": 2048, "sink_count": 100, "fa_layers": "1::2", "fa_decode": True, "tail_count": 128}
     quality |= {"recipe": "quality", "adapter": None}
     assert chosen() is None
     assert chosen("--full-attention") is False
     assert chosen("--recipe", "quality", "prompt") == quality
     changed = quality | {"sink_count": 4, "fa_decode": False, "recipe": "custom"}
     assert chosen("--recipe", "quality", "--sinks", "4", "--no-fa-decode") == changed
+    assert chosen("--recipe", "quality", "--tail", "0") == quality | {"tail_count": 0, "recipe": "custom"}
     assert chosen("--window", "8") == SwaaConfig(8).to_dict()
     assert chosen("--window", "8", "--fa-decode", "--fa-layers", "0,2")["fa_layers"] == [0, 2]
     file = tmp_path / "paper.json"

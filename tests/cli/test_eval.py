@@ -90,7 +90,7 @@ def test_the_output(fake, small, file):
     assert result.stdout == HEAD + TABLE + NOTES + SAYS
     assert Reader.open == 0 and list(fake.cache.iterdir()) == [], "a complete run leaves no journal"
     # One model per configuration, asked in turns.
-    configs = [False, SwaaConfig(60), SwaaConfig(60, 4, fa_decode=True, recipe="custom")]
+    configs = [False, SwaaConfig(60), SwaaConfig(60, 4, fa_decode=True, tail_count=128, recipe="custom")]
     assert [config for config, _ in Reader.loaded] == configs
     assert [config for config, _ in Reader.asked] == configs * 8
     assert fake.engines[0] == (EngineSettings(), str(file)) and Reader.loaded[0][1] == 200 + 64

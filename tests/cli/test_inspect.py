@@ -28,6 +28,7 @@ vocabulary    3 tokens
 SWAA          on, keys of version 1, recipe quality
   window      2,048 tokens
   sinks       64 tokens
+  tail        9 tokens
   sliding     2 of 4 layers
 
 layers        # full attention (FA)  + sliding, decodes with FA  . sliding
@@ -45,7 +46,8 @@ KV memory                                                       8k              
 
 
 def test_the_text(write):
-    result = CliRunner().invoke(cli, ["inspect", str(write(model(extra=[*HEADS, *swaa_keys()])))])
+    path = write(model(extra=[*HEADS, *swaa_keys(tail_count=kv("swaa.tail_count", "u32", 9))]))
+    result = CliRunner().invoke(cli, ["inspect", str(path)])
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout == MIXED
 
@@ -89,6 +91,7 @@ def test_the_json_is_one_document_with_the_same_facts(write):
         "sink_count": 64,
         "fa_layers": [1, 3],
         "fa_decode": [0],
+        "tail_count": 0,
         "recipe": "quality",
         "adapter": None,
     }

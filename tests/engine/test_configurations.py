@@ -41,7 +41,7 @@ def test_names(keyed, tmp_path):
 def test_changes_apply_to_each_and_to_naive_by_the_window_only(plain):
     changes = {"window_size": 60, "sink_count": 4, "fa_layers": "0::2"}
     found = configurations(plain, "naive,fast", changes=changes)
-    assert found == {"full": False, "naive": SwaaConfig(60), "fast": SwaaConfig(60, 4, "0::2", True)}
+    assert found == {"full": False, "naive": SwaaConfig(60), "fast": SwaaConfig(60, 4, "0::2", True, 128)}
     assert found["fast"].recipe == "custom"
 
 
@@ -54,7 +54,7 @@ def test_without_names(plain, keyed):
     assert configurations(plain, base=quality) == {"full": False, "quality": quality}
     assert configurations(plain, base=quality, changes={"sink_count": 1}) == {
         "full": False,
-        "custom": SwaaConfig(2048, 1, "1::2", True),
+        "custom": SwaaConfig(2048, 1, "1::2", True, 128),
     }
     assert configurations(plain, changes={"window_size": 9}) == {"full": False, "custom": SwaaConfig(9)}
     assert tuple(configurations(plain)) == DEFAULT

@@ -38,6 +38,7 @@ def test_a_config_becomes_overrides(model):
         "swaa.version": 1,
         "swaa.window_size": 7,
         "swaa.sink_count": 3,
+        "swaa.tail_count": 0,
         "swaa.sliding_layers": "1010",
         "swaa.fa_decode_layers": "1000",
     }

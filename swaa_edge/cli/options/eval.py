@@ -59,7 +59,7 @@ class Grouped(click.Command):
         "Questions": "tasks prompt_tokens samples depths style beyond needles pairs hops seed haystack max_tokens "
         "no_chat",
         "Own files and text": "scorer judge judge_model limit skip_long text",
-        "Configurations": "configs recipe config_file window_size sink_count fa_layers fa_decode",
+        "Configurations": "configs recipe config_file window_size sink_count fa_layers fa_decode tail_count",
         "Results": "json_file plot_file heatmap_file force journal_file fresh progress",
     }
 

@@ -94,15 +94,21 @@ def _base(recipe: str | None, config_file: str | None) -> SwaaConfig | None:
 
 def recipe_table() -> str:
     """The recipes and their published figures, for the end of a command's help."""
-    rows = [["recipe", "W", "S", "FA layers", "FA decode", "accuracy", "with LoRA", "time"]]
+    rows = [["recipe", "W", "S", "FA layers", "FA decode", "T", "accuracy", "with LoRA", "time"]]
     for name, recipe in RECIPES.items():
         config, decode = recipe.config, "yes" if recipe.config.fa_decode else "no"
-        settings = [str(config.window_size), str(config.sink_count), str(config.fa_layers), decode]
+        settings = [
+            str(config.window_size),
+            str(config.sink_count),
+            str(config.fa_layers),
+            decode,
+            str(config.tail_count),
+        ]
         rows.append([name, *settings, recipe.accuracy, recipe.accuracy_lora, f"{recipe.seconds:.2f} s"])
-    rows.append(["full attention", "", "", "", "", FULL_ATTENTION_ACCURACY, "", f"{FULL_ATTENTION_SECONDS:.2f} s"])
+    rows.append(["full attention", "", "", "", "", "", FULL_ATTENTION_ACCURACY, "", f"{FULL_ATTENTION_SECONDS:.2f} s"])
     note = (
         "Accuracy in percent on LongMemEval at 24k tokens, reasoning/instruct model; time for a prompt of 128k tokens "
-        "and 512 generated ones. Both were published for Qwen3-4B (arXiv 2512.10411)."
+        "and 512 generated ones. Both were published for Qwen3-4B (arXiv 2512.10411), without a tail (--tail 0)."
     )
     # \b keeps click from re-wrapping the table.
     return f"\b\n{table(rows)}\n\n{note}"
