@@ -30,13 +30,13 @@ from swaa_edge.demo import ANSWER, CONTEXT, MODEL, SINKS, WINDOW
 from swaa_edge.engine.settings import EngineSettings
 from swaa_edge.engine.tokenizer import open_vocabulary
 from swaa_edge.evaluate.facts import STYLES
-from swaa_edge.evaluate.prompts import Prompts
 from swaa_edge.evaluate.run import evaluate
 from swaa_edge.evaluate.samples import Sample
 from swaa_edge.evaluate.tasks import TASKS, TaskSettings, build
 from swaa_edge.files.model import read_model
 from swaa_edge.finetune import Settings, distill, finetune
 from swaa_edge.finetune.responses import write_lines
+from swaa_edge.generate.prompts import Prompts
 from swaa_edge.support.journal import Journal, digest
 from swaa_edge.support.machine import machine
 from swaa_edge.support.progress import progress_bar

@@ -22,11 +22,11 @@ from swaa_edge.config import CUSTOM, RECIPES, Configuration, SwaaConfig
 from swaa_edge.engine.settings import EngineSettings
 from swaa_edge.engine.tokenizer import tokenize
 from swaa_edge.errors import ConfigError, SwaaError
-from swaa_edge.evaluate.prompts import Prompts
 from swaa_edge.evaluate.tasks import TaskSettings, build
 from swaa_edge.files.lora_gguf import read_lora
 from swaa_edge.files.model import ModelFile, read_model
 from swaa_edge.files.records import read_text
+from swaa_edge.generate.prompts import Prompts
 from swaa_edge.support.atomic import atomic_output, check_outputs, write_json
 from swaa_edge.support.figure import check_pictures, picture_type
 from swaa_edge.support.interrupt import Stopped

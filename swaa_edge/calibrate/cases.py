@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from swaa_edge.errors import ConfigError
 
 if TYPE_CHECKING:
-    from swaa_edge.evaluate.prompts import Prompts
     from swaa_edge.evaluate.samples import Sample
+    from swaa_edge.generate.prompts import Prompts
 
 
 @dataclasses.dataclass(frozen=True)

@@ -112,7 +112,7 @@ class Questions:
 
         Raises `ConfigError` and `DataFileError`, naming the file and line.
         """
-        from swaa_edge.evaluate.prompts import Prompts  # opens the library
+        from swaa_edge.generate.prompts import Prompts  # opens the library
 
         lengths = self.lengths(context)
         haystack = real_text() if self.haystack is None else read_text(self.haystack)

@@ -23,7 +23,7 @@ from swaa_edge.evaluate.samples import Sample
 from swaa_edge.support.sample_text import real_text
 
 if TYPE_CHECKING:
-    from swaa_edge.evaluate.prompts import Prompts
+    from swaa_edge.generate.prompts import Prompts
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,8 +28,8 @@ import torch
 
 from swaa_edge.errors import ConfigError, DataFileError
 from swaa_edge.evaluate.datafile import to_ask
-from swaa_edge.evaluate.prompts import PLAIN_END, asked
 from swaa_edge.files.records import present, read_records, sound, text
+from swaa_edge.generate.prompts import PLAIN_END, asked
 from swaa_edge.layers import shown
 
 _FIELDS = ("prompt", "question", "answer", "messages")

@@ -17,7 +17,6 @@ from swaa_edge.engine.preflight import resolve_swaa
 from swaa_edge.engine.settings import EngineSettings
 from swaa_edge.errors import ConfigError, GenerationError
 from swaa_edge.evaluate.datafile import check_lengths, read_samples
-from swaa_edge.evaluate.prompts import Prompts
 from swaa_edge.evaluate.questions import check_patterns, scorer
 from swaa_edge.evaluate.samples import Sample
 from swaa_edge.files.lora_gguf import read_lora
@@ -25,6 +24,7 @@ from swaa_edge.files.model import read_model
 from swaa_edge.finetune.answerers import Answerer, LlamaAnswerer
 from swaa_edge.finetune.responses import Collected, collect, write_lines
 from swaa_edge.finetune.settings import DistillSettings
+from swaa_edge.generate.prompts import Prompts
 from swaa_edge.support.atomic import atomic_output, check_outputs
 from swaa_edge.support.interrupt import Stopped
 from swaa_edge.support.journal import open_journal

@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from swaa_edge.errors import ConfigError, GenerationError, ModelFileError
-from swaa_edge.evaluate.prompts import PLAIN_END, asked
 from swaa_edge.finetune.answerers import Response, reusable
+from swaa_edge.generate.prompts import PLAIN_END, asked
 
 try:
     import torch

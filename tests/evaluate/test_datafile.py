@@ -219,7 +219,7 @@ def test_a_prompt_that_does_not_fit_is_named(write):
 
 @pytest.mark.native
 def test_with_a_real_vocabulary_and_chat_template(gguf_model, write):
-    from swaa_edge.evaluate.prompts import Prompts
+    from swaa_edge.generate.prompts import Prompts
 
     with Prompts(gguf_model("qwen3", layers=4)) as prompts:
         path = write(lines({"prompt": "Ann owns a fox.", "question": "Who?", "answer": "Ann"}))

@@ -36,7 +36,7 @@ def demo():
 @pytest.mark.native
 def test_a_response_does_not_depend_on_earlier_prompts(demo):
     from swaa_edge import SwaaLlama
-    from swaa_edge.evaluate.prompts import Prompts
+    from swaa_edge.generate.prompts import Prompts
     from swaa_edge.support.sample_text import real_text
 
     with Prompts(demo) as prompts:
@@ -82,8 +82,8 @@ def questions(count):
 @pytest.mark.native
 @pytest.mark.parametrize("chat", [True, False])
 def test_both_kinds_of_model_get_the_same_prompt(folder, gguf_model, chat):
-    from swaa_edge.evaluate.prompts import Prompts
     from swaa_edge.finetune.hf_answerer import HfPrompts
+    from swaa_edge.generate.prompts import Prompts
 
     with Prompts(gguf_model("qwen3"), chat=chat) as ours, HfPrompts(folder, chat=chat) as theirs:
         assert ours.chat == theirs.chat == chat

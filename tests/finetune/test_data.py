@@ -7,8 +7,8 @@ import torch
 
 from support.models import tiny_tokenizer
 from swaa_edge.errors import ConfigError, DataFileError
-from swaa_edge.evaluate.prompts import PLAIN_END
 from swaa_edge.finetune.data import Collator, Example, read_examples, split
+from swaa_edge.generate.prompts import PLAIN_END
 
 
 @pytest.fixture

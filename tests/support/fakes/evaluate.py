@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 from support.fakes.gguf_bytes import kv, model
 from swaa_edge.engine.settings import EngineSettings
-from swaa_edge.evaluate.prompts import Prompts
+from swaa_edge.generate.prompts import Prompts
 
 #: Patterns of one token.
 WORDS, PIECES, CHARACTERS = r"\s*\S+|\s+$", r" ?[A-Za-z]{1,4}|\d|\s|[^\sA-Za-z\d]", r"(?s)."
@@ -178,7 +178,7 @@ def fake_engine(monkeypatch, cache):
         state.engines.append((engine, str(path)))
         return Reader(state.prompts, swaa, n_ctx, state.responses)
 
-    monkeypatch.setattr("swaa_edge.evaluate.prompts.Prompts", prompts)
+    monkeypatch.setattr("swaa_edge.generate.prompts.Prompts", prompts)
     monkeypatch.setattr(EngineSettings, "load", load)
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     return state

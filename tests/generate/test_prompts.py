@@ -8,8 +8,8 @@ import pytest
 
 from support.fakes.evaluate import CHARACTERS, PIECES, TEMPLATES, WORDS, FakePrompts, fake_prompts
 from swaa_edge.errors import ModelFileError
-from swaa_edge.evaluate.prompts import Prompts
 from swaa_edge.evaluate.tasks import TASKS, TaskSettings, build
+from swaa_edge.generate.prompts import Prompts
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
