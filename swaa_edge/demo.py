@@ -2,8 +2,9 @@
 
 The model (swaa_edge/models/README.md) was trained from scratch with full attention to find facts anywhere in 2,048
 tokens. The demo asks it questions on prompts of its whole context under full attention, a bare sliding window, each
-recipe, and with the layers in full attention that `calibrate` chooses. It measures accuracy and speed on this machine,
-and downloads nothing.
+recipe, `fast` without its tail, and with the layers in full attention that `calibrate` chooses. So short a prompt says
+little about speed, so the demo also times a long prompt in a few layers of a real model's shape, with random weights.
+It measures accuracy and speed on this machine, and downloads nothing.
 
     print(demo())
 """
@@ -12,17 +13,18 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from swaa_edge.config import FULL_ATTENTION, RECIPES, Configuration, SwaaConfig
 from swaa_edge.engine.configurations import FULL, NAIVE
 from swaa_edge.engine.settings import EngineSettings
 from swaa_edge.errors import ModelFileError
+from swaa_edge.evaluate.comparison import Comparison, compare
+from swaa_edge.evaluate.table import keeps, speed_up
+from swaa_edge.support.interrupt import Stopped
 from swaa_edge.support.progress import OnProgress
-
-if TYPE_CHECKING:
-    from swaa_edge.evaluate import Comparison
 
 MODEL = Path(__file__).parent / "models" / "demo-Q8_0.gguf"
 #: The context that the model was trained for, and the part of it for an answer; tokens.
@@ -38,6 +40,24 @@ CHOSEN = (1, 2)
 #: Questions per configuration and task.
 SAMPLES = 8
 SEED = 2026
+#: The long prompt, in tokens, and what it is timed in: layers of a shape of `swaa_edge.shapes`, under this recipe.
+LONG, SHAPE, LAYERS, TIMED = 16384, "qwen3-0.6b", 2, "fast"
+
+
+class Demo(Comparison):
+    """A comparison of answers, with the times of a long prompt in the document's "long_prompt"."""
+
+    def __str__(self) -> str:
+        timed = self.document["long_prompt"]
+        if timed is None:
+            return super().__str__()
+        answers = Comparison(self.document | {"conclusion": None})
+        speed = (
+            f"prefill of {timed['prompt_tokens']:,} tokens in {timed['layers']} layers of {timed['shape']}: full "
+            f"attention {timed['full_seconds']:.1f} s, {timed['config']} {timed['seconds']:.1f} s, "
+            f"ratio {timed['prefill_ratio']:.2f}x"
+        )
+        return f"{answers}\n\n{speed}\n\n{self.document['conclusion']}"
 
 
 def configurations() -> dict[str, Configuration]:
@@ -63,22 +83,22 @@ def demo(
     plot_file: str | None = None,
     threads: int | None = None,
     on_progress: OnProgress | None = None,
-) -> Comparison:
+) -> Demo:
     """Ask the demo model `samples` questions per task under each of `configurations`, and compare the results.
 
-    The facts to retrieve lie outside the window of a prompt's last token. plot_file: picture of accuracy over speed;
-    an existing file is replaced. threads: None for all cores. on_progress: as for `evaluate.compare`.
+    The facts to retrieve lie outside the window of a prompt's last token. The result also has the times of a long
+    prompt. plot_file: picture of accuracy over speed; an existing file is replaced. threads: None for all cores.
+    on_progress: as for `evaluate.compare`.
 
     Raises `ModelFileError` if the model is missing, `ConfigError` for a plot without matplotlib.
     """
-    from swaa_edge.evaluate import compare
-
     if not MODEL.is_file():
         raise ModelFileError(f"{MODEL} is missing; reinstall swaa-edge, or train it with scripts/demo/train.py")
-    return compare(
+    engine = EngineSettings(n_threads=threads or os.cpu_count() or 1, n_gpu_layers=0)
+    comparison = compare(
         MODEL,
         configurations(),
-        engine=EngineSettings(n_threads=threads or os.cpu_count() or 1, n_gpu_layers=0),
+        engine=engine,
         plot_file=plot_file,
         force=True,
         fresh=True,
@@ -90,3 +110,37 @@ def demo(
         depths=None,
         beyond=WINDOW,
     )
+    if comparison.stopped is not None:
+        return Demo(comparison.document | {"long_prompt": None}, comparison.stopped)
+    timed, stopped = _long_prompt(engine, on_progress)
+    document = comparison.document | {"long_prompt": timed}
+    rows = {row["config"]: row for row in document["table"]}
+    if timed and rows[FULL]["correct"]:
+        document["conclusion"] = (
+            f"{TIMED} {keeps(rows[TIMED], rows[FULL])}, and evaluates a prompt of {LONG:,} tokens at a "
+            f"{speed_up(timed['prefill_ratio'])}."
+        )
+    return Demo(document, stopped)
+
+
+def _long_prompt(engine: EngineSettings, on_progress: OnProgress | None) -> tuple[dict[str, Any] | None, Stopped]:
+    """The times of the long prompt, and why there are none."""
+    from swaa_edge.bench import bench
+    from swaa_edge.shapes import write_shape
+
+    with tempfile.TemporaryDirectory() as folder:
+        model = write_shape(Path(folder) / "shape.gguf", SHAPE, layers=LAYERS, vocab=512)
+        report = bench(model, [TIMED], [LONG], decode=1, repeat=1, engine=engine, on_progress=on_progress)
+    if report.stopped is not None:
+        return None, report.stopped
+    times = {row["config"]: row for row in report.rows()}
+    return {
+        "shape": SHAPE,
+        "layers": LAYERS,
+        "prompt_tokens": LONG,
+        "config": TIMED,
+        "full_seconds": times[FULL]["prefill_seconds"],
+        "seconds": times[TIMED]["prefill_seconds"],
+        "prefill_ratio": times[TIMED]["prefill_ratio"],
+        "swaa": times[TIMED]["swaa"],
+    }, None

@@ -31,14 +31,15 @@ def conclusion(rows: Sequence[Row]) -> str | None:
     if not full["correct"]:
         return "Full attention answers no question correctly, so these questions can't compare configurations."
     best = max(others, key=lambda row: (row["accuracy"], row["prefill_ratio"]))
-    text = f"{best['config']} {_keeps(best, full)} at a prefill {speed_up(best['prefill_ratio'])}"
+    text = f"{best['config']} {keeps(best, full)} at a prefill {speed_up(best['prefill_ratio'])}"
     fastest = max(others, key=lambda row: (row["prefill_ratio"], row["accuracy"]))
     if fastest is not best:
-        text += f"; the fastest, {fastest['config']}, {_keeps(fastest, full)} at a {speed_up(fastest['prefill_ratio'])}"
+        text += f"; the fastest, {fastest['config']}, {keeps(fastest, full)} at a {speed_up(fastest['prefill_ratio'])}"
     return text + "."
 
 
-def _keeps(row: Row, full: Row) -> str:
+def keeps(row: Row, full: Row) -> str:
+    """How much accuracy of full attention a configuration keeps, in words."""
     fraction = row["accuracy"] / full["accuracy"]
     return f"keeps {fraction:.0%} of full attention's accuracy ({row['accuracy']:.1%} of {full['accuracy']:.1%})"
 
