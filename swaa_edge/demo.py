@@ -1,9 +1,9 @@
-"""What SWAA costs and gains, in a minute, on a small model that ships with the package.
+"""Measure in a minute what SWAA costs and gains, on a small model that ships with the package.
 
 The model (swaa_edge/models/README.md) was trained from scratch with full attention to find facts anywhere in 2,048
-tokens. The demo asks it questions on prompts of its whole context under full attention, a bare sliding window, each
-recipe, and with the layers in full attention that `calibrate` chooses. It measures accuracy and speed on this machine,
-and downloads nothing.
+tokens. The demo asks this model the same questions under full attention, a bare sliding window, each recipe, and the
+layers that `calibrate` chooses. The prompts fill the model's whole context. The demo measures accuracy and speed on
+this machine, and downloads nothing.
 
     print(demo())
 """
@@ -59,15 +59,16 @@ def demo(
 ) -> Comparison:
     """Ask the demo model `samples` questions per task under each of `configurations`, and compare the results.
 
-    The facts to retrieve lie outside the window of a prompt's last token. plot_file: picture of accuracy over speed;
-    an existing file is replaced. threads: None for all cores. on_progress: as for `evaluate.compare`.
+    The facts to retrieve lie outside the window of a prompt's last token. plot_file: path for a plot of accuracy
+    over speed; an existing file is replaced. threads: CPU threads (default: all cores). on_progress: as for
+    `evaluate.compare`.
 
-    Raises `ModelFileError` if the model is missing, `ConfigError` for a plot without matplotlib.
+    Raises `ModelFileError` if the model is missing, and `ConfigError` for a plot_file if matplotlib is missing.
     """
     from swaa_edge.evaluate import compare
 
     if not MODEL.is_file():
-        raise ModelFileError(f"{MODEL} is missing; reinstall swaa-edge, or train it with scripts/demo/train.py")
+        raise ModelFileError(f"{MODEL} is missing; reinstall swaa-edge, or train the model with scripts/demo/train.py")
     return compare(
         MODEL,
         configurations(),

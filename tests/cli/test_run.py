@@ -173,7 +173,9 @@ def test_progress_goes_to_stderr(model):
 def test_a_prompt_beyond_the_training_context(model):
     code, out, error = swaa_edge("run", model, "-p", "x", "-n", 9000)
     assert (code, out) == (1, "")
-    assert error.startswith("Error: 1 prompt tokens and 9000 new ones exceed the 8192 that the model was trained for")
+    assert error.startswith(
+        "Error: 1 prompt tokens and 9000 new ones exceed the model's training context of 8192 tokens"
+    )
 
 
 @pytest.mark.native

@@ -458,8 +458,8 @@ def test_eval_compares_an_adapter_under_its_recipe_with_the_bare_model(base, ada
 def test_calibrate_chooses_no_layers_for_an_adapter_that_has_them(base, adapters):
     done = CliRunner().invoke(cli, ["calibrate", str(base), "--lora", str(adapters["plain"])])
     assert done.exit_code == 1
-    advice = "calibrate the model without it"
-    assert done.stderr == f"Error: {adapters['plain']} was trained under a recipe, which fixes its layers; {advice}\n"
+    advice = "calibrate without this adapter"
+    assert done.stderr == f"Error: {adapters['plain']} was trained under a recipe with fixed FA layers; {advice}\n"
 
 
 def test_an_adapter_is_no_model_to_inspect(adapters):
