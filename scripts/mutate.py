@@ -117,7 +117,7 @@ class Lab:
             return "failed", f"not finished within {TIMEOUT_SECONDS} s"
         failures = [line.split()[1] for line in output.splitlines() if line.startswith(("FAILED ", "ERROR "))]
         if code not in (0, 1) or (code == 1 and not failures):
-            raise RuntimeError(f"pytest ended with code {code}, no test is named:\n{output[-2000:]}")
+            raise RuntimeError(f"pytest exited with code {code} and named no failed test:\n{output[-2000:]}")
         return ("failed", failures[0]) if code else ("passed", "")
 
 
@@ -140,12 +140,12 @@ def try_mutation(lab: Lab, mutation: Mutation) -> dict:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0 if every mutant was killed, 1 if one survived or could not be tried, 2 for a wrong call."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", metavar="TEXT", default="", help="only mutations with TEXT in their name")
+    parser.add_argument("--only", metavar="TEXT", default="", help="try only mutations with TEXT in their name")
     parser.add_argument("--list", action="store_true", help="only print the mutations and check that they fit the tree")
     parser.add_argument("--cases", type=int, default=80, help="grid cases per mutant (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="parallel compilers (default: all cores)")
-    parser.add_argument("--work", type=Path, default=ROOT / "build" / "mutants", help="build folder (kept)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the outcomes there")
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "mutants", help="build folder, kept afterwards")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the outcomes to this file")
     options = parser.parse_args(arguments)
 
     chosen = [mutation for mutation in read_mutations() if options.only in mutation.name]

@@ -1,4 +1,4 @@
-"""The text of docs/results.md: tables of the figures that results.py measured, and sentences made from them."""
+"""Writes the text of docs/results.md: tables and sentences with the figures that results.py measured."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def page(document: dict[str, Any]) -> str:
-    """The text of docs/results.md for a document of results.py."""
+    """The text of docs/results.md for `document`, the content of docs/results/demo.json."""
     settings, rows = document["settings"], {row["config"]: row for row in document["table"]}
     return _PAGE.format(
         table="\n".join(_table(rows, document["cells"])),
@@ -125,7 +125,7 @@ def _sentences(rows: dict[str, Any]) -> list[str]:
 
 
 def _tuned(tuning: dict[str, Any], rows: dict[str, Any]) -> list[str]:
-    """The training examples, and each recipe before and after fine-tuning, with its interval."""
+    """Lines about the training examples, and a table of each recipe's accuracy before and after fine-tuning."""
     settings, data = tuning["settings"], tuning["data"]
     text = (
         f"`distill` asked the model, under full attention, a spoken question about each of {data['records']} documents "
@@ -158,7 +158,7 @@ def _tuned(tuning: dict[str, Any], rows: dict[str, Any]) -> list[str]:
 
 
 def tuned_name(name: str) -> str:
-    """The name of a configuration's row with LoRA."""
+    """Name of the row of a configuration after fine-tuning."""
     return f"{name} + LoRA"
 
 

@@ -101,7 +101,7 @@ def card_arch() -> str:
     """Compute capability of the first card, like "90". Raises `CheckError` if nvidia-smi lists none."""
     found = re.match(r"(\d+)\.(\d+)", _card("compute_cap") or "")
     if not found:
-        raise CheckError("nvidia-smi lists no card; name the one to build for, like --arch 90")
+        raise CheckError("nvidia-smi lists no GPU; give its compute capability, like --arch 90")
     return "".join(found.groups())
 
 
@@ -154,7 +154,7 @@ def library_paths() -> list[str]:
 def cublas_options() -> list[str]:
     """CMake options that locate cuBLAS in a pip package; [] where CMake finds it in the toolkit."""
     if shutil.which("nvcc") is None:
-        raise CheckError("nvcc is not on PATH; CUDA's toolkit is needed, or --backend cpu")
+        raise CheckError("nvcc is not on PATH; install CUDA's toolkit, or use --backend cpu")
     if _in_toolkits("include/cublas_v2.h"):
         return []
     patterns = ("include/cublas_v2.h", "lib/libcublas.so.*", "lib/libcublasLt.so.*")

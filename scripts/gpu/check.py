@@ -44,24 +44,24 @@ def make_parser() -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False)
     add = shared.add_argument
     add("--jobs", type=int, default=os.cpu_count() or 1, help="compilers to run in parallel")
-    add("--all-kernels", action="store_true", help="build every kernel; takes far longer")
-    add("--cases", type=int, metavar="N", help="only the first N end-to-end cases")
+    add("--all-kernels", action="store_true", help="compile every kernel, which takes far longer")
+    add("--cases", type=int, metavar="N", help="run only the first N end-to-end cases")
 
     pack = commands.add_parser("pack", parents=[shared], help="make the archive to carry to the GPU machine")
     add = pack.add_argument
-    add("-o", "--output", type=Path, help="default: build/gpu-check.tar.gz, with --arch .tar.xz")
-    add("--with-cmake", action="store_true", help="carry CMake and ninja as wheels, about 30 MB")
-    add("--arch", type=_arch, help="build here, for this compute capability, like 90; carry no sources")
+    add("-o", "--output", type=Path, help="archive to write (default: build/gpu-check.tar.gz, or .tar.xz with --arch)")
+    add("--with-cmake", action="store_true", help="add CMake and ninja to the archive as wheels (30 MB)")
+    add("--arch", type=_arch, help="pack libraries built here for this compute capability, like 90, instead of sources")
 
-    run = commands.add_parser("run", parents=[shared], help="build, check, measure, report")
+    run = commands.add_parser("run", parents=[shared], help="build, check, measure and write the report")
     add = run.add_argument
-    add("--work", type=Path, default=Path("gpu-check-work"), help="folder for builds and results so far")
+    add("--work", type=Path, default=Path("gpu-check-work"), help="folder for builds and results")
     add("--out", type=Path, default=ROOT / "docs" / "gpu", help="folder for the report")
     add("--backend", choices=("cuda", "cpu"), default="cuda")
     add("--arch", type=_arch, help="build for this compute capability, like 90 (default: the card's)")
     add("--seconds", type=float, default=570.0, help="time limit of this call (default: %(default)s)")
-    add("--size", choices=("full", "tiny"), default="full", help="tiny: a quick trial of the check itself")
-    add("--only", metavar="NAME,...", help="only stages whose names start with these: ops, oracle, off, ...")
+    add("--size", choices=("full", "tiny"), default="full", help="tiny is a quick trial run of the check itself")
+    add("--only", metavar="NAME,...", help="run only stages whose names start with these words: ops, oracle, off, ...")
     add = run.add_argument_group("built libraries, instead of building (all three)").add_argument
     add("--patched", type=Path, metavar="DIR")
     add("--baseline", type=Path, metavar="DIR")

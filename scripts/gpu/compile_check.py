@@ -60,10 +60,10 @@ Results = dict[tuple[str, str, str], dict[str, Kernel]]  # by tree, file and arc
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", action="append", default=[], metavar="90", help="compute capability (repeatable)")
-    parser.add_argument("--all", action="store_true", help="every flash attention file of a default build")
-    parser.add_argument("--only", default="", metavar="TEXT", help="of these, only files with TEXT in their names")
+    parser.add_argument("--all", action="store_true", help="compile every flash attention file of a default build")
+    parser.add_argument("--only", default="", metavar="TEXT", help="compile only files with TEXT in their names")
     parser.add_argument("--jobs", type=int, default=2, help="compilers to run in parallel (default: 2)")
-    parser.add_argument("--write", type=Path, metavar="FILE", help="also write the table there")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="also write the table to this file")
     args = parser.parse_args()
     if not shutil.which("nvcc"):
         parser.error("nvcc is not on PATH: install the CUDA toolkit, 12.8 or newer")

@@ -69,7 +69,7 @@ def read_ops(op: str, output: str, errors: str, code: int | None) -> Result:
         if not summary:
             tail = " | ".join(_COLOURS.sub("", line) for line in (output + "\n" + errors).strip().splitlines()[-4:])
             if code == 0:
-                raise CheckError(f"test-backend-ops ran nothing for {op}: {tail}")
+                raise CheckError(f"test-backend-ops ran no case of {op}: {tail}")
             # A crash is a result, the most important one.
             failures.append(f"ended early with code {code}: {tail}"[:600])
     return {

@@ -43,7 +43,7 @@ class Stages:
         libraries = [given.patched, given.baseline, given.op_tests]
         self.given_libraries = all(libraries)
         if any(libraries) and not self.given_libraries:
-            raise CheckError("--patched, --baseline and --op-tests go together")
+            raise CheckError("give --patched, --baseline and --op-tests together")
         carried_for = None if self.given_libraries else pack["built_for"]
         arch = given.arch if self.given_libraries or not self.gpu else given.arch or building.card_arch()
         if carried_for and self.gpu and arch != carried_for:

@@ -83,7 +83,7 @@ def _other(ws: Workspace, version: str) -> tuple[Pin, dict[str, bytes]]:
     files = {path: data for path, (data, _) in read_tree(sdist, pin).items()}
     for path in ws.ours():
         if path in files:
-            raise PatchError(f"{pin.name} {version} has a file {path} of its own; rename patches/src/{path}")
+            raise PatchError(f"{pin.name} {version} already has a file {path}; rename patches/src/{path}")
     return replace(pin, sha256=sha256_of(sdist)), files
 
 
@@ -124,10 +124,10 @@ def drop(ws: Workspace, name: str) -> str:
     """Remove one patch from the series and re-export the later ones; refuses if they build on its lines."""
     patches = _unedited_series(ws)
     if name not in ws.names():
-        raise PatchError(f"--drop {name}: not in patches/series")
+        raise PatchError(f"--drop {name}: no such patch in patches/series")
     versions, verdicts = carry(patches, stack(patches, ws.upstream), ws.upstream, out={name})
     if failed := [str(verdict) for verdict in verdicts if verdict.failed]:
-        raise PatchError(f"{name} cannot be dropped alone: {'; '.join(failed)}")
+        raise PatchError(f"{name} is needed by a later patch: {'; '.join(failed)}")
     _rewrite(ws, [patch for patch in patches if patch.name != name], versions)
     return f"{name} is removed; run 'apply'"
 
@@ -135,7 +135,7 @@ def drop(ws: Workspace, name: str) -> str:
 def _unedited_series(ws: Workspace) -> list[Patch]:
     fetch(ws)
     if ws.tree.is_dir() and (edits := edits_of(ws, ws.applied())):
-        raise PatchError(f"{ws.tree} holds {some(set(edits))}, not in patches/; 'refresh' or 'apply --discard' first")
+        raise PatchError(f"{ws.tree} holds {some(set(edits))}, not in patches/; first 'refresh' or 'apply --discard'")
     return ws.series()
 
 

@@ -73,7 +73,7 @@ def parse(name: str, data: bytes) -> Patch:
     begin = 0 if data.startswith(b"diff --git ") else data.find(b"\ndiff --git ") + 1 or len(data)
     check_header(name, data[:begin])
     if begin == len(data):
-        raise PatchError(f"{name}: holds no 'diff --git' line")
+        raise PatchError(f"{name}: has no 'diff --git' line")
     return Patch(name, data[:begin], parse_diff(name, data[begin:], data.count(b"\n", 0, begin)))
 
 
@@ -88,7 +88,7 @@ def parse_diff(name: str, data: bytes, offset: int = 0) -> dict[str, tuple[Hunk,
             raise PatchError(f"{name}: line {offset + at + 1}: expected 'diff --git', '---' and '+++' of the same file")
         key = path.decode()
         if key in files or ".." in key.split("/"):
-            raise PatchError(f"{name}: line {offset + at + 1}: {key} occurs twice or leaves the tree")
+            raise PatchError(f"{name}: line {offset + at + 1}: {key} occurs twice or is outside the tree")
         at += 3
         hunks = []
         while at < len(lines) and (head := HUNK.fullmatch(lines[at])):
@@ -121,7 +121,7 @@ def _parse_hunk(head: re.Match[bytes], lines: list[bytes], at: int, where: str) 
             break
         used += 1
     if (len(old), len(new)) != (old_count, new_count):
-        raise PatchError(f"{where}: hunk announces {old_count},{new_count} lines, holds {len(old)},{len(new)}")
+        raise PatchError(f"{where}: hunk header gives {old_count},{new_count} lines, hunk has {len(old)},{len(new)}")
     # with a count of 0 the number is that of the line before
     return Hunk(start - (old_count > 0), new_start - (new_count > 0), tuple(old), tuple(new)), used
 
@@ -198,7 +198,7 @@ def merge(ours: bytes, base: bytes, theirs: bytes) -> bytes | None:
 def git(folder: Path, *args: str) -> subprocess.CompletedProcess[bytes]:
     """Run git in a scratch folder, isolated from the user's configuration and any repository around it."""
     if not shutil.which("git"):
-        raise PatchError("git is needed for this and is not on PATH; install it")
+        raise PatchError("git is not on PATH; install git")
     env = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     env |= {"GIT_CONFIG_NOSYSTEM": "1", "GIT_ATTR_NOSYSTEM": "1", "LC_ALL": "C"}
     env |= {"HOME": str(folder), "XDG_CONFIG_HOME": str(folder), "GIT_CEILING_DIRECTORIES": str(folder.parent)}

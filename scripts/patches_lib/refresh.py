@@ -24,7 +24,7 @@ def edits_of(ws: Workspace, applied: Mapping[str, str]) -> dict[str, bytes | Non
         if have == now:
             continue
         if digest(now) != applied.get(path, digest(ws.upstream(path))):
-            raise PatchError(f"{path} changed in the tree and under patches/; save yours, 'apply --discard', redo it")
+            raise PatchError(f"{path} changed in the tree and in patches/; copy it, 'apply --discard', redo the edit")
         edits[path] = have
     return edits
 
@@ -43,7 +43,7 @@ def refresh(
         raise PatchError(f"{ws.tree} does not exist; run 'apply' first")
     applied, patches = ws.applied(), ws.series()
     if into is not None and into not in ws.names():
-        raise PatchError(f"--into {into}: not in patches/series ({', '.join(ws.names()) or 'which is empty'})")
+        raise PatchError(f"--into {into}: no such patch in the series ({', '.join(ws.names()) or 'which is empty'})")
     if new is not None:
         if new in ws.names() or not NAME.fullmatch(new):
             raise PatchError(f"--new {new}: must be a name not yet in the series, like 0007-what-it-is.patch")
@@ -60,7 +60,7 @@ def refresh(
         states = versions.setdefault(path, [ws.upstream(path)] * (len(patches) + 1))
         merged = [merge(state, states[-1], data) for state in states[first:]]
         if None in merged:
-            raise PatchError(f"{path}: the edit overlaps what a patch after {home} changes; fold it --into that one")
+            raise PatchError(f"{path}: the edit overlaps changes of a patch after {home}; use --into with that patch")
         states[first:] = merged
     exported = export_all(patches, versions)
     for path, data in mine.items():
@@ -80,7 +80,7 @@ def _check_homes(patches: Sequence[Patch], chosen: Mapping[str, bytes | None], h
     for path, data in sorted(chosen.items()):
         touching = [patch.name for patch in patches if path in patch.files]
         if data is None:
-            raise PatchError(f"{path} was deleted; a patch only edits upstream files, so restore it")
+            raise PatchError(f"{path} was deleted; a patch can't delete an upstream file, so restore it")
         if home is None and len(touching) != 1:
             more = len([p for p in chosen if sum(p in patch.files for patch in patches) != 1]) - 1
             reason = f"is in {' and '.join(touching)}" if touching else "is in no patch yet"
@@ -113,6 +113,6 @@ def _choose(
         spans = [(hunk, hunk.new_start, hunk.new_start + max(1, len(hunk.new))) for hunk in hunks]
         picked = [hunk for hunk, a, b in spans if any(a < last and first < b for first, last in ranges[path])]
         if not picked:
-            raise PatchError(f"{path}: no edit in the lines given; edits start at {[a + 1 for _, a, _ in spans]}")
+            raise PatchError(f"{path}: no edit in these lines; edits start at lines {[a + 1 for _, a, _ in spans]}")
         chosen[path] = apply_some(before, picked, path)
     return chosen

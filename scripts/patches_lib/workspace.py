@@ -67,7 +67,7 @@ class Workspace:
         """{path: sha256} of the files last written to the tree."""
         stamp = self._stamp()
         if stamp["pin"] != self.pin.sha256:
-            raise PatchError(f"{self.tree} is from another upstream; save your edits, then delete it")
+            raise PatchError(f"{self.tree} was made from another upstream release; save your edits, then delete it")
         return stamp["files"]
 
     def _stamp(self) -> dict:
@@ -121,7 +121,7 @@ def stack(patches: Sequence[Patch], base: Callable[[str], bytes | None]) -> dict
         for path, hunks in patch.files.items():
             if path not in versions:
                 if (data := base(path)) is None:
-                    raise PatchError(f"{patch.name}: {path} is not an upstream file; ours go to patches/src/")
+                    raise PatchError(f"{patch.name}: {path} is not an upstream file; our own files go to patches/src/")
                 versions[path] = [data]
             states = versions[path]
             states += states[-1:] * (index + 1 - len(states))
