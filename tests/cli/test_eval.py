@@ -378,7 +378,7 @@ def test_a_wrong_pattern_names_its_line(fake, file, tmp_path):
 @pytest.mark.parametrize(
     "args, code, message",
     [
-        (["--task", ","], 1, "the list of tasks is empty; there are needle, multi-needle, kv, chain, ppl, or give a"),
+        (["--task", ","], 1, "the list of tasks is empty; give some of needle, multi-needle, kv, chain, ppl, or a"),
         (["--configs", ""], 1, "--configs names none; there are full, naive, quality,"),
         (["--task", "needel"], 1, "there is no task needel (is it needle?); there are needle, multi-needle, kv, "),
         (["--task", "none.jsonl"], 1, "cannot read none.jsonl: No such file or directory"),
@@ -392,11 +392,11 @@ def test_a_wrong_pattern_names_its_line(fake, file, tmp_path):
             1,
             "a prompt of 4090 tokens and 64 for the answer exceed the context of 4096 tok",
         ),
-        (["--prompt-tokens", "20", "--task", "kv"], 1, "kv doesn't fit into a prompt of 20 tokens; it takes at least "),
+        (["--prompt-tokens", "20", "--task", "kv"], 1, "kv doesn't fit into a prompt of 20 tokens; give at least "),
         (
             ["--prompt-tokens", "100", "--task", "needle", "--beyond", "100"],
             1,
-            "beyond = 100: in needle prompts of 100 tok",
+            "beyond = 100 must be at most 93 in needle prompts of 100 tokens",
         ),
         (
             ["--prompt-tokens", "12"],
