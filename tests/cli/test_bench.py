@@ -140,7 +140,11 @@ def test_attention_measures_a_shape_by_default(fake_runner, monkeypatch, args, l
         ),
         (["MODEL", "--json", "x.png", "--plot", "x.png"], 1, "Error: x.png names an output and another file"),
         (["none.gguf"], 1, "Error: none.gguf does not exist; give the path of a .gguf file"),
-        (["MODEL", "--prompt-tokens", "32,8192"], 1, "Error: a prompt of 8192 tokens and 32 more exceed the 4096 tokens that"),
+        (
+            ["MODEL", "--prompt-tokens", "32,8192"],
+            1,
+            "Error: a prompt of 8192 tokens and 32 more exceed the 4096 tokens that",
+        ),
     ],
 )
 def test_mistakes_are_one_line(fake_runner, bench_model, args, code, message, monkeypatch, tmp_path):
