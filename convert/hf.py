@@ -53,11 +53,10 @@ def convert(
 ) -> Path:
     """Write the Hugging Face model in the folder `source` as one GGUF file to `output`; return that path.
 
-    outtype: one of `OUTTYPES`. quantize: one of `quantize.file_types()`; the model is quantized from a 16- or 32-bit
-    file. lora: folder of a PEFT adapter to merge before conversion. pre: name of the tokenizer's pre-tokenizer, if
-    llama.cpp's converter doesn't recognise it. swaa: SWAA settings to write; default: the settings of the adapter's
-    training, or none. verbose: show the logs of all steps on stderr. on_step: function called with a short description
-    as each step starts.
+    outtype: one of `OUTTYPES`. quantize: one of `quantize.file_types()`. lora: folder of a PEFT adapter to merge before
+    conversion. pre: name of the tokenizer's pre-tokenizer, if llama.cpp's converter doesn't recognise it. swaa: SWAA
+    settings to write; default: the settings of the adapter's training, or none. verbose: show the logs of all steps on
+    stderr. on_step: function called with a short description as each step starts.
 
     During the conversion, intermediate files beside `output` take up to twice the size of the unquantized model. Raises
     `ConfigError` if the adapter was trained under other settings, `UnsupportedModelError` if the adapter was trained on

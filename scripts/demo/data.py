@@ -154,7 +154,7 @@ class Data:
         return row.cut(length)
 
     def _hops(self, length: int) -> Row:
-        """Codes, half of them names of other codes, then each name with its final number or code; four tokens per fact."""
+        """Codes, half of them names of other codes; then each name with its final number or code; four tokens each."""
         rng, row = self.rng, self._begun()
         code, number, is_ = (self.encode(text)[0] for text in (" code", " number", " is"))
         names = rng.sample(sorted(self.names), min(len(self.names), max(2, length // 8)))
@@ -245,7 +245,7 @@ class Data:
         return placed
 
     def _chains(self, codes: dict[str, str], many: bool) -> list[list[str]]:
-        """Replace some codes by names of others; returns the resulting chains, each from its first name to its number."""
+        """Replace some codes by names of others; returns the resulting chains, each from first name to number."""
         rng, spare, chains = self.rng, list(codes), []
         rng.shuffle(spare)
         quarter = max(1, len(codes) // 4)

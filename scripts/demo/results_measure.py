@@ -66,7 +66,7 @@ SETTINGS = dataclasses.asdict(
 
 
 def configurations(chosen: Sequence[int]) -> dict[str, Configuration]:
-    """{name: configuration}: each strategy alone, each pair, all three, every fourth layer from each offset, `chosen`."""
+    """{name: configuration}: each strategy alone, each pair, all three, every fourth layer at each offset, `chosen`."""
     parts: dict[str, dict[str, Any]] = {
         "sinks": {"sink_count": SINKS},
         "FA decode": {"fa_decode": True},

@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""Check and measure the patched llama.cpp on a GPU, against the unpatched one: one file to carry, one command to run.
+"""Check the patched llama.cpp on a GPU and compare its speed with the unpatched library's.
 
     python3 scripts/gpu/check.py pack                       # here: build/gpu-check.tar.gz, with the oracle's logits
     tar xf gpu-check.tar.gz && python3 gpu-check/scripts/gpu/check.py run --out results      # where the GPU is
 
-The GPU machine needs Python 3.10 or newer with numpy, nvcc with cuBLAS, a C++ compiler and CMake, but no network. After
-`pack --arch 90`, which builds here, Python with numpy and CUDA's libraries are enough. A complete check takes two calls
-of about ten minutes on 16 cores: each call continues where the last one stopped. In a checkout, `run` packs first. Exit
-code 0: all checks passed; 1: a check failed; 3: not finished, call again.
+The GPU machine needs Python 3.10 or newer with numpy, nvcc with cuBLAS, a C++ compiler and CMake, but no network. If
+`pack --arch 90` built the libraries already, the GPU machine needs only Python with numpy and CUDA's libraries. A
+complete check takes two calls of about ten minutes on 16 cores: each call continues where the previous call stopped. In
+a checkout, `run` packs first. The exit code is 0 if all checks passed, 1 if a check failed, and 3 if the check is not
+finished; in this case, run the command again.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def make_pack(output: Path, given: argparse.Namespace) -> None:
-    """Write the archive; the oracle's logits are computed only if their sources or cases changed."""
+    """Write the archive; the oracle's logits are computed only if their cases or source files changed."""
     lines, off = cases.CASES[: given.cases], cases.OFF_CASES[: given.cases]
     prepared = output.parent / "gpu-check-prepared"
     sources = [ROOT / "tests" / "support" / f"{name}.py" for name in _SOURCES]
@@ -112,7 +113,7 @@ def make_pack(output: Path, given: argparse.Namespace) -> None:
 
 
 def _build_here(folder: Path, given: argparse.Namespace) -> dict[str, Path]:
-    """Build both sides from an archive of sources, for any processor with AVX2; returns their folders."""
+    """Build both libraries from a source archive, for any processor with AVX2; returns their folders."""
     folder.mkdir(exist_ok=True)
     archive = folder / "sources.tar.gz"
     digest = packing.pack(archive, all_kernels=given.all_kernels)["digest"]
@@ -137,7 +138,7 @@ def _cmake_wheels(folder: Path) -> list[Path]:
 
 
 def run_packed(given: argparse.Namespace, arguments: Sequence[str]) -> int:
-    """Run from a checkout: pack, unpack into the work folder, and run there, as on any other machine."""
+    """Pack a checkout, unpack the archive into the work folder, and run the check there, as elsewhere."""
     work = given.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     archive = work / "gpu-check.tar.gz"

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Compile CUDA flash attention unpatched and patched, and compare registers, spills and machine code kernel by kernel.
 
-It needs nvcc 12.8 or newer and no GPU. Without cuBLAS headers in the toolkit, those of the pip package nvidia-cublas
-are used. Exit code 1 if a kernel without a block table needs more registers than upstream's.
+The check needs nvcc 12.8 or newer and no GPU. If the toolkit has no cuBLAS headers, the headers of the pip package
+nvidia-cublas are used. The exit code is 1 if a patched kernel without a block table needs more registers than
+upstream's.
 
     scripts/gpu/compile_check.py --arch 90                   # a sample: vec, mma, tile, fattn.cu, our kernels
     scripts/gpu/compile_check.py --arch 75 --arch 86 --all   # every flash attention file of a default build
@@ -97,7 +98,7 @@ def default_files() -> list[str]:
 
 
 def compile_one(tree: str, name: str, arch: str) -> dict[str, Kernel]:
-    """Compile one file for one architecture; returns kernels by demangled name."""
+    """Compile one file for one architecture; returns {demangled name: kernel}."""
     folder = TREES[tree] / CUDA
     pairs = [(k, v) for k in TYPES for v in TYPES]
     command = ["nice", "-n", "19", "nvcc", "-std=c++17", "-O3", "-use_fast_math", "-extended-lambda"]
@@ -129,7 +130,7 @@ def kernels(log: str, cubin: Path) -> Iterator[tuple[str, Kernel]]:
 
 
 def sections(elf: bytes) -> dict[str, bytes]:
-    """Sections of a 64-bit little-endian ELF file by name."""
+    """{name: content} of the sections of a 64-bit little-endian ELF file."""
     offset = struct.unpack_from("<Q", elf, 0x28)[0]
     size, count, names = struct.unpack_from("<HHH", elf, 0x3A)
     headers = [struct.unpack_from("<IIQQQQ", elf, offset + i * size) for i in range(count)]
