@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Fetch the pinned llama.cpp, apply our patch series to it, write edits back to the series, and verify it.
 
-Our C/C++ is in whole files (patches/src/); patches hold call sites only. The commands keep both in step with the tree
-that is built. Standard library only, since CMake runs it before anything is installed; refresh and check need git.
-How to work with it: patches/README.md.
+Our C/C++ code is in whole files (patches/src/); the patches contain only call sites. The commands keep both consistent
+with the source tree that is built. The script uses only the standard library, since CMake runs it before anything is
+installed; refresh and check also need git. patches/README.md explains the workflow.
 
     scripts/patches.py apply      # fetches what is missing, makes or updates vendor/llama.cpp-patched
 """
@@ -60,7 +60,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace, ws: Workspace) -> tuple[str, int]:
-    """Run a command; returns the text to print and the number of patches that failed."""
+    """Run the command in `args`; returns the text to print and the number of patches that failed."""
     if args.command == "fetch":
         return fetch(ws), 0
     if args.command == "apply":

@@ -1,7 +1,7 @@
-"""Writes edits of the patched tree back to the series: each into its patch, then the series is re-exported.
+"""Writes each edit of the patched tree back into its patch and exports the series again.
 
-An edit is made on top of the whole series but may belong to an earlier patch. Three-way merges carry it down through
-the later patches, so that several patches may touch one file.
+An edit is made on top of the whole series but may belong to an earlier patch. Three-way merges move the edit below the
+later patches, so several patches may change one file.
 
     print(refresh(ws, into="0003-x.patch", paths=["src/llama-graph.cpp"]))
 """
@@ -17,7 +17,7 @@ from patches_lib.workspace import Workspace, apply, digest, export_all, fetch, r
 
 
 def edits_of(ws: Workspace, applied: Mapping[str, str]) -> dict[str, bytes | None]:
-    """{path: content in the tree} of the local edits that patches/ does not hold; None for a deleted file."""
+    """{path: content in the tree} of local edits that are not in patches/; the content of a deleted file is None."""
     want, edits = wanted(ws), {}
     for path in ws.edited(applied):
         have, now = read(ws.tree / path), want[path] if path in want else ws.upstream(path)
@@ -34,9 +34,9 @@ def refresh(
 ) -> str:
     """Write edits of the patched tree back to patches/ and re-export the series.
 
-    Whole files of ours always go back to patches/src/. An edit of an upstream file goes into the patch `into`, or into
-    a `new` one with this header, or else into the only patch that touches the file. `paths` limits which edits of
-    upstream files are taken: files, folders, or FILE:A-B for the edits in those lines.
+    Our own files are always written to patches/src/. An edit of an upstream file goes into the patch `into`, or into a
+    `new` patch with this header, or else into the only patch that changes the file. paths: files, folders, or FILE:A-B
+    for edits in lines A to B; only these edits of upstream files are written.
     """
     fetch(ws)
     if not ws.tree.is_dir():
