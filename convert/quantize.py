@@ -1,7 +1,7 @@
 """Quantizes a GGUF file with llama.cpp's own quantizer.
 
-The quantizer is a function of the llama.cpp library, so no other program is needed. It runs in a child process, since
-the library may call abort(). Quantization keeps all metadata, including the SWAA keys.
+The quantizer is a function of the llama.cpp library, so no other program is needed. The quantizer runs in a child
+process, since the library may call abort(). Quantization keeps all metadata, including the SWAA keys.
 
     quantize("model-f16.gguf", "model-q4.gguf", "Q4_K_M")
 """

@@ -3,7 +3,8 @@
 
 The check needs Debian's g++-aarch64-linux-gnu and qemu-user, and CMake, but no Arm machine. Every case compares our
 kernels with upstream's reference. The check fails if a case fails, if no case runs, if upstream's kernels compute an
-op, or if a vector instruction in our kernels never runs. It builds the current patches/ in a source tree of its own.
+op, or if a vector instruction in our kernels never runs. The check builds the current patches/ in a source tree of its
+own.
 
     scripts/arm/check.py                           # block tables, and a selection of upstream's cases
     scripts/arm/check.py --march all               # armv8-a, with fp16 and dotprod, with bf16 and i8mm

@@ -1,7 +1,7 @@
 """Builds the patched and the unpatched llama.cpp of an unpacked archive, with or without CUDA.
 
 A build needs a C++ compiler, nvcc for the backend `cuda`, CMake (on PATH or as a wheel in the archive), and ninja or
-make. It does not use the network.
+make. A build does not use the network.
 
     build = Build(top, work, "cuda", "90", jobs=16, objects=work / "objects"); build.run("patched")
 """

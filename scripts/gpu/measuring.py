@@ -1,7 +1,7 @@
 """Defines the benchmark of the GPU check: its shapes, prompts and caches, in order. swaa_edge.bench measures them.
 
-A workload is one model, cache type, ubatch and prompt length. It compares every recipe on the patched library with full
-attention on the unpatched library. The most informative workloads come first, since time may run out.
+A workload is one model, cache type, ubatch and prompt length. Each workload compares every recipe on the patched
+library with full attention on the unpatched library. The most informative workloads come first, since time may run out.
 
     for workload in workloads("full"): rows = measure(workload, model, patched, baseline, runner, gpu=True)["rows"]
 """
