@@ -1,4 +1,4 @@
-"""Evaluate tokens of a `SwaaLlama`: a llama_decode per ubatch, in their phase, with progress, cancelling and recovery.
+"""Evaluate tokens of a `SwaaLlama`, one llama_decode per ubatch, with phases, progress, cancellation and recovery.
 
 evaluate(llm, tokens, Phase.PREFILL)
 """
@@ -24,7 +24,8 @@ OnLogits = Callable[[np.ndarray], object]
 
 
 def evaluate(llm: SwaaLlama, tokens: Sequence[int], phase: Phase, on_logits: OnLogits | None = None) -> None:
-    """Evaluate `tokens`, all of one phase, after the first `llm.n_tokens`; the rest is as in `SwaaLlama.eval`."""
+    """Evaluate `tokens`, all of one phase, after the first `llm.n_tokens`. on_logits and errors: as in
+    `SwaaLlama.eval`."""
     if len(tokens) == 0:
         return
     done, started, timings = 0, time.perf_counter(), llm.last_timings
@@ -66,7 +67,7 @@ def evaluate(llm: SwaaLlama, tokens: Sequence[int], phase: Phase, on_logits: OnL
 
 @contextlib.contextmanager
 def engine_phase(llm: SwaaLlama, phase: Phase) -> Iterator[None]:
-    """Within this block, tokens that reach llama_decode are of `phase`."""
+    """Mark all tokens that reach llama_decode within this block as tokens of `phase`."""
     if llm.swaa is None:
         yield
         return
@@ -79,7 +80,7 @@ def engine_phase(llm: SwaaLlama, phase: Phase) -> Iterator[None]:
 
 
 def failure(llm: SwaaLlama, error: RuntimeError, tokens: Sequence[int]) -> RuntimeError:
-    """Our error for one raised while `tokens` were evaluated."""
+    """Translate `error`, which was raised while `tokens` were evaluated, into an error of ours."""
     if llm._abort:
         return GenerationCancelled("cancelled")
     return decode_failure(error, tokens, n_vocab=llm._n_vocab, n_ctx=llm._n_ctx)
@@ -94,7 +95,7 @@ def _chunks(tokens: Sequence[int], n_batch: int, size: int) -> Iterator[Sequence
 
 
 def _decode(llm: SwaaLlama, tokens: Sequence[int], every_row: bool) -> None:
-    """One llama_decode; every_row: logits for each token, not only for the last."""
+    """Run one llama_decode; every_row: compute the logits of each token, not only of the last."""
     past, count = llm.n_tokens, len(tokens)
     llm._phases.rows = 0
     llm._batch.set_batch(batch=tokens, n_past=past, logits_all=every_row)
@@ -112,7 +113,7 @@ def _logits(llm: SwaaLlama, count: int) -> np.ndarray:
 
 
 def _recover(llm: SwaaLlama) -> None:
-    """Bring the cache back to the tokens that are known to be in it."""
+    """Cut the cache back to the tokens that were evaluated completely."""
     llm._forget_cancel()
     llm._phases.sampled = None
     # An aborted batch can leave ubatches behind, and a recurrent state can't be cut back at all.

@@ -379,14 +379,14 @@ def test_a_wrong_pattern_names_its_line(fake, file, tmp_path):
     "args, code, message",
     [
         (["--task", ","], 1, "the list of tasks is empty; give some of needle, multi-needle, kv, chain, ppl, or a"),
-        (["--configs", ""], 1, "--configs names none; there are full, naive, quality,"),
+        (["--configs", ""], 1, "--configs is empty; name some of full, naive, quality,"),
         (["--task", "needel"], 1, "there is no task needel (is it needle?); there are needle, multi-needle, kv, "),
         (["--task", "none.jsonl"], 1, "cannot read none.jsonl: No such file or directory"),
         (["--task", "a.jsonl,b/a.jsonl"], 1, "two tasks have the name a; rename one of the files"),
         (["--configs", "fsat"], 1, "there is no configuration fsat (is it fast?); there are full, naive, quality, "),
         (["--configs", "fast,fast"], 1, "--configs has fast twice; name each configuration once"),
         (["--configs", "file"], 1, "--configs file: "),
-        (["--configs", "fast", "--recipe", "fast"], 1, "--configs names whole configurations"),
+        (["--configs", "fast", "--recipe", "fast"], 1, "--configs excludes --recipe and --config"),
         (
             ["--prompt-tokens", "4090"],
             1,
