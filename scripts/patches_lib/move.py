@@ -20,7 +20,7 @@ from patches_lib.workspace import Workspace, export_all, fetch, read, some, stac
 
 @dataclass(frozen=True)
 class Verdict:
-    """The outcome for one patch. A patch applies if every hunk fits at its line; it moved if merging found a new one."""
+    """The outcome for one patch. A patch applies if every hunk fits at its line; it moved if merging found another."""
 
     name: str
     moved: bool
