@@ -350,7 +350,7 @@ def test_matrices_that_do_not_fit(pairs, why, model, adapter):
             ModelFileError,
             r"holds blk\.0\.attn_q\.bias, which is not a LoRA",
         ),
-        ({"kind": np.int32}, ModelFileError, r"lora_a has ggml's type 26; convert it as f16"),
+        ({"kind": np.int32}, ModelFileError, r"lora_a has the ggml type 26; convert the adapter as f16"),
         ({"swaa.version": 1}, ModelFileError, r"qwen3\.block_count is missing"),
         ({"swaa.version": 1, "qwen3.block_count": 2}, ModelFileError, r"swaa\.window_size is missing"),
     ],
@@ -378,7 +378,9 @@ def test_files_that_can_not_be_read(model, tmp_path):
 
 def test_an_adapter_is_not_applied_twice(base, adapters, tmp_path):
     annotate(base, tmp_path / "merged.gguf", dataclasses.replace(RECIPE, adapter="tuned-plain"))
-    with pytest.raises(UnsupportedModelError, match=r"carries the adapter tuned-plain in its weights; leave .* out"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"already has the adapter tuned-plain in its weights; leave .* out"
+    ):
         resolve_swaa(str(tmp_path / "merged.gguf"), None, None, adapters["plain"])
 
 
