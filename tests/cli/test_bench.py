@@ -117,9 +117,9 @@ def test_attention_measures_a_shape_by_default(fake_runner, monkeypatch, args, l
     [
         ([], 2, "Error: give either MODEL.gguf or --shape NAME"),
         (["MODEL", "--shape", "qwen3-4b"], 2, "Error: give either MODEL.gguf or --shape NAME"),
-        (["MODEL", "--layers", 2], 2, "Error: --layers, --type and --vocab belong to --shape"),
-        (["MODEL", "--attention", "--layers", 2], 2, "Error: --layers, --type and --vocab belong to --shape"),
-        (["MODEL", "--quick"], 2, "Error: --quick belongs to --attention"),
+        (["MODEL", "--layers", 2], 2, "Error: --layers, --type and --vocab work only with --shape"),
+        (["MODEL", "--attention", "--layers", 2], 2, "Error: --layers, --type and --vocab work only with --shape"),
+        (["MODEL", "--quick"], 2, "Error: --quick works only with --attention"),
         (["MODEL", "--attention", "--plot", "a.png"], 2, "Error: --attention draws no plot"),
         (["MODEL", "--attention", "--decode", 0], 1, "Error: decode = 0 must be at least 1"),
         (["--shape", "qwen3-5b"], 1, "Error: unknown shape 'qwen3-5b'; did you mean qwen3-4b?"),

@@ -411,7 +411,7 @@ def test_a_wrong_pattern_names_its_line(fake, file, tmp_path):
         (["--scorer", "judge", "--task", "a.jsonl"], 1, "--scorer judge requires --judge URL and --judge-m"),
         (["--text", "a.txt"], 2, "--text applies to the task ppl; add --task ppl"),
         (["--task", "ppl", "--plot", "a.png"], 2, "--plot shows accuracy, which ppl does not measure"),
-        (["--task", "kv", "--heatmap", "a.png"], 2, "--heatmap shows the task needle; add it to --task"),
+        (["--task", "kv", "--heatmap", "a.png"], 2, "--heatmap shows the task needle; add needle to --task"),
         (["--task", "ppl", "--text", "none"], 1, "cannot read none: No such file or directory"),
         (["--task", "needle,ppl", "--text", "model.gguf"], 1, "model.gguf is not UTF-8 text (byte "),
         (["--task", "needle,ppl", "--text", "short.txt"], 1, "the text has 3 tokens, fewer than a window of 200"),

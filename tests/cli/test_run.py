@@ -46,11 +46,11 @@ def test_help_needs_no_library():
 @pytest.mark.parametrize(
     ("arguments", "code", "line"),
     [
-        ([], 2, "give the prompt either by -p TEXT or by -f FILE (- means stdin); see swaa-edge run --help"),
+        ([], 2, "give the prompt with either -p TEXT or -f FILE (- means stdin); see swaa-edge run --help"),
         (
             ["-p", "x", "-f", "y"],
             2,
-            "give the prompt either by -p TEXT or by -f FILE (- means stdin); see swaa-edge run --help",
+            "give the prompt with either -p TEXT or -f FILE (- means stdin); see swaa-edge run --help",
         ),
         (["-p", ""], 1, "the prompt is empty; give a text to continue"),
         (["-f", "/none/there.txt"], 1, "cannot read /none/there.txt: No such file or directory; give a text file"),
