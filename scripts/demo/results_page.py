@@ -31,9 +31,9 @@ The demo model ([swaa_edge/models](../swaa_edge/models/README.md), {layers} laye
 {context:,} tokens) answers the same {samples_per_task} questions per task under every configuration. The model
 is quantized and runs in the engine. Prompts have {prompt_tokens:,} tokens, the window is {window} tokens, and the
 answer is always further from the end of the prompt than the window reaches. Half of the questions ask for the answer
-alone (*direct*), whose first token is predicted by prefill. The other half ask for a sentence that repeats the question first
-(*spoken*), so that decode predicts the answer. [eval.md](eval.md) describes the tasks. Rows with LoRA use weights that were
-fine-tuned under the mask of that row, as described below.
+alone (*direct*), whose first token is predicted by prefill. The other half ask for a sentence that repeats the
+question first (*spoken*), so that decode predicts the answer. [eval.md](eval.md) describes the tasks. Rows with LoRA
+use weights that were fine-tuned under the mask of that row, as described below.
 
 {table}
 
