@@ -60,7 +60,7 @@ def demo(
     """Ask the demo model `samples` questions per task under each of `configurations`, and compare the results.
 
     The facts to retrieve lie outside the window of a prompt's last token. plot_file: path for a plot of accuracy
-    over speed; an existing file is replaced. threads: CPU threads (default: all cores). on_progress: as for
+    over speed; an existing file is replaced. threads: number of CPU threads (default: all cores). on_progress: as for
     `evaluate.compare`.
 
     Raises `ModelFileError` if the model is missing, and `ConfigError` for a plot_file if matplotlib is missing.

@@ -1,4 +1,4 @@
-"""Find the layers of a model that should keep full attention: `swaa-edge calibrate` as a Python function.
+"""Find the layers of a model that should keep full attention, as `swaa-edge calibrate` does.
 
 found = calibrate("model.gguf", SwaaConfig.from_recipe("balanced"), text="notes.txt", method="greedy")
 print(found); found.config

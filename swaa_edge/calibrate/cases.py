@@ -35,7 +35,7 @@ class Case:
 
 
 def from_samples(samples: Sequence[Sample], prompts: Prompts) -> list[Case]:
-    """Convert samples to cases, with their ideal responses as answers. Raises `ConfigError` if one is missing."""
+    """Convert samples to cases. Raises `ConfigError` for a sample without an ideal response."""
     cases = []
     for sample in samples:
         response = sample.response

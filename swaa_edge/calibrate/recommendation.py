@@ -19,7 +19,7 @@ from swaa_edge.support.atomic import check_outputs, write_json
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A row of an evaluation's table. config: SWAA settings, or None for full attention.
+    """A row of an evaluation's table. config: settings, or None for full attention.
 
     interval: 95% interval of the accuracy. speedup: prefill time of full attention divided by that of this row.
     """
@@ -89,7 +89,7 @@ def recommend(
 
 
 def _read_table(path: str | os.PathLike[str]) -> list[Row]:
-    """Read the configurations with known speed and accuracy. Raises `ConfigError` if there are none."""
+    """Read the configurations with known speed and accuracy, or raise `ConfigError` if there are none."""
     name = os.fspath(path)
     try:
         with open(path, encoding="utf-8") as file:

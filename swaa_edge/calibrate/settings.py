@@ -29,10 +29,10 @@ class CalibrateSettings:
     candidates: for greedy, number of layers to try, which are the best in the ranking of keep (default: all layers).
     swaps: for greedy, number of the weakest chosen layers to try to exchange in the end.
     compare: compare the choice with periodic patterns on held-out samples.
-    task: retrieval tasks, separated by commas. text: UTF-8 file to measure on instead of tasks ("-" means stdin).
-    samples: number of samples per task, or of windows of the text (default: `SAMPLES` or `WINDOWS`).
-    prompt_tokens: length of a sample, answer included (default: `PROMPT_TOKENS`, or the model's context length if it
-        is smaller). answer_tokens: number of tokens at the end of each window of the text whose loss is measured.
+    task: retrieval tasks, separated by commas. text: path of a UTF-8 text to measure on instead ("-" means stdin).
+    samples: number of samples per task, or of windows of the text (`SAMPLES` or `WINDOWS` by default).
+    prompt_tokens: length of a sample, answer included (`PROMPT_TOKENS` by default, or the model's context length if
+        it is smaller). answer_tokens: number of tokens at the end of each window of the text whose loss is measured.
     seed: seed of the retrieval tasks. chat: use the model's chat template.
 
     Raises `ConfigError` for a value out of range.

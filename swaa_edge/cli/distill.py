@@ -1,4 +1,4 @@
-"""`swaa-edge distill`: training data that the model writes itself, under full attention.
+"""`swaa-edge distill`: collect a model's own correct responses as training data.
 
 swaa-edge distill model.gguf --data questions.jsonl -o data.jsonl
 """
@@ -58,8 +58,8 @@ def distill(
 
     MODEL is a GGUF, or a Hugging Face model directory (which needs torch). The model runs under full
     attention, even if the file has SWAA settings. The model answers each record until --keep responses are correct, at
-    most --samples times. After Ctrl-C, the same command resumes the run; --samples, --keep, --limit and --scorer may
-    differ.
+    most --samples times. After Ctrl-C, the same command resumes the run, and the options --samples, --keep,
+    --limit and --scorer may differ.
 
     \b
     swaa-edge distill model.gguf --data questions.jsonl -o data.jsonl

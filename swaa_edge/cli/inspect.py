@@ -1,4 +1,4 @@
-"""`swaa-edge inspect`: a model file, its SWAA settings, and the memory of its KV cache.
+"""`swaa-edge inspect`: show a model file, its SWAA settings, and the memory of its KV cache.
 
 swaa-edge inspect model.gguf --json
 """

@@ -1,4 +1,4 @@
-"""`swaa-edge serve`: an OpenAI-compatible server.
+"""`swaa-edge serve`: run an OpenAI-compatible server.
 
 swaa-edge serve model.gguf --port 8000
 """

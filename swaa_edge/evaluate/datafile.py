@@ -1,4 +1,4 @@
-"""Samples from the user's own file: JSON Lines or Parquet with the fields `prompt`, `question` and `answer`.
+"""Samples from the user's own file, which is JSON Lines or Parquet with the fields `prompt`, `question` and `answer`.
 
 The SWAA authors' data sets have the same field names, so a LongMemEval-style file works unchanged.
 

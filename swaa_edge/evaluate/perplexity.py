@@ -166,7 +166,7 @@ class _Run:
                     self._window(window, base, None, [name])
 
     def _window(self, window: int, base: SwaaLlama, other: SwaaLlama | None, names: Sequence[str]) -> None:
-        """Measure one window and store a record for each configuration in `names`; `other` runs the last of them."""
+        """Measure one window and store a record for each of `names`. The model `other` runs the last of `names`."""
         name = names[-1]
         part = list(self._parts[window])
         if base._model.add_bos_token():

@@ -90,7 +90,7 @@ class Questions:
         return split_tasks(self.tasks)[1]
 
     def lengths(self, context: int) -> tuple[int, ...]:
-        """The prompt lengths. context: context size, 0 if unknown. Raises `ConfigError` for a length beyond it."""
+        """The prompt lengths. context: size in tokens, 0 if unknown. Raises `ConfigError` if a prompt exceeds it."""
         if self.prompt_tokens is None:
             return (min(PROMPT_TOKENS, context - self.max_tokens if context else PROMPT_TOKENS),)
         lengths = (self.prompt_tokens,) if isinstance(self.prompt_tokens, int) else tuple(self.prompt_tokens)

@@ -1,7 +1,7 @@
 """Ask a model every question under every configuration, with the same prompt tokens, and score the responses.
 
-load = lambda swaa, n_ctx: SwaaLlama("model.gguf", swaa=swaa, n_ctx=n_ctx)
-report = evaluate(load, {"full": False, "fast": SwaaConfig.from_recipe("fast")}, samples)
+def load(swaa, n_ctx): return SwaaLlama("model.gguf", swaa=swaa, n_ctx=n_ctx)
+report = evaluate(load, dict(full=False, fast=SwaaConfig.from_recipe("fast")), samples)
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ def complete(
 ) -> Completion:
     """Load `model`, complete `prompt` with at most `max_tokens` tokens, and close the model.
 
-    swaa: SWAA settings, as for `SwaaLlama`. engine: engine settings; if n_ctx is None, the context is just large enough
+    swaa: settings, as for `SwaaLlama`. engine: engine settings; if n_ctx is None, the context is just large enough
     for the prompt and `max_tokens`. sampling: arguments of create_completion; without a seed, a random seed is chosen.
     on_text: function called with each piece of text as it is generated. using(llm): context manager that is active
     during generation, such as `interruptible`.

@@ -40,7 +40,7 @@ def serve(
 ) -> None:
     """Serve `model` over OpenAI's API until a signal arrives.
 
-    port: port to listen on, or 0 for any free port. api_key: key that each request must contain. swaa: SWAA settings,
+    port: port to listen on, or 0 for any free port. api_key: key that each request must contain. swaa: settings,
     as for `SwaaLlama`. on_ready: function called with the base URL (".../v1") once the model is loaded.
 
     Raises `ConfigError` if a package is missing or the port is not available, and the errors of loading the model.

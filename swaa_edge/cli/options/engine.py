@@ -2,7 +2,7 @@
 
 @click.command()
 @engine_options
-def run(engine: EngineSettings): llm = engine.load("model.gguf", swaa=None, n_ctx=4096)
+def run(engine): llm = engine.load("model.gguf", swaa=None, n_ctx=4096)
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 @click.command(cls=Grouped)
 @eval_options
-def evaluate(tasks: tuple[str, ...], configs: str | None, **options: Any): check_options(tasks, **options)
+def evaluate(tasks, configs, **options): check_options(tasks, **options)
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 @json_option
 @force_option
 @progress_option
-def bench(json_file: str | None, force: bool, progress: bool | None): ...
+def bench(json_file, force, progress): ...
 """
 
 import json

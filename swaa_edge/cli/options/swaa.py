@@ -2,7 +2,7 @@
 
 @click.command()
 @swaa_options
-def annotate(swaa: SwaaConfig | None): ...
+def annotate(swaa): ...
 """
 
 import dataclasses
