@@ -43,7 +43,7 @@ def read_tensors(path: Path) -> dict[str, StoredTensor]:
     with path.open("rb") as file:
         start = file.read(8)
     if start == LFS_POINTER:
-        raise ModelFileError(f"{path} is a Git LFS pointer instead of the file; run git lfs pull")
+        raise ModelFileError(f"{path} is a Git LFS pointer, not the file itself; run git lfs pull")
     try:
         with safe_open(path, framework="np") as file:
             slices = [(name, file.get_slice(name)) for name in file.offset_keys()]

@@ -131,7 +131,7 @@ def test_attention_measures_a_shape_by_default(fake_runner, monkeypatch, args, l
         (["MODEL", "--configs", "no.json"], 1, "Error: cannot read the settings file no.json: No such file"),
         (["MODEL", "--configs", "full"], 1, "Error: there is nothing to compare with full attention; give a"),
         (["MODEL", "--baseline", "nowhere"], 1, "Error: nowhere holds no llama.cpp library; `make baseline` builds"),
-        (["MODEL", "--plot", "a.txt"], 1, "Error: a.txt must be a picture: .png, .svg, .pdf"),
+        (["MODEL", "--plot", "a.txt"], 1, "Error: a.txt must end in one of .png, .svg, .pdf"),
         (["MODEL", "--lora", "a.gguf"], 2, "Error: No such option '--lora'"),
         (
             ["MODEL", "--window", "8", "--plot", "-"],

@@ -245,7 +245,7 @@ def test_a_journal_of_one_s_own_stays_and_fresh_forgets_it(fake, small, tmp_path
     assert run(*small, "--journal", file).stderr == "resuming after 24 of 24 answers\n"
     assert len(Reader.asked) == 24 and not fake.cache.exists()
     other = run(*small, "--journal", file, "--seed", 5)
-    message = "is the journal of another run (model, samples or settings differ); choose another file"
+    message = "is the journal of another run (the model, samples or settings differ); choose another file"
     assert (other.exit_code, other.stderr) == (1, f"Error: {file} {message}\n")
     assert run(*small, "--journal", file, "--seed", 5, "--fresh").stderr == ""
     notes = tmp_path / "notes"
@@ -416,7 +416,7 @@ def test_a_wrong_pattern_names_its_line(fake, file, tmp_path):
         (["--task", "needle,ppl", "--text", "model.gguf"], 1, "model.gguf is not UTF-8 text (byte "),
         (["--task", "needle,ppl", "--text", "short.txt"], 1, "the text has 3 tokens, fewer than a window of 200"),
         (["--haystack", "blank.txt"], 1, "blank.txt is empty; give a file with text"),
-        (["--plot", "a.bmp"], 1, "a.bmp must be a picture: .png, .svg, .pdf"),
+        (["--plot", "a.bmp"], 1, "a.bmp must end in one of .png, .svg, .pdf"),
         (["--plot", "a.png", "--json", "a.png"], 1, "a.png can't be both JSON and a picture; give two names"),
         (["--json", "none/a.json"], 1, "the folder none does not exist; create it or choose another output"),
     ],
