@@ -53,7 +53,7 @@ class TrainingError(SwaaError, RuntimeError):
 class StateError(SwaaError, KeyError):
     """A saved state can't be used: it belongs to another model or other settings, is too long, or is damaged.
 
-    It derives from `KeyError` because llama_cpp treats a `KeyError` as a cache miss.
+    `StateError` derives from `KeyError` because llama_cpp treats a `KeyError` as a cache miss.
     """
 
     __str__ = Exception.__str__  # KeyError's own puts the message in quotes

@@ -9,10 +9,10 @@ decode.
     model.generate(input_ids, attention_mask=mask)
 
 Prompt tokens see a sliding window. Under FA decode, generated tokens see every earlier token. `decode_mask`, bool
-[batch, tokens], marks the generated tokens. It works with every model whose `forward` passes keyword arguments on to
-its attention. Without `decode_mask`, the engine's rule applies: a single token after a KV cache is decode, and all
-other tokens are prefill. `decode_mask` is therefore needed to train under FA decode, and to verify several drafted
-tokens in one pass.
+[batch, tokens], marks the generated tokens. `decode_mask` works with every model whose `forward` passes keyword
+arguments on to its attention. Without `decode_mask`, the engine's rule applies: a single token after a KV cache is
+decode, and all other tokens are prefill. `decode_mask` is therefore needed to train under FA decode, and to verify
+several drafted tokens in one pass.
 
 On a GPU, attention runs on torch's flex attention with a block mask, whose memory does not grow with the square of
 the length. Elsewhere it runs on torch's scaled dot-product attention with a bool mask [batch, 1, queries, keys] for
@@ -43,7 +43,7 @@ ATTENTION: dict[str, bool | None] = {"swaa": None, "swaa_sdpa": False, "swaa_fle
 
 
 def apply(model: PreTrainedModel, config: SwaaConfig | None, *, attention: str = "swaa") -> None:
-    """Switch the attention of `model` to `config`; None restores transformers' own full attention.
+    """Switch the attention of `model` to `config`, or with None back to transformers' own full attention.
 
     The settings are stored in `model.config.swaa`, so `save_pretrained` saves them, and the saved model can be loaded
     with attn_implementation="swaa". attention: one of `ATTENTION`.

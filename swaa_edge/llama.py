@@ -1,7 +1,8 @@
 """`SwaaLlama`: a subclass of llama_cpp.Llama that runs models under sliding-window attention adaptation.
 
-It is a drop-in replacement. It loads the patched library, checks its arguments before any C code sees them, marks for
-the engine which tokens are prompt and which are generated, reports the progress of the prefill, and can be cancelled.
+`SwaaLlama` is a drop-in replacement: it loads the patched library, checks its arguments before any C code sees them,
+marks for the engine which tokens are prompt and which are generated, reports the progress of the prefill, and can be
+cancelled.
 
     llm = SwaaLlama("model.gguf", n_ctx=32768, on_prefill=lambda done, total: print(done, total))
 """
@@ -54,8 +55,8 @@ class SwaaLlama(llama_cpp.Llama):
 
     model_path: a path or a `ModelFile`.
     swaa: a SwaaConfig to run under, None for the settings in the model file, or False for full attention.
-    on_prefill(done, total): called while a prompt is evaluated, first with done = 0 and then after each ubatch. Both
-        numbers count tokens, without a reused prefix. The call is made in the evaluating thread.
+    on_prefill(done, total): called while a prompt is evaluated, first with done = 0 and then after each ubatch. done
+        and total count tokens, without a reused prefix. The call is made in the evaluating thread.
     flash_attn: on by default, since SWAA is fast only with it.
     swa_full: with True, layers that need only a window also keep K and V of the whole context instead of a ring, so
         that every prefix can be reused. None means False under SWAA, and llama_cpp's default without SWAA.
@@ -64,7 +65,7 @@ class SwaaLlama(llama_cpp.Llama):
     n_ctx: context size in tokens, which is rounded up to a multiple of 256, as in llama.cpp.
     lora_path: a GGUF adapter (`convert --lora DIR --adapter-only`). The adapter's recipe, if it has one, applies if
         neither `swaa` nor the model file holds settings; other settings raise a `ConfigError`. lora_scale is passed to
-        llama.cpp unchanged. It scales the adapter's contribution; 0 runs the model without the adapter.
+        llama.cpp unchanged and scales the adapter's contribution; 0 runs the model without the adapter.
 
     These errors are raised before any model is loaded: `ModelFileError` for a file that is missing, truncated or not a
     GGUF, or has wrong SWAA keys; `UnsupportedModelError` for an architecture without support for SWAA; `ConfigError`
@@ -152,7 +153,7 @@ class SwaaLlama(llama_cpp.Llama):
 
     @property
     def eval_logits(self) -> deque[list[float]]:
-        """As in llama_cpp: the logits of all tokens with logits_all, else one row whose content is undefined."""
+        """The logits of all tokens with logits_all, as in llama_cpp; otherwise one row whose content is undefined."""
         rows = self._scores if self._logits_all else self._scores[-1:]
         return deque(rows.tolist(), maxlen=self._n_ctx if self._logits_all else 1)
 
@@ -301,8 +302,8 @@ class SwaaLlama(llama_cpp.Llama):
     def save_state(self) -> Any:
         """Save the state as llama_cpp does, but smaller: one copy of K and V, and logits only with logits_all.
 
-        The state can be pickled and kept in llama_cpp's caches. It records its model, settings and adapter. Raises
-        `StateError` if the engine fails.
+        The state can be pickled and kept in llama_cpp's caches. The state records its model, settings and adapter.
+        Raises `StateError` if the engine fails.
         """
         return states.save(self, self._facts)
 

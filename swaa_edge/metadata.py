@@ -148,7 +148,7 @@ def pack(config: SwaaConfig, n_layers: int, padding: bytes | None = None) -> tup
     """Encode `config` for a GGUF key section; return the number of keys and their bytes.
 
     padding: the original bytes between header and data, which an extra key stores so that `annotate --strip` can
-        restore them. It is needed only if they aren't all zero.
+        restore them. The key is needed only if these bytes aren't all zero.
     """
     values = _encode(config, n_layers)
     packed = [_pack(name, KEYS[name].type, value) for name, value in values.items()]

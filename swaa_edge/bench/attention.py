@@ -2,11 +2,11 @@
 
     report = bench_attention("model.gguf", quick=True, baseline="build/baseline/lib"); print(report)
 
-Caches are f16 and q8_0. The compared sides take turns, as in `bench`. Each turn prefills a prompt and decodes after it,
-then decodes after only `SHALLOW` tokens in the same process. The difference in decode time per token is the attention
-over the prompt. The attention time of a prefill is the part of each ubatch's time that grows with the number of visible
-keys (bound.py). The memory bandwidth is measured right after each turn, because it limits decoding (bandwidth.py). Each
-figure is defined in docs/bench.md.
+The KV cache is f16 or q8_0. The compared sides take turns, as in `bench`. Each turn prefills a prompt and decodes after
+it, then decodes after only `SHALLOW` tokens in the same process. The difference in decode time per token is the
+attention over the prompt. The attention time of a prefill is the part of each ubatch's time that grows with the number
+of visible keys (bound.py). The memory bandwidth is measured right after each turn, because it limits decoding
+(bandwidth.py). Each figure is defined in docs/bench.md.
 """
 
 from __future__ import annotations

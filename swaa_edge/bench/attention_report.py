@@ -112,7 +112,7 @@ class AttentionReport(Run):
         }
 
     def ratios(self) -> dict[str, Any]:
-        """Return the ratios. Above 1, our kernels are faster; a ratio is None if one of its sides was not measured.
+        """Return the ratios. A ratio above 1 means that our kernels are faster, and None that a side was not measured.
 
         ratio_depth: prompt length at which the next three ratios are measured.
         decode_vs_no_flash: our decoding speed divided by the reference's without flash attention, both with an f16

@@ -70,7 +70,7 @@ def fit_line(seconds: Sequence[float], n_ubatch: int) -> Line | None:
 def prefill_seconds(line: Line, config: SwaaConfig | None, n_tokens: int, n_ubatch: int, heads: Sequence[int]) -> float:
     """The modelled seconds of a prefill, in which attention costs time in proportion to the visible keys.
 
-    config: None for full attention. heads: the number of query heads of each layer.
+    config: settings, or None for full attention. heads: the number of query heads of each layer.
     """
     sliding = config.sliding_layers(len(heads)) if config else [False] * len(heads)
     fraction = sum(count for count, slides in zip(heads, sliding, strict=True) if slides) / sum(heads)

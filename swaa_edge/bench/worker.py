@@ -1,6 +1,6 @@
 """The program of the child processes that client.py starts: it runs jobs with one llama.cpp library and writes times.
 
-It uses only llama.cpp's C interface, since the patched and the unpatched library share only this.
+The program uses only llama.cpp's C interface, since the patched and the unpatched library share only this.
 
     main("build/baseline/lib")   # reads jobs from stdin and writes results to stdout, one JSON document per line
 """

@@ -79,7 +79,7 @@ class Workload:
     def job(self, length: int, config: Configuration = FULL_ATTENTION, *, patched: bool = True, **changes: Any) -> Job:
         """Return the job for one prompt length under `config`.
 
-        patched: False for a library without SWAA. changes: values for other fields of `Job`.
+        patched: whether the library supports SWAA. changes: values for other fields of `Job`.
         """
         overrides = resolve_swaa(self.model, config).kv_overrides if patched else None
         job = Job(os.fspath(self.model), self.tokens[:length], self.engine, overrides or {}, self.decode)

@@ -98,7 +98,7 @@ def check_context(
     type_v: int | None = None,
     **_: Any,
 ) -> None:
-    """Refuse a context that llama.cpp would refuse without giving a reason, or crash on. Raises `ConfigError`."""
+    """Refuse a context that would crash llama.cpp, or that it would refuse without a reason. Raises `ConfigError`."""
     whole_number("n_ctx", n_ctx, 0)
     for name, value in (("n_batch", n_batch), ("n_ubatch", n_ubatch)):
         if not 1 <= whole_number(name, value, 0) <= _MAX_BATCH:

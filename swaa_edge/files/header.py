@@ -1,9 +1,9 @@
 """The header of a GGUF file: its keys and tensors, with their byte offsets.
 
-gguf.GGUFReader is not used, because it takes seconds and creates a Python object for each vocabulary entry. It hangs or
-fails with bare exceptions on impossible counts in a damaged file, and it accepts a file whose tensor data is truncated.
-It doesn't report where the key section ends, which `annotate` needs. This module reads a header once, from start to
-end, in bounded memory, and refuses counts and lengths that exceed the file's size.
+gguf.GGUFReader is not used, because it takes seconds and creates a Python object for each vocabulary entry. GGUFReader
+hangs or fails with bare exceptions on impossible counts in a damaged file, and it accepts a file whose tensor data is
+truncated. GGUFReader doesn't report where the key section ends, which `annotate` needs. This module reads a header
+once, from start to end, in bounded memory, and refuses counts and lengths that exceed the file's size.
 
     read_header("model.gguf").value("general.architecture")
 """
@@ -54,8 +54,8 @@ class Field:
     """One key and its value, at the bytes [start, end) of the file.
 
     type: such as "uint32", "string", "array of bool". count: elements of an array, else 1.
-    value: int, float, bool, str, or a tuple of numbers; None if the value was skipped (long, or a list of strings). An
-        invalid bool, whose byte is neither 0 nor 1, is stored as that byte, an int.
+    value: int, float, bool, str, or a tuple of numbers, or None if the value was skipped (long, or a list of strings).
+        An invalid bool, whose byte is neither 0 nor 1, is stored as that byte, an int.
     """
 
     key: str

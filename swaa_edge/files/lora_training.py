@@ -94,7 +94,8 @@ def check_recipe(
 ) -> None:
     """Raise `ConfigError` unless `trained` and `requested` are equal in each of `n_layers` layers.
 
-    requested: None for full attention. adapter: the adapter's name in the error. advice: the end of the error.
+    requested: settings, or None for full attention. adapter: the adapter's name in the error. advice: the end of the
+        error.
     """
     ours, theirs = _by_layer(trained, n_layers), None if requested is None else _by_layer(requested, n_layers)
     if ours == theirs:
@@ -126,7 +127,7 @@ def save_training(folder: str | os.PathLike[str], training: Training) -> None:
 
 
 def read_training(folder: str | os.PathLike[str]) -> Training | None:
-    """Read what `save_training` wrote; None if the folder has neither file, as for an adapter from another tool.
+    """Return what `save_training` wrote, or None if the folder has neither file, as for adapters from other tools.
 
     Raises `ModelFileError` if one of the two files is missing or damaged, `ConfigError` for an invalid recipe.
     """

@@ -177,8 +177,8 @@ def read_shards(header: Header) -> list[Header]:
 
 
 def output_paths(first: str | os.PathLike[str], count: int) -> list[Path]:
-    """Paths for the `count` files of a split model, given the first path. Raises `OutputError` if its name is
-    unsuitable."""
+    """Paths for the `count` files of a split model, given the first path. Raises `OutputError` if the first path isn't
+    named like a split file."""
     paths = _split_names(Path(first), count)
     if paths is None:
         name = _shard_name("NAME", 0, count)

@@ -53,7 +53,7 @@ def read_examples(
     """The examples in a file, in file order, and the number of records left out because they are too long.
 
     tokenizer: a tokenizer of transformers. max_length: maximum length in tokens; longer records are left out, since a
-        truncated prompt may lack what its answer needs. chat: use the chat template; False means plain text.
+        truncated prompt may lack what its answer needs. chat: use the chat template instead of plain text.
 
     Raises `DataFileError` if a record is invalid, naming its line, or if no record is left.
     """

@@ -1,6 +1,6 @@
 """An `Answerer` that runs a Hugging Face model directory in transformers, without changes to the model's code.
 
-It is for machines with a GPU, and for models that have no GGUF yet. Importing this module imports torch.
+This answerer is for machines with a GPU, and for models that have no GGUF yet. Importing this module imports torch.
 
     prompts = HfPrompts("Qwen3-4B"); tokens = prompts.ask(document, question)
     answerer = HfAnswerer("Qwen3-4B", max_tokens=1024, sampling={"temperature": 0.7, "top_p": 0.95, "top_k": 40})

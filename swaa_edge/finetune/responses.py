@@ -76,8 +76,8 @@ def collect(
 ) -> Collected:
     """Ask a model for responses to `records`, and keep those that `scorer` accepts.
 
-    load(n_ctx): loads the model with room for `n_ctx` tokens. It is called only if a response is missing, and the model
-        is closed at the end.
+    load(n_ctx): loads the model with room for `n_ctx` tokens. The function is called only if a response is missing, and
+        the model is closed at the end.
     settings: samples, keep, max_tokens and seed are used. Each response has its own seed, derived from this seed, the
         record's name and the response's number, so a resumed run gives the same responses as an uninterrupted run.
     journal: saves responses and supplies those of an earlier run, even one with other `samples` and `keep`. Responses

@@ -109,7 +109,7 @@ def _without(folder: Path, left_out: list[Path]) -> Iterator[Path]:
 
 
 def tile_instructions_work() -> bool:
-    """Whether AMX tile instructions run in a child process; False if they can't be tried.
+    """Whether AMX tile instructions run in a child process (False if they can't be tried).
 
     Also True if the kernel denies the process the tile registers, since ggml then doesn't use them.
     """
@@ -131,7 +131,7 @@ def tile_instructions_work() -> bool:
 
 
 def survives(work: Callable[[], object]) -> bool:
-    """Whether `work` returns in a forked child, without raising or killing the child. False if the fork fails.
+    """Whether `work` returns in a forked child, without raising or killing the child (False if the fork fails).
 
     The child is a fork, not a new interpreter, because sys.executable is not Python in a program that embeds Python.
     """
