@@ -36,7 +36,7 @@ _ADVICE = "give the adapter that was made for this model"
 
 @dataclasses.dataclass(frozen=True)
 class LoraAdapter:
-    """An adapter that fits a model of `n_layers` layers. swaa: its recipe, None if the file has none."""
+    """An adapter that fits a model of `n_layers` layers. swaa: the adapter's recipe, or None if the file has none."""
 
     header: Header
     label: str
@@ -51,7 +51,7 @@ class LoraAdapter:
     def check_recipe(self, requested: SwaaConfig | None, advice: str | None = None) -> None:
         """Raise `ConfigError` if the adapter has a recipe and `requested` (None: full attention) differs in some layer.
 
-        advice: the end of the error, which tells the user how to resolve it.
+        advice: the end of the error, which states how to resolve the conflict.
         """
         if self.swaa is not None:
             training.check_recipe(self.swaa, requested, self.n_layers, self.label, advice or training.ADVICE)

@@ -1,7 +1,7 @@
 """A GGUF model on disk, with all its files: shape, size, SWAA settings, and whether SWAA can be applied to it.
 
-A model may be split over several files, NAME-00001-of-0000N.gguf and so on. The first one holds the metadata; the
-engine finds the others by name, so they are found and checked here in the same way.
+A model may be split over several files, NAME-00001-of-0000N.gguf and so on. The first file holds the metadata. The
+engine finds the other files by name, and this module finds and checks them in the same way.
 
     model = read_model("model.gguf"); print(model.n_layers, model.swaa(), model.refusal)
 """
@@ -168,7 +168,7 @@ def file_fingerprint(headers: Iterable[Header]) -> str:
 
 
 def read_shards(header: Header) -> list[Header]:
-    """The headers of all files of a model; `header` is the first file's. Raises `ModelFileError`."""
+    """The headers of all files of the model whose first file has the header `header`. Raises `ModelFileError`."""
     headers = [header, *(read_header(path) for path in _shard_paths(header)[1:])]
     for number, shard in enumerate(headers):
         if len(headers) > 1 and (shard.value("split.no"), _shard_count(shard)) != (number, len(headers)):

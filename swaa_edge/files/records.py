@@ -2,7 +2,7 @@
 
     for number, source, record in read_records("data.jsonl", ("prompt", "answer")): text(source, record, "prompt")
 
-A record is a JSON object on one line, or a Parquet row. Its source is, for example, "data.jsonl:3" or
+A record is a JSON object on one line, or a Parquet row. The source of a record is, for example, "data.jsonl:3" or
 "data.parquet: row 3".
 """
 

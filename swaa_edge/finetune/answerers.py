@@ -40,7 +40,7 @@ class Answerer(Protocol):
 
 
 def reusable(before: Sequence[int] | None, prompt: Sequence[int], step: int) -> int:
-    """How many first tokens of `prompt` need no prefill because `before` has the same ones; a multiple of `step`.
+    """Count the first tokens of `prompt` that need no prefill after `before`; the result is a multiple of `step`.
 
     The last token of each prompt is not counted. The last bits of K and V depend on the batch that computed them. Both
     prompts are prefilled from their start in batches of `step` tokens, so batches of equal tokens are bit-identical.
