@@ -265,7 +265,7 @@ def test_models_that_do_not_exist(fake, tmp_path):
     for args, code, message in (
         (["none.gguf"], 1, "none.gguf does not exist"),
         (["empty"], 1, "empty has no config.json; give the folder of a Hugging Face model"),
-        (["empty", "--ubatch", "64"], 1, "empty is a Hugging Face model; of the engine's options it takes only"),
+        (["empty", "--ubatch", "64"], 1, "empty is a Hugging Face model; the only engine options for it are"),
     ):
         (tmp_path / "empty").mkdir(exist_ok=True)
         result = run(*args, *SMALL[1:])
