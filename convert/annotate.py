@@ -1,7 +1,7 @@
 """Writes SWAA keys into an existing GGUF, or removes them, without changing a byte of its tensors.
 
-The keys go to the end of the key section and everything else is copied unchanged, so removing them restores the
-original file, bit for bit. A writer of parsed content would re-encode keys that it doesn't know.
+The SWAA keys go to the end of the key section and all other bytes are copied unchanged, so removing the keys restores
+the original file, bit for bit. Parsing and rewriting the whole file could change keys of unknown types.
 
     annotate("model.gguf", "model-swaa.gguf", SwaaConfig.from_recipe("balanced"))
 """
@@ -39,18 +39,20 @@ def annotate(
     force: bool = False,
     on_progress: Progress | None = None,
 ) -> list[Path]:
-    """Write `source` with the SWAA keys of `config` to `output`; config None removes all `swaa.*` keys instead.
+    """Write `source` with the SWAA keys of `config` to `output`. If `config` is None, remove all `swaa.*` keys.
 
-    Existing keys are replaced; `swaa.adapter` alone stays if `config` has no adapter: it describes the weights. With
-    `in_place` there is no output: the new file takes the name of the source once complete (a symbolic link is replaced,
-    not its target). For a split model, give the first file; unless `in_place`, the other files are copied to names that
-    match the output's. `force` replaces existing outputs. Returns the paths that were written.
+    Existing SWAA keys are replaced, except that `swaa.adapter`, which describes the weights, is kept if `config` has no
+    adapter. With `in_place`, give no output: the complete new file replaces the source (a symbolic link is replaced,
+    not its target). For a split model, give the first file. Unless `in_place` is set, the model's other files are
+    copied to names that match `output`. `force` allows existing outputs to be replaced. Returns the paths of the
+    written files.
 
     Raises `ModelFileError` for a damaged source, `UnsupportedModelError` for a model that SWAA can't be applied to,
-    `ConfigError` for layers that the model doesn't have, `OutputError`. Source and existing outputs then stay intact.
+    `ConfigError` for layers that the model doesn't have, `OutputError`. On an error, source and existing outputs stay
+    intact.
     """
     if in_place is (output is not None):
-        raise OutputError("give either an output file or in_place, and not both")
+        raise OutputError("give either an output file or in_place, not both")
     headers = read_shards(read_header(source))
     header = headers[0]
     mode = stat.S_IMODE(os.stat(source).st_mode)
@@ -83,7 +85,7 @@ def annotate(
 
 
 def _fitting(header: Header, config: SwaaConfig) -> SwaaConfig:
-    """`config` as it will be written. Raises `UnsupportedModelError` for a model that SWAA can't be applied to."""
+    """`config`, with the file's adapter if it has none. Raises `UnsupportedModelError` if the model can't have SWAA."""
     if refusal := swaa_refusal(header):
         raise UnsupportedModelError(refusal)
     adapter = header.value("swaa.adapter")
@@ -94,7 +96,7 @@ def _fitting(header: Header, config: SwaaConfig) -> SwaaConfig:
 
 
 def _spliced(header: Header, config: SwaaConfig | None) -> _Pieces:
-    """The file with its SWAA keys replaced by those of `config`, or removed if `config` is None."""
+    """The file's pieces with its SWAA keys replaced by those of `config`, or removed if `config` is None."""
     ours = sorted(
         (field for field in header.fields.values() if field.key.startswith(PREFIX)), key=lambda field: field.start
     )
@@ -124,14 +126,14 @@ def _spliced(header: Header, config: SwaaConfig | None) -> _Pieces:
 def _original_padding(header: Header, plain_end: int, annotated: bool) -> bytes:
     """The padding between header and data, as it was before SWAA keys were added.
 
-    In a file without tensors, it can be shorter than the alignment requires.
+    In a file without tensors, the padding can be shorter than the alignment requires.
     """
     stored = header.value(PADDING_KEY)
     if stored is not None:
         try:
             padding = bytes.fromhex(stored)
         except (TypeError, ValueError):
-            raise ModelFileError(f"{header.path}: {PADDING_KEY} must be hexadecimal digits; get it again") from None
+            raise ModelFileError(f"{header.path}: {PADDING_KEY} must be hexadecimal; download it again") from None
         full = aligned(plain_end, header.alignment) - plain_end
         if len(padding) > full or (header.tensors and len(padding) != full):
             raise ModelFileError(f"{header.path}: {PADDING_KEY} has {len(padding)} bytes; it must have {full}")
@@ -174,7 +176,7 @@ def _copy(header: Header, source: BinaryIO, part: range, file: BinaryIO, advance
 
 
 def _next_data(source: BinaryIO, at: int) -> int:
-    """Offset of the first byte, from `at` on, that isn't in a hole; the end of the file if there is none."""
+    """Offset of the first byte at or after `at` that isn't in a hole of a sparse file, or the end of the file."""
     if not hasattr(os, "SEEK_DATA"):
         return at
     try:

@@ -1,7 +1,7 @@
 """Runs one heavy step of a conversion in a Python process of its own.
 
 Torch releases its gigabytes only when the process ends, llama.cpp calls abort() on internal errors, and the
-system kills a process that uses too much memory. None of these must affect the caller.
+system kills a process that uses too much memory. The child process protects the caller from all three.
 
     child.run("swaa_edge.convert.lora_merge:merge", {"base": base, "adapter": adapter, "output": folder})
 """
@@ -24,15 +24,15 @@ _REASON_LIMIT = 400
 
 
 class ChildError(Exception):
-    """The step failed with an error outside `swaa_edge.errors`; the text is its reason, in one line."""
+    """A step failed with an error that is not a `SwaaError`; the text gives the reason in one line."""
 
 
 def run(task: str, request: Mapping[str, Any], *, verbose: bool = False) -> Any:
     """Call `task` ("module:function") with the keyword arguments `request` in a child process; return its result.
 
-    Arguments and result are passed as JSON, paths as text. In the child the Hugging Face libraries are
-    offline. Its stderr, with the progress bars, is shown on a terminal and otherwise hidden; `verbose` shows
-    it always, with all logs.
+    Arguments and result are passed as JSON, paths as text. In the child process, the Hugging Face libraries work
+    offline. The child's stderr, with its progress bars, is shown only on a terminal. `verbose` always shows it, with
+    all logs.
 
     Raises the task's own `SwaaError`, `OSError` if the disk is full, else `ChildError`.
     """

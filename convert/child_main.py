@@ -1,7 +1,7 @@
 """The program of the child processes that child.py starts: it calls one function and writes the outcome to a file.
 
-It is a script, not a module of the package, so that it can import the very package that started it. Neither the
-package's folder nor the current one gets onto the module path, where files in it could shadow other modules.
+This file is run as a script, so that it imports the same copy of the package as its parent process. Neither the
+package's folder nor the current folder is added to the module path, since files there could shadow other modules.
 
     python child_main.py swaa_edge/__init__.py swaa_edge.convert.lora_merge:merge '{"base": ...}' report.json
 """
@@ -21,7 +21,7 @@ _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 class _LastError(logging.Handler):
-    """Remembers the last logged error: upstream logs one, then exits with a code."""
+    """Remembers the last logged error, since upstream's programs log an error and then exit with a code."""
 
     text = ""
 
@@ -60,7 +60,7 @@ def _import_package(path):
 
 
 def _described(error, logged):
-    """The exception as {"reason": one line}; also "ours", the name of our class, or "errno" of a failed write."""
+    """The exception as {"reason": one line}, with "ours" (a `SwaaError`'s class) or "errno" (of a failed write)."""
     text = " ".join(str(error).split())
     if type(error).__module__ == "swaa_edge.errors":
         return {"ours": type(error).__name__, "reason": text}

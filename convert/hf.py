@@ -53,14 +53,14 @@ def convert(
 ) -> Path:
     """Write the Hugging Face model in the folder `source` as one GGUF file to `output`; return that path.
 
-    outtype: one of `OUTTYPES`. quantize: one of `quantize.file_types()`, made from the 16- or 32-bit file.
-    lora: folder of a PEFT adapter to merge first. pre: the tokenizer's pre-tokenizer, if llama.cpp's converter
-    doesn't recognise it. swaa: the settings to write; by default those that the adapter was trained under, or none.
-    verbose: show the logs of all steps on stderr. on_step: called with a short description as each step starts.
+    outtype: one of `OUTTYPES`. quantize: one of `quantize.file_types()`. lora: folder of a PEFT adapter to merge before
+    conversion. pre: name of the tokenizer's pre-tokenizer, if llama.cpp's converter doesn't recognise it. swaa: SWAA
+    settings to write; default: the settings of the adapter's training, or none. verbose: show the logs of all steps on
+    stderr. on_step: function called with a short description as each step starts.
 
-    Intermediate files lie beside `output` while this runs, up to twice the size of the unquantized model.
-    Raises `ConfigError` if the adapter was trained under other settings, `UnsupportedModelError` if it was trained on
-    another model, and other `SwaaError`s; `output` is then unchanged.
+    During the conversion, intermediate files beside `output` take up to twice the size of the unquantized model. Raises
+    `ConfigError` if the adapter was trained under other settings, `UnsupportedModelError` if the adapter was trained on
+    another model, and other `SwaaError`s. On an error, `output` is unchanged.
     """
     steps = on_step or (lambda _: None)
     with atomic_output(output, force=force) as temporary:
@@ -103,7 +103,7 @@ def convert(
 def _check_adapter(
     lora: str | os.PathLike[str], base: Path, swaa: SwaaConfig | None
 ) -> tuple[SwaaConfig | None, dict[str, Any]]:
-    """Check that the adapter belongs to `base`; return the settings to write and the keys about the fine-tune."""
+    """Check that the adapter was trained on `base`; return the settings and the keys about the fine-tune to write."""
     adapter = read_adapter(lora)
     check_merging()
     if adapter.training is not None:
@@ -123,7 +123,7 @@ def check_options(
     if quantize is not None:
         quantizer.check_type(quantize)
         if outtype == "q8_0":
-            raise ConfigError("a q8_0 file is quantized already; leave outtype out, or quantize out")
+            raise ConfigError("outtype q8_0 is quantized already; give only one of outtype and quantize")
         # Raises now, rather than after the conversion, if the library is missing.
         native.library_dir()
     if pre is not None and pre not in pre_tokenizers(scripts):
@@ -150,7 +150,7 @@ def check_packages() -> None:
 
 
 def _check_space(model: HfFolder, output: Path, outtype: str, copies: int) -> None:
-    """Raise `OutputError` if the disk can't hold the model and its intermediate files; unknown sizes pass."""
+    """Raise `OutputError` if the disk can't hold the model and its intermediate files, unless the size is unknown."""
     needed = int(model.n_weights * OUTTYPES[outtype]) * copies
     free = shutil.disk_usage(output.absolute().parent).free
     if needed > free:
@@ -162,7 +162,7 @@ def _check_space(model: HfFolder, output: Path, outtype: str, copies: int) -> No
 
 @contextlib.contextmanager
 def workspace(output: Path) -> Iterator[Path]:
-    """A folder for intermediate files on the disk of the output, so that the result only has to be renamed."""
+    """Make a folder for intermediate files on the output's disk, so that the result only has to be renamed."""
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", suffix=".work", dir=output.absolute().parent) as folder:
         try:
             yield Path(folder)
@@ -186,7 +186,7 @@ def _merged(base: Path, adapter: Path, work: Path, verbose: bool) -> Path:
 def run_upstream(
     what: str, scripts: Path, program: str, arguments: list[Any], *, outtype: str, verbose: bool, **request: Any
 ) -> None:
-    """Call `upstream_run.run` in a child process; an error of the converter becomes a `ModelFileError` about `what`."""
+    """Call `upstream_run.run` in a child process; raise a converter's error as a `ModelFileError` about `what`."""
     arguments = [*arguments, "--outtype", outtype, *["--verbose"] * verbose]
     request |= {"scripts": scripts, "program": program, "arguments": arguments}
     try:

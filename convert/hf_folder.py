@@ -1,7 +1,7 @@
-"""A Hugging Face model directory, checked before any work is done on it.
+"""Reads a Hugging Face model directory and checks it before a conversion starts.
 
-A conversion takes minutes, and the libraries that do it report a missing shard or a partial download late and
-in many lines. So names, sizes and headers of the files are checked here first, without torch.
+A conversion takes minutes, and its libraries report a missing shard or a partial download late and in many lines. This
+module checks the files' names, sizes and headers first, without torch.
 
     read_hf_folder("Qwen3-4B").n_layers
 """
@@ -26,8 +26,9 @@ _LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 class HfFolder:
     """A valid model directory, at the path `folder`.
 
-    architectures: the model classes in config.json, those of the text part first. n_layers: None if config.json
-    doesn't state it. n_weights: how many numbers the safetensors files hold, 0 if the weights have another form.
+    architectures: the model classes in config.json, those of the text part first. n_layers: number of layers, None if
+    config.json doesn't state it. n_weights: number of values in the safetensors files, 0 if the weights have another
+    format.
     """
 
     folder: Path
@@ -39,8 +40,8 @@ class HfFolder:
 def read_hf_folder(path: str | os.PathLike[str]) -> HfFolder:
     """Read the model directory at `path`.
 
-    Raises `ModelFileError` if it is not a folder, if its configuration, tokenizer or weights are missing, or
-    if a safetensors file is missing, truncated or damaged.
+    Raises `ModelFileError` if `path` is not a folder, if its configuration, tokenizer or weights are missing, or if a
+    safetensors file is missing, truncated or damaged.
     """
     folder = Path(path)
     if folder.is_file():
@@ -54,9 +55,7 @@ def read_hf_folder(path: str | os.PathLike[str]) -> HfFolder:
     parts = [part for part in (text, config) if isinstance(part, dict)]
     architectures = tuple(name for part in parts for name in part.get("architectures") or () if isinstance(name, str))
     if not architectures:
-        raise ModelFileError(
-            f"{folder / 'config.json'} names no architectures; add its model class, as Hugging Face does"
-        )
+        raise ModelFileError(f"{folder / 'config.json'} has no architectures; add the name of the model class")
     counts = (part.get(key) for part in parts for key in _LAYER_COUNTS)
     if not any(any(folder.glob(pattern)) for pattern in _TOKENIZERS):
         raise ModelFileError(f"{folder} has no tokenizer; put the model's tokenizer.json or tokenizer.model there")
@@ -83,7 +82,7 @@ def _config(folder: Path) -> dict[str, Any]:
 def _read_json(path: Path) -> Any:
     content = path.read_bytes()
     if content.startswith(LFS_POINTER):
-        raise ModelFileError(f"{path} is a Git LFS pointer in place of the file; run git lfs pull")
+        raise ModelFileError(f"{path} is a Git LFS pointer, not the file itself; run git lfs pull")
     try:
         return json.loads(content)
     except ValueError as error:
@@ -91,7 +90,7 @@ def _read_json(path: Path) -> Any:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of the model; none if its weights are PyTorch files, which are not inspected."""
+    """The model's safetensors files. The result is empty for PyTorch weight files, which are not inspected."""
     index = folder / _INDEX
     if index.is_file():
         try:

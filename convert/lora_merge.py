@@ -1,7 +1,7 @@
-"""A LoRA adapter in PEFT's form: its description, and merging it into its base model before conversion.
+"""Reads a LoRA adapter in PEFT's format, and merges it into its base model before conversion.
 
-llama.cpp can apply an adapter at run time, at a cost for every token (lora_to_gguf.py writes the file for it). A
-permanent fine-tune is better merged into the weights: W + scale * B A. PEFT does the merge itself.
+llama.cpp can apply an adapter at run time (lora_to_gguf.py writes the GGUF adapter), but this slows down every token. A
+permanent fine-tune is better merged into the weights: the merged weight is W + scale * B A. PEFT computes the merge.
 
     read_adapter("adapter").settings(None); merge("Qwen3-4B", "adapter", "merged")
 """
@@ -31,7 +31,7 @@ _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h
 
 @dataclasses.dataclass(frozen=True)
 class Adapter:
-    """The folder of an adapter. config: PEFT's settings. training: recipe and base model, None if not trained here."""
+    """The folder of an adapter. config: PEFT's settings. training: recipe and base model, None if trained elsewhere."""
 
     folder: Path
     config: Mapping[str, Any]
@@ -43,13 +43,13 @@ class Adapter:
 
     @property
     def name(self) -> str:
-        """The last part of the path as given: the name of a link tells more than that of its target."""
+        """Last part of the path; a symbolic link's own name is used, not its target's."""
         return os.path.basename(os.path.abspath(self.folder))
 
     def settings(self, given: SwaaConfig | None) -> SwaaConfig | None:
-        """The settings to write, with the adapter's label: `given`, else those of its training, else None.
+        """The SWAA settings to write, with the adapter's label: `given`, or else those of its training, or else None.
 
-        Raises `ConfigError` if both exist and differ.
+        Raises `ConfigError` if `given` differs from the settings of the training.
         """
         if self.training is not None and given is not None:
             self.training.check_recipe(given, self.name)
@@ -57,14 +57,14 @@ class Adapter:
         return None if chosen is None else dataclasses.replace(chosen, adapter=self.label(given))
 
     def label(self, given: SwaaConfig | None) -> str:
-        """The name of the fine-tune: from `given`, else from the settings of its training, else from its folder."""
+        """Name of the fine-tune: from `given`, or else from the settings of its training, or else its folder's name."""
         for config in (given, self.training and self.training.swaa):
             if config is not None and config.adapter is not None:
                 return config.adapter
         return self.name[:LABEL_LIMIT]
 
     def provenance(self, label: str, base: str | os.PathLike[str]) -> dict[str, Any]:
-        """Keys for upstream's metadata override: the fine-tune, and its base model (by default `base`)."""
+        """Keys for upstream's metadata override: names of the fine-tune and of its base model (default: `base`)."""
         stated = self.training.base.name if self.training else self.config.get("base_model_name_or_path")
         path = stated if isinstance(stated, str) and stated.strip("/\\") else os.path.abspath(base)
         # Paths of the machine where it was trained stay private; "owner/name" is not a path.
@@ -106,7 +106,7 @@ def check_merging() -> None:
 def merge(base: str, adapter: str, output: str) -> None:
     """Write the model in the folder `base`, with `adapter` merged into its weights, to the new folder `output`.
 
-    Needs memory for the whole model in the number format of its files. Raises `UnsupportedModelError` if the
+    The merge holds the whole model in memory, in the data type of its files. Raises `UnsupportedModelError` if the
     adapter does not fit the model.
     """
     import peft
@@ -136,9 +136,9 @@ def merge(base: str, adapter: str, output: str) -> None:
 
 
 def _misfit(model: "torch.nn.Module", weights: Path) -> str | None:
-    """The first misfit between the adapter and the model, as a clause; None if every pair of matrices fits.
+    """A text about the first matrix of the adapter that does not fit the model, or None if all matrices fit.
 
-    A is [rank, in] and B is [out, rank] for a layer whose weight is [out, in].
+    The matrix A is [rank, in] and B is [out, rank] for a layer whose weight is [out, in].
     """
     import torch
 

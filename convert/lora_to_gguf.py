@@ -1,8 +1,8 @@
 """Converts a PEFT LoRA adapter to GGUF: a small file that llama.cpp applies to the base model at run time.
 
-llama.cpp's own converter copies `lora_alpha` unchanged, and llama.cpp always scales by alpha / rank. So an adapter with
-another scale gets the alpha that gives the same product, and one that llama.cpp can't compute is refused; otherwise the
-file would silently be another fine-tune.
+llama.cpp's own converter copies `lora_alpha` unchanged, and llama.cpp always scales by alpha / rank. Some adapters have
+another scale, such as alpha / sqrt(rank) in rsLoRA, so this module writes an alpha that gives PEFT's scale. An adapter
+that llama.cpp can't compute correctly is refused.
 
     convert_adapter("Qwen3-4B", "my-adapter", "my-adapter.gguf")     # SwaaLlama("qwen3-4b.gguf", lora_path=...)
 """
@@ -60,12 +60,13 @@ def convert_adapter(
 ) -> Path:
     """Write the PEFT adapter in the folder `lora` as a GGUF adapter to `output`; return that path.
 
-    base: the Hugging Face model directory of its base model. outtype: one of `hf.OUTTYPES`; "auto" keeps the adapter's
-    own type. swaa: the settings of its training, to be written; by default those in its folder. verbose, on_step: as
-    for `hf.convert`.
+    base: Hugging Face model directory of the adapter's base model. outtype: one of `hf.OUTTYPES`; "auto" keeps the
+    adapter's data type. swaa: SWAA settings of the adapter's training, to be written; default: those in the adapter's
+    folder. verbose, on_step: as in `hf.convert`.
 
     Raises `ConfigError` if `swaa` differs from the settings of the training, `UnsupportedModelError` if `base` isn't
-    the adapter's base model or llama.cpp can't compute the adapter, and other `SwaaError`s; `output` is then unchanged.
+    the adapter's base model or llama.cpp can't compute the adapter, and other `SwaaError`s. On an error, `output` is
+    unchanged.
     """
     with atomic_output(output, force=force) as temporary:
         model = read_hf_folder(base)
@@ -107,9 +108,10 @@ def convert_adapter(
 
 
 def scaled_alpha(adapter: Adapter) -> float:
-    """The alpha that makes llama.cpp's scale of each pair of matrices, alpha / rank, equal to PEFT's scale.
+    """The alpha for which llama.cpp's scale, alpha / rank, equals PEFT's scale.
 
-    Raises `UnsupportedModelError` if there is none or the adapter isn't a plain LoRA, `ModelFileError` for damage.
+    Raises `UnsupportedModelError` if no such alpha exists or the adapter isn't a plain LoRA, `ModelFileError` if the
+    adapter is damaged.
     """
     config, alpha = adapter.config, adapter.config.get("lora_alpha")
     for option, what in _BEYOND_LORA.items():
@@ -154,13 +156,13 @@ def _refused(adapter: Adapter, what: str) -> UnsupportedModelError:
 
 
 def _own_type(adapter: Adapter) -> str:
-    """The adapter's own number format; upstream's "auto" can't determine that of a LoRA."""
+    """The adapter's data type, which upstream's "auto" can't determine for a LoRA adapter."""
     kinds = {_TYPES.get(held.dtype, "f32") for held in read_tensors(adapter.weights).values()}
     return kinds.pop() if len(kinds) == 1 else "f32"
 
 
 def _with_alpha(adapter: Adapter, alpha: float, work: Path) -> Path:
-    """Copy the adapter's folder under its own name, with this alpha. Upstream names the adapter after the folder."""
+    """Copy the adapter's folder with this alpha. The copy keeps the folder's name, which names the adapter."""
     folder = work / "adapter" / (adapter.name or "adapter")
     folder.mkdir(parents=True)
     config = {**adapter.config, "lora_alpha": alpha, "use_rslora": False}

@@ -1,7 +1,7 @@
 """Quantizes a GGUF file with llama.cpp's own quantizer.
 
-The quantizer is a function of the library that also runs the model, so no other program is needed. It
-runs in a child process, since it may abort(). It keeps all metadata of the file, including the SWAA keys.
+The quantizer is a function of the llama.cpp library, so no other program is needed. The quantizer runs in a child
+process, since the library may call abort(). Quantization keeps all metadata, including the SWAA keys.
 
     quantize("model-f16.gguf", "model-q4.gguf", "Q4_K_M")
 """
@@ -31,9 +31,9 @@ _ERROR_LEVEL = 4  # GGML_LOG_LEVEL_ERROR
 
 @functools.cache
 def file_types() -> dict[str, int]:
-    """llama.cpp's quantization types: the number of each name, such as "Q4_K_M".
+    """llama.cpp's quantization types: {name, such as "Q4_K_M": its number}.
 
-    They are read from the source of `llama_cpp`, because importing it loads a native library. Raises
+    The types are read from the source text of `llama_cpp`, because importing it would load a native library. Raises
     `NativeLibraryError` if `llama_cpp` is not installed.
     """
     spec = importlib.util.find_spec("llama_cpp")
@@ -48,11 +48,11 @@ def file_types() -> dict[str, int]:
 
 
 def check_type(name: str) -> str:
-    """`name` in llama.cpp's spelling. Raises `ConfigError` for an unknown type, or one that is not supported here."""
+    """Return `name` in llama.cpp's spelling. Raises `ConfigError` for an unknown or unsupported type."""
     spelled = name.upper()
     if spelled in _NEED_IMATRIX:
         raise ConfigError(
-            f"{spelled} needs an importance matrix, which is not supported here; Q3_K_S is the next larger"
+            f"{spelled} needs an importance matrix, which is not supported here; use Q3_K_S or a larger type"
         )
     usable = [known for known in file_types() if known not in _NEED_IMATRIX]
     if spelled not in usable:
@@ -71,10 +71,10 @@ def quantize(
     force: bool = False,
     verbose: bool = False,
 ) -> Path:
-    """Write the GGUF `source` with weights of `file_type` ("Q4_K_M", in any case) to `output`; return that path.
+    """Quantize the GGUF `source` to `file_type` (such as "Q4_K_M", in upper or lower case) and write it to `output`.
 
-    llama.cpp chooses another type for tensors whose rows don't fit this one. A split source becomes one
-    file. `threads` 0 uses all cores.
+    If a tensor's rows don't fit this type, llama.cpp chooses another type for the tensor. A split source becomes one
+    file. threads: number of threads; 0 uses all cores. Returns the path of the output.
 
     Raises `ModelFileError` for a source that is damaged or already quantized, `ConfigError` for the type,
     `OutputError` if `output` exists (without `force`) or can't be written, `NativeLibraryError`.
@@ -100,7 +100,7 @@ def _explained(reason: str, source: Path, file_type: str) -> Exception:
 
 
 def quantize_here(source: str, output: str, number: int, threads: int) -> None:
-    """Call the quantizer, in the child process; show its progress on a terminal and raise the error that it logs."""
+    """In the child process: call the quantizer, show its progress on a terminal and raise the error that it logs."""
     from tqdm import tqdm
 
     from swaa_edge import native

@@ -1,6 +1,6 @@
-"""The location of llama.cpp's own converter, and its lists of supported names, read from its source text.
+"""Locates llama.cpp's own converter, and reads the names that it supports from its source text.
 
-Importing the converter imports torch, which takes seconds; a mistyped name should be found before that.
+Importing the converter would import torch, which takes seconds; a mistyped name should be reported sooner.
 
     scripts = upstream_scripts(); "LlamaForCausalLM" in architectures(scripts)
 """
@@ -25,8 +25,8 @@ _ENTRY = "convert_hf_to_gguf.py"
 def upstream_scripts() -> Path:
     """The folder that holds `convert_hf_to_gguf.py`, `conversion/` and `gguf-py/` of the pinned llama.cpp.
 
-    That is SWAA_EDGE_UPSTREAM if set; else `upstream` in the installed package; else `vendor/llama.cpp` in the
-    source tree. Raises `NativeLibraryError` if none exists.
+    The folder is SWAA_EDGE_UPSTREAM if this variable is set, or else `upstream` in the installed package, or else
+    `vendor/llama.cpp` in the source tree. Raises `NativeLibraryError` if there is no such folder.
     """
     given = os.environ.get(PATH_VARIABLE)
     if given:

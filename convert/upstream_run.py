@@ -1,4 +1,4 @@
-"""Runs llama.cpp's converters in a child process: unchanged, except for a few functions that are replaced.
+"""Runs llama.cpp's converters in a child process. The converters are unchanged, except for a few replaced functions.
 
 run(scripts, "convert_hf_to_gguf.py", ["Qwen3-4B", "--outfile", "model.gguf"], name="Qwen3-4B", pre="qwen2")
 """
@@ -26,12 +26,12 @@ def run(
 ) -> None:
     """Run `program` in the folder `scripts` in this process, with the command line `arguments`.
 
-    name: of the model directory, for errors. for_swaa: refuse a model that SWAA can't be applied to. pre: name of the
-    tokenizer's pre-tokenizer; None to recognise it. The converter of adapters lacks two options: n_layers, the
-    model's layer count, to be written as well; metadata, a metadata override file.
+    name: name of the model directory, for errors. for_swaa: refuse a model that SWAA can't be applied to. pre: name of
+    the tokenizer's pre-tokenizer; None if the converter recognises it. n_layers, metadata: the model's layer count to
+    write, and a metadata override file; upstream's adapter converter lacks these two options.
 
-    Errors are raised as soon as the model's metadata is known, before its weights are written:
-    `UnsupportedModelError`, `ConfigError` if the tokenizer doesn't use a pre-tokenizer, and the converter's own.
+    Before any weights are written, raises `UnsupportedModelError`, or `ConfigError` if the tokenizer doesn't use a
+    pre-tokenizer. The converter's own errors are raised too.
     """
     sys.path[:0] = [scripts, str(Path(scripts, "gguf-py"))]
     import conversion
@@ -70,9 +70,9 @@ def run(
 
 
 def check_fit(writer: Any, name: str) -> None:
-    """Refuse a model that SWAA can't be applied to, by its keys in a `gguf.GGUFWriter`.
+    """Raise `UnsupportedModelError` if SWAA can't be applied to the model whose keys a `gguf.GGUFWriter` holds.
 
-    name: of the model directory, for the error. Raises `UnsupportedModelError`.
+    name: name of the model directory, for the error.
     """
     fields = {}
     for key, held in writer.kv_data[0].items():

@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 """Break the native code on purpose, one edit at a time, and check that a test fails.
 
-A test suite that passes with a window off by one proves nothing. Each mutation in mutations.txt is one edit of the
-patched sources, made in a copy of the tree, built incrementally, and tested with the oracle's tests. A mutant survives
-if no test fails: then a test is missing, or the edit has no visible effect and does not belong in the list.
+A good test suite must fail if, for example, a window is off by one. Each mutation in mutations.txt is one edit of the
+patched sources. The edit is made in a copy of the tree, built incrementally, and tested with the oracle's tests. A
+mutant survives if no test fails. In this case a test is missing, or the edit has no visible effect and should be
+removed from the list.
 
-Maintainers of the oracle's tests in tests/patches/ run this; `make test` only checks that the list fits the sources
-(tests/scripts/test_mutate.py). The kernels for CUDA and Metal have mutations of their own, which `make test` runs.
+Run this script after changing the oracle's tests in tests/patches/; `make test` only checks that every mutation applies
+to the sources (tests/scripts/test_mutate.py). The CUDA and Metal kernels have separate mutations, which `make test`
+runs.
 
     scripts/mutate.py                       # all; about two minutes each
     scripts/mutate.py --only sinks --list
@@ -39,7 +41,7 @@ TIMEOUT_SECONDS = 1800
 
 @dataclass(frozen=True)
 class Mutation:
-    """In `file` of the tree, `old` (which occurs exactly once) becomes `new`."""
+    """An edit that replaces `old`, which must occur exactly once in `file`, by `new`."""
 
     name: str
     file: str
@@ -48,7 +50,7 @@ class Mutation:
 
 
 def read_mutations(path: Path = ROOT / "scripts" / "mutations.txt") -> list[Mutation]:
-    """The mutations of a file like scripts/mutations.txt; ValueError with the line number if one is incomplete."""
+    """Read a file like scripts/mutations.txt; raises ValueError with the line number of an incomplete mutation."""
     found, part = [], []
     for number, line in enumerate([*path.read_text(encoding="utf-8").splitlines(), ""], start=1):
         if line.startswith("#"):
@@ -66,7 +68,7 @@ def read_mutations(path: Path = ROOT / "scripts" / "mutations.txt") -> list[Muta
 
 
 def stale(tree: Path, mutations: Sequence[Mutation]) -> list[str]:
-    """One line per mutation that does not fit the tree; [] if all do."""
+    """One line per mutation that can't be applied to the tree; [] if all can."""
     problems = []
     for mutation in mutations:
         path = tree / mutation.file
@@ -78,14 +80,14 @@ def stale(tree: Path, mutations: Sequence[Mutation]) -> list[str]:
 
 
 class Lab:
-    """A copy of the patched tree, its build, and the tests run on it."""
+    """A copy of the patched tree with its build folder; runs the tests on this build."""
 
     def __init__(self, folder: Path, jobs: int, cases: int):
         self.tree, self.build, self.cases, self.jobs = folder / "llama.cpp", folder / "build", cases, jobs
         self.library, self.models = folder / "lib", folder / "models"
 
     def prepare(self) -> None:
-        """Update the copy of the tree and configure."""
+        """Update the copy of the tree and configure the build."""
         shutil.rmtree(self.models, ignore_errors=True)
         self.models.mkdir(parents=True)
         mirror({name: path.read_bytes() for name, path in walk(TREE).items()}, self.tree)
@@ -103,7 +105,7 @@ class Lab:
         run_logged(" ".join(command[:2]), self.models.parent / "build.log", command, env=environment)
 
     def test(self) -> tuple[str, str]:
-        """("passed" or "failed", the first test that failed); RuntimeError if the tests could not run."""
+        """Returns ("passed" or "failed", first failed test); raises RuntimeError if the tests could not run."""
         environment = os.environ | {
             "SWAA_EDGE_LIB_PATH": str(self.library),
             "SWAA_GRID_CASES": str(self.cases),
@@ -117,12 +119,12 @@ class Lab:
             return "failed", f"not finished within {TIMEOUT_SECONDS} s"
         failures = [line.split()[1] for line in output.splitlines() if line.startswith(("FAILED ", "ERROR "))]
         if code not in (0, 1) or (code == 1 and not failures):
-            raise RuntimeError(f"pytest ended with code {code}, no test is named:\n{output[-2000:]}")
+            raise RuntimeError(f"pytest exited with code {code} and named no failed test:\n{output[-2000:]}")
         return ("failed", failures[0]) if code else ("passed", "")
 
 
 def try_mutation(lab: Lab, mutation: Mutation) -> dict:
-    """Edit, build, test, undo. Returns name, outcome (killed, survived or not built), by (the failed test), seconds."""
+    """Test one mutation. Returns name, outcome (killed, survived or not built), by (the failed test), seconds."""
     path, start = lab.tree / mutation.file, time.monotonic()
     original = path.read_text(encoding="utf-8")
     try:
@@ -138,14 +140,14 @@ def try_mutation(lab: Lab, mutation: Mutation) -> dict:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 0 if every mutant was killed, 1 if one survived or could not be tried, 2 for a wrong call."""
+    """Returns 0 if every mutant was killed, 1 if one survived or could not be tested, 2 for wrong arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", metavar="TEXT", default="", help="only mutations with TEXT in their name")
+    parser.add_argument("--only", metavar="TEXT", default="", help="try only mutations with TEXT in their name")
     parser.add_argument("--list", action="store_true", help="only print the mutations and check that they fit the tree")
     parser.add_argument("--cases", type=int, default=80, help="grid cases per mutant (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="parallel compilers (default: all cores)")
-    parser.add_argument("--work", type=Path, default=ROOT / "build" / "mutants", help="build folder (kept)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the outcomes there")
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "mutants", help="build folder, kept afterwards")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the outcomes to this file")
     options = parser.parse_args(arguments)
 
     chosen = [mutation for mutation in read_mutations() if options.only in mutation.name]

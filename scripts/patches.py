@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Fetch the pinned llama.cpp, apply our patch series to it, write edits back to the series, and verify it.
 
-Our C/C++ is in whole files (patches/src/); patches hold call sites only. The commands keep both in step with the tree
-that is built. Standard library only, since CMake runs it before anything is installed; refresh and check need git.
-How to work with it: patches/README.md.
+Our C/C++ code is in whole files (patches/src/); the patches contain only call sites. The commands keep both consistent
+with the source tree that is built. The script uses only the standard library, since CMake runs it before anything is
+installed; refresh and check also need git. patches/README.md explains the workflow.
 
     scripts/patches.py apply      # fetches what is missing, makes or updates vendor/llama.cpp-patched
 """
@@ -45,22 +45,22 @@ def make_parser() -> argparse.ArgumentParser:
     either.add_argument("--keep", action="store_true", help="leave locally edited files as they are")
 
     add = commands.add_parser("refresh", help="write edits of the tree back to the series", description=REFRESH)
-    add.add_argument("paths", nargs="*", metavar="PATH", help="only these edits: file, folder or FILE:FIRST-LAST")
+    add.add_argument("paths", nargs="*", metavar="PATH", help="only edits in this file, folder or FILE:FIRST-LAST")
     either = add.add_mutually_exclusive_group()
     either.add_argument("--into", metavar="NAME", help="put the edits of upstream files into this patch")
     either.add_argument("--new", metavar="NAME", help="put the edits into a new patch, like 0007-what-it-is.patch")
-    either.add_argument("--drop", metavar="NAME", help="instead, remove this patch and re-export the later ones")
-    either.add_argument("--onto", metavar="VERSION", help="instead, carry the series to another release")
+    either.add_argument("--drop", metavar="NAME", help="only remove this patch and re-export the later ones")
+    either.add_argument("--onto", metavar="VERSION", help="only move the series to this upstream release")
     for field in ("subject", "why", "goes-away-when"):
         add.add_argument(f"--{field}", default="", metavar="TEXT", help="header of the --new patch")
 
     add = commands.add_parser("check", help="verify the series", description=CHECK)
-    add.add_argument("--against", metavar="VERSION", help="instead, report which patches apply to this release")
+    add.add_argument("--against", metavar="VERSION", help="only report which patches apply to this release")
     return parser
 
 
 def run(args: argparse.Namespace, ws: Workspace) -> tuple[str, int]:
-    """Run a command; returns the text to print and the number of patches that failed."""
+    """Run the command in `args`; returns the text to print and the number of patches that failed."""
     if args.command == "fetch":
         return fetch(ws), 0
     if args.command == "apply":

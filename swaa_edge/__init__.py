@@ -1,4 +1,4 @@
-"""swaa-edge: long prompts fast on laptops, by sliding-window attention adaptation without pretraining.
+"""swaa-edge makes long prompts fast on laptops by sliding-window attention adaptation, without pretraining.
 
 from swaa_edge import SwaaConfig, SwaaLlama
 llm = SwaaLlama("model.gguf", swaa=SwaaConfig.from_recipe("balanced"), n_ctx=32768)

@@ -1,6 +1,6 @@
 """SWAA settings: which layers slide, how far they see, and which decode with full attention.
 
-Every tool and the engine take one frozen, hashable value, which is validated when it is made.
+Every tool and the engine take the settings as one frozen, hashable object, which is validated when it is created.
 
     SwaaConfig(window_size=2048, sink_count=64, fa_layers="1::2", fa_decode=True).sliding_layers(28)
 """
@@ -33,19 +33,19 @@ _PAPER_SPELLING = {
 
 @dataclasses.dataclass(frozen=True)
 class SwaaConfig:
-    """The settings of Sliding Window Attention Adaptation: immutable, hashable, validated when made.
+    """The settings of Sliding Window Attention Adaptation: immutable, hashable, validated when created.
 
     window_size: W, the window in tokens, including the current one; 1 to 2**31 - 1.
     sink_count: S, the number of first tokens that stay visible in every sliding layer; 0 to 2**31 - 1.
     fa_layers: the layers that keep full attention (FA): a list of layer indices from 0, a slice
         "start:stop:step" over the layers with Python's rules (negative numbers count from the end),
-        "none" or "all". Lists take no negative index. Stored as text or as a sorted tuple.
-    fa_decode: whether sliding layers decode with full attention: a bool, or the layers that do (in any
-        spelling of `fa_layers`; FA layers in it have no effect). Stored as a bool, text or tuple.
-    tail_count: T, the number of tokens at the end of a prompt that attend like decode tokens, so that the question
-        sees the whole document; 0 to 2**31 - 1. It has no effect in layers without `fa_decode`.
-    recipe, adapter: labels, ignored by comparisons: the name of the preset or "custom", and the fine-tune
-        in the weights, if any.
+        "none" or "all". A list can't hold negative indices. The value is stored as text or as a sorted tuple.
+    fa_decode: whether sliding layers decode with full attention: a bool, or the layers that do, in any form that
+        `fa_layers` takes (FA layers in it have no effect). The value is stored as a bool, text or tuple.
+    tail_count: T, the number of tokens at the end of a prompt that attend like decode tokens, so that a question at the
+        end sees the whole document; 0 to 2**31 - 1. The tail has no effect in layers without FA decode.
+    recipe: name of the preset, or "custom". adapter: name of the fine-tune in the weights, if any. Comparisons ignore
+        both.
 
     Raises `ConfigError` naming the setting, its value and the limit.
     """
@@ -72,11 +72,12 @@ class SwaaConfig:
 
     @property
     def reach(self) -> int:
-        """W + S: the longest prompt, in tokens, that every layer sees completely."""
+        """Window and sinks together: the length in tokens of the longest prompt that every layer sees completely."""
         return self.window_size + self.sink_count
 
     def sliding_layers(self, n_layers: int) -> list[bool]:
-        """One bool per layer of a model of `n_layers` layers: True where it slides, False where it is FA.
+        """One bool per layer of a model with `n_layers` layers, true for sliding layers and false for full-attention
+        layers.
 
         Raises `ConfigError` if `fa_layers` names a layer that the model doesn't have.
         """
@@ -84,7 +85,7 @@ class SwaaConfig:
         return [layer not in full for layer in range(n_layers)]
 
     def fa_decode_layers(self, n_layers: int) -> list[bool]:
-        """One bool per layer: True where the layer slides in prefill and decodes with full attention.
+        """One bool per layer, true for layers that slide in prefill and decode with full attention.
 
         Raises `ConfigError` if `fa_layers` or `fa_decode` names a layer that the model doesn't have.
         """
@@ -113,8 +114,9 @@ class SwaaConfig:
     ) -> SwaaConfig:
         """Settings from one bool per layer, the form of GGUF files and of the engine.
 
-        sliding: whether the layer slides. fa_decode: whether a sliding layer decodes with FA; ignored for FA layers.
-        The result lists layers by index, and its `fa_decode` is a bool where all sliding layers agree.
+        sliding: whether each layer slides. fa_decode: whether each sliding layer decodes with full attention (FA);
+            ignored for FA layers. The result lists layers by index. Its `fa_decode` is a bool if all sliding layers
+            have the same value.
         """
         decode = tuple(layer for layer, slides in enumerate(sliding) if slides and fa_decode[layer])
         return cls(
@@ -129,7 +131,7 @@ class SwaaConfig:
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> SwaaConfig:
-        """Settings from a mapping in our spelling (the fields), the paper's, or a consistent mix of both.
+        """Settings from a mapping whose keys are our field names, the SWAA paper's names, or a consistent mix of both.
 
         The paper's keys are sliding_window_size, keep_first, force_fa_decode and non_sliding_layers. Only the window
         size is required. Raises `ConfigError`.
@@ -147,7 +149,7 @@ class SwaaConfig:
             if name in chosen and _normal(name, chosen[name][1]) != _normal(name, value):
                 first, other = chosen[name]
                 raise ConfigError(
-                    f"{first} = {shown(other)} contradicts {key} = {shown(value)}: they are one setting; give one"
+                    f"{first} = {shown(other)} contradicts {key} = {shown(value)}: they are the same setting; give one"
                 )
             chosen.setdefault(name, (key, value))
         if "window_size" not in chosen:
@@ -156,7 +158,8 @@ class SwaaConfig:
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> SwaaConfig:
-        """Settings from a JSON file with one object, spelled as for `from_dict`. Raises `ConfigError`."""
+        """Settings from a JSON file that holds one object, with the keys that `from_dict` takes. Raises
+        `ConfigError`."""
         try:
             with open(path, encoding="utf-8") as file:
                 return cls.from_dict(json.load(file, object_pairs_hook=_without_duplicates))
@@ -239,12 +242,14 @@ TAIL = 128
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """A preset and its published figures (Qwen3-4B, arXiv 2512.10411), which are printed but never computed with.
+    """A preset and its published figures (Qwen3-4B, arXiv 2512.10411), which are only printed, not used in any
+    computation.
 
     The figures were published for the same settings without a tail.
 
-    accuracy, accuracy_lora: LongMemEval at 24k in percent, thinking/instruct, without and with the authors' LoRA.
-    seconds: time for a prompt of 128k tokens and 512 generated ones.
+    accuracy, accuracy_lora: accuracy on LongMemEval with 24k tokens, in percent, of the thinking/instruct model,
+        without and with the authors' LoRA.
+    seconds: time for a prompt of 128k tokens and 512 generated tokens.
     """
 
     config: SwaaConfig

@@ -1,10 +1,10 @@
-"""What SWAA costs and gains, in a minute, on a small model that ships with the package.
+"""Measure in a minute what SWAA costs and gains, on a small model that ships with the package.
 
 The model (swaa_edge/models/README.md) was trained from scratch with full attention to find facts anywhere in 2,048
-tokens. The demo asks it questions on prompts of its whole context under full attention, a bare sliding window, each
-recipe, `fast` without its tail, and with the layers in full attention that `calibrate` chooses. So short a prompt says
-little about speed, so the demo also times a long prompt in a few layers of a real model's shape, with random weights.
-It measures accuracy and speed on this machine, and downloads nothing.
+tokens. The demo asks this model the same questions under full attention, a bare sliding window, each recipe, the recipe
+`fast` without its tail, and the layers that `calibrate` chooses. The prompts fill the model's whole context. Prompts of
+2,048 tokens show little of the speed, so the demo also times a long prompt in a few layers of a real model's shape with
+random weights. The demo measures accuracy and speed on this machine, and downloads nothing.
 
     print(demo())
 """
@@ -87,13 +87,13 @@ def demo(
     """Ask the demo model `samples` questions per task under each of `configurations`, and compare the results.
 
     The facts to retrieve lie outside the window of a prompt's last token. The result also has the times of a long
-    prompt. plot_file: picture of accuracy over speed; an existing file is replaced. threads: None for all cores.
-    on_progress: as for `evaluate.compare`.
+    prompt. plot_file: path for a plot of accuracy over speed; an existing file is replaced. threads: number of CPU
+    threads (default: all cores). on_progress: as for `evaluate.compare`.
 
-    Raises `ModelFileError` if the model is missing, `ConfigError` for a plot without matplotlib.
+    Raises `ModelFileError` if the model is missing, and `ConfigError` for a plot_file if matplotlib is missing.
     """
     if not MODEL.is_file():
-        raise ModelFileError(f"{MODEL} is missing; reinstall swaa-edge, or train it with scripts/demo/train.py")
+        raise ModelFileError(f"{MODEL} is missing; reinstall swaa-edge, or train the model with scripts/demo/train.py")
     engine = EngineSettings(n_threads=threads or os.cpu_count() or 1, n_gpu_layers=0)
     comparison = compare(
         MODEL,

@@ -22,8 +22,8 @@ CONTEXTS = {"8k": 8192, "32k": 32768, "128k": 131072}
 def describe(model: str | os.PathLike[str]) -> dict[str, Any]:
     """Describe `model` in plain JSON values, from its metadata alone; sizes are in bytes.
 
-    "swaa" is None without SWAA keys; "layers" has the kind of each layer (`kvsize.KINDS`); "kv_memory" has a row per
-    context size. Raises `ModelFileError`.
+    In the result, "swaa" is None for a file without SWAA keys, "layers" lists the kind of each layer (one of
+    `kvsize.KINDS`), and "kv_memory" has a row for each context size. Raises `ModelFileError`.
     """
     model = read_model(model)
     swaa = model.swaa()
@@ -53,7 +53,7 @@ def describe(model: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _kv_memory(model: ModelFile, swaa: SwaaConfig | None, n_ctx: int) -> dict[str, Any]:
-    """Bytes by cache type: per kind of layer, in total, and in total without rings; None if the type doesn't fit."""
+    """KV cache bytes by cache type (per kind of layer, in total, in total without rings), or None if unusable."""
     memory: dict[str, Any] = {"context": n_ctx, "ring_cells": kv_size(model, swaa, n_ctx=n_ctx).ring_cells}
     for kind in CACHE_TYPES:
         try:

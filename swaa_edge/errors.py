@@ -13,7 +13,7 @@ class SwaaError(Exception):
 
 
 class ConfigError(SwaaError, ValueError):
-    """A setting is out of range, of the wrong type, or contradicts another."""
+    """A setting is out of range, of the wrong type, or contradicts another setting."""
 
 
 class ModelFileError(SwaaError, ValueError):
@@ -33,7 +33,8 @@ class OutputError(SwaaError, OSError):
 
 
 class NativeLibraryError(SwaaError, RuntimeError):
-    """The patched llama.cpp library is missing, has the wrong version, or another one is already loaded."""
+    """The patched llama.cpp library is missing, has the wrong version, or another llama.cpp library is already
+    loaded."""
 
 
 class GenerationError(SwaaError, RuntimeError):
@@ -41,7 +42,8 @@ class GenerationError(SwaaError, RuntimeError):
 
 
 class GenerationCancelled(GenerationError):
-    """An evaluation was stopped on request. Tokens evaluated before stay valid, and the model stays usable."""
+    """An evaluation was stopped on request. The tokens that were already evaluated stay valid, and the model stays
+    usable."""
 
 
 class TrainingError(SwaaError, RuntimeError):
@@ -51,7 +53,7 @@ class TrainingError(SwaaError, RuntimeError):
 class StateError(SwaaError, KeyError):
     """A saved state can't be used: it belongs to another model or other settings, is too long, or is damaged.
 
-    It is a `KeyError` because llama_cpp treats that as a cache miss.
+    `StateError` derives from `KeyError` because llama_cpp treats a `KeyError` as a cache miss.
     """
 
     __str__ = Exception.__str__  # KeyError's own puts the message in quotes

@@ -1,21 +1,24 @@
-"""SWAA in transformers, through its own attention interface: for training, and for trying a recipe on a model.
+"""SWAA in transformers, through transformers' attention interface, for training and for trying a recipe on a model.
 
-Importing this module registers the attention "swaa". A forward pass has the mask of the engine's prefill and decode.
+Importing this module registers the attention "swaa". A forward pass then uses the same mask as the engine's prefill and
+decode.
 
     model = AutoModelForCausalLM.from_pretrained("Qwen3-4B")
     hf.apply(model, SwaaConfig.from_recipe("quality"))
     model(input_ids, attention_mask=mask, labels=labels, decode_mask=hf.decode_mask([812, 640], mask))
     model.generate(input_ids, attention_mask=mask)
 
-Queries of prompt tokens slide; under FA decode, those of generated tokens see every earlier token. `decode_mask`, bool
-[batch, tokens], marks the generated tokens; it works with every model whose forward passes keyword arguments on to its
-attention. Without it, the rule is the engine's: one token after a KV cache is decode, all others are prefill. So
-`decode_mask` is needed to train under FA decode, and to verify several drafted tokens in one pass.
+Prompt tokens see a sliding window. Under FA decode, generated tokens see every earlier token. `decode_mask`, bool
+[batch, tokens], marks the generated tokens. `decode_mask` works with every model whose `forward` passes keyword
+arguments on to its attention. Without `decode_mask`, the engine's rule applies: a single token after a KV cache is
+decode, and all other tokens are prefill. `decode_mask` is therefore needed to train under FA decode, and to verify
+several drafted tokens in one pass.
 
 On a GPU, attention runs on torch's flex attention with a block mask, whose memory does not grow with the square of
 the length. Elsewhere it runs on torch's scaled dot-product attention with a bool mask [batch, 1, queries, keys] for
-each kind of layer in the model, up to three: 1 byte per pair, and 4 more per pair while a layer is computed. Both
-support padding on either side and packed sequences (`position_ids` that restart, without attention_mask).
+each of up to three kinds of layers. The mask takes 1 byte per pair of query and key, and a layer takes 4 more bytes per
+pair while it is computed. Both attentions support padding on either side and packed sequences (`position_ids` that
+restart, without attention_mask).
 """
 
 from __future__ import annotations
@@ -40,10 +43,10 @@ ATTENTION: dict[str, bool | None] = {"swaa": None, "swaa_sdpa": False, "swaa_fle
 
 
 def apply(model: PreTrainedModel, config: SwaaConfig | None, *, attention: str = "swaa") -> None:
-    """Switch the attention of `model` to `config`; None restores transformers' own full attention.
+    """Switch the attention of `model` to `config`, or with None back to transformers' own full attention.
 
-    The settings are stored in `model.config.swaa`: `save_pretrained` keeps them, and a model saved with them can be
-    loaded with attn_implementation="swaa". attention: one of `ATTENTION`.
+    The settings are stored in `model.config.swaa`, so `save_pretrained` saves them, and the saved model can be loaded
+    with attn_implementation="swaa". attention: one of `ATTENTION`.
 
     Raises `UnsupportedModelError` for a model that has sliding windows of its own or doesn't use the attention
     interface, `ConfigError` if the settings name a layer that the model doesn't have.
@@ -64,17 +67,17 @@ def apply(model: PreTrainedModel, config: SwaaConfig | None, *, attention: str =
 
 
 def applied(model: PreTrainedModel) -> SwaaConfig | None:
-    """The settings of the attention of `model`; None for full attention."""
+    """The settings that `model` runs under, or None for full attention."""
     text = model.config.get_text_config()
     held = getattr(text, "swaa", None)
     return SwaaConfig.from_dict(held) if held and text._attn_implementation in ATTENTION else None
 
 
 def load_adapter(model: PreTrainedModel, folder: str | os.PathLike[str]) -> Any:
-    """Load the LoRA adapter in `folder` and apply the recipe of its training; returns a PeftModel.
+    """Load the LoRA adapter in `folder` and apply the recipe that it was trained under; returns a PeftModel.
 
-    An adapter without a recipe leaves the attention unchanged. Raises `ConfigError` if another recipe is applied to
-    `model`, `UnsupportedModelError` if its layer count differs, `ModelFileError` if the folder is damaged.
+    An adapter without a recipe leaves the attention unchanged. Raises `ConfigError` if `model` runs under another
+    recipe, `UnsupportedModelError` if its layer count differs, `ModelFileError` if the folder is damaged.
     """
     import peft
 
@@ -82,8 +85,8 @@ def load_adapter(model: PreTrainedModel, folder: str | os.PathLike[str]) -> Any:
     if training is not None:
         if training.base.n_layers != count:
             raise UnsupportedModelError(
-                f"{os.fspath(folder)} is for {training.base.name} with {training.base.n_layers} layers; the model has "
-                f"{count}"
+                f"{os.fspath(folder)} is for {training.base.name} with {training.base.n_layers} layers, but the model "
+                f"has {count}"
             )
         current = applied(model)
         if current is None:
@@ -96,8 +99,8 @@ def load_adapter(model: PreTrainedModel, folder: str | os.PathLike[str]) -> Any:
 def decode_mask(prompt_lengths: Sequence[int], attention_mask: torch.Tensor) -> torch.Tensor:
     """Mark the generated tokens of a batch, in which each sequence is one prompt followed by one answer.
 
-    prompt_lengths: tokens of each prompt, without padding. attention_mask: [batch, tokens], 0 at padding on either
-    side. Returns bool [batch, tokens]. Raises `ConfigError` for a length that exceeds its sequence.
+    prompt_lengths: number of tokens of each prompt, without padding. attention_mask: [batch, tokens], 0 at padding on
+    either side. Returns bool [batch, tokens]. Raises `ConfigError` for a length that exceeds its sequence.
     """
     real = attention_mask.bool()
     lengths = torch.as_tensor(prompt_lengths, device=real.device)
@@ -114,9 +117,9 @@ def decode_mask(prompt_lengths: Sequence[int], attention_mask: torch.Tensor) -> 
 
 @dataclasses.dataclass(eq=False)
 class _BatchMask:
-    """Everything needed to build the masks of one forward pass; transformers passes it to each layer as its mask.
+    """All data for the masks of one forward pass; transformers passes this object to each layer as the layer's mask.
 
-    The first layer of each kind builds the mask that all layers of that kind share.
+    The first layer of each kind builds the mask, and all layers of that kind share it.
     """
 
     swaa: SwaaConfig
@@ -134,7 +137,7 @@ class _BatchMask:
     ndim = 4
 
     def to(self, *args: Any, **kwargs: Any) -> _BatchMask:
-        """Return itself: in a model spread over several devices, each layer moves its mask when it uses it."""
+        """Return this object; in a model spread over several devices, each layer moves its own mask when it uses it."""
         return self
 
     def of_layer(self, layer: int, decode: torch.Tensor | None, positions: torch.Tensor | None) -> Any:
@@ -154,7 +157,8 @@ class _BatchMask:
         return self.masks[kind]
 
     def _window(self, decode: torch.Tensor | None, positions: torch.Tensor | None) -> Callable[..., torch.Tensor]:
-        """The rule of a sliding layer as a mask function of transformers, whose indices include cached tokens."""
+        """The rule of a sliding layer as a mask function for transformers; the function's indices include cached
+        tokens."""
         window, sinks, offset = self.swaa.window_size, self.swaa.sink_count, self.arguments["q_offset"]
         start = self._start(positions)
 
@@ -167,7 +171,7 @@ class _BatchMask:
         return visible
 
     def _start(self, positions: torch.Tensor | None) -> torch.Tensor:
-        """Key index of the first token of each query's sequence, [batch, queries]."""
+        """The key index of the first token of each query's sequence, as a tensor [batch, queries]."""
         shape = (self.arguments["batch_size"], self.arguments["q_length"])
         index = torch.arange(shape[1], device=self.arguments["device"]) + self.arguments["q_offset"]
         if self.first is not None:
@@ -189,9 +193,10 @@ def swaa_mask(
     config: Any = None,
     **_: Any,
 ) -> Any:
-    """Mask function of transformers for `ATTENTION`; `swaa_attention` builds the actual masks per layer.
+    """The mask function that transformers calls for `ATTENTION`; `swaa_attention` builds the actual masks per layer.
 
-    attention_mask: [batch, tokens], 0 at padding, or None. q_offset: tokens in the KV cache. Returns a `_BatchMask`.
+    attention_mask: [batch, tokens], 0 at padding, or None. q_offset: number of tokens in the KV cache. Returns a
+        `_BatchMask`.
     """
     if isinstance(attention_mask, _BatchMask):
         return attention_mask
@@ -227,12 +232,13 @@ def swaa_attention(
     position_ids: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Attention function of transformers for `ATTENTION`: torch's attention under the mask of the module's layer.
+    """The attention function that transformers calls for `ATTENTION`: torch's attention under the mask of its layer.
 
     query: [batch, heads, queries, head_dim]. key, value: [batch, kv_heads, keys, head_dim]. decode_mask: bool
     [batch, queries]. Returns the output, [batch, queries, heads, head_dim], and None for the attention weights.
 
-    Raises `ConfigError` if the caller's own mask, or a missing `decode_mask`, would silently give a wrong result.
+    Raises `ConfigError` if the caller gave its own mask, or no `decode_mask` where the result would be wrong without
+    it.
     """
     if not isinstance(attention_mask, _BatchMask):
         raise ConfigError("SWAA builds its own masks; give attention_mask as [batch, tokens], 0 at padding, or None")

@@ -1,7 +1,7 @@
-"""The size of a context's KV cache by kind of layer, computed before the context exists; equal to the allocation.
+"""The size of a context's KV cache by kind of layer, computed exactly before the context exists.
 
-Layers with full attention, in prefill or decode, keep K and V of the whole context. The other sliding layers keep
-a ring of the cells that their window and sinks need.
+Layers with full attention, in prefill or decode, keep K and V of the whole context. The other sliding layers keep a
+ring buffer with only the cells that their window and sinks need.
 
     size = kv_size(read_model("model.gguf"), SwaaConfig(2048, 64), n_ctx=32768); print(size.total, size.ring_cells)
 """
@@ -44,7 +44,7 @@ class KVSize:
 
 
 def layer_kinds(swaa: SwaaConfig | None, n_layers: int) -> list[str]:
-    """One of `KINDS` for each layer; `swaa` is None for full attention."""
+    """The kind of each layer, one of `KINDS`; `swaa` is None for full attention."""
     if swaa is None:
         return [FA] * n_layers
     return [
@@ -67,11 +67,11 @@ def kv_size(
     swa_full: bool = False,
     flash_attn: bool = True,
 ) -> KVSize:
-    """The K and V that a context of llama.cpp with these parameters allocates for `model` under `swaa`.
+    """The size of K and V that a llama.cpp context with these parameters allocates for `model` under `swaa`.
 
-    Sizes are in tokens. n_ctx: 0 for the model's own context length. n_batch: None for n_ubatch. type_k, type_v: name
-    or number of a ggml type. swa_full: no rings. Raises `ConfigError` for a type that doesn't exist or doesn't fit
-    the model's heads.
+    Sizes are in tokens. n_ctx: 0 means the model's own context length. n_batch: n_ubatch by default. type_k, type_v:
+    name or number of a ggml type. swa_full: keep the whole context in every layer instead of a ring. Raises
+    `ConfigError` for a type that doesn't exist or doesn't fit the model's heads.
     """
     n_ctx = n_ctx or model.context_length
     n_ubatch = min(n_ctx, n_ubatch if n_batch is None else n_batch, n_ubatch)

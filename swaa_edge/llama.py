@@ -1,7 +1,8 @@
-"""`SwaaLlama`: llama_cpp.Llama that runs models under sliding-window attention adaptation.
+"""`SwaaLlama`: a subclass of llama_cpp.Llama that runs models under sliding-window attention adaptation.
 
-A drop-in subclass. It loads the patched library, checks its arguments before any C code sees them, marks for the
-engine which tokens are prompt and which are generated, reports the progress of the prefill, and can be cancelled.
+`SwaaLlama` is a drop-in replacement: it loads the patched library, checks its arguments before any C code sees them,
+marks for the engine which tokens are prompt and which are generated, reports the progress of the prefill, and can be
+cancelled.
 
     llm = SwaaLlama("model.gguf", n_ctx=32768, on_prefill=lambda done, total: print(done, total))
 """
@@ -40,7 +41,7 @@ _GENERATE = inspect.signature(llama_cpp.Llama.generate)
 
 
 class _Closed:
-    """Takes the place of model, context and cache; any use of it is an error that names the reason."""
+    """Replaces the model, context and cache of a closed object; any use raises an error that names the reason."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # looked up by copy, pickle and repr
@@ -49,25 +50,26 @@ class _Closed:
 
 
 class SwaaLlama(llama_cpp.Llama):
-    """llama_cpp.Llama under SWAA: all its methods and arguments, and the arguments below.
+    """llama_cpp.Llama under SWAA, with all methods and arguments of llama_cpp.Llama and the arguments below.
 
     model_path: a path or a `ModelFile`.
-    swaa: None runs the settings in the file; a SwaaConfig runs that instead; False runs full attention.
-    on_prefill(done, total): called while a prompt is evaluated, first with done = 0 and then after each
-        ubatch; both count tokens, without a reused prefix. Called in the thread that evaluates.
+    swaa: a SwaaConfig to run under, None for the settings in the model file, or False for full attention.
+    on_prefill(done, total): called while a prompt is evaluated, first with done = 0 and then after each ubatch. done
+        and total count tokens, without a reused prefix. The call is made in the evaluating thread.
     flash_attn: on by default, since SWAA is fast only with it.
-    swa_full: True keeps K and V of the whole context also in layers that need only a window, instead of a ring; then
-        every prefix can be reused. None is False under SWAA, and llama_cpp's default without it.
-    ring_snapshots: number of copies of the ring to keep; each allows one prompt to be reused after a longer response.
-    n_ctx: rounded up to a multiple of 256, as llama.cpp does.
-    lora_path: a GGUF adapter (`convert --lora DIR --adapter-only`). The recipe it was trained under, if it has one,
-        applies if neither `swaa` nor the model file holds settings; other settings are a `ConfigError`.
-        lora_scale goes to llama.cpp unchanged: a factor on what the adapter adds; 0 is the model without it.
+    swa_full: with True, layers that need only a window also keep K and V of the whole context instead of a ring, so
+        that every prefix can be reused. None means False under SWAA, and llama_cpp's default without SWAA.
+    ring_snapshots: number of copies of the ring to keep; each copy allows one prompt to be reused after a long
+        response.
+    n_ctx: context size in tokens, which is rounded up to a multiple of 256, as in llama.cpp.
+    lora_path: a GGUF adapter (`convert --lora DIR --adapter-only`). The adapter's recipe, if it has one, applies if
+        neither `swaa` nor the model file holds settings; other settings raise a `ConfigError`. lora_scale is passed to
+        llama.cpp unchanged and scales the adapter's contribution; 0 runs the model without the adapter.
 
-    Raises before any model is loaded: `ModelFileError` for a file that is missing, truncated or not a GGUF, or
-    has wrong SWAA keys; `UnsupportedModelError` for an architecture that can't slide; `ConfigError` for
-    settings that contradict each other; `NativeLibraryError` at import if the library doesn't fit.
-    `Timings` of the last generation are in `last_timings`.
+    These errors are raised before any model is loaded: `ModelFileError` for a file that is missing, truncated or not a
+    GGUF, or has wrong SWAA keys; `UnsupportedModelError` for an architecture without support for SWAA; `ConfigError`
+    for settings that contradict each other; `NativeLibraryError` (at import) if the library doesn't fit. `last_timings`
+    holds the `Timings` of the last generation.
     """
 
     def __init__(
@@ -134,49 +136,54 @@ class SwaaLlama(llama_cpp.Llama):
 
     @property
     def swaa(self) -> SwaaConfig | None:
-        """The settings in effect, as the engine reports them; None if the model runs full attention."""
+        """The settings in effect, as the engine reports them, or None if the model runs full attention."""
         return self._swaa
 
     @property
     def swaa_policy(self) -> str | None:
-        """How sliding layers are computed: "table", "copy" or "dense"; None if the model runs full attention."""
+        """How the engine computes sliding layers ("table", "copy" or "dense"), or None if the model runs full
+        attention."""
         return None if self._swaa is None else native.get_policy(self.ctx).name.lower()
 
     @property
     def kv_bytes(self) -> int:
-        """Bytes that the context has allocated for K and V; `kvsize.kv_size` predicts them."""
+        """Bytes that the context has allocated for K and V, which `kvsize.kv_size` predicts."""
         return native.kv_bytes(self.ctx)
 
     @property
     def eval_logits(self) -> deque[list[float]]:
-        """As upstream: the logits of all tokens with logits_all; else one row, which upstream leaves undefined."""
+        """The logits of all tokens with logits_all, as in llama_cpp; otherwise one row whose content is undefined."""
         rows = self._scores if self._logits_all else self._scores[-1:]
         return deque(rows.tolist(), maxlen=self._n_ctx if self._logits_all else 1)
 
     # Evaluation
 
     def eval(self, tokens: Sequence[int], decode_from: int | None = None, on_logits: OnLogits | None = None) -> None:
-        """Evaluate `tokens` after those evaluated before, as upstream, each as prompt or as generated.
+        """Evaluate `tokens` after the tokens evaluated before, as llama_cpp does: each as prompt or as generated token.
 
-        In `generate`, and all that is built on it, tokens that are fed back were generated, drafted ones too. Called
-        directly, so was the token that `sample` just returned, and a single token after others if `sample` wasn't
-        called (the caller has its own sampler). All others are a prompt: the new tokens of one turn, the last T of
-        which are its tail. A turn that is evaluated in several calls needs `decode_from`: generated tokens and the tail
-        begin at this position of the sequence. `native.NEVER` leaves out the tail.
+        In `generate` and the methods that use it, tokens that are fed back (including drafted tokens) are generated
+        tokens. If `eval` is called directly, the token that `sample` just returned is a generated token. A single token
+        after others is one too if `sample` wasn't called, because the caller may have its own sampler. All other tokens
+        are a prompt: the new tokens of one turn. The last T tokens of the prompt are its tail.
 
-        on_logits(rows): called after each ubatch with the logits of its tokens, float32 [tokens, n_vocab], without
-        the memory that logits_all takes; they are overwritten when it returns.
+        decode_from: the decode boundary, a position of the sequence, if it is not to be inferred. Generated tokens and
+            the tail lie at positions from `decode_from` on, the rest of the prompt before it. A prompt that takes
+            several calls needs it; `native.NEVER` evaluates a prompt without a tail.
 
-        To go back, as upstream, lower `n_tokens` first. A ring may refuse that; nothing is changed then.
+        on_logits(rows): called after each ubatch with the logits of its tokens, float32 [tokens, n_vocab], without the
+            memory that logits_all takes. The logits are overwritten after the call returns.
+
+        To go back, lower `n_tokens` first, as in llama_cpp. A ring may make this impossible; nothing is changed then.
 
         Raises `GenerationError` if the tokens don't fit, can't follow the first `n_tokens` or the engine fails,
-        `GenerationCancelled` after `cancel`. Tokens evaluated until then stay, and the object stays usable.
+        `GenerationCancelled` after `cancel`. The tokens evaluated before the error stay valid, and the object stays
+        usable.
         """
         self._ctx.n_ctx()  # raises if this is closed
         room = min(self._n_ctx, self.input_ids.size)
         if self.n_tokens + len(tokens) > room:
             raise GenerationError(
-                f"{len(tokens)} tokens after {self.n_tokens} don't fit the context of {room}; raise n_ctx"
+                f"{len(tokens)} tokens after {self.n_tokens} don't fit the context of {room} tokens; raise n_ctx"
             )
         if (turn := self._phases.turn) and turn.in_prompt:
             self.last_timings.reused_tokens = self.n_tokens
@@ -194,7 +201,7 @@ class SwaaLlama(llama_cpp.Llama):
     # Generation
 
     def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Generator[int, Sequence[int] | None, None]:
-        """As upstream; `last_timings` counts from here."""
+        """Generate as llama_cpp does; `last_timings` is reset."""
         if not self._completions:
             self._forget_cancel()
         self._phases.sampled = None
@@ -221,9 +228,10 @@ class SwaaLlama(llama_cpp.Llama):
             upstream.close()
 
     def sample(self, *args: Any, idx: int | None = None, **kwargs: Any) -> int:
-        """As upstream; `eval` recognizes the token when it is fed back.
+        """Sample as llama_cpp does; `eval` recognizes the token when it is fed back.
 
-        Raises `GenerationError` if there are no logits: nothing was evaluated since a load, a reset or `load_state`.
+        Raises `GenerationError` if there are no logits because nothing was evaluated since a load, a reset or
+        `load_state`.
         """
         self._phases.check_row(idx, self.n_tokens)
         token = super().sample(*args, idx=idx, **kwargs)
@@ -255,7 +263,8 @@ class SwaaLlama(llama_cpp.Llama):
     def cancel(self) -> None:
         """Stop the running evaluation or generation within one ubatch; it raises `GenerationCancelled`.
 
-        From any thread. With none running, the next direct `eval` stops; a new generation doesn't.
+        Any thread may call this. If no evaluation is running, the next direct `eval` stops, but a new generation
+        doesn't.
         """
         if not self.verbose:
             _LOG.setLevel(logging.CRITICAL)  # llama.cpp logs what it aborts
@@ -273,14 +282,14 @@ class SwaaLlama(llama_cpp.Llama):
         self._kv_cache.snapshots.clear()
 
     def shift(self, n_discard: int | None = None, n_keep: int | None = None) -> None:
-        """Make room: discard the `n_discard` tokens after the first `n_keep`, and move the rest down.
+        """Make room in the context: discard the `n_discard` tokens after the first `n_keep`, and move the rest down.
 
-        K and V stay as they were computed, so the rest still carries information from the discarded ones. n_keep: by
-        default the sinks, and at least one token; n_discard: by default half of the tokens after them. Not while
-        `generate` runs.
+        K and V stay as they were computed, so the remaining tokens still carry information from the discarded ones.
+        n_keep: by default the number of sinks, and at least 1. n_discard: by default half of the tokens after n_keep.
+        Don't call this while `generate` runs.
 
-        Raises `GenerationError` if the numbers don't fit, or the model or its ring don't allow it; nothing is
-        changed then.
+        Raises `GenerationError` if the numbers are out of range, or if the model or its ring can't make this shift;
+        nothing is changed then.
         """
         n_discard, n_keep = self._kv_cache.check_shift(self.n_tokens, n_discard, n_keep)
         if not self._kv_cache.shift(self.n_tokens, n_discard, n_keep):
@@ -295,15 +304,15 @@ class SwaaLlama(llama_cpp.Llama):
         self._requires_eval = True
 
     def save_state(self) -> Any:
-        """As upstream, but small: one copy of K and V, and logits only with logits_all.
+        """Save the state as llama_cpp does, but smaller: one copy of K and V, and logits only with logits_all.
 
-        The state can be pickled and kept in upstream's caches. It records its model, settings and adapter.
+        The state can be pickled and kept in llama_cpp's caches. The state records its model, settings and adapter.
         Raises `StateError` if the engine fails.
         """
         return states.save(self, self._facts)
 
     def load_state(self, state: Any) -> None:
-        """Continue from where `save_state` was called, here or in another object of the same model and settings.
+        """Restore a state that `save_state` saved, in this object or in another one with the same model and settings.
 
         Raises `StateError` for a state of another model, other settings or another adapter, or one that doesn't fit
         the context or is damaged; this object is then unchanged, or reset if the damage is deep inside.
@@ -314,7 +323,7 @@ class SwaaLlama(llama_cpp.Llama):
         states.load(self, state)
 
     def set_cache(self, cache: Any) -> None:
-        """As upstream. Other models and settings may share the cache: their entries are misses here."""
+        """Set the cache as in llama_cpp. Other models and settings may share it; their entries are misses here."""
         super().set_cache(None if cache is None else states.OwnStates(cache, self._facts))
 
     # Copies and the end

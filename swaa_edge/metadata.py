@@ -1,4 +1,4 @@
-"""The `swaa.*` keys of a GGUF file, version 1: how they are defined, read, validated and written.
+"""The `swaa.*` keys of a GGUF file, version 1: their definition, and how they are read, validated and written.
 
 A model carries its SWAA settings in these keys, and llama.cpp's kv_overrides can replace each of them
 at load time. Reading, writing and the document convert/METADATA.md all follow one table, `KEYS`.
@@ -31,9 +31,10 @@ _LAYERS = "array of bool"
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """One key: its GGUF type, whether every file with SWAA keys has it, its meaning and its limits.
+    """One key: its GGUF type, whether every file with SWAA keys must have it, its meaning and its limits.
 
-    least, most: range of a number. Texts are limited by `config.LABEL_LIMIT`, arrays by the layer count.
+    least, most: range of a number. The length of a text is limited by `config.LABEL_LIMIT`; an array has one element
+        per layer.
     """
 
     name: str
@@ -83,7 +84,7 @@ PADDING_KEY = "swaa.padding"
 
 @dataclasses.dataclass(frozen=True)
 class _Given:
-    """An override in the form of a key: those fields of `files.header.Field` that are used here."""
+    """An override in the form of a key, with the fields of `files.header.Field` that this module uses."""
 
     type: str
     value: Any
@@ -91,11 +92,11 @@ class _Given:
 
 
 def read_swaa(path: str | os.PathLike[str], kv_overrides: Mapping[str, Any] | None = None) -> SwaaConfig | None:
-    """The settings in effect for a GGUF file: its keys, replaced by those in `kv_overrides` (llama.cpp's form).
+    """The settings in effect for a GGUF file: its keys, replaced by the keys in `kv_overrides` (in llama.cpp's form).
 
-    Returns None for full attention: no SWAA keys at all, or `swaa.enabled` is false. `fa_layers` is a tuple
-    of layers. Raises `ModelFileError` naming key, value and limit for an error in the file (not a GGUF,
-    truncated, a wrong, missing or newer key), `ConfigError` for a wrong override.
+    Returns None for full attention, if there are no SWAA keys or `swaa.enabled` is false. The result's `fa_layers` is a
+    tuple of layers. Raises `ModelFileError`, which names the key, its value and the limit, if the file is not a GGUF,
+    is truncated, or has a wrong, missing or newer key. Raises `ConfigError` for a wrong override.
     """
     from swaa_edge.files.model import first_header  # files builds on this module
 
@@ -103,7 +104,7 @@ def read_swaa(path: str | os.PathLike[str], kv_overrides: Mapping[str, Any] | No
 
 
 def effective_config(header: Header, kv_overrides: Mapping[str, Any] | None = None) -> SwaaConfig | None:
-    """As `read_swaa`, for the header of a model's first file."""
+    """Do the same as `read_swaa`, given the header of a model's first file."""
     given: dict[str, Field | _Given] = {
         key: field for key, field in header.fields.items() if key.startswith(PREFIX) and key != PADDING_KEY
     }
@@ -129,13 +130,13 @@ def effective_config(header: Header, kv_overrides: Mapping[str, Any] | None = No
 
 
 def to_kv_overrides(config: SwaaConfig, n_layers: int) -> dict[str, bool | int | str]:
-    """`config` as kv_overrides of llama_cpp.Llama, which replace a file's keys, for a model of `n_layers` layers.
+    """Convert `config` to kv_overrides of llama_cpp.Llama for a model of `n_layers` layers; they replace a file's keys.
 
     Raises `ConfigError` for a layer that the model doesn't have, or for more than 127 layers.
     """
     if n_layers > MAX_OVERRIDE_LAYERS:
         raise ConfigError(
-            f"the model has {n_layers} layers and an override holds {MAX_OVERRIDE_LAYERS}; "
+            f"the model has {n_layers} layers, but an override holds at most {MAX_OVERRIDE_LAYERS}; "
             "write the settings into the file with: swaa-edge annotate"
         )
     overrides: dict[str, bool | int | str] = {"swaa.enabled": True}
@@ -148,10 +149,10 @@ def to_kv_overrides(config: SwaaConfig, n_layers: int) -> dict[str, bool | int |
 
 
 def pack(config: SwaaConfig, n_layers: int, padding: bytes | None = None) -> tuple[int, bytes]:
-    """The number of keys for `config`, and their bytes in a GGUF key section.
+    """Encode `config` for a GGUF key section; return the number of keys and their bytes.
 
-    padding: the original bytes between header and data, stored in a key of its own so that `annotate
-    --strip` can restore them; needed only where they aren't all zero.
+    padding: the original bytes between header and data, which an extra key stores so that `annotate --strip` can
+        restore them. The key is needed only if these bytes aren't all zero.
     """
     values = _encode(config, n_layers)
     if not config.tail_count:  # files without a tail are those of earlier releases
@@ -185,11 +186,11 @@ def _encode(config: SwaaConfig, n_layers: int) -> dict[str, Any]:
 
 
 def _checked(name: str, given: Mapping[str, Field | _Given], n_layers: int) -> Any:
-    """The value of one key, or None for an optional one that is absent. Raises `ConfigError`."""
+    """The value of one key, or None for an optional key that is absent. Raises `ConfigError`."""
     key = KEYS[name]
     if name not in given:
         if key.required:
-            raise ConfigError(f"{name} is missing although the file has other SWAA keys; add it, as {key.type}")
+            raise ConfigError(f"{name} is missing although the file has other SWAA keys; add it as {key.type}")
         return None
     value, count = given[name].value, given[name].count
     if given[name].type != key.type:
@@ -197,7 +198,7 @@ def _checked(name: str, given: Mapping[str, Field | _Given], n_layers: int) -> A
     if key.type == "uint32" and not key.least <= value <= key.most:
         if name == "swaa.version":
             raise ConfigError(
-                f"{name} = {value} is unknown; this program reads version {VERSION}, a newer one may help"
+                f"{name} = {value} is unknown; this swaa-edge reads version {VERSION}; a newer one may help"
             )
         raise ConfigError(f"{name} = {value} is out of range: {key.limits}")
     if key.type == "string" and not (value and len(value) <= LABEL_LIMIT and value.isprintable()):
@@ -206,7 +207,7 @@ def _checked(name: str, given: Mapping[str, Field | _Given], n_layers: int) -> A
         raise ConfigError(f"{name} = {value} must be {key.limits}")
     if key.type == _LAYERS:
         if count != n_layers:
-            raise ConfigError(f"{name} has {count} elements; the model has {n_layers} layers, and each needs one")
+            raise ConfigError(f"{name} has {count} elements, but the model has {n_layers} layers; give one for each")
         for layer, flag in enumerate(value):
             if not isinstance(flag, bool):
                 raise ConfigError(f"{name} has {flag} at layer {layer}; every element must be 0 or 1")
@@ -214,7 +215,8 @@ def _checked(name: str, given: Mapping[str, Field | _Given], n_layers: int) -> A
 
 
 def _given_overrides(overrides: Mapping[str, Any]) -> dict[str, _Given]:
-    """The overrides of our keys with GGUF's types: llama.cpp has int, bool, and text of 0 and 1 for arrays."""
+    """The overrides of our keys with GGUF types; llama.cpp's overrides are int, bool, or text of 0 and 1 for an
+    array."""
     given = {}
     for name, value in overrides.items():
         if not name.startswith(PREFIX):

@@ -1,18 +1,18 @@
 """Write a GGUF with the shape of a real model and random weights, to measure speed without a download.
 
 The speed of a model depends on its shapes and number formats, not on the values of its weights. A file with fewer
-layers than the model shows nearly the same ratios in less time and memory.
+layers than the real model shows nearly the same speed ratios in less time and memory.
 
     write_shape("shape.gguf", "qwen3-0.6b", layers=4, ftype="Q8_0")
     python -m swaa_edge.shapes qwen3-4b shape.gguf --type Q8_0      # the same from a shell
 
-Weights. Each matrix repeats one random block of rows, quantized once, which takes seconds instead of minutes. No value
-is zero, since some processors multiply by zero faster. The scale (std = 1 / sqrt(columns)) keeps activations in
-the range of a trained model.
+Weights. Each matrix repeats one random block of rows that is quantized once, so writing takes seconds instead of
+minutes. No weight is zero, since some processors multiply by zero faster. The scale (std = 1 / sqrt(columns)) keeps
+activations in the same range as in a trained model.
 
-Vocabulary. Every command loads the file, and so does the unpatched library. It has a byte-level BPE tokenizer of as
-many tokens as the model, one per byte of text, with a ChatML template. The other tokens are made-up words, which text
-is never split into. The output is noise.
+Vocabulary. Every command and the unpatched library can load the file. Its tokenizer is byte-level BPE with as many
+tokens as the real model's, and with a ChatML template. Each byte of text becomes one token. The other tokens are
+made-up words, which never result from tokenizing text. The output is noise.
 """
 
 from __future__ import annotations
@@ -88,9 +88,9 @@ def write_shape(
 ) -> Path:
     """Write a GGUF of the shape `name` with random weights to `path`; return that path.
 
-    layers, vocab: numbers of layers and tokens, if not the model's own. ftype: one of `TYPES`, for every matrix. The
-    same arguments give the same bytes. Raises `ConfigError` for arguments out of range, `OutputError` if `path` exists
-    (without `force`) or can't be written.
+    layers, vocab: numbers of layers and tokens, or None for those of the real model. ftype: one of `TYPES`, for every
+    matrix. The same arguments give the same bytes. Raises `ConfigError` for arguments out of range, `OutputError` if
+    `path` exists (without `force`) or can't be written.
     """
     shape = _chosen(name, layers, ftype, vocab)
     with atomic_output(path, force=force) as temporary:
@@ -105,7 +105,7 @@ def write_shape(
 
 @contextlib.contextmanager
 def temporary_shape(name: str, **options: Any) -> Iterator[Path]:
-    """Yield the path of a file that `write_shape` wrote into a temporary folder; the exit deletes it."""
+    """Yield the path of a file that `write_shape` wrote into a temporary folder, which is deleted on exit."""
     with tempfile.TemporaryDirectory(prefix="swaa-edge-bench-") as folder:
         yield write_shape(Path(folder, f"{Path(name).name}.gguf"), name, **options)
 
@@ -128,7 +128,7 @@ def _chosen(name: str, layers: int | None, ftype: str, vocab: int | None) -> Sha
 
 
 def _tensors(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Yield every tensor in file order: name, and (rows, columns), or (length,) for a norm."""
+    """Yield the name and shape of every tensor in file order; the shape is (rows, columns), or (length,) for a norm."""
     queries, keys = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
     yield "token_embd.weight", (shape.vocab, shape.width)
     for layer in range(shape.layers):
@@ -201,14 +201,14 @@ def _add_vocabulary(writer: gguf.GGUFWriter, size: int) -> None:
 
 
 def _byte_letters() -> list[str]:
-    """The printable letter that stands for each byte in GPT-2's vocabulary, by the byte's value."""
+    """The printable characters that stand for the bytes 0 to 255 in GPT-2's vocabulary, in this order."""
     printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     others = iter(range(256, 512))
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]
 
 
 def _word(number: int) -> str:
-    """A made-up word with a space before it, another one for each number: Ġaa, Ġba, ..."""
+    """A made-up word with a space before it, different for each number: Ġaa, Ġba, ..."""
     word = ""
     while len(word) < 2 or number:
         number, letter = divmod(number, 26)
@@ -235,7 +235,7 @@ def _write_tensor(file: BinaryIO, name: str, dims: tuple[int, ...], ftype: str) 
 
 
 def _block(name: str, rows: int, columns: int) -> np.ndarray:
-    """Random weights [rows, columns], the same for the same tensor name."""
+    """Random weights [rows, columns], which depend only on the tensor's name and shape."""
     import numpy as np
 
     generator = np.random.default_rng(zlib.crc32(name.encode()))

@@ -159,4 +159,7 @@ def test_errors_are_one_line(monkeypatch, tmp_path):
     result = run("--no-plot")
     assert result.exit_code == 1
     gone = tmp_path / "gone.gguf"
-    assert result.stderr == f"Error: {gone} is missing; reinstall swaa-edge, or train it with scripts/demo/train.py\n"
+    assert (
+        result.stderr
+        == f"Error: {gone} is missing; reinstall swaa-edge, or train the model with scripts/demo/train.py\n"
+    )

@@ -265,7 +265,7 @@ def test_too_many_tokens(load):
     llm.eval(PROMPT)
     with pytest.raises(GenerationError) as caught:
         llm.eval([1] * 448)
-    assert str(caught.value) == "448 tokens after 65 don't fit the context of 512; raise n_ctx"
+    assert str(caught.value) == "448 tokens after 65 don't fit the context of 512 tokens; raise n_ctx"
     # Programs recognize this case of llama_cpp's by its type and text.
     with pytest.raises(ValueError, match="exceed context window of 512"):
         llm.create_completion([1] * 600)

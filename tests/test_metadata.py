@@ -131,7 +131,7 @@ def test_the_version_is_judged_before_all_else(write):
 def test_wrong_lengths_are_seen_for_other_layer_counts_and_architectures(write):
     for arch, layers in (("qwen3", 28), ("qwen3moe", 94)):
         assert metadata.read_swaa(write(model(layers, arch=arch, extra=swaa_keys(layers)))).sink_count == 64
-        with pytest.raises(ModelFileError, match=f"has 4 elements; the model has {layers} layers"):
+        with pytest.raises(ModelFileError, match=f"has 4 elements, but the model has {layers} layers"):
             metadata.read_swaa(write(model(layers, arch=arch, extra=swaa_keys(4))))
 
 
@@ -178,7 +178,7 @@ def test_overrides_are_what_llama_cpp_takes():
         "swaa.fa_decode_layers": "00100",
     }
     assert len(metadata.to_kv_overrides(SwaaConfig(8), 127)["swaa.sliding_layers"]) == 127
-    with pytest.raises(ConfigError, match=r"128 layers and an override holds 127; .*annotate"):
+    with pytest.raises(ConfigError, match=r"128 layers, but an override holds at most 127; .*annotate"):
         metadata.to_kv_overrides(SwaaConfig(8), 128)
     with pytest.raises(ConfigError, match="fa_layers has layer 5, but the model has 5 layers"):
         metadata.to_kv_overrides(SwaaConfig(8, fa_layers=[5]), 5)

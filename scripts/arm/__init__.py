@@ -1,1 +1,1 @@
-"""The check of the CPU kernels for Arm: `check.py`, with the tools it needs and the program it builds and runs."""
+"""Checks the CPU kernels for Arm. `check.py` is the command; its parts are `tools.py` and `program.py`."""

@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""Build the CPU attention kernels for 64-bit Arm, run the op tests under qemu, and report which of their code ran.
+"""Build the CPU attention kernels for 64-bit Arm, run the op tests under qemu, and report which instructions ran.
 
-It needs no Arm machine, but Debian's g++-aarch64-linux-gnu and qemu-user, and CMake. Every case compares our kernels
-with upstream's reference. The check fails if a case fails, if no case runs, if an op goes to upstream's kernels, or if
-a vector instruction that the kernels were compiled to never runs. It builds the current patches/ in a tree of its own.
+The check needs Debian's g++-aarch64-linux-gnu and qemu-user, and CMake, but no Arm machine. Every case compares our
+kernels with upstream's reference. The check fails if a case fails, if no case runs, if upstream's kernels compute an
+op, or if a vector instruction in our kernels never runs. The check builds the current patches/ in a source tree of its
+own.
 
     scripts/arm/check.py                           # block tables, and a selection of upstream's cases
     scripts/arm/check.py --march all               # armv8-a, with fp16 and dotprod, with bf16 and i8mm
-    scripts/arm/check.py --filter 'hs=64,.*nb=1,'  # only cases of both ops whose parameters match
+    scripts/arm/check.py --filter 'hs=64,.*nb=1,'  # only cases whose parameters match
 
 Exit code 0: all checks passed; 1: a check failed; 2: a program is missing.
 """
@@ -45,14 +46,14 @@ def make_parser() -> argparse.ArgumentParser:
     cores, add = os.cpu_count() or 1, parser.add_argument
     add("--march", nargs="+", default=[tools.DEFAULT_LEVEL], metavar="ARCH", help=march)
     either = parser.add_mutually_exclusive_group()
-    either.add_argument("--filter", metavar="REGEX", help="only cases of both ops whose parameters match")
-    either.add_argument("--all", action="store_true", help="all of upstream's cases; hours under qemu")
+    either.add_argument("--filter", metavar="REGEX", help="run only cases whose parameters match")
+    either.add_argument("--all", action="store_true", help="run all of upstream's cases, which takes hours under qemu")
     add("--threads", type=int, default=2, metavar="N", help="threads per op (default: 2)")
     jobs = "compilers, then op tests, in parallel (default: one per core)"
     add("--jobs", type=int, default=cores, metavar="N", help=jobs)
     work = "folder for sources and builds (default: build/arm)"
     add("--work", type=Path, default=ROOT / "build" / "arm", metavar="DIR", help=work)
-    add("--json", type=Path, metavar="FILE", help="also write the result there")
+    add("--json", type=Path, metavar="FILE", help="also write the result to this file")
     return parser
 
 
@@ -79,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def check(given: argparse.Namespace, found: tools.Tools) -> dict[str, Any]:
-    """Build, run and judge every level; returns the whole result."""
+    """Build, run and judge every -march in `given`; returns the document of `--json`."""
     work = given.work.resolve()
     facts = commit(ROOT, "patches")
     export(ROOT, work / "tree")
@@ -119,8 +120,8 @@ def needed(path: str) -> bool:
 def export(root: Path, tree: Path) -> None:
     """Write the patched files that ggml and its op tests need to the folder `tree`.
 
-    It is a separate tree: edits made only in vendor/llama.cpp-patched are not in it, and no build waits for it. Raises
-    `CheckError` if upstream can't be fetched or a patch does not apply.
+    This tree is separate from vendor/llama.cpp-patched, so it lacks edits made only there. Raises `CheckError` if
+    upstream can't be fetched or a patch does not apply.
     """
     cache = os.environ.get("SWAA_EDGE_CACHE")
     try:
@@ -136,7 +137,7 @@ def export(root: Path, tree: Path) -> None:
 
 
 def selection(regex: str | None, everything: bool) -> dict[str, str | None]:
-    """{op: regular expression for the parameters of its cases, None for all}, the longer op first."""
+    """{op: regular expression for the parameters of its cases, None for all cases}; the slowest op is first."""
     return {BLOCKS: regex, PLAIN: regex or (None if everything else SELECTION)}
 
 
@@ -147,7 +148,7 @@ def run_op(program: Program, op: str, params: str | None, threads: int) -> dict[
 
 
 def judge(level: Mapping[str, Any], filtered: bool) -> list[str]:
-    """The failures in the result of one -march, one line each. filtered: with a filter, a kernel need not run."""
+    """One line per failure of one -march. filtered: cases were filtered, so some kernels may not have run."""
     march, wrong = level["march"], []
     if level["vector"] != "neon":
         wrong.append(f"{march}: the kernels were compiled for {level['vector'] or 'no vector'}, not neon")

@@ -1,6 +1,6 @@
 """Builds test-backend-ops for one -march, finds our kernels in it, and runs its cases under qemu.
 
-qemu logs each block of code when it first translates it. The log shows that a kernel ran, and how much of it.
+qemu logs each block of code when it first translates the block. The log shows which instructions of a kernel ran.
 
     program = Program(tools, tree, Path("build/arm/armv8-a"), "armv8-a"); program.build(jobs=2)
     program.vector()                  # "neon": the vector type the kernels were compiled for
@@ -58,7 +58,7 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Program:
-    """A build. tree: the exported sources; folder: the build folder."""
+    """A build of test-backend-ops. tree: the exported sources. folder: the build folder. march: as for g++'s -march."""
 
     tools: Tools
     tree: Path
@@ -66,9 +66,9 @@ class Program:
     march: str
 
     def build(self, jobs: int) -> None:
-        """Configure, and compile what changed.
+        """Configure, and compile changed files.
 
-        Objects that do not depend on -march are shared with the neighbouring builds. Raises `CheckError` with the
+        Object files that do not depend on -march are shared with builds for other -march. Raises `CheckError` with the
         compiler's first errors.
         """
         objects = (sys.executable, _OBJECTS, self.folder.parent / "objects", self.tree, self.folder)
@@ -92,11 +92,11 @@ class Program:
         run_logged(f"{what} for {self.march}", self.folder / f"{what}.log", [*map(str, command)])
 
     def vector(self) -> str | None:
-        """FATTN_SIMD_NAME of the kernels, from their own compile command run with the preprocessor only."""
+        """FATTN_SIMD_NAME of the kernels, obtained by running their compile command with the preprocessor only."""
         commands = json.loads((self.folder / "compile_commands.json").read_text())
         entry = next((entry for entry in commands if entry["file"].endswith("fattn/fattn-tile.cpp")), None)
         if entry is None:
-            raise CheckError("fattn-tile.cpp is not compiled")
+            raise CheckError("the build does not compile fattn-tile.cpp")
         words = shlex.split(entry["command"])
         words = words[words.index(self.tools.cxx) :]  # without the launcher
         cut = words.index("-o")
@@ -106,14 +106,14 @@ class Program:
         return found.group(1) if found else None
 
     def parts(self) -> list[Part]:
-        """The address ranges of our kernels, from the linker's map."""
+        """Address ranges of our kernels in the program, read from the linker's map."""
         parts = read_map((self.folder / "test-backend-ops.map").read_text())
         if not parts:
-            raise CheckError("our kernels are not in the program")
+            raise CheckError("test-backend-ops does not contain our kernels")
         return parts
 
     def code(self) -> Code:
-        """The instructions of our kernels, from a disassembly."""
+        """Instructions of our kernels by address, read from a disassembly."""
         parts = self.parts()
         first, end = parts[0].start, max(part.start + part.size for part in parts)
         command = [
@@ -127,10 +127,11 @@ class Program:
         return read_code(done.stdout, parts)
 
     def run_op(self, op: str, params: str | None, threads: int) -> dict[str, Any]:
-        """Run the cases of one op whose parameters match, all by default.
+        """Run the cases of `op` whose parameters match the expression `params`; None runs all cases.
 
-        Returns the fields of `gpu.operators.read_ops`, and ops, ours, reference, threads (None if the program ended
-        early), addresses (of our code that ran) and seconds. Raises `CheckError` if qemu cannot run the program.
+        Returns the fields of `gpu.operators.read_ops` and these: ops, ours, reference, threads (all None if the program
+        ended early), addresses (of our instructions that ran) and seconds. Raises `CheckError` if qemu cannot run the
+        program.
         """
         log = self.folder / f"{op}.code"
         log.unlink(missing_ok=True)
@@ -159,13 +160,13 @@ class Program:
 
 
 def read_map(text: str) -> list[Part]:
-    """The ranges of our sources in a linker's map, by address; empty and discarded ones are omitted."""
+    """Address ranges of our sources in a linker's map, sorted; empty and discarded ranges are omitted."""
     found = (Part(int(start, 16), int(size, 16), source) for start, size, source in _SECTION.findall(text))
     return sorted({part for part in found if part.size and part.start})
 
 
 def read_code(text: str, parts: list[Part]) -> Code:
-    """The instructions of the ranges in a disassembly."""
+    """Instructions of a disassembly that lie in these ranges, by address."""
     starts = [part.start for part in parts]
     code = {}
     for place, name, operands in _INSTRUCTION.findall(text):
@@ -177,7 +178,7 @@ def read_code(text: str, parts: list[Part]) -> Code:
 
 
 def count(code: Code, ran: Collection[int]) -> dict[str, dict[str, Any]]:
-    """Per source: the number of instructions, how many ran, and [present, run] of each notable one."""
+    """For each source: number of instructions, number that ran, and {notable instruction: [present, run]}."""
     found: dict[str, dict[str, Any]] = {}
     for address, (source, text) in sorted(code.items(), key=lambda item: item[1]):
         row = found.setdefault(source, {"instructions": 0, "ran": 0, "notable": {}})
@@ -192,14 +193,14 @@ def count(code: Code, ran: Collection[int]) -> dict[str, dict[str, Any]]:
 
 
 def read(op: str, output: str, errors: str, code: int) -> dict[str, Any]:
-    """Parse the output of a run; the total is 0 if a filter matches no case of this op."""
+    """Parse the output of `run_op`; the total is 0 if a filter matches no case of this op."""
     counts = _COUNTS.search(errors)
     counted = map(int, counts.groups()) if counts else [None] * 4
     return read_ops(op, output, errors, code) | dict(zip(("ops", "ours", "reference", "threads"), counted, strict=True))
 
 
 def ranges(parts: Iterable[Part]) -> str:
-    """The code ranges for qemu's log, as -dfilter takes them."""
+    """Code ranges in the syntax of qemu's option -dfilter."""
     return ",".join(f"{part.start:#x}+{part.size:#x}" for part in parts)
 
 

@@ -25,7 +25,7 @@ _VERSIONS = range(16, 9, -1)
 
 
 class MissingTools(CheckError):
-    """A program must be installed first."""
+    """A program that the check needs is not installed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,23 +41,23 @@ class Tools:
 
 
 def processor(march: str) -> str:
-    """qemu's processor for a -march."""
+    """The processor that qemu emulates for a -march."""
     return LEVELS.get(march, "max")
 
 
 def compiler(which: Callable[[str], str | None], tool: str) -> str | None:
-    """The cross `gcc` or `g++`: the one without a version, else the newest."""
+    """Path of the cross `gcc` or `g++`: the one without a version in its name, or else the newest."""
     names = [f"aarch64-linux-gnu-{tool}", *(f"aarch64-linux-gnu-{tool}-{version}" for version in _VERSIONS)]
     return next(filter(None, map(which, names)), None)
 
 
 def find(which: Callable[[str], str | None] | None = None) -> Tools:
-    """Find all tools. which: finds a program's path by its name. Raises `MissingTools`."""
+    """Find all tools; raises `MissingTools`. which: function that returns a program's path by its name."""
     which = which or functools.partial(shutil.which, path=building.search_path())
     cc, cxx, objdump = compiler(which, "gcc"), compiler(which, "g++"), which("aarch64-linux-gnu-objdump")
     qemu = which("qemu-aarch64") or which("qemu-aarch64-static")
     cmake = which("cmake")
     packages = {"g++-aarch64-linux-gnu": cc and cxx and objdump, "qemu-user": qemu, "cmake": cmake}
     if missing := [name for name, there in packages.items() if not there]:
-        raise MissingTools(f"needs the Debian package{'s' * (len(missing) > 1)} {' and '.join(missing)}")
+        raise MissingTools(f"install the Debian package{'s' * (len(missing) > 1)} {' and '.join(missing)}")
     return Tools(cc, cxx, objdump, qemu, cmake, which("ninja"))

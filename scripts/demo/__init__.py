@@ -1,1 +1,1 @@
-"""The demo model: its training data, its training, and the page of its figures (docs/results.md)."""
+"""Makes the demo model: its training data, its training, and the page of its results (docs/results.md)."""

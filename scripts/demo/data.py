@@ -1,8 +1,8 @@
-"""Training sequences of the demo model: documents with facts in prose, then questions about them and their answers.
+"""Makes training sequences of the demo model: documents with facts in prose, then questions and answers about them.
 
     tokens, weights, tags = Data(tokenizer, text, seed=1).batch(2048, 4, Mix(copy=0.03, hops=0.03, again=0.12))
 
-Facts, questions and answers come from `swaa_edge.evaluate.facts`, as in `eval`, and so do the tasks: needle, multi
+As in `eval`, `swaa_edge.evaluate.facts` makes the facts, questions and answers, for the same tasks: needle, multi
 (several needles), chain and kv. The same seed gives unrelated samples here and in `eval`.
 """
 
@@ -35,8 +35,8 @@ Piece = tuple[float, Sequence[int]]
 class Mix:
     """Probabilities of the kinds of sequences.
 
-    copy: copying only. hops: facts without prose, in which one leads to another. again: a document of another
-    kind repeats its facts, so that there is an answer to learn every few tokens.
+    copy: the sequence only repeats names and numbers. hops: it has facts that lead from one to another, without prose.
+    again: a document of any other kind repeats its facts, so that every few tokens there is an answer to learn.
     """
 
     copy: float
@@ -66,7 +66,7 @@ class Row:
 
 
 class Data:
-    """Training sequences from a seed; `rng` is the only state."""
+    """Generates training sequences from a seed; the random generator `rng` is the only state."""
 
     def __init__(self, tokenizer, text: str, seed: int) -> None:
         self.rng = random.Random(seed)
@@ -81,12 +81,12 @@ class Data:
         self._before = {self.encode(" is")[0], self.encode('{"fox": 4')[2]}
 
     def batch(self, length: int, count: int, mix: Mix) -> tuple[torch.Tensor, ...]:
-        """`count` sequences of `length` tokens: tokens, weights and tags, [count, length] each."""
+        """`count` sequences of `length` tokens, as three tensors [count, length]: tokens, weights and tags."""
         rows = [self.sequence(length, mix) for _ in range(count)]
         return tuple(torch.tensor([getattr(row, name) for row in rows]) for name in ("tokens", "weights", "tags"))
 
     def sequence(self, length: int, mix: Mix) -> Row:
-        """One sequence; most documents that repeat their facts have no questions."""
+        """One sequence of a random kind. Most documents that repeat their facts have no questions."""
         rng = self.rng
         drawn = rng.random()
         if drawn < mix.copy:
@@ -115,7 +115,7 @@ class Data:
         return row
 
     def _rounds(self, asks: Sequence[Ask], limit: int) -> Row:
-        """Questions and answers after a document: at least one, and up to `limit` tokens."""
+        """Questions and answers that follow a document: at least one question, and more within `limit` tokens."""
         rng, rounds = self.rng, Row()
         asked: set[str] = set()
         while asks:
@@ -137,7 +137,7 @@ class Data:
         return rounds
 
     def _copying(self, length: int) -> Row:
-        """Names and numbers repeatedly: in the same order, or in pairs whose order changes."""
+        """A sequence that repeats names and numbers, in the same order or in pairs whose order changes."""
         rng, row = self.rng, self._begun()
         names, numbers = sorted(self.names), sorted(self.numbers)
         chosen = rng.sample(names, min(len(names), rng.randint(3, length // 5)))
@@ -154,7 +154,7 @@ class Data:
         return row.cut(length)
 
     def _hops(self, length: int) -> Row:
-        """Codes of four tokens each, half of them names of others; then the number behind each, or the code again."""
+        """Codes, half of them names of other codes; then each name with its final number or code; four tokens each."""
         rng, row = self.rng, self._begun()
         code, number, is_ = (self.encode(text)[0] for text in (" code", " number", " is"))
         names = rng.sample(sorted(self.names), min(len(self.names), max(2, length // 8)))
@@ -172,7 +172,7 @@ class Data:
         return row.cut(length)
 
     def _document_weights(self, document: Sequence[int], kind: str) -> tuple[list[float], list[int]]:
-        """Weights and tags. A value counts where it repeats or follows from others; elsewhere it is unpredictable."""
+        """Loss weights and tags. A value has weight 1 only if earlier facts determine it; others are unpredictable."""
         weights, tags = [PROSE_WEIGHT] * len(document), [0] * len(document)
         seen: set[tuple[int, int]] = set()
         for place in range(2, len(document)):
@@ -190,17 +190,17 @@ class Data:
         return weights, tags
 
     def _amount(self, most: int) -> int:
-        """A number from 1 to `most`, uniform on a logarithmic scale."""
+        """A random number from 1 to `most`, uniform on a logarithmic scale."""
         return max(1, round(math.exp(self.rng.uniform(0, math.log(max(most, 1) + 0.5)))))
 
     def _place(self, pieces: Sequence[Sequence[int]]) -> list[Piece]:
-        """Depths for the pieces: spread over the document, or together in a part of it."""
+        """Random depths for the pieces, in the whole document or in one part of it."""
         low = self.rng.random() * 0.9 if self.rng.random() < 0.3 else 0.0
         high = 1.0 if low == 0 else min(1.0, low + self.rng.uniform(0.02, 0.5))
         return [(self.rng.uniform(low, high), piece) for piece in pieces]
 
     def _codes(self, length: int, again: bool, fraction: float) -> tuple[list[Piece], list[Ask]]:
-        """Facts of seven tokens, some of them chains, and questions about them."""
+        """Facts of seven tokens each, some of which form chains, and questions about these facts."""
         rng = self.rng
         times = rng.choice((2, 3)) if again else 1
         derive = again and rng.random() < 0.6
@@ -229,9 +229,9 @@ class Data:
         return placed, asks
 
     def _with_numbers(self, codes: dict[str, str], pieces: Sequence[Sequence[int]]) -> list[Piece]:
-        """Place the facts in the first half of a document, and the number behind each code in the second.
+        """Place the facts in the first half of a document, and the final number of each name in the second half.
 
-        So every few tokens there is a value that follows from two facts together.
+        So every few tokens, the second half has a value that follows from several facts.
         """
         rng, one = self.rng, lambda text: self.encode(f" {text}")[0]
         placed: list[Piece] = [(rng.uniform(0, 0.5), piece) for piece in pieces]
@@ -245,7 +245,7 @@ class Data:
         return placed
 
     def _chains(self, codes: dict[str, str], many: bool) -> list[list[str]]:
-        """Make some codes the names of others; returns the chains, from first name to number."""
+        """Replace some codes by names of others; returns the resulting chains, each from first name to number."""
         rng, spare, chains = self.rng, list(codes), []
         rng.shuffle(spare)
         quarter = max(1, len(codes) // 4)
@@ -260,7 +260,7 @@ class Data:
         return chains
 
     def _json(self, length: int, again: bool, fraction: float) -> tuple[list[Piece], list[Ask]]:
-        """A JSON object of five tokens per pair, twice in different orders if `again`."""
+        """A JSON object with five tokens per pair, and questions. If `again`, the document has it twice, reordered."""
         rng = self.rng
         count = max(2, min(256, int(length * fraction / 11) if again else self._amount(length // 14)))
         keys = rng.sample(facts.WORDS, count)

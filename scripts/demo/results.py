@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measure what each strategy of SWAA costs and brings on the demo model, and write docs/results.md.
+"""Measure the accuracy and speed of each strategy of SWAA on the demo model, and write docs/results.md.
 
 python scripts/demo/results.py measure     # writes docs/results/demo.json; resumes an interrupted run
 python scripts/demo/results.py write       # writes docs/results.md and its plot from it
@@ -25,7 +25,7 @@ PAGE = ROOT / "docs" / "results.md"
 
 
 def measure(samples: int, threads: int) -> None:
-    """Calibrate, fine-tune, then ask every configuration the same questions; resumes an interrupted run."""
+    """Calibrate, fine-tune, and evaluate every configuration on the same questions; resumes an interrupted run."""
     from demo import results_measure
 
     document = results_measure.measure(samples, threads)
@@ -34,7 +34,7 @@ def measure(samples: int, threads: int) -> None:
 
 
 def write() -> None:
-    """Write the page and its plot."""
+    """Write docs/results.md and its plot."""
     from swaa_edge.evaluate.plot import plot_accuracy
 
     document = json.loads(DATA.read_text(encoding="utf-8"))
@@ -43,7 +43,7 @@ def write() -> None:
 
 
 def check() -> None:
-    """Fail if the page is stale."""
+    """Fail if docs/results.md is stale."""
     if PAGE.read_text(encoding="utf-8") != page(json.loads(DATA.read_text(encoding="utf-8"))):
         sys.exit("docs/results.md is stale: python scripts/demo/results.py write")
 
@@ -51,9 +51,9 @@ def check() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="measure | write | check")
-    measuring = commands.add_parser("measure", help=measure.__doc__)
-    measuring.add_argument("--samples", type=int, default=200, metavar="N", help="per task; default %(default)s")
-    measuring.add_argument("--threads", type=int, default=os.cpu_count(), metavar="N", help="default: all cores")
+    add = commands.add_parser("measure", help=measure.__doc__).add_argument
+    add("--samples", type=int, default=200, metavar="N", help="samples per task (default: %(default)s)")
+    add("--threads", type=int, default=os.cpu_count(), metavar="N", help="CPU threads (default: all cores)")
     commands.add_parser("write", help=write.__doc__)
     commands.add_parser("check", help=check.__doc__)
     given = vars(parser.parse_args())

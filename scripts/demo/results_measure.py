@@ -1,10 +1,11 @@
-"""The measurements behind docs/results.md: calibration, fine-tuning, and the same questions for every configuration.
+"""Measures the figures of docs/results.md: calibrates, fine-tunes, and evaluates all configurations on the same
+questions.
 
     document = measure(samples=200, threads=2)      # python scripts/demo/results.py measure
 
-The steps are those of a user: `calibrate` chooses layers, `distill` asks the model under full attention, `finetune`
-trains, `convert --lora` merges and quantizes, `eval` asks. A step that is done is not repeated; the results are kept in
-build/.
+The steps are the same as a user's: `calibrate` chooses layers, `distill` collects responses under full attention,
+`finetune` trains, `convert --lora` merges and quantizes, and `eval` evaluates. Results are kept in build/, so a
+finished step is not repeated.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ SETTINGS = dataclasses.asdict(
 
 
 def configurations(chosen: Sequence[int]) -> dict[str, Configuration]:
-    """Each strategy alone, each pair, all three, every periodic quarter, and the layers that calibrate chose."""
+    """{name: configuration}: each strategy alone, each pair, all three, every fourth layer at each offset, `chosen`."""
     parts: dict[str, dict[str, Any]] = {
         "sinks": {"sink_count": SINKS},
         "FA decode": {"fa_decode": True},
@@ -80,7 +81,7 @@ def configurations(chosen: Sequence[int]) -> dict[str, Configuration]:
 
 
 def measure(samples: int, threads: int) -> dict[str, Any]:
-    """Calibrate, fine-tune, then ask every configuration `samples` questions per task; returns the document."""
+    """Calibrate, fine-tune, and evaluate every configuration on `samples` questions per task; returns the document."""
     engine, n_layers = EngineSettings(n_threads=threads, n_gpu_layers=0), read_model(MODEL).n_layers
     models: dict[str, Path] = {}  # by the label of an adapter
 
@@ -144,7 +145,7 @@ def measure(samples: int, threads: int) -> dict[str, Any]:
 
 
 def _at_once(questions: Sequence[Sample], answers: Sequence[dict[str, Any]], name: str) -> float:
-    """The fraction of direct questions whose response begins with the answer."""
+    """Fraction of the questions in the style "direct" whose response begins with the answer."""
     direct = {sample.id: sample.answers[0] for sample in questions if sample.style == "direct"}
     mine = [row for row in answers if row["config"] == name and row["sample"] in direct]
     return sum(row["reply"].strip().startswith(direct[row["sample"]]) for row in mine) / len(mine)
@@ -163,8 +164,8 @@ def _sha256(path: Path) -> str:
 class Tuning:
     """Fine-tunes the demo model for one configuration after another.
 
-    samples: of the retrieval tasks, in both styles. The model answers each document's spoken question; a correct
-    response becomes the training example for both questions.
+    samples: samples of the retrieval tasks, in the styles "direct" and "spoken". The model answers the spoken question
+    about each document; a correct response becomes the training example for both questions about the document.
     """
 
     def __init__(self, folder: Path, samples: Sequence[Sample], engine: EngineSettings) -> None:
@@ -193,7 +194,7 @@ class Tuning:
         return target
 
     def _examples(self, samples: Sequence[Sample], engine: EngineSettings) -> tuple[Path, dict[str, Any]]:
-        """The training examples, and the number of each kind."""
+        """The file of training examples, and the counts of kept and dropped responses."""
         questions, asked = _questions(samples)
         key = digest({"questions": questions, "max_tokens": ANSWER})
         source, responses, file = (self._folder / f"{kind}-{key}.jsonl" for kind in ("questions", "responses", "data"))
@@ -213,7 +214,7 @@ class Tuning:
 
 
 def _hf_directory(folder: Path) -> Path:
-    """The shipped GGUF file as a Hugging Face model directory, so that no other file is needed."""
+    """Convert the shipped GGUF file to a Hugging Face model directory, so that no other file is needed."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     if not (folder / "model.safetensors").is_file():
@@ -231,7 +232,7 @@ def _hf_directory(folder: Path) -> Path:
 
 
 def _questions(samples: Sequence[Sample]) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
-    """A record per document with its spoken question, and the questions of both styles by record id."""
+    """One record per document with its spoken question, and {record id: questions in both styles}."""
     records: list[dict[str, Any]] = []
     asked: dict[str, list[str]] = {}
     with Prompts(MODEL) as prompts, open_vocabulary(MODEL) as vocabulary:

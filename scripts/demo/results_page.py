@@ -1,4 +1,4 @@
-"""The text of docs/results.md: tables of the figures that results.py measured, and sentences made from them."""
+"""Writes the text of docs/results.md: tables and sentences with the figures that results.py measured."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def page(document: dict[str, Any]) -> str:
-    """The text of docs/results.md for a document of results.py."""
+    """The text of docs/results.md for `document`, the content of docs/results/demo.json."""
     settings, rows = document["settings"], {row["config"]: row for row in document["table"]}
     return _PAGE.format(
         table="\n".join(_table(rows, document["cells"])),
@@ -28,18 +28,18 @@ _PAGE = """\
 <!-- Written by scripts/demo/results.py from docs/results/demo.json; edit neither. -->
 
 The demo model ([swaa_edge/models](../swaa_edge/models/README.md), {layers} layers, trained with full attention over
-{context:,} tokens) answers the same {samples_per_task} questions per task under every configuration, quantized, through
-the engine. Prompts have {prompt_tokens:,} tokens, the window is {window}, and the answer is always further from the
-end of the prompt than the window reaches. Half of the questions ask for the answer alone (*direct*: its first token is
-predicted by the prefill), half for a sentence that repeats the question first (*spoken*: it is predicted by decode).
-[eval.md](eval.md) describes the tasks. Rows with LoRA are rows above with weights that were fine-tuned under the row's
-own mask (below).
+{context:,} tokens) answers the same {samples_per_task} questions per task under every configuration. The model
+is quantized and runs in the engine. Prompts have {prompt_tokens:,} tokens, the window is {window} tokens, and the
+answer is always further from the end of the prompt than the window reaches. Half of the questions ask for the answer
+alone (*direct*), whose first token is predicted by prefill. The other half ask for a sentence that repeats the
+question first (*spoken*), so that decode predicts the answer. [eval.md](eval.md) describes the tasks. Rows with LoRA
+use weights that were fine-tuned under the mask of that row, as described below.
 
 {table}
 
-Accuracy in percent; ± is half of Wilson's 95 % interval of the mean. Prefill: speed-up over full attention, median over
-the same prompts, the configurations taking turns, on {cpu} ({threads} threads). The model and its prompts are so small
-that attention is only part of the prefill time.
+Accuracies are in percent; ± is half the width of Wilson's 95% interval of the mean. The column prefill is the median
+speed-up over full attention on the same prompts, measured in turns on {cpu} ({threads} threads). The model and its
+prompts are so small that attention is only part of the prefill time.
 
 {sentences}
 
@@ -59,8 +59,8 @@ that attention is only part of the prefill time.
 python scripts/demo/results.py measure && python scripts/demo/results.py write
 ```
 
-Seeds: {seed} for the questions, {calibration_seed} for the samples of `calibrate`, {learned_seed} for the training
-examples. Model: sha256 `{sha256}...`.
+The seeds are {seed} for the questions, {calibration_seed} for the samples of `calibrate` and {learned_seed} for the
+training examples. The model has the sha256 `{sha256}...`.
 """
 
 
@@ -117,22 +117,23 @@ def _sentences(rows: dict[str, Any]) -> list[str]:
     others = [name for name in rows if name not in ("full", "naive", *alone) and not rows[name]["swaa"]["adapter"]]
     together = max(others, key=lambda name: (rows[name]["accuracy"], rows[name]["prefill_ratio"]))
     return [
-        f"- A bare window keeps {kept('naive')} of full attention's accuracy: the collapse is real.",
-        f"- The best strategy alone is {single}, which keeps {kept(single)}.",
+        f"- A bare window keeps {kept('naive')} of full attention's accuracy.",
+        f"- The best single strategy is {single}, which keeps {kept(single)}.",
         f"- The best combination here, {together}, keeps {kept(together)} with a prefill "
         f"speed-up of {rows[together]['prefill_ratio']:.2f}.",
     ]
 
 
 def _tuned(tuning: dict[str, Any], rows: dict[str, Any]) -> list[str]:
-    """The training examples, and each recipe before and after fine-tuning, with its interval."""
+    """Lines about the training examples, and a table of each recipe's accuracy before and after fine-tuning."""
     settings, data = tuning["settings"], tuning["data"]
     text = (
         f"`distill` asked the model, under full attention, a spoken question about each of {data['records']} documents "
-        f"of another seed and kept the {data['kept']} correct responses. Each is the training example for both "
-        "questions about its document: an adapter may learn to begin with a sentence even if the question asks for the "
-        "answer alone, because under FA decode only tokens after the prompt see the whole prompt. `finetune` trained "
-        f"on them under each row's mask (rank {settings['lora_rank']}, alpha {settings['lora_alpha']:g}, rsLoRA, "
+        f"of another seed and kept the {data['kept']} correct responses. Each response is the training example for "
+        "both the direct and the spoken question about its document. So an adapter may learn to begin with a sentence "
+        "even if the question asks for the answer alone, because under FA decode only tokens after the prompt see the "
+        "whole prompt. `finetune` trained on these examples under the mask of each row "
+        f"(rank {settings['lora_rank']}, alpha {settings['lora_alpha']:g}, rsLoRA, "
         f"{', '.join(settings['target_modules'])}; {settings['max_steps']} steps of "
         f"{settings['batch_size'] * settings['gradient_accumulation_steps']} prompts), and `convert --lora` merged and "
         "quantized the result."
@@ -153,12 +154,12 @@ def _tuned(tuning: dict[str, Any], rows: dict[str, Any]) -> list[str]:
     best = max((tuned_name(name) for name in tuning["outcomes"]), key=lambda name: rows[name]["accuracy"])
     apart = 100 * (rows["full"]["accuracy"] - rows[best]["accuracy"])
     side = f"{abs(apart):.1f} points {'below' if apart > 0 else 'above'}" if round(apart, 1) else "level with"
-    lines += ["", f"The best of them, {best}, is {side} full attention without LoRA."]
+    lines += ["", f"The best fine-tuned configuration, {best}, is {side} full attention without LoRA."]
     return lines
 
 
 def tuned_name(name: str) -> str:
-    """The name of a configuration's row with LoRA."""
+    """Name of the row of a configuration after fine-tuning."""
     return f"{name} + LoRA"
 
 
@@ -168,17 +169,17 @@ def _calibrated(found: dict[str, Any], rows: dict[str, Any]) -> list[str]:
     mine = rows["quarter calibrated"]
     apart = 100 * (mine["accuracy"] - quarters[rival]["accuracy"])
     if apart > 0:
-        verdict = f"beats every periodic quarter, the best of which ({rival.split()[1]}) is {apart:.1f} points behind"
+        verdict = f"beats every periodic quarter; the best of these ({rival.split()[1]}) is {apart:.1f} points behind"
     elif apart == 0:
         verdict = f"is as good as the best periodic quarter ({rival.split()[1]})"
     else:
         verdict = f"does not beat the best periodic quarter ({rival.split()[1]}), which is {-apart:.1f} points ahead"
     chosen = {name: ", ".join(map(str, row["chosen"])) for name, row in found.items()}
     text = (
-        f"`calibrate` evaluated {found['greedy']['samples']} samples of another seed. The greedy method keeps full "
-        f"attention in layers {chosen['greedy']}; the loss that one sliding layer adds (nll) selects {chosen['nll']}; "
-        f"the loss that one full-attention layer saves (keep) selects {chosen['keep']}. On the questions above, which "
-        f"`calibrate` did not see, the greedy choice {verdict}."
+        f"`calibrate` evaluated {found['greedy']['samples']} samples of another seed. The method `greedy` keeps full "
+        f"attention in layers {chosen['greedy']}, the method `nll` in layers {chosen['nll']}, and the method `keep` in "
+        f"layers {chosen['keep']}. On the questions above, which "
+        f"`calibrate` did not see, the choice of `greedy` {verdict}."
     )
     best = found["keep"]["ranking"][0]
     fraction = best["gain"] / (found["keep"]["sliding_loss"] - found["keep"]["full_loss"])
@@ -192,5 +193,5 @@ def _calibrated(found: dict[str, Any], rows: dict[str, Any]) -> list[str]:
         "|---|---|---|",
         *(f"| {layer} | {added[layer]:+.4f} | {saved[layer]:+.4f} |" for layer in sorted(added)),
         "",
-        "Losses in nats per token of the correct answer.",
+        "The losses are in nats per token of the correct answer.",
     ]

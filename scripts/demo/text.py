@@ -1,4 +1,4 @@
-"""The English that the demo model is trained on: the Jargon File (public domain) and Python's own docstrings.
+"""The English text for training the demo model: the Jargon File (public domain) and Python's own docstrings.
 
 text = training_text()
 """
@@ -17,7 +17,7 @@ JARGON = "/usr/share/doc/jargon-text/jargon.txt.gz"  # Debian's package jargon-t
 
 
 def training_text() -> str:
-    """About three million characters."""
+    """The training text, about three million characters."""
     return jargon() + "\n\n" + docstrings()
 
 

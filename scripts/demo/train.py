@@ -4,7 +4,7 @@
     python scripts/demo/train.py            # build/demo-model; resumes an interrupted run
     python scripts/demo/train.py --install  # then: quantize it into swaa_edge/models
 
-It needs torch, transformers and the text of demo/text.py, and takes about half an hour on two cores.
+Training needs torch, transformers and the text of demo/text.py, and takes about half an hour on two cores.
 """
 
 from __future__ import annotations
@@ -64,10 +64,11 @@ LOOK_BACK = (1, 2, 3, 5)
 def look_back(model: Qwen3ForCausalLM) -> None:
     """Initialize each head of the first layer to look a fixed number of tokens back.
 
-    Retrieval takes a pair of heads: one copies a nearby earlier token into each position, a later one searches for it
-    ("induction heads", arXiv 2209.11895). Neither is useful without the other, so from random weights both appear late
-    and together. Here the first is given: a constant component in every embedding, which query and key read, and a
-    query rotated back by RoPE's own angles. All of it remains trainable.
+    Retrieval needs a pair of heads ("induction heads", arXiv 2209.11895): one head copies a nearby earlier token into
+    each position, and a head in a later layer searches for the copied token. Neither head is useful without the other,
+    so with random weights both form late in the training. This function provides the first head: it adds a constant
+    component to every embedding, which query and key read, and rotates the query back by RoPE's own angles. All weights
+    remain trainable.
     """
     attention, size = model.model.layers[0].self_attn, MODEL["head_dim"]
     with torch.no_grad():
@@ -89,7 +90,7 @@ def look_back(model: Qwen3ForCausalLM) -> None:
 
 
 def lessons(step: int) -> Mix:
-    """The mix of training sequences: copying, which takes one look-up, then facts that take two, then documents."""
+    """The mix of training sequences: first copying (one look-up), then linked facts (two look-ups), then documents."""
     if step < 150:
         return Mix(1.0, 0.0, 0.0)
     if step < 300:
@@ -110,7 +111,7 @@ def rate(step: int) -> float:
 
 
 def loss_of(model, tokens, weights, tags, values):
-    """The weighted loss, the loss of prose (nats per token, for the log), and by tag: answers, correct answers."""
+    """The weighted loss, the loss on prose in nats per token, and the numbers of answers and correct answers by tag."""
     hidden = model.model(tokens[:, :-1], use_cache=False).last_hidden_state
     targets, weights, tags = tokens[:, 1:], weights[:, 1:], tags[:, 1:]
     counted = weights > 0
@@ -126,7 +127,7 @@ def loss_of(model, tokens, weights, tags, values):
 
 
 class Training:
-    """The model, its optimizers and its data, saved in a folder."""
+    """State of the training, saved in a folder: the model, its optimizers and its data."""
 
     def __init__(self, folder: Path, seed: int) -> None:
         self.folder, self.log, self.state = folder, folder / "log.jsonl", folder / "state.pt"
@@ -175,7 +176,7 @@ class Training:
         part.replace(self.state)
 
     def run(self) -> None:
-        """Run the remaining steps; logs every 25 steps, saves the state every 100."""
+        """Run the remaining steps; logs every 25 steps and saves the state every 100 steps."""
         steps = [(length, batch) for count, length, batch in CURRICULUM for _ in range(count)]
         total = torch.zeros(2, len(TAGS))
         while self.step < len(steps):

@@ -1,8 +1,8 @@
 """Checks of the CUDA kernels: `check.py` runs on a GPU, `compile_check.py` needs only a compiler.
 
-check.py: what travels (packing, trimming), how it is built (building, objects), what is checked (cases, oracle,
-operators, measuring) in which order (stages, runner), and what is reported (report). Only `oracle.prepare` needs more
-than Python and numpy: it runs where torch is.
+Modules of check.py: `packing` and `trimming` make the archive, `building` and `objects` build its libraries, `cases`,
+`oracle`, `operators` and `measuring` hold the checks, `stages` and `runner` run them in order, and `report` writes the
+report. All modules need only Python and numpy, except that `oracle.prepare` also needs torch.
 
     python3 scripts/gpu/check.py pack
 """

@@ -1,6 +1,7 @@
 """Builds the patched and the unpatched llama.cpp of an unpacked archive, with or without CUDA.
 
-Needs a C++ compiler, and nvcc for `cuda`; CMake on PATH or as a wheel in the archive; ninja or make. No network.
+A build needs a C++ compiler, nvcc for the backend `cuda`, CMake (on PATH or as a wheel in the archive), and ninja or
+make. A build does not use the network.
 
     build = Build(top, work, "cuda", "90", jobs=16, objects=work / "objects"); build.run("patched")
 """
@@ -33,10 +34,10 @@ _DRIVERS = ("usr/lib/*/libcuda.so*", "usr/lib64/libcuda.so*", "usr/local/nvidia/
 
 @dataclasses.dataclass(frozen=True)
 class Build:
-    """How both sides are built.
+    """How the patched and the unpatched library are built.
 
-    top: the unpacked archive. work: the folder for builds. arch: like "90", for `cuda`. objects: the folder of shared
-    objects. native: build for this machine's processor instead of any with AVX2.
+    top: the unpacked archive. work: folder for builds. arch: compute capability like "90", for `cuda`. objects: folder
+    of shared object files. native: build for this machine's processor instead of any processor with AVX2.
     """
 
     top: Path
@@ -48,11 +49,11 @@ class Build:
     native: bool = True
 
     def library(self, side: str) -> Path:
-        """Folder of the libraries of a side ("patched" or "baseline"), and of the patched side's test-backend-ops."""
+        """Folder with the libraries of a side ("patched" or "baseline"), and with "patched" test-backend-ops."""
         return self.work / f"build-{side}" / "bin"
 
     def run(self, side: str, seconds: float = float("inf")) -> None:
-        """Build a side, incrementally. Raises `CheckError`, or `OutOfTime` after `seconds`; the next call resumes."""
+        """Build a side incrementally. Raises `CheckError`, or `OutOfTime` after `seconds`; the next call resumes."""
         deadline = time.monotonic() + seconds
         folder = self.library(side).parent
         folder.mkdir(parents=True, exist_ok=True)
@@ -98,15 +99,15 @@ def run_logged(what: str, log: Path, command: Sequence[str], seconds: float = fl
 
 
 def card_arch() -> str:
-    """Compute capability of the first card, like "90". Raises `CheckError` if nvidia-smi lists none."""
+    """Compute capability of the first GPU, like "90". Raises `CheckError` if nvidia-smi lists no GPU."""
     found = re.match(r"(\d+)\.(\d+)", _card("compute_cap") or "")
     if not found:
-        raise CheckError("nvidia-smi lists no card; name the one to build for, like --arch 90")
+        raise CheckError("nvidia-smi lists no GPU; give its compute capability, like --arch 90")
     return "".join(found.groups())
 
 
 def card_name() -> str | None:
-    """Name, memory and driver of the first card; None without one."""
+    """Name, memory and driver of the first GPU, or None without a GPU."""
     return _card("name,memory.total,driver_version")
 
 
@@ -120,13 +121,13 @@ def _card(facts: str) -> str | None:
 
 
 def search_path() -> str:
-    """PATH, then the folder of this Python's programs, where an environment keeps cmake and ninja."""
+    """PATH and then the folder of this Python's programs, where a virtual environment has cmake and ninja."""
     return os.pathsep.join([os.environ.get("PATH", os.defpath), sysconfig.get_path("scripts")])
 
 
 @functools.cache
 def tool_path(top: Path, work: Path) -> str:
-    """PATH for cmake and ninja: this machine's, else those from the wheels in the archive."""
+    """A PATH on which cmake and ninja are found: this machine's programs, or else those in the archive's wheels."""
     path = search_path()
     for tool in ("cmake", "ninja"):
         if shutil.which(tool, path=path):
@@ -142,7 +143,7 @@ def tool_path(top: Path, work: Path) -> str:
 
 
 def library_paths() -> list[str]:
-    """Folders of CUDA's libraries, for LD_LIBRARY_PATH: the toolkit's, and those of pip packages."""
+    """Folders of CUDA's libraries for LD_LIBRARY_PATH, from the toolkit and from pip packages."""
     found = [
         path
         for name in ("libcudart.so*", "libcublas.so*")
@@ -152,9 +153,9 @@ def library_paths() -> list[str]:
 
 
 def cublas_options() -> list[str]:
-    """CMake options that locate cuBLAS in a pip package; [] where CMake finds it in the toolkit."""
+    """CMake options that locate cuBLAS in a pip package; [] if CMake finds cuBLAS in the toolkit."""
     if shutil.which("nvcc") is None:
-        raise CheckError("nvcc is not on PATH; CUDA's toolkit is needed, or --backend cpu")
+        raise CheckError("nvcc is not on PATH; install CUDA's toolkit, or use --backend cpu")
     if _in_toolkits("include/cublas_v2.h"):
         return []
     patterns = ("include/cublas_v2.h", "lib/libcublas.so.*", "lib/libcublasLt.so.*")
@@ -172,7 +173,7 @@ def cublas_options() -> list[str]:
 
 
 def driver_options() -> list[str]:
-    """CMake options that locate the driver's library, which a toolkit may lack; without one, virtual memory is off."""
+    """CMake options that locate the CUDA driver's library, or turn off virtual memory if the library is missing."""
     installed = (path for pattern in _DRIVERS for path in sorted(Path("/").glob(pattern)))
     for path in [*_in_toolkits("lib*/stubs/libcuda.so"), *installed]:
         return [f"CUDA_cuda_driver_LIBRARY={path}"]
@@ -180,7 +181,7 @@ def driver_options() -> list[str]:
 
 
 def _in_toolkits(pattern: str) -> list[Path]:
-    """Files of the CUDA toolkits: nvcc's first, then those in the usual places."""
+    """Files that match `pattern` in nvcc's CUDA toolkit, and then in toolkits at the usual places."""
     roots = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda", "/usr"]
     if nvcc := shutil.which("nvcc"):
         command = [nvcc, "--dryrun", "-x", "cu", "-c", os.devnull]
@@ -192,6 +193,6 @@ def _in_toolkits(pattern: str) -> list[Path]:
 
 
 def in_packages(pattern: str) -> list[Path]:
-    """Files of NVIDIA's pip packages."""
+    """Files that match `pattern` in NVIDIA's pip packages."""
     entries = dict.fromkeys([*filter(None, sys.path), sysconfig.get_path("purelib")])
     return [path for entry in entries for path in sorted(Path(entry).glob(f"nvidia/*/{pattern}"))]

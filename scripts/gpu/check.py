@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""Check and measure the patched llama.cpp on a GPU, against the unpatched one: one file to carry, one command to run.
+"""Check the patched llama.cpp on a GPU and compare its speed with the unpatched library's.
 
     python3 scripts/gpu/check.py pack                       # here: build/gpu-check.tar.gz, with the oracle's logits
     tar xf gpu-check.tar.gz && python3 gpu-check/scripts/gpu/check.py run --out results      # where the GPU is
 
-The GPU machine needs Python 3.10 or newer with numpy, nvcc with cuBLAS, a C++ compiler and CMake, but no network. After
-`pack --arch 90`, which builds here, Python with numpy and CUDA's libraries are enough. A complete check takes two calls
-of about ten minutes on 16 cores: each call continues where the last one stopped. In a checkout, `run` packs first. Exit
-code 0: all checks passed; 1: a check failed; 3: not finished, call again.
+The GPU machine needs Python 3.10 or newer with numpy, nvcc with cuBLAS, a C++ compiler and CMake, but no network. If
+`pack --arch 90` built the libraries already, the GPU machine needs only Python with numpy and CUDA's libraries. A
+complete check takes two calls of about ten minutes on 16 cores: each call continues where the previous call stopped. In
+a checkout, `run` packs first. The exit code is 0 if all checks passed, 1 if a check failed, and 3 if the check is not
+finished; in this case, run the command again.
 """
 
 from __future__ import annotations
@@ -44,24 +45,24 @@ def make_parser() -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False)
     add = shared.add_argument
     add("--jobs", type=int, default=os.cpu_count() or 1, help="compilers to run in parallel")
-    add("--all-kernels", action="store_true", help="build every kernel; takes far longer")
-    add("--cases", type=int, metavar="N", help="only the first N end-to-end cases")
+    add("--all-kernels", action="store_true", help="compile every kernel, which takes far longer")
+    add("--cases", type=int, metavar="N", help="run only the first N end-to-end cases")
 
     pack = commands.add_parser("pack", parents=[shared], help="make the archive to carry to the GPU machine")
     add = pack.add_argument
-    add("-o", "--output", type=Path, help="default: build/gpu-check.tar.gz, with --arch .tar.xz")
-    add("--with-cmake", action="store_true", help="carry CMake and ninja as wheels, about 30 MB")
-    add("--arch", type=_arch, help="build here, for this compute capability, like 90; carry no sources")
+    add("-o", "--output", type=Path, help="archive to write (default: build/gpu-check.tar.gz, or .tar.xz with --arch)")
+    add("--with-cmake", action="store_true", help="add CMake and ninja to the archive as wheels (30 MB)")
+    add("--arch", type=_arch, help="pack libraries built here for this compute capability, like 90, instead of sources")
 
-    run = commands.add_parser("run", parents=[shared], help="build, check, measure, report")
+    run = commands.add_parser("run", parents=[shared], help="build, check, measure and write the report")
     add = run.add_argument
-    add("--work", type=Path, default=Path("gpu-check-work"), help="folder for builds and results so far")
+    add("--work", type=Path, default=Path("gpu-check-work"), help="folder for builds and results")
     add("--out", type=Path, default=ROOT / "docs" / "gpu", help="folder for the report")
     add("--backend", choices=("cuda", "cpu"), default="cuda")
     add("--arch", type=_arch, help="build for this compute capability, like 90 (default: the card's)")
     add("--seconds", type=float, default=570.0, help="time limit of this call (default: %(default)s)")
-    add("--size", choices=("full", "tiny"), default="full", help="tiny: a quick trial of the check itself")
-    add("--only", metavar="NAME,...", help="only stages whose names start with these: ops, oracle, off, ...")
+    add("--size", choices=("full", "tiny"), default="full", help="tiny is a quick trial run of the check itself")
+    add("--only", metavar="NAME,...", help="run only stages whose names start with these words: ops, oracle, off, ...")
     add = run.add_argument_group("built libraries, instead of building (all three)").add_argument
     add("--patched", type=Path, metavar="DIR")
     add("--baseline", type=Path, metavar="DIR")
@@ -94,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def make_pack(output: Path, given: argparse.Namespace) -> None:
-    """Write the archive; the oracle's logits are computed only if their sources or cases changed."""
+    """Write the archive; the oracle's logits are computed only if their cases or source files changed."""
     lines, off = cases.CASES[: given.cases], cases.OFF_CASES[: given.cases]
     prepared = output.parent / "gpu-check-prepared"
     sources = [ROOT / "tests" / "support" / f"{name}.py" for name in _SOURCES]
@@ -112,7 +113,7 @@ def make_pack(output: Path, given: argparse.Namespace) -> None:
 
 
 def _build_here(folder: Path, given: argparse.Namespace) -> dict[str, Path]:
-    """Build both sides from an archive of sources, for any processor with AVX2; returns their folders."""
+    """Build both libraries from a source archive, for any processor with AVX2; returns their folders."""
     folder.mkdir(exist_ok=True)
     archive = folder / "sources.tar.gz"
     digest = packing.pack(archive, all_kernels=given.all_kernels)["digest"]
@@ -137,7 +138,7 @@ def _cmake_wheels(folder: Path) -> list[Path]:
 
 
 def run_packed(given: argparse.Namespace, arguments: Sequence[str]) -> int:
-    """Run from a checkout: pack, unpack into the work folder, and run there, as on any other machine."""
+    """Pack a checkout, unpack the archive into the work folder, and run the check there, as elsewhere."""
     work = given.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     archive = work / "gpu-check.tar.gz"

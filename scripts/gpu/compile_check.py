@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Compile CUDA flash attention unpatched and patched, and compare registers, spills and machine code kernel by kernel.
 
-It needs nvcc 12.8 or newer and no GPU. Without cuBLAS headers in the toolkit, those of the pip package nvidia-cublas
-are used. Exit code 1 if a kernel without a block table needs more registers than upstream's.
+The check needs nvcc 12.8 or newer and no GPU. If the toolkit has no cuBLAS headers, the headers of the pip package
+nvidia-cublas are used. The exit code is 1 if a patched kernel without a block table needs more registers than
+upstream's.
 
     scripts/gpu/compile_check.py --arch 90                   # a sample: vec, mma, tile, fattn.cu, our kernels
     scripts/gpu/compile_check.py --arch 75 --arch 86 --all   # every flash attention file of a default build
@@ -60,10 +61,10 @@ Results = dict[tuple[str, str, str], dict[str, Kernel]]  # by tree, file and arc
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", action="append", default=[], metavar="90", help="compute capability (repeatable)")
-    parser.add_argument("--all", action="store_true", help="every flash attention file of a default build")
-    parser.add_argument("--only", default="", metavar="TEXT", help="of these, only files with TEXT in their names")
+    parser.add_argument("--all", action="store_true", help="compile every flash attention file of a default build")
+    parser.add_argument("--only", default="", metavar="TEXT", help="compile only files with TEXT in their names")
     parser.add_argument("--jobs", type=int, default=2, help="compilers to run in parallel (default: 2)")
-    parser.add_argument("--write", type=Path, metavar="FILE", help="also write the table there")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="also write the table to this file")
     args = parser.parse_args()
     if not shutil.which("nvcc"):
         parser.error("nvcc is not on PATH: install the CUDA toolkit, 12.8 or newer")
@@ -97,7 +98,7 @@ def default_files() -> list[str]:
 
 
 def compile_one(tree: str, name: str, arch: str) -> dict[str, Kernel]:
-    """Compile one file for one architecture; returns kernels by demangled name."""
+    """Compile one file for one architecture; returns {demangled name: kernel}."""
     folder = TREES[tree] / CUDA
     pairs = [(k, v) for k in TYPES for v in TYPES]
     command = ["nice", "-n", "19", "nvcc", "-std=c++17", "-O3", "-use_fast_math", "-extended-lambda"]
@@ -129,7 +130,7 @@ def kernels(log: str, cubin: Path) -> Iterator[tuple[str, Kernel]]:
 
 
 def sections(elf: bytes) -> dict[str, bytes]:
-    """Sections of a 64-bit little-endian ELF file by name."""
+    """{name: content} of the sections of a 64-bit little-endian ELF file."""
     offset = struct.unpack_from("<Q", elf, 0x28)[0]
     size, count, names = struct.unpack_from("<HHH", elf, 0x3A)
     headers = [struct.unpack_from("<IIQQQQ", elf, offset + i * size) for i in range(count)]

@@ -1,7 +1,7 @@
-"""The benchmark of the GPU check: its shapes, prompts and caches, and their order. swaa_edge.bench measures them.
+"""Defines the benchmark of the GPU check: its shapes, prompts and caches, in order. swaa_edge.bench measures them.
 
-A workload is one model, cache type, ubatch and prompt length; full attention on the unpatched library and every recipe
-on ours take turns in it. The most informative workloads come first, since the time may not suffice for all.
+A workload is one model, cache type, ubatch and prompt length. Each workload compares every recipe on the patched
+library with full attention on the unpatched library. The most informative workloads come first, since time may run out.
 
     for workload in workloads("full"): rows = measure(workload, model, patched, baseline, runner, gpu=True)["rows"]
 """
@@ -22,10 +22,10 @@ _LONG, _LENGTHS = 131072, (8192, 32768, 131072)
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """One stage of the benchmark.
+    """One workload of the benchmark.
 
-    prompts, decode, ubatch: in tokens. layers, vocab: instead of the shape's own. threads: of the CPU. recipes: ()
-    turns SWAA off in the patched library, to measure what the patches cost.
+    prompts, decode, ubatch: numbers of tokens. layers, vocab: sizes that replace the shape's own. threads: CPU threads.
+    recipes: names of recipes; () turns SWAA off in the patched library, to measure the overhead of the patches.
     """
 
     shape: str
@@ -46,7 +46,7 @@ class Workload:
 
 
 def workloads(size: str) -> Iterator[Workload]:
-    """The workloads in order. size: "full", or "tiny", a trial of seconds on a CPU."""
+    """The workloads in their order. size: "full", or "tiny" for a trial run of a few seconds on a CPU."""
     if size == "tiny":
         small = {"layers": 2, "vocab": 512, "ubatch": 64, "decode": 3, "repeat": 1, "threads": 1}
         yield Workload("qwen3-0.6b", (96, 320), recipes=(), **small)
@@ -70,7 +70,7 @@ def workloads(size: str) -> Iterator[Workload]:
 
 
 def write_model(workload: Workload, folder: Path) -> Path:
-    """The workload's model in `folder`, written unless it exists."""
+    """Path of the workload's model in `folder`; the model is written unless it exists."""
     from swaa_edge.shapes import write_shape
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -81,7 +81,7 @@ def write_model(workload: Workload, folder: Path) -> Path:
 
 
 def measure(workload: Workload, model: Path, patched: Path, baseline: Path, runner: Runner, *, gpu: bool) -> Result:
-    """The result rows of a workload, from `bench.bench`. Raises `CheckError`, or `OutOfTime` with the rows so far."""
+    """The rows of a workload, measured by `bench.bench`. Raises `CheckError`, or `OutOfTime` with the finished rows."""
     from swaa_edge.bench import bench
     from swaa_edge.engine.configurations import FULL
     from swaa_edge.engine.settings import EngineSettings
@@ -123,10 +123,10 @@ def measure(workload: Workload, model: Path, patched: Path, baseline: Path, runn
 
 
 def _row(workload: Workload, row: dict[str, Any]) -> dict[str, Any]:
-    """A row of the check's document; seconds are those of the median round.
+    """A row of the check's document, with the seconds of the median round.
 
-    Here "full" is full attention on the unpatched library, the reference of the ratios. "off" is full attention on our
-    library, the reference of the bound.
+    In this document, "full" is full attention on the unpatched library, the reference of the ratios, and "off" is full
+    attention on the patched library, the reference of the bound.
     """
     name, decode = row.pop("config"), row["decode_tokens"] / row["decode_tok_s"] if row["decode_tok_s"] else 0.0
     ours = {

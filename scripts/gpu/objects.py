@@ -1,10 +1,10 @@
-"""A compiler launcher that lets two builds share equal objects.
+"""A compiler launcher that lets two builds share object files.
 
-The patched and the unpatched llama.cpp have most sources in common, and a CUDA source takes up to a minute. An object
-is reused if the compiler's file and arguments, including those in response files, are the same and every file of the
-tree or the build that it was made from, as the compiler lists them, has the same content. Paths count relative to the
-tree and the build. System headers are ignored: both builds run on one machine, one after the other. Standard library
-only.
+The patched and the unpatched llama.cpp have most source files in common, and compiling a CUDA source takes up to a
+minute. An object file is reused under two conditions: the compiler and its arguments, including those in response
+files, are the same; and all source files and headers in the tree or the build folder, as listed by the compiler, have
+the same content. Paths are compared relative to the tree and the build folder. System headers are ignored, since both
+builds run on one machine. This module uses only the standard library.
 
     cmake ... "-DCMAKE_CUDA_COMPILER_LAUNCHER=python3;objects.py;CACHE_FOLDER;TREE;BUILD_FOLDER"
 """
@@ -24,7 +24,7 @@ from pathlib import Path
 
 
 def launch(cache: Path, tree: Path, build: Path, command: Sequence[str]) -> int:
-    """Run `command`, or copy the object that the same command made before; returns the exit code."""
+    """Run `command`, or copy the object file that an equal command made before; returns the exit code."""
     target, depfile = _after(command, "-o"), _after(command, "-MF")
     if target is None or depfile is None or "-c" not in command:
         return subprocess.run(command, check=False).returncode
@@ -45,7 +45,7 @@ def launch(cache: Path, tree: Path, build: Path, command: Sequence[str]) -> int:
 
 
 def _key(tree: Path, build: Path, command: Sequence[str]) -> str:
-    """Identifies the compiler and its arguments, with the content of response files."""
+    """A hash of the compiler and its arguments, with the content of response files."""
     compiler = shutil.which(command[0]) or command[0]
     facts = os.stat(compiler)
     words = [compiler, str(facts.st_size), str(facts.st_mtime_ns)]
@@ -56,10 +56,10 @@ def _key(tree: Path, build: Path, command: Sequence[str]) -> str:
 
 
 def _inputs(depfile: str, tree: Path, build: Path) -> str | None:
-    """Identifies a depfile's files by their content, and by all places in the tree with files of their names.
+    """A hash of the content of a depfile's files, and of all folders in the tree that have files with the same names.
 
-    The places count because in another tree the compiler may find a header that this tree lacks. None if nothing of
-    the tree or the build is listed.
+    The folders matter because in another tree the compiler may find a header that this tree lacks. Returns None if the
+    depfile lists no file in the tree or the build folder.
     """
     roots = tuple(f"{folder.resolve()}{os.sep}" for folder in (tree, build))
     words = re.split(r":\s", depfile, maxsplit=1)[-1].replace("\\\n", " ").split()

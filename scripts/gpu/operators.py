@@ -33,8 +33,9 @@ def run_ops(
 ) -> Result:
     """Run test-backend-ops for one op; returns the fields of `read_ops`.
 
-    seconds: time limit; `OutOfTime` with the finished cases when it has passed. params: only cases whose parameters
-    match this expression. wrapper: the command to run it under. Raises `CheckError` if no case was run.
+    seconds: time limit. params: run only cases whose parameters match this regular expression. wrapper: command that
+    runs test-backend-ops, such as compute-sanitizer. Raises `OutOfTime` with the finished cases after the time limit,
+    and `CheckError` if no case was run.
     """
     command = [*wrapper, str(program), "test", "-b", backend, "-o", op]
     command += (["-p", params] if params else []) + (["-j", str(jobs)] if jobs > 1 else [])
@@ -53,8 +54,8 @@ def run_ops(
 def read_ops(op: str, output: str, errors: str, code: int | None) -> Result:
     """Parse the output of test-backend-ops: passed, total, unsupported, exit_code and failures (at most 20 lines).
 
-    code: the exit code; None for a run that was stopped: the result is `truncated`, and only finished cases count.
-    Raises `CheckError` if no case was run.
+    code: the exit code, or None for a run that was stopped. The result of such a run has `truncated` set and counts
+    only finished cases. Raises `CheckError` if no case was run.
     """
     lines = [_COLOURS.sub("", line).strip() for line in output.splitlines()]
     # The error of a case that fails stands before its name.
@@ -69,7 +70,7 @@ def read_ops(op: str, output: str, errors: str, code: int | None) -> Result:
         if not summary:
             tail = " | ".join(_COLOURS.sub("", line) for line in (output + "\n" + errors).strip().splitlines()[-4:])
             if code == 0:
-                raise CheckError(f"test-backend-ops ran nothing for {op}: {tail}")
+                raise CheckError(f"test-backend-ops ran no case of {op}: {tail}")
             # A crash is a result, the most important one.
             failures.append(f"ended early with code {code}: {tail}"[:600])
     return {
@@ -84,7 +85,7 @@ def read_ops(op: str, output: str, errors: str, code: int | None) -> Result:
 
 
 def sanitize(program: Path, backend: str, tool: str, *, seconds: float, params: str | None) -> Result:
-    """Run our cases under compute-sanitizer's `tool`: the result of `run_ops`, and the number of errors it found."""
+    """Run our cases under a `tool` of compute-sanitizer; returns the result of `run_ops` and the errors found."""
     sanitizer = shutil.which("compute-sanitizer")
     if sanitizer is None:
         raise CheckError("compute-sanitizer is not installed; it is part of CUDA's toolkit")
@@ -100,9 +101,10 @@ def sanitize(program: Path, backend: str, tool: str, *, seconds: float, params: 
 
 
 def read_log(text: str, truncated: bool) -> Result:
-    """Parse compute-sanitizer's log: errors, and its first lines. In a truncated log, errors are counted one by one.
+    """Parse compute-sanitizer's log: the number of errors and the first error lines.
 
-    Raises `CheckError` if a complete run left no summary.
+    A truncated log has no summary, so its errors are counted one by one. Raises `CheckError` if a complete log has no
+    summary.
     """
     found = [line.removeprefix("=========").strip() for line in text.splitlines() if line.startswith("=========")]
     counts = [re.search(r"(?:ERROR|RACECHECK) SUMMARY: (\d+) (?:error|hazard)", line) for line in found]

@@ -1,9 +1,9 @@
-"""End-to-end cases: the oracle's logits are computed when packing; on the GPU machine the engine is compared with them.
+"""Compares the engine's logits on the GPU machine with the oracle's logits, which were computed during packing.
 
-`prepare` runs where torch and transformers are, `check` where the GPU is. Some rows of each case travel: all decoded
-ones, the first after each edge, and a sample of the others. Logits under full attention travel too, as a yardstick: a
-GPU multiplies in TF32 or half precision, and full attention shows what that costs on this model where no window is
-involved.
+`prepare` needs torch and transformers, `check` needs the GPU. The archive holds a selection of each case's rows of
+logits: all decoded rows, the first rows after edges (such as the window's end), and a sample of the others. The archive
+also holds logits under full attention: a GPU multiplies in TF32 or half precision, so the error of full attention shows
+how much of a case's error is rounding.
 
     prepare(Path("prepared"), CASES)                              # python3 scripts/gpu/check.py pack does it
     for row in check(Path("prepared"), Path("build/bin"), gpu=True): print(row["case"], row["problems"])
@@ -38,9 +38,9 @@ _ALL_LAYERS = 1 << 20
 
 
 def prepare(folder: Path, lines: Sequence[str], models_of: Sequence[str] = ()) -> None:
-    """Replace `folder` with the models, cases.json and expected.npz of `lines`, and the models of `models_of`.
+    """Replace `folder` with the models, cases.json and expected.npz of the cases in `lines` and models of `models_of`.
 
-    Needs tests/ on sys.path, torch and transformers.
+    This needs torch, transformers, and tests/ on sys.path.
     """
     from support.oracle import verdict
     from support.oracle.grid import Case, schedule
@@ -64,7 +64,7 @@ def prepare(folder: Path, lines: Sequence[str], models_of: Sequence[str] = ()) -
 
 
 def chosen_rows(case: Case, fed: Schedule) -> np.ndarray:
-    """Which rows of all sequences, one after another, are compared: int64 [at most _ROWS + the decoded ones]."""
+    """Indexes (int64) of the rows to compare in the concatenated sequences: all decoded rows, up to _ROWS others."""
     flags = np.concatenate([np.array(flags, dtype=bool) for flags in fed.is_decode])
     starts = np.cumsum([0, *map(len, fed.tokens)])[:-1]
     edges = (0, case.window - 1, case.window, case.window + case.sinks, case.n_ubatch, case.n_batch, 256, 512)
@@ -78,9 +78,9 @@ def chosen_rows(case: Case, fed: Schedule) -> np.ndarray:
 
 
 def check(folder: Path, library: Path, *, gpu: bool) -> Iterator[dict[str, Any]]:
-    """Run the prepared cases with the library; yields a dict per case, whose `problems` are [] for a pass.
+    """Run the prepared cases with the library; yields a dict per case, whose `problems` are [] if the case passed.
 
-    gpu: put all layers on the GPU; a case fails if some are not on it.
+    gpu: put all layers on the GPU; a case fails if a layer is not on the GPU.
     """
     from support.engine.process import Engine, EngineError
     from support.oracle.grid import Case, schedule
@@ -110,7 +110,7 @@ def check(folder: Path, library: Path, *, gpu: bool) -> Iterator[dict[str, Any]]
 
 
 def judge(case: Case, figures: Figures, plain: Figures) -> list[str]:
-    """A line per figure too far off relative to full attention on this device; one more if the latter is itself off."""
+    """One line per error that is too large relative to full attention's on this device, or if that one is too large."""
     from support.oracle.verdict import problems
 
     limit = _WORST_PLAIN[case.kv]
@@ -120,10 +120,10 @@ def judge(case: Case, figures: Figures, plain: Figures) -> list[str]:
 
 
 def same_bits(folder: Path, ours: Path, theirs: Path, lines: Sequence[str], *, gpu: bool) -> Iterator[dict[str, Any]]:
-    """Compare the unpatched `theirs` with `ours`, SWAA off: without keys, and switched off. Yields a dict per case.
+    """Compare the library `ours` with SWAA off (without keys, and disabled) with the unpatched `theirs`, bit for bit.
 
-    Attention on the CPU is left to upstream's kernels. `repeats` is false, and `problems` says so, if the unpatched
-    library does not repeat itself bit for bit.
+    Yields a dict per case. On the CPU, upstream's kernels compute attention in both libraries. If two runs of the
+    unpatched library differ, `repeats` is false and `problems` reports it.
     """
     from support.engine.process import Engine, EngineError
     from support.oracle.grid import Case, schedule

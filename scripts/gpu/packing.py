@@ -1,9 +1,9 @@
-"""Writes the one file that travels to a machine with a GPU: both libraries, our programs, prepared cases.
+"""Writes the archive for the GPU machine: both libraries, our programs and the prepared cases.
 
-The libraries travel as sources, or built from those sources here. The trees are the patched and the unpatched
-llama.cpp, without the files that a CPU + CUDA build of libllama and test-backend-ops never opens; a file that is the
-same in both is in the archive once, as a hard link. The pure-Python packages that the measuring processes import are
-copied from this environment. `PACK.json` records what the archive was made from.
+The archive holds the libraries' sources, or libraries that were built from these sources. The sources are the patched
+and the unpatched llama.cpp, without files that a CPU + CUDA build of libllama and test-backend-ops never opens. A file
+that is the same in both trees is stored once, with a hard link. Pure-Python packages for the benchmark are copied from
+this environment. `PACK.json` describes the content.
 
     pack("gpu-check.tar.gz", prepared=folder)      # then: tar xf gpu-check.tar.gz
     pack("gpu-check.tar.gz", prepared=folder, built_for="90", built={"patched": folder, "baseline": other})
@@ -67,7 +67,7 @@ _LEFT_OUT = (
 
 
 def needed(path: str) -> bool:
-    """Whether the build needs a file of a llama.cpp tree. path: relative to the tree."""
+    """Whether the build needs a file of a llama.cpp tree. path: its path in the tree."""
     in_ggml_src = path.startswith("ggml/src/") and path.count("/") == 2
     our_cases = path.startswith("tests/test-kv-") and path.endswith(".h")
     # CMake reads the list of every vendored library, used or not.
@@ -88,10 +88,10 @@ def pack(
 ) -> dict[str, Any]:
     """Write the archive, a .tar.gz or a .tar.xz; returns the content of its PACK.json.
 
-    prepared: the folder that `gpu.oracle.prepare` wrote. wheels: wheels to carry along, as of cmake.
-    all_kernels: leave no kernel instance out. built: instead of the sources, carry the libraries in these folders,
-    "patched" (with test-backend-ops) and "baseline". They were built from an archive of the same sources for the
-    compute capability `built_for`. Raises FileNotFoundError without the trees of `scripts/patches.py apply`.
+    prepared: the folder that `gpu.oracle.prepare` wrote. wheels: wheels to add, such as CMake's. all_kernels: keep all
+    kernel instances. built: folders of built libraries to pack instead of sources: "patched" (with test-backend-ops)
+    and "baseline". built_for: the compute capability that they were built for, from an archive of the same sources.
+    Raises FileNotFoundError if `scripts/patches.py apply` has not made the trees.
     """
     files, links = (dict(_built(built)), {}) if built else _sources(root, all_kernels)
     files |= dict(_own_files(root)) | dict(_packages())
@@ -121,7 +121,7 @@ def _built(folders: Mapping[str, Path]) -> Iterator[tuple[str, bytes]]:
 
 
 def _sources(root: Path, all_kernels: bool) -> tuple[dict[str, bytes], dict[str, str]]:
-    """Both trees: content by path in the archive; and for each file that is the same in both, the path it links to."""
+    """{path in the archive: content} of both trees, and {path: path it links to} of files that are the same in both."""
     for tree in (PATCHED, BASELINE):
         if not (root / tree / "src" / "llama.cpp").is_file():
             raise FileNotFoundError(f"{root / tree} is not a llama.cpp tree; run scripts/patches.py apply")
@@ -134,7 +134,7 @@ def _sources(root: Path, all_kernels: bool) -> tuple[dict[str, bytes], dict[str,
 
 
 def subset(tree: Path) -> dict[str, bytes]:
-    """The files of a tree that travel: content by path in the tree."""
+    """{path in the tree: content} of the files of a tree that go into the archive."""
     return {name: data for name, data in _files_below(tree) if needed(name)}
 
 
@@ -158,7 +158,7 @@ def _packages() -> Iterator[tuple[str, bytes]]:
 
 
 def commit(root: Path, *paths: str) -> dict[str, Any]:
-    """The commit of `root` (None if unknown), and whether it has uncommitted changes (in `paths`, if there are any)."""
+    """The commit of `root` (None if unknown), and whether `paths` (default: all) have uncommitted changes."""
 
     def git(*words: str) -> str:
         with contextlib.suppress(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""The report of the GPU check: a JSON document, a table in Markdown, and the list of failed checks.
+"""Makes the report of the GPU check: a JSON document, a table in Markdown, and the list of failed checks.
 
 document = make_document(facts, results, still_open); write(document, Path("docs/gpu")); problems(document)
 """
@@ -18,9 +18,10 @@ OFF_RATIO = (0.98, 1.02)
 
 
 def make_document(facts: dict[str, Any], results: dict[str, Any], still_open: dict[str, str]) -> dict[str, Any]:
-    """Put the document together.
+    """Make the JSON document of a run.
 
-    facts: about the whole run; card and commit go into every row. results: by stage, None if there is none.
+    facts: fields about the whole run; `card` and `commit` go into every row too. results: the result of each stage, or
+    None. still_open: {stage that did not finish: reason}.
     """
     done = {name: result for name, result in results.items() if result is not None}
     own = {"card": facts["card"], "commit": facts["commit"]}
@@ -43,7 +44,7 @@ def make_document(facts: dict[str, Any], results: dict[str, Any], still_open: di
 
 
 def problems(document: dict[str, Any]) -> list[str]:
-    """One line per failed check. Stages that did not run are under `open`."""
+    """One line per failed check. Stages that did not run don't count; they are in the document's field `open`."""
     found = list(document["stopped"])
     for result in document["ops"]:
         if result["failures"] or result["passed"] != result["total"] or result["exit_code"]:
@@ -67,7 +68,7 @@ def problems(document: dict[str, Any]) -> list[str]:
 
 
 def target(document: dict[str, Any], row: dict[str, Any]) -> float | None:
-    """The published ratio that a row must reach; None where none is comparable."""
+    """The published ratio that a row must reach, or None if no published ratio is comparable."""
     workload = (row["shape"], row["prompt_tokens"], row["decode_tokens"], row["kv"], row["ubatch"])
     if not _timed(document) or workload != ("qwen3-4b", 131072, 512, "f16", 512):
         return None
@@ -79,7 +80,7 @@ def _timed(document: dict[str, Any]) -> bool:
 
 
 def write(document: dict[str, Any], folder: Path) -> list[Path]:
-    """Write the JSON and the table into `folder`, named after the card; returns the two paths."""
+    """Write the JSON and the table into `folder`, named after the GPU; returns the two paths."""
     folder.mkdir(parents=True, exist_ok=True)
     name = re.sub(r"[^a-z0-9]+", "-", (document["card"] or document["backend"]).split(",")[0].lower()).strip("-")
     paths = [folder / f"{name}.json", folder / f"{name}.md"]
@@ -93,7 +94,7 @@ def write(document: dict[str, Any], folder: Path) -> list[Path]:
 
 
 def table(document: dict[str, Any]) -> Iterator[str]:
-    """The document for people, as lines of Markdown."""
+    """The report as lines of Markdown."""
     commit = (document["commit"] or "unknown")[:12] + (" with uncommitted changes" if document["uncommitted"] else "")
     yield f"# GPU check: {document['card'] or document['backend']}"
     yield ""

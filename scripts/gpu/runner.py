@@ -1,7 +1,7 @@
-"""Runs each stage of the check once: a stage that finished before, with the same inputs, is skipped.
+"""Runs each stage of the GPU check once: a stage that already finished with the same inputs is skipped.
 
-A stage's result is a JSON file in the work folder with a fingerprint of its inputs. So a run that ends early, at the
-time limit or by Ctrl-C, resumes at the next call.
+A stage's result is stored as a JSON file in the work folder, with a fingerprint of the stage's inputs. So a run that
+stops early, at the time limit or by Ctrl-C, resumes at the next call.
 
     runner = Runner(work, deadline=time.monotonic() + 540); runner.run("oracle", inputs, lambda: {"cases": 3})
     code, output, errors = execute(["nvcc", "--version"], seconds=9, stdout=subprocess.PIPE)
@@ -27,11 +27,11 @@ Result = dict[str, Any]
 
 
 class CheckError(Exception):
-    """This machine lacks something or a step failed; the message is for the person who runs the check."""
+    """A step failed or this machine lacks a program; the message is for the person who runs the check."""
 
 
 class OutOfTime(Exception):
-    """The time limit of this call has passed; `partial`, the stage's result so far, does not count as finished."""
+    """The time limit of this call has passed. `partial` is the stage's incomplete result."""
 
     def __init__(self, partial: Result | None = None) -> None:
         super().__init__("out of time")
@@ -39,9 +39,10 @@ class OutOfTime(Exception):
 
 
 def execute(command: Sequence[str], seconds: float = math.inf, **options: Any) -> tuple[int | None, str, str]:
-    """Run a command for at most `seconds`; returns its exit code, None if it was ended, and what it printed.
+    """Run a command for at most `seconds`; returns its exit code (None if it was killed), stdout and stderr.
 
-    It gets a process group of its own, so that what it starts, such as compilers, ends with it. options: of Popen.
+    The command gets a process group of its own, so that its child processes, such as compilers, are killed with it.
+    options: arguments of Popen.
     """
     child = subprocess.Popen(command, text=True, errors="replace", start_new_session=True, **options)
     try:
@@ -60,7 +61,7 @@ def execute(command: Sequence[str], seconds: float = math.inf, **options: Any) -
 
 
 class Runner:
-    """Keeps results in `work`/results. deadline: the end of this call, on time.monotonic()'s clock."""
+    """Runs stages and keeps their results in `work`/results. deadline: time.monotonic() at the end of this call."""
 
     def __init__(self, work: Path, deadline: float = float("inf"), say: Callable[[str], object] | None = None) -> None:
         self.folder = work / "results"
@@ -75,9 +76,9 @@ class Runner:
         return self.deadline - time.monotonic()
 
     def run(self, name: str, inputs: Any, work: Callable[[], Result], needs: float = 0.0) -> Result | None:
-        """Return the result of stage `name`, from `work` unless it was kept; None if it could not be obtained.
+        """Return the stored result of stage `name`, or else that of `work()`; None if neither exists.
 
-        inputs: plain JSON values that the result depends on. needs: start only if this many seconds are left.
+        inputs: plain JSON values that the result depends on. needs: seconds that must be left to start the stage.
         """
         fingerprint = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
         kept = self._kept(name)

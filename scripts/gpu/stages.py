@@ -1,4 +1,4 @@
-"""The stages of the GPU check in their order: build, op tests, oracle, SWAA off, benchmark, sanitizer.
+"""Defines the stages of the GPU check and their order: build, op tests, oracle, SWAA off, benchmark, sanitizer.
 
 for name, result in Stages(given, top, pack, runner): results[name] = result
 """
@@ -34,7 +34,7 @@ _SANITIZER_SECONDS = 60
 
 
 class Stages:
-    """The stages of one call: (name, result), None for a result that could not be obtained."""
+    """Iterates over the stages of one call and yields (name, result), with result None if the stage gave no result."""
 
     def __init__(self, given: argparse.Namespace, top: Path, pack: dict[str, Any], runner: Runner) -> None:
         self.given, self.top, self.pack, self.runner = given, top, pack, runner
@@ -43,7 +43,7 @@ class Stages:
         libraries = [given.patched, given.baseline, given.op_tests]
         self.given_libraries = all(libraries)
         if any(libraries) and not self.given_libraries:
-            raise CheckError("--patched, --baseline and --op-tests go together")
+            raise CheckError("give --patched, --baseline and --op-tests together")
         carried_for = None if self.given_libraries else pack["built_for"]
         arch = given.arch if self.given_libraries or not self.gpu else given.arch or building.card_arch()
         if carried_for and self.gpu and arch != carried_for:
@@ -61,7 +61,7 @@ class Stages:
         self._set_paths()
 
     def _set_paths(self) -> None:
-        """Let this process and its children find our package, the tests' helpers, the archive's packages, and CUDA."""
+        """Set the search paths for our package, the tests' helpers, the archive's packages and CUDA."""
         places = [str(self.top), str(self.top / "tests"), str(self.top / "site")]
         sys.path[:0] = places
         os.environ["PYTHONPATH"] = os.pathsep.join([*places[::2], *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -70,7 +70,7 @@ class Stages:
             os.environ["LD_LIBRARY_PATH"] = os.pathsep.join([*known, *dict.fromkeys(building.library_paths())])
 
     def facts(self) -> dict[str, Any]:
-        """The document's fields about the whole run."""
+        """The fields of the report about the whole run."""
         return {
             "card": building.card_name() if self.gpu else None,
             "commit": self.pack["commit"],
@@ -98,7 +98,7 @@ class Stages:
                 yield name, self.runner.run(name, [self.built, self.device, detail], work, _CHECK_SECONDS)
 
     def _checks(self) -> Iterator[tuple[str, str | None, Callable[[], Result]]]:
-        """Name of each stage after the builds, what its result depends on beside the libraries, and its work."""
+        """Each stage after the builds: its name, its inputs besides the libraries, and the function that runs it."""
         params = None if self.given.size == "full" else _TINY_PARAMS
         for op in reversed(operators.OPS):
             yield f"ops-{op}", params, partial(self._ops, op, params)
@@ -144,6 +144,6 @@ class Stages:
 
 
 def _stamp(path: Path) -> list[Any]:
-    """Identifies a built file, or the libraries of a folder, by name, size and time."""
+    """Names, sizes and modification times of a built file, or of the libraries in a folder."""
     files = [path] if path.is_file() else sorted(path.glob("*llama.*")) + sorted(path.glob("libggml*"))
     return [str(path), *((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)]

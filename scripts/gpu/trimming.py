@@ -1,8 +1,8 @@
-"""Leaves kernel instances out of a CUDA tree, so that it compiles in minutes instead of half an hour.
+"""Leaves kernel instances out of a CUDA tree, so that the tree compiles in minutes instead of half an hour.
 
-The unpatched library is only timed, so its flash attention is needed only for the head size of the timed models; and no
-check multiplies matrices of a type that none of the models has. A kernel that is left out still links: its function
-aborts with a message, so it cannot be measured by mistake. The other kernels are compiled from upstream's own lines.
+The unpatched library is only timed, so its flash attention is needed only for the head size of the timed models.
+Quantized matrix products are needed only for the types of the models. A kernel that is left out still links: its
+function aborts with a message, so it cannot be measured by mistake. The other kernels are upstream's unchanged source.
 
     smaller = trim(tree, heads=(128,), matrices=("Q8_0", "Q4_0"))
 """
@@ -38,10 +38,10 @@ _STUBS = {
 def trim(
     tree: Mapping[str, bytes], *, heads: Collection[int] | None = None, matrices: Collection[str] | None = MATRICES
 ) -> dict[str, bytes]:
-    """A tree, content by path, with fewer kernel instances.
+    """A copy of `tree`, {path: content}, with fewer kernel instances.
 
-    heads: the head sizes whose flash attention is kept, None for all. matrices: the types whose quantized product is
-    kept, None for all.
+    heads: head sizes for which flash attention is kept, None for all. matrices: types for which quantized matrix
+    products are kept, None for all.
     """
     left_out: dict[str, list[str]] = {}
 
@@ -66,7 +66,7 @@ def trim(
 
 
 def _without_products(text: str) -> str:
-    """An mmq instance file whose functions abort instead."""
+    """An mmq instance file with functions that abort instead of multiplying."""
     lines = "".join(
         f"template void mul_mat_q_case<{arguments}{', GGML_PREC_Q4' if macro.endswith('_W4A4') else ''}>"
         "(ggml_backend_cuda_context &, const mmq_args &, cudaStream_t);\n"

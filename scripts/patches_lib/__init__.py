@@ -1,1 +1,1 @@
-"""The parts of scripts/patches.py: patch files, the upstream release, the patched tree, refresh, move and check."""
+"""Implements scripts/patches.py: patch files, the upstream release, the patched tree, refresh, move and check."""

@@ -1,6 +1,6 @@
-"""Verifies the series.
+"""Verifies the patch series.
 
-The check is made for CI: it reads the sdist itself, so that a tree edited by hand cannot hide anything.
+The check is meant for CI: it reads upstream's files from the sdist, so edits in the source trees don't affect it.
 
     print(check(Workspace(Path("."))))      # PatchError: one line per problem
 """
@@ -21,7 +21,7 @@ KNOWN = {"README.md", "UPSTREAM", "series", "src"}
 
 
 def check(ws: Workspace) -> str:
-    """Every patch fits exactly and re-exports byte-identically; series, folder and src/ agree."""
+    """Check that every patch fits exactly and exports byte-identically, and that series, folder and src/ agree."""
     names = ws.names()
     if not names:
         raise PatchError("patches/series is empty or missing: nothing was checked")
@@ -79,7 +79,7 @@ def _describes_itself(path: str, data: bytes) -> bool:
 
 
 def _is_built(path: str, tree: Mapping[str, bytes], ours: Mapping[str, bytes]) -> bool:
-    """Whether a CMakeLists.txt above the file names it, alone or by a glob, or another file of ours includes it."""
+    """Whether a CMakeLists.txt above the file lists it (by name or glob), or another file of ours includes it."""
     name = re.escape(PurePosixPath(path).name)
     for folder in PurePosixPath(path).parents:
         lists = tree.get((folder / "CMakeLists.txt").as_posix(), b"").decode("utf-8", "replace")

@@ -1,7 +1,7 @@
-"""Carries the series to another upstream release, or past a patch that is removed.
+"""Moves the series to another upstream release, or removes a patch from the series.
 
-A patch's own lines do not show where it belongs in a changed file, so nothing is searched for: both upstream files are
-known completely, and each patch is a three-way merge of old file, new file and patched old file.
+A patch's context lines do not show where it belongs in a changed file. Both versions of every upstream file are known,
+so each patch is moved by a three-way merge of old file, new file and patched old file.
 
     print(against(ws, "0.3.40")); print(onto(ws, "0.3.40")); print(drop(ws, "0003-x.patch"))
 """
@@ -20,7 +20,7 @@ from patches_lib.workspace import Workspace, export_all, fetch, read, some, stac
 
 @dataclass(frozen=True)
 class Verdict:
-    """The outcome for one patch. It applies if every hunk fits at its line; it moved if merging found a new place."""
+    """The outcome for one patch. A patch applies if every hunk fits at its line; it moved if merging found another."""
 
     name: str
     moved: bool
@@ -38,9 +38,9 @@ def carry(
     new: Callable[[str], bytes | None],
     out: Collection[str] = (),
 ) -> tuple[dict[str, list[bytes]], list[Verdict]]:
-    """Apply every patch except those in `out` to another upstream; `old` is their stack on the current one.
+    """Apply every patch except those in `out` to another upstream; `old` is the result of `stack` for the current one.
 
-    Returns the stack on the new one, without the hunks that did not fit, and a verdict per patch.
+    Returns the stack for the new upstream, without the hunks that did not fit, and a verdict per patch.
     """
     base = {path: new(path) for path in old}
     versions = {path: [data] for path, data in base.items() if data is not None}
@@ -83,12 +83,12 @@ def _other(ws: Workspace, version: str) -> tuple[Pin, dict[str, bytes]]:
     files = {path: data for path, (data, _) in read_tree(sdist, pin).items()}
     for path in ws.ours():
         if path in files:
-            raise PatchError(f"{pin.name} {version} has a file {path} of its own; rename patches/src/{path}")
+            raise PatchError(f"{pin.name} {version} already has a file {path}; rename patches/src/{path}")
     return replace(pin, sha256=sha256_of(sdist)), files
 
 
 def against(ws: Workspace, version: str) -> tuple[str, int]:
-    """Report on another release, a line per patch; also returns how many patches fail there."""
+    """Report for each patch whether it applies to another release; also returns the number of patches that fail."""
     fetch(ws)
     patches = ws.series()
     if not patches:
@@ -102,7 +102,7 @@ def against(ws: Workspace, version: str) -> tuple[str, int]:
 
 
 def onto(ws: Workspace, version: str) -> str:
-    """Rewrite the series for another release and move the pin. Failing hunks are left out and named."""
+    """Rewrite the series and the pin for another release. Failing hunks are left out and listed."""
     patches = _unedited_series(ws)
     pin, files = _other(ws, version)
     versions, verdicts = carry(patches, stack(patches, ws.upstream), files.get)
@@ -121,13 +121,13 @@ def onto(ws: Workspace, version: str) -> str:
 
 
 def drop(ws: Workspace, name: str) -> str:
-    """Remove one patch from the series and re-export the later ones; refuses if they build on its lines."""
+    """Remove one patch from the series and export the later ones; fails if a later patch changes the same lines."""
     patches = _unedited_series(ws)
     if name not in ws.names():
-        raise PatchError(f"--drop {name}: not in patches/series")
+        raise PatchError(f"--drop {name}: no such patch in patches/series")
     versions, verdicts = carry(patches, stack(patches, ws.upstream), ws.upstream, out={name})
     if failed := [str(verdict) for verdict in verdicts if verdict.failed]:
-        raise PatchError(f"{name} cannot be dropped alone: {'; '.join(failed)}")
+        raise PatchError(f"{name} is needed by a later patch: {'; '.join(failed)}")
     _rewrite(ws, [patch for patch in patches if patch.name != name], versions)
     return f"{name} is removed; run 'apply'"
 
@@ -135,12 +135,12 @@ def drop(ws: Workspace, name: str) -> str:
 def _unedited_series(ws: Workspace) -> list[Patch]:
     fetch(ws)
     if ws.tree.is_dir() and (edits := edits_of(ws, ws.applied())):
-        raise PatchError(f"{ws.tree} holds {some(set(edits))}, not in patches/; 'refresh' or 'apply --discard' first")
+        raise PatchError(f"{ws.tree} holds {some(set(edits))}, not in patches/; first 'refresh' or 'apply --discard'")
     return ws.series()
 
 
 def _rewrite(ws: Workspace, patches: Sequence[Patch], versions: Mapping[str, Sequence[bytes]]) -> None:
-    """Write these patches; those that became empty are deleted and removed from the series."""
+    """Write these patches; a patch without hunks is deleted and removed from the series."""
     empty = {p.name for i, p in enumerate(patches) if all(states[i] == states[i + 1] for states in versions.values())}
     steps = {index for index, patch in enumerate(patches) if patch.name in empty}
     slim = {path: [s for i, s in enumerate(states) if i - 1 not in steps] for path, states in versions.items()}

@@ -1,9 +1,10 @@
 """The patch format: parse, apply, export and merge, on bytes in memory.
 
-A patch here is a header that gives its reason, then a plain unified diff. Applying is done in this module, not by `git
-apply` or `patch`: those guess (offsets, fuzz), and `git apply` silently skips files when the tree is in a subfolder of
-another repository. Here a hunk fits at the line it names, or it is an error. Exporting and merging use `git diff
---no-index` and `git merge-file`, isolated from all configuration, so only `refresh` and `check` need git.
+A patch consists of a header that gives its reason, and a plain unified diff. This module applies patches itself. `git
+apply` and `patch` accept hunks at other lines (offsets) or with other context (fuzz), and `git apply` silently skips
+files if the tree is in a subfolder of another repository. In this module, a hunk that does not fit at its line is an
+error. Exporting and merging use `git diff --no-index` and `git merge-file`, isolated from the user's configuration, so
+only `refresh` and `check` need git.
 
     patch = parse("0001-x.patch", data); new = apply_hunks(old, patch.files["src/a.c"], "src/a.c")
 """
@@ -28,7 +29,7 @@ NO_NEWLINE = b"\\ No newline at end of file\n"
 
 
 class PatchError(Exception):
-    """One line: what is wrong, and what would be right."""
+    """An error of the patch series; the message is one line that names what is wrong and what would be right."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Patch:
 
 
 def make_header(subject: str, why: str, goes_away_when: str) -> bytes:
-    """The header of a new patch; long text continues in indented lines."""
+    """Make the header of a new patch; a long text continues on indented lines."""
     wrap = textwrap.TextWrapper(110, subsequent_indent="  ", break_on_hyphens=False)
     fields = zip(HEADER, (subject, why, goes_away_when), strict=True)
     header = "".join(wrap.fill(f"{key}: {value}") + "\n" for key, value in fields).encode() + b"\n"
@@ -56,7 +57,7 @@ def make_header(subject: str, why: str, goes_away_when: str) -> bytes:
 
 
 def check_header(name: str, header: bytes) -> None:
-    """Subject, Why and Goes away when, in this order, none of them empty, then one blank line."""
+    """Check that the header has Subject, Why and Goes away when, in this order and not empty, then a blank line."""
     text = header.decode("utf-8", "replace")
     fields = re.findall(r"^([A-Z][A-Za-z ]*):((?:.*)(?:\n[ \t]+\S.*)*)\n", text, re.MULTILINE)
     if [key for key, _ in fields] != list(HEADER):
@@ -69,16 +70,16 @@ def check_header(name: str, header: bytes) -> None:
 
 
 def parse(name: str, data: bytes) -> Patch:
-    """Parse a patch strictly: anything that is neither header nor a well-formed hunk is an error."""
+    """Parse a patch strictly: any line outside the header and well-formed hunks is an error."""
     begin = 0 if data.startswith(b"diff --git ") else data.find(b"\ndiff --git ") + 1 or len(data)
     check_header(name, data[:begin])
     if begin == len(data):
-        raise PatchError(f"{name}: holds no 'diff --git' line")
+        raise PatchError(f"{name}: has no 'diff --git' line")
     return Patch(name, data[:begin], parse_diff(name, data[begin:], data.count(b"\n", 0, begin)))
 
 
 def parse_diff(name: str, data: bytes, offset: int = 0) -> dict[str, tuple[Hunk, ...]]:
-    """The part after the header; `offset` is the header's number of lines, for errors."""
+    """Parse the part after the header. offset: number of lines in the header, for error messages."""
     lines, at = split_lines(data), 0
     files: dict[str, tuple[Hunk, ...]] = {}
     while at < len(lines):
@@ -88,7 +89,7 @@ def parse_diff(name: str, data: bytes, offset: int = 0) -> dict[str, tuple[Hunk,
             raise PatchError(f"{name}: line {offset + at + 1}: expected 'diff --git', '---' and '+++' of the same file")
         key = path.decode()
         if key in files or ".." in key.split("/"):
-            raise PatchError(f"{name}: line {offset + at + 1}: {key} occurs twice or leaves the tree")
+            raise PatchError(f"{name}: line {offset + at + 1}: {key} occurs twice or is outside the tree")
         at += 3
         hunks = []
         while at < len(lines) and (head := HUNK.fullmatch(lines[at])):
@@ -121,13 +122,13 @@ def _parse_hunk(head: re.Match[bytes], lines: list[bytes], at: int, where: str) 
             break
         used += 1
     if (len(old), len(new)) != (old_count, new_count):
-        raise PatchError(f"{where}: hunk announces {old_count},{new_count} lines, holds {len(old)},{len(new)}")
+        raise PatchError(f"{where}: hunk header gives {old_count},{new_count} lines, hunk has {len(old)},{len(new)}")
     # with a count of 0 the number is that of the line before
     return Hunk(start - (old_count > 0), new_start - (new_count > 0), tuple(old), tuple(new)), used
 
 
 def apply_hunks(data: bytes, hunks: tuple[Hunk, ...], where: str) -> bytes:
-    """Apply hunks without fuzz or offset; raises PatchError naming the hunk that does not fit."""
+    """Apply hunks without fuzz or offset; raises a PatchError that names the hunk that does not fit."""
     lines, out, at = split_lines(data), [], 0
     for number, hunk in enumerate(hunks, 1):
         out += lines[at : hunk.start]
@@ -139,7 +140,7 @@ def apply_hunks(data: bytes, hunks: tuple[Hunk, ...], where: str) -> bytes:
 
 
 def apply_some(data: bytes, hunks: Iterable[Hunk], where: str) -> bytes:
-    """Apply a selection of one diff's hunks; their place in the result follows from the selection."""
+    """Apply some hunks of a diff; their line numbers in the result are computed from this selection."""
     shifted, shift = [], 0
     for hunk in hunks:
         shifted.append(replace(hunk, new_start=hunk.start + shift))
@@ -148,12 +149,12 @@ def apply_some(data: bytes, hunks: Iterable[Hunk], where: str) -> bytes:
 
 
 def split_lines(data: bytes) -> list[bytes]:
-    """Lines with their newline; bytes.splitlines would also split at a lone carriage return."""
+    """Split into lines that keep their newline; bytes.splitlines would also split at a lone carriage return."""
     return re.findall(rb"[^\n]*\n|[^\n]+", data)
 
 
 def export(header: bytes, files: dict[str, tuple[bytes, bytes]]) -> bytes:
-    """The patch that turns each file's first content into its second; sorted by path, free of hashes and dates."""
+    """Make a patch from {path: (old content, new content)}, sorted by path and without hashes and dates."""
     parts = []
     with tempfile.TemporaryDirectory() as folder:
         for path, (old, new) in sorted(files.items()):
@@ -183,7 +184,7 @@ def diff_hunks(old: bytes, new: bytes, path: str, context: int = CONTEXT) -> tup
 
 
 def merge(ours: bytes, base: bytes, theirs: bytes) -> bytes | None:
-    """Three-way merge: the change base -> theirs made to ours. None if both changed the same or adjacent lines."""
+    """Apply the change from `base` to `theirs` to `ours`; returns None if both changed the same or adjacent lines."""
     if theirs == base or ours == base:
         return ours if theirs == base else theirs
     with tempfile.TemporaryDirectory() as folder:
@@ -198,7 +199,7 @@ def merge(ours: bytes, base: bytes, theirs: bytes) -> bytes | None:
 def git(folder: Path, *args: str) -> subprocess.CompletedProcess[bytes]:
     """Run git in a scratch folder, isolated from the user's configuration and any repository around it."""
     if not shutil.which("git"):
-        raise PatchError("git is needed for this and is not on PATH; install it")
+        raise PatchError("git is not on PATH; install git")
     env = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     env |= {"GIT_CONFIG_NOSYSTEM": "1", "GIT_ATTR_NOSYSTEM": "1", "LC_ALL": "C"}
     env |= {"HOME": str(folder), "XDG_CONFIG_HOME": str(folder), "GIT_CEILING_DIRECTORIES": str(folder.parent)}

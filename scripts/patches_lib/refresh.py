@@ -1,7 +1,7 @@
-"""Writes edits of the patched tree back to the series: each into its patch, then the series is re-exported.
+"""Writes each edit of the patched tree back into its patch and exports the series again.
 
-An edit is made on top of the whole series but may belong to an earlier patch. Three-way merges carry it down through
-the later patches, so that several patches may touch one file.
+An edit is made on top of the whole series but may belong to an earlier patch. Three-way merges move the edit below the
+later patches, so several patches may change one file.
 
     print(refresh(ws, into="0003-x.patch", paths=["src/llama-graph.cpp"]))
 """
@@ -17,14 +17,14 @@ from patches_lib.workspace import Workspace, apply, digest, export_all, fetch, r
 
 
 def edits_of(ws: Workspace, applied: Mapping[str, str]) -> dict[str, bytes | None]:
-    """{path: content in the tree} of the local edits that patches/ does not hold; None for a deleted file."""
+    """{path: content in the tree} of local edits that are not in patches/; the content of a deleted file is None."""
     want, edits = wanted(ws), {}
     for path in ws.edited(applied):
         have, now = read(ws.tree / path), want[path] if path in want else ws.upstream(path)
         if have == now:
             continue
         if digest(now) != applied.get(path, digest(ws.upstream(path))):
-            raise PatchError(f"{path} changed in the tree and under patches/; save yours, 'apply --discard', redo it")
+            raise PatchError(f"{path} changed in the tree and in patches/; copy it, 'apply --discard', redo the edit")
         edits[path] = have
     return edits
 
@@ -34,16 +34,16 @@ def refresh(
 ) -> str:
     """Write edits of the patched tree back to patches/ and re-export the series.
 
-    Whole files of ours always go back to patches/src/. An edit of an upstream file goes into the patch `into`, or into
-    a `new` one with this header, or else into the only patch that touches the file. `paths` limits which edits of
-    upstream files are taken: files, folders, or FILE:A-B for the edits in those lines.
+    Our own files are always written to patches/src/. An edit of an upstream file goes into the patch `into`, or into a
+    `new` patch with this header, or else into the only patch that changes the file. paths: files, folders, or FILE:A-B
+    for edits in lines A to B; only these edits of upstream files are written.
     """
     fetch(ws)
     if not ws.tree.is_dir():
         raise PatchError(f"{ws.tree} does not exist; run 'apply' first")
     applied, patches = ws.applied(), ws.series()
     if into is not None and into not in ws.names():
-        raise PatchError(f"--into {into}: not in patches/series ({', '.join(ws.names()) or 'which is empty'})")
+        raise PatchError(f"--into {into}: no such patch in the series ({', '.join(ws.names()) or 'which is empty'})")
     if new is not None:
         if new in ws.names() or not NAME.fullmatch(new):
             raise PatchError(f"--new {new}: must be a name not yet in the series, like 0007-what-it-is.patch")
@@ -60,7 +60,7 @@ def refresh(
         states = versions.setdefault(path, [ws.upstream(path)] * (len(patches) + 1))
         merged = [merge(state, states[-1], data) for state in states[first:]]
         if None in merged:
-            raise PatchError(f"{path}: the edit overlaps what a patch after {home} changes; fold it --into that one")
+            raise PatchError(f"{path}: the edit overlaps changes of a patch after {home}; use --into with that patch")
         states[first:] = merged
     exported = export_all(patches, versions)
     for path, data in mine.items():
@@ -80,7 +80,7 @@ def _check_homes(patches: Sequence[Patch], chosen: Mapping[str, bytes | None], h
     for path, data in sorted(chosen.items()):
         touching = [patch.name for patch in patches if path in patch.files]
         if data is None:
-            raise PatchError(f"{path} was deleted; a patch only edits upstream files, so restore it")
+            raise PatchError(f"{path} was deleted; a patch can't delete an upstream file, so restore it")
         if home is None and len(touching) != 1:
             more = len([p for p in chosen if sum(p in patch.files for patch in patches) != 1]) - 1
             reason = f"is in {' and '.join(touching)}" if touching else "is in no patch yet"
@@ -113,6 +113,6 @@ def _choose(
         spans = [(hunk, hunk.new_start, hunk.new_start + max(1, len(hunk.new))) for hunk in hunks]
         picked = [hunk for hunk, a, b in spans if any(a < last and first < b for first, last in ranges[path])]
         if not picked:
-            raise PatchError(f"{path}: no edit in the lines given; edits start at {[a + 1 for _, a, _ in spans]}")
+            raise PatchError(f"{path}: no edit in these lines; edits start at lines {[a + 1 for _, a, _ in spans]}")
         chosen[path] = apply_some(before, picked, path)
     return chosen

@@ -1,7 +1,7 @@
-"""The pinned upstream: finds or downloads its sdist, checks the hash, reads and unpacks the tree in it.
+"""Finds or downloads the sdist of the pinned upstream, checks its hash, and unpacks its source tree.
 
-Only this part uses the network. It needs only Python and some pip: CMake runs it in build isolation, where `python
--m pip` is often missing or misled by the environment that the outer pip has set up.
+Only this module uses the network. It needs only Python and a pip. CMake runs this module in build isolation, where
+`python -m pip` is often missing or uses the wrong environment, so several pips are tried.
 
     pin = read_pin(Path("patches/UPSTREAM")); files = read_tree(get_sdist(pin, Path("vendor")), pin)
 """
@@ -49,12 +49,12 @@ def read_pin(path: Path) -> Pin:
 
 
 def get_sdist(pin: Pin, cache: Path) -> Path:
-    """The sdist in the cache folder; see `get_file`."""
+    """Path of the sdist in the cache folder; see `get_file`."""
     return get_file(pin, cache / pin.sdist, "sdist, about 75 MB", "patches/UPSTREAM")
 
 
 def get_file(pin: Pin, path: Path, what: str, pinned_in: str) -> Path:
-    """`path`, an sdist or a wheel of the pinned release, downloaded if missing; its hash is checked every time."""
+    """Download the file `path` of the pinned release (an sdist or a wheel) if it is missing, and check its hash."""
     if path.exists():
         _check_hash(path, pin, "delete it to download it again")
         return path
@@ -105,7 +105,7 @@ def _pip_download(pin: Pin, folder: Path, kind: str) -> None:
 
 
 def _find_pip(env: dict[str, str]) -> list[str]:
-    """The first pip that runs: this interpreter's, the one it was made from, PATH's, the one bundled with Python."""
+    """The first pip that runs, of: this interpreter's, its base interpreter's, PATH's, Python's bundled pip."""
     pythons = [sys.executable, getattr(sys, "_base_executable", None), shutil.which("python3"), shutil.which("python")]
     candidates = [[python, "-m", "pip"] for python in pythons if python]
     candidates += [[pip] for pip in (shutil.which("pip"), shutil.which("pip3")) if pip]
@@ -124,7 +124,7 @@ def _find_pip(env: dict[str, str]) -> list[str]:
 
 
 def read_tree(sdist: Path, pin: Pin) -> dict[str, tuple[bytes, bool]]:
-    """{path in the tree: (content, is executable)} of every regular file to keep, about 60 MB."""
+    """Read every file to keep, as {path in the tree: (content, is executable)}; about 60 MB."""
     files = {}
     prefix = PurePosixPath(pin.sdist.removesuffix(".tar.gz"), pin.tree)
     try:
@@ -146,7 +146,7 @@ def read_tree(sdist: Path, pin: Pin) -> dict[str, tuple[bytes, bool]]:
 
 
 def unpack(files: dict[str, tuple[bytes, bool]], target: Path) -> None:
-    """Write the files to a folder that appears only when it is complete."""
+    """Write the files to the folder `target`, which exists only once it is complete."""
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
     try:

@@ -1,8 +1,8 @@
-"""Keeps the patched tree and the series in step: fetch and apply.
+"""Keeps the patched tree consistent with the series: fetch and apply.
 
-Each file has three contents: the one patches/ defines, the one last written to the tree (its hash is in a stamp beside
-the tree), and the one in the tree. Comparing them distinguishes a local edit from a change under patches/, so neither
-is ever lost. Nothing is wiped: a file is written only when its content changes, so ninja rebuilds only that file.
+Each file has three versions: the one that patches/ defines, the one last written to the tree (its hash is stored in a
+stamp file beside the tree), and the one now in the tree. Comparing them distinguishes a local edit from a change in
+patches/, so neither is lost. A file is written only if its content changes, so ninja rebuilds only changed files.
 
     print(apply(Workspace(Path("."))))
 """
@@ -43,7 +43,7 @@ class Workspace:
         return read(self.pristine / path)
 
     def names(self) -> list[str]:
-        """Patch names in order; none if there is no series yet."""
+        """Patch names in order; an empty list if patches/series does not exist."""
         lines = (read(self.patches / "series") or b"").decode().splitlines()
         names = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
         for name in names:
@@ -60,14 +60,14 @@ class Workspace:
         return [self.patch(name) for name in self.names()]
 
     def ours(self) -> dict[str, bytes]:
-        """{path in the tree: content} of our whole files."""
+        """{path in the tree: content} of our own files in patches/src/."""
         return {name: path.read_bytes() for name, path in walk(self.src).items()}
 
     def applied(self) -> dict[str, str]:
         """{path: sha256} of the files last written to the tree."""
         stamp = self._stamp()
         if stamp["pin"] != self.pin.sha256:
-            raise PatchError(f"{self.tree} is from another upstream; save your edits, then delete it")
+            raise PatchError(f"{self.tree} was made from another upstream release; save your edits, then delete it")
         return stamp["files"]
 
     def _stamp(self) -> dict:
@@ -83,7 +83,7 @@ class Workspace:
         write(self.tree_stamp, json.dumps(stamp, indent=1, sort_keys=True).encode())
 
     def edited(self, applied: Mapping[str, str]) -> set[str]:
-        """Paths whose content in the tree is not the last one written: edits, new files, deletions."""
+        """Paths whose content in the tree differs from the one last written: edits, new files, deletions."""
         pristine, tree = walk(self.pristine), walk(self.tree)
         changed = set()
         for name in pristine.keys() | applied.keys():
@@ -93,7 +93,7 @@ class Workspace:
         return changed | {n for n in tree if n not in pristine and n not in applied and n.endswith(SOURCE)}
 
     def drop_tree_of_other_upstream(self) -> None:
-        """Remove a patched tree made from another pin, unless it holds edits."""
+        """Delete a patched tree that was made from another pin; raises PatchError if the tree has local edits."""
         stamp = self._stamp()
         if not self.tree.is_dir() or stamp["pin"] == self.pin.sha256:
             return
@@ -104,7 +104,7 @@ class Workspace:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Allow one command at a time: two builds may start together."""
+        """Let only one command run at a time, since two builds may start together."""
         self.vendor.mkdir(parents=True, exist_ok=True)
         with open(self.vendor / ".lock", "a") as file:
             with contextlib.suppress(ImportError):  # Windows has no fcntl, and no lock here
@@ -115,13 +115,13 @@ class Workspace:
 
 
 def stack(patches: Sequence[Patch], base: Callable[[str], bytes | None]) -> dict[str, list[bytes]]:
-    """{path: its contents before the first patch, after it, after the second ...}, applied strictly."""
+    """Apply the patches strictly; returns {path: [content before the first patch, after it, after the second, ...]}."""
     versions: dict[str, list[bytes]] = {}
     for index, patch in enumerate(patches):
         for path, hunks in patch.files.items():
             if path not in versions:
                 if (data := base(path)) is None:
-                    raise PatchError(f"{patch.name}: {path} is not an upstream file; ours go to patches/src/")
+                    raise PatchError(f"{patch.name}: {path} is not an upstream file; our own files go to patches/src/")
                 versions[path] = [data]
             states = versions[path]
             states += states[-1:] * (index + 1 - len(states))
@@ -132,7 +132,7 @@ def stack(patches: Sequence[Patch], base: Callable[[str], bytes | None]) -> dict
 
 
 def export_all(patches: Sequence[Patch], versions: Mapping[str, Sequence[bytes]]) -> dict[str, bytes]:
-    """{name: file content} of every patch, from the contents around it; verifies that applying reproduces them."""
+    """Make {name: content} of every patch from the result of `stack`; checks that applying them reproduces it."""
     exported = {}
     for index, patch in enumerate(patches):
         files = {path: (states[index], states[index + 1]) for path, states in versions.items()}
@@ -147,7 +147,7 @@ def export_all(patches: Sequence[Patch], versions: Mapping[str, Sequence[bytes]]
 
 
 def wanted(ws: Workspace) -> dict[str, bytes]:
-    """{path: content} of every file in which the patched tree differs from the pristine one."""
+    """{path: content} of every file that differs between the patched tree and upstream."""
     ours = ws.ours()
     for path in ours:
         if (ws.pristine / path).exists():
@@ -169,7 +169,7 @@ def fetch(ws: Workspace) -> str:
 
 
 def apply(ws: Workspace, discard: bool = False, keep: bool = False) -> str:
-    """Bring the patched tree in line with patches/. Local edits are an error, overwritten (discard) or kept (keep)."""
+    """Bring the patched tree in line with patches/. Local edits raise PatchError without `discard` or `keep`."""
     fetch(ws)
     want = wanted(ws)
     if not ws.tree.is_dir():
@@ -197,7 +197,7 @@ def apply(ws: Workspace, discard: bool = False, keep: bool = False) -> str:
 
 
 def walk(folder: Path) -> dict[str, Path]:
-    """{relative path: path} of files, without the folders and scratch files that tools leave behind."""
+    """{relative path: path} of all files, except the caches and temporary files of tools."""
     found = []
     for here, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if name not in ("__pycache__", ".git", ".cache") and name[:5] != "build"]
@@ -218,7 +218,7 @@ def executable(path: Path) -> bool:
 
 
 def write(path: Path, data: bytes, runs: bool = False) -> bool:
-    """Replace a file atomically; returns False and keeps the mtime if it already holds this content."""
+    """Replace a file atomically; returns False and keeps the modification time if the content is already the same."""
     if read(path) == data:
         return False
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -231,7 +231,7 @@ def write(path: Path, data: bytes, runs: bool = False) -> bool:
 
 
 def mirror(files: Mapping[str, bytes], folder: Path) -> None:
-    """Make a folder hold exactly these files. Unchanged ones keep their time, so a build does not recompile them."""
+    """Make `folder` contain exactly these files. Unchanged files keep their time, so builds don't recompile them."""
     for name, path in walk(folder).items():
         if name not in files:
             path.unlink()

@@ -1,4 +1,4 @@
-"""Speed ratios: SWAA configurations against full attention, and our attention kernels against llama.cpp's.
+"""Speed ratios of SWAA configurations to full attention, and of our attention kernels to llama.cpp's.
 
 report = bench("model.gguf", "quality,fast", [4096, 8192]); print(report)
 report = bench_attention("model.gguf", quick=True); report.to_dict()["decode_vs_no_flash"]

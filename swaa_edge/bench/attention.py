@@ -1,11 +1,12 @@
-"""Time attention on the CPU: our kernels against llama.cpp's, with and without flash attention, f16 and q8_0 caches.
+"""Time attention on the CPU: our kernels against llama.cpp's, with and without flash attention.
 
     report = bench_attention("model.gguf", quick=True, baseline="build/baseline/lib"); print(report)
 
-The sides take turns as in `bench`. Each turn prefills a prompt and decodes at that depth, then decodes after
-`SHALLOW` tokens in the same process: the difference per token is attention over the prompt. The attention of a
-prefill is the part of the ubatches' times that grows with the keys they see (bound.py). The memory is measured
-right after each turn, because it limits decoding (bandwidth.py). docs/bench.md defines each figure.
+The KV cache is f16 or q8_0. The compared sides take turns, as in `bench`. Each turn prefills a prompt and decodes after
+it, then decodes after only `SHALLOW` tokens in the same process. The difference in decode time per token is the
+attention over the prompt. The attention time of a prefill is the part of each ubatch's time that grows with the number
+of visible keys (bound.py). The memory bandwidth is measured right after each turn, because it limits decoding
+(bandwidth.py). Each figure is defined in docs/bench.md.
 """
 
 from __future__ import annotations
@@ -50,24 +51,24 @@ def bench_attention(
     baseline: str | os.PathLike[str] | None = None,
     on_progress: OnProgress | None = None,
 ) -> AttentionReport:
-    """Time attention on the CPU on prompts of these lengths.
+    """Time attention on the CPU for prompts of the given lengths.
 
-    model, decode, an early end and the errors: as in `bench`.
-    configs: SWAA configurations to time with our kernels and with llama.cpp's; None: only full attention.
-    prompt_tokens: prompt lengths; None: `LENGTHS`, with quick `QUICK_LENGTHS`, as far as the context goes.
-    quick: at most five rounds, as many as fit into 270 seconds, without llama.cpp's kernels on a q8_0 cache.
-    repeat: rounds per length; None: 3, with quick 5.
-    engine: n_threads = None uses every core in prefill and decode. Its cache type is ignored, since each side has its
-        own; nothing runs on a GPU.
-    baseline: folder of an unpatched build of the same llama.cpp, to be the reference; None: the reference is the
-        patched library with llama.cpp's own kernels (GGML_CPU_FATTN=0).
+    model, decode: as in `bench`, which also describes early ends and errors.
+    configs: SWAA configurations to time with our kernels and with llama.cpp's, or None for full attention only.
+    prompt_tokens: prompt lengths, or None for `LENGTHS` (`QUICK_LENGTHS` with quick) up to the context length.
+    quick: run at most five rounds, as many as fit into 270 seconds, and skip llama.cpp's kernels on a q8_0 cache.
+    repeat: rounds per length, or None for 3 (5 with quick).
+    engine: n_threads = None uses every core in prefill and decode. The cache type is ignored, since each side sets its
+        own, and nothing runs on a GPU.
+    baseline: folder of an unpatched build of the same llama.cpp, which becomes the reference. Without a baseline, the
+        reference is the patched library with llama.cpp's own kernels (GGML_CPU_FATTN=0).
     """
     engine = dataclasses.replace(engine or EngineSettings(), n_gpu_layers=0, cache_type="f16")
     if engine.n_threads is None:
         engine = dataclasses.replace(engine, n_threads=_cores())
     decode = DECODE if decode is None else decode
     if decode < 1:
-        raise ConfigError(f"decode = {decode} must be at least 1; the attention of decoding is part of this benchmark")
+        raise ConfigError(f"decode = {decode} must be at least 1; this benchmark also measures attention in decode")
     work = Workload.of(model, prompt_tokens, decode=decode, engine=engine, default=QUICK_LENGTHS if quick else LENGTHS)
     chosen = {FULL: False} if configs is None else configurations(work.model, configs)
     rounds = repeat or (_QUICK_ROUNDS if quick else _ROUNDS)
@@ -92,7 +93,7 @@ def _cores() -> int:
 
 
 def _rounds(report: AttentionReport, rounds: int, quick: bool) -> Iterator[tuple[int, int, list[Side]]]:
-    """Yield (prompt length, round from 0, sides in order)."""
+    """Yield (prompt length, round number from 0, sides in the order in which they run)."""
     reference = report.reference
     # Neighbours are the pairs whose ratios count most.
     sides = [Side(reference, flash_attn=False), Side(PATCHED), Side(reference), Side(PATCHED, cache_type="q8_0")]

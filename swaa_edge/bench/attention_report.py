@@ -2,7 +2,8 @@
 
 report.to_dict()["decode_vs_no_flash"]; print(report)
 
-A ratio is computed within each round, where the sides ran close together. The median over the rounds is reported.
+Each ratio is computed within one round, in which the sides ran shortly after one another. The reported ratio is the
+median over the rounds.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ Figures = dict[str, float | None]
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-    """One side of the comparison: a library of `client.libraries`, flash attention or not, cache, configuration."""
+    """One side of the comparison: a library of `client.libraries`, with or without flash attention, a cache type and a
+    configuration."""
 
     library: str
     flash_attn: bool = True
@@ -44,8 +46,8 @@ class Side:
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """One turn. deep: the prompt, and decoding after it, in a context of n_ctx tokens; shallow: decoding after a few
-    tokens; read_gb_s: memory bandwidth right after, in 1e9 bytes per second."""
+    """The times of one turn. deep: prefill of the prompt and decoding after it, in a context of n_ctx tokens. shallow:
+    decoding after a few tokens. read_gb_s: memory bandwidth right after the turn, in 1e9 bytes per second."""
 
     deep: Timing
     shallow: Timing
@@ -57,7 +59,8 @@ class Sample:
 class AttentionReport(Run):
     """The samples so far, by (side, prompt length), one per round.
 
-    reference: the library that runs llama.cpp's own attention. skipped: what was not measured and why, a line each.
+    reference: the library that runs llama.cpp's own attention. skipped: one line for each measurement that was left
+        out, with the reason.
     """
 
     reference: str
@@ -65,7 +68,7 @@ class AttentionReport(Run):
     skipped: list[str] = dataclasses.field(default_factory=list)
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return one row per side and prompt length; each figure is the median of the rounds in `repeats`."""
+        """Return one row per side and prompt length; each figure is the median over the rounds that `repeats` lists."""
         return [self._row(side, length) for side, length in self.samples]
 
     def _row(self, side: Side, length: int) -> dict[str, Any]:
@@ -85,7 +88,7 @@ class AttentionReport(Run):
         return [self._figures(side, length, sample) for sample in self.samples.get((side, length), [])]
 
     def _figures(self, side: Side, length: int, sample: Sample) -> Figures:
-        """The figures of one round; None where the times don't show one."""
+        """The figures of one round; a figure is None if the times don't determine it."""
         engine, times = self.work.engine, sample.deep.ubatch_seconds
         prefill, token = sum(times), statistics.median(sample.deep.decode_seconds)
         more = token - statistics.median(sample.shallow.decode_seconds)
@@ -109,16 +112,19 @@ class AttentionReport(Run):
         }
 
     def ratios(self) -> dict[str, Any]:
-        """Return the ratios, above 1 in favour of our kernels; None where a side was not measured.
+        """Return the ratios. A ratio above 1 means that our kernels are faster, and None that a side was not measured.
 
-        ratio_depth: prompt length of the first three.
-        decode_vs_no_flash: our decoding speed over the reference's without flash attention, both with an f16 cache.
-        prefill_attention_speedup: attention seconds of the reference's faster setting over ours, f16.
-        q8_0_over_f16: our attention seconds with an f16 cache over those with q8_0.
-        decode_ratio: like decode_vs_no_flash, for each prompt length and each cache type of ours.
-        decode_bandwidth_share: K and V bytes read per second over the memory bandwidth, by cache type, longest prompt.
-        swaa: our speed under each configuration over the reference's full attention, and over the same configuration
-            with llama.cpp's kernels.
+        ratio_depth: prompt length at which the next three ratios are measured.
+        decode_vs_no_flash: our decoding speed divided by the reference's without flash attention, both with an f16
+            cache.
+        prefill_attention_speedup: attention seconds of the reference divided by ours, both with an f16 cache; the
+            reference runs with or without flash attention, whichever is faster.
+        q8_0_over_f16: our attention seconds with an f16 cache divided by those with a q8_0 cache.
+        decode_ratio: like decode_vs_no_flash, for each prompt length and each of our cache types.
+        decode_bandwidth_share: K and V bytes read per second as a fraction of the memory bandwidth, for each cache
+            type, at the longest prompt.
+        swaa: our speed under each configuration divided by that of the reference's full attention, and by that of the
+            same configuration with llama.cpp's kernels.
         """
         ours = {kind: Side(PATCHED, cache_type=kind) for kind in ("f16", "q8_0")}
         no_flash, flash = Side(self.reference, flash_attn=False), Side(self.reference)
@@ -162,7 +168,7 @@ class AttentionReport(Run):
         return _median([x[key] / y[key] if x[key] and y[key] else None for x, y in pairs])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as plain JSON values: ratios, rows, the memory bandwidth, `skipped`, `Run.facts`."""
+        """Return the whole report as plain JSON values: ratios, rows, memory bandwidth, `skipped` and `Run.facts`."""
         reads, facts = [sample.read_gb_s for samples in self.samples.values() for sample in samples], self.facts()
         del facts["settings"]["cache_type"]  # each side has its own
         return {

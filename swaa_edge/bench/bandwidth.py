@@ -3,8 +3,9 @@
     bandwidth(threads=8)   # 1e9 bytes per second
 
 Decoding reads all weights and all of K and V for each token, so memory limits it. A machine's bandwidth changes within
-seconds (clocks, heat, other programs), so `bench_attention` measures it right after each decoding. NumPy's maximum
-of floats does little more than read them, without Python's lock; on the machines tried, a C++ loop was no faster.
+seconds (clocks, heat, other programs), so `bench_attention` measures it right after each decoding. Memory is read by
+NumPy's maximum of floats, which does little else and releases Python's lock. On the machines tried, a C++ loop was not
+faster.
 """
 
 from __future__ import annotations
@@ -19,9 +20,8 @@ _WINDOWS = 5
 
 
 def bandwidth(threads: int, *, size: int = _BYTES, seconds: float = 0.04) -> float:
-    """Return how fast `threads` together read `size` bytes of memory, over and over, in 1e9 bytes per second.
-
-    It is the median of five windows of `seconds` each. One more window before them lets clocks settle and is ignored.
+    """Return the memory bandwidth in 1e9 bytes per second, while `threads` threads repeatedly read `size` bytes.
+    The result is the median of five time windows of `seconds` seconds each, after one in which clocks settle.
     """
     import numpy as np
 

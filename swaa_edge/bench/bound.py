@@ -1,19 +1,21 @@
-"""The bound: the highest prefill speed-up that a configuration could reach; `bench` prints it beside the measured one.
+"""The bound on a configuration's prefill speed-up, which `bench` prints beside the measured speed-up.
 
-A sliding layer can save no more than the attention that it leaves out. How much that is depends on the model and the
-machine, so the bound is computed from the measured times of the patched library under full attention, not from a count
-of operations. Full attention and the configuration then run the same kernels, so only noise can exceed the bound.
+A sliding layer can save no more than the attention that it leaves out. The cost of attention depends on the model and
+the machine, so the bound is computed from the measured times of the patched library under full attention, not from a
+count of operations. Full attention and the configuration run the same kernels, so a measured speed-up can exceed the
+bound only by noise.
 
     line = fit_line(ubatch_seconds, n_ubatch=512)
     best = bound(line, config, n_tokens=8192, n_ubatch=512, heads=[16] * 4)
 
-Definition. A ubatch of u tokens from position p sees v = p + (u + 1) / 2 keys per query on average. All its work but
-attention takes the same time at every p, so under full attention it takes t = a + b * v. A weighted least-squares fit
-over the ubatches of a prompt gives a and b; b * v is the attention. In a sliding layer, the query at position q sees
-min(q + 1, W + S) keys; w is their mean over the ubatch. With s, the fraction of all query heads that are in sliding
-layers, the configuration needs at least a + b * ((1 - s) * v + s * w). The tail's tokens see q + 1 keys, as under full
-attention, in sliding layers that decode with full attention. The bound is the sum of the
-full-attention times of all ubatches, divided by the sum of these least times; a shorter last one counts by its length.
+Definition. A ubatch of u tokens from position p sees v = p + (u + 1) / 2 keys per query on average. Work other than
+attention takes the same time at every p, so under full attention the ubatch takes t = a + b * v. A weighted
+least-squares fit over the ubatches of a prompt gives a and b; b * v is the time for attention. In a sliding layer with
+W window tokens and S sinks, the query at position q sees min(q + 1, W + S) keys; a query in the tail of the prompt sees
+q + 1 keys if the layer decodes with full attention. Let k be the mean number of visible keys over the queries of a
+ubatch and over all query heads of the model. The configuration then needs at least a + b * k for the ubatch. The bound
+is the sum of the full-attention times of all ubatches, divided by the sum of these minimum times. A shorter last ubatch
+is weighted by its length.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ def visible_full(start: int, count: int) -> float:
 
 
 def visible_sliding(start: int, count: int, reach: int) -> float:
-    """`visible_full` for a sliding layer: `reach` is the sum of its window and sink tokens."""
+    """The mean number of keys that these queries see in a sliding layer; reach: its window and sink tokens together."""
     growing = range(min(start + 1, reach), min(start + count + 1, reach))
     return (sum(growing) + reach * (count - len(growing))) / max(count, 1)
 
@@ -50,10 +52,11 @@ def ubatches(n_tokens: int, n_ubatch: int) -> Iterator[tuple[int, int]]:
 
 
 def fit_line(seconds: Sequence[float], n_ubatch: int) -> Line | None:
-    """Fit the times of full ubatches, in order from position 0, by least squares of relative errors.
+    """Fit a line to the times of full ubatches, listed from position 0, by least squares of relative errors.
 
-    With absolute errors, the long late ubatches alone would place the line. Its start, which decides the bound of a
-    long prompt, would be undetermined. Returns None if there are fewer than three times, or if they don't grow.
+    With absolute errors, the slow late ubatches alone would determine the line. The line's value at position 0, which
+    decides the bound of a long prompt, would be uncertain. Returns None if there are fewer than three times, or if the
+    times don't grow.
     """
     import numpy as np
 
@@ -66,9 +69,9 @@ def fit_line(seconds: Sequence[float], n_ubatch: int) -> Line | None:
 
 
 def prefill_seconds(line: Line, config: SwaaConfig | None, n_tokens: int, n_ubatch: int, heads: Sequence[int]) -> float:
-    """The modelled seconds of a prefill: each sliding layer costs as much as the keys that it sees.
+    """The modelled seconds of a prefill, in which attention costs time in proportion to the visible keys.
 
-    config: None for full attention. heads: the number of query heads of each layer.
+    config: settings, or None for full attention. heads: the number of query heads of each layer.
     """
     slides = _fraction(heads, config.sliding_layers(len(heads))) if config else 0.0
     with_tail = _fraction(heads, config.fa_decode_layers(len(heads))) if config else 0.0
@@ -89,16 +92,16 @@ def _fraction(heads: Sequence[int], chosen: Sequence[bool]) -> float:
 
 
 def bound(line: Line, config: SwaaConfig | None, n_tokens: int, n_ubatch: int, heads: Sequence[int]) -> float:
-    """The highest possible prefill speed-up of `config`: above 1 for prompts longer than W + S."""
+    """The highest possible prefill speed-up of `config`, above 1 for prompts longer than window and sinks together."""
     full = prefill_seconds(line, None, n_tokens, n_ubatch, heads)
     return full / prefill_seconds(line, config, n_tokens, n_ubatch, heads)
 
 
 def attention_seconds(line: Line, n_tokens: int, n_ubatch: int) -> float:
-    """The seconds of a full-attention prefill that are attention."""
+    """The seconds that a full-attention prefill spends on attention."""
     return prefill_seconds(dataclasses.replace(line, a=0.0), None, n_tokens, n_ubatch, [1])
 
 
 def attention_fraction(line: Line, n_tokens: int, n_ubatch: int) -> float:
-    """The fraction of a full-attention prefill's time that is attention, from 0 to 1."""
+    """The fraction of a full-attention prefill's time that is spent on attention, from 0 to 1."""
     return attention_seconds(line, n_tokens, n_ubatch) / prefill_seconds(line, None, n_tokens, n_ubatch, [1])

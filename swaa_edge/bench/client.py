@@ -1,7 +1,7 @@
-"""The parent side of a measurement: a child process that holds one llama.cpp library and times prompts on request.
+"""The parent process of a measurement: starts child processes that time prompts, each with one llama.cpp library.
 
 Two builds of llama.cpp can't share a process, and a crash in C must not lose the results. A child stays alive between
-its turns, so that sides can alternate without timing start-up or model loading.
+its turns, so that the compared libraries can alternate without timing start-up or model loading.
 
     with Runner(native.library_dir()) as runner:
         timing = runner.measure(Job("model.gguf", [1] * 4096, EngineSettings()))
@@ -41,10 +41,10 @@ main(sys.argv[1])
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One measurement: prefill `tokens`, then decode `decode` more, one at a time.
+    """One measurement: prefill `tokens`, then decode `decode` more tokens, one at a time.
 
-    engine: its n_ubatch must not exceed its n_batch. overrides: llama.cpp's kv_overrides. flash_attn: False only under
-    full attention and with an f16 cache.
+    engine: its n_ubatch must not exceed its n_batch. overrides: llama.cpp's kv_overrides. flash_attn: may be False only
+        under full attention with an f16 cache.
     """
 
     model: str
@@ -56,7 +56,7 @@ class Job:
 
     @property
     def n_ctx(self) -> int:
-        """The context that the job needs, or a larger one if the settings name it, in whole blocks of cells."""
+        """The context size that the job needs, or a larger one in the engine settings, in whole blocks of cells."""
         # The warm-up takes a ubatch and one token.
         warm_up = min(len(self.tokens), self.engine.n_ubatch) + 1
         return round_up(max(len(self.tokens) + self.decode, warm_up, self.engine.n_ctx or 0))
@@ -74,8 +74,8 @@ class Job:
 class Timing:
     """Result of a job: seconds of each ubatch and of each decoded token, and bytes of the context's buffers.
 
-    cpu_seconds: processor time of the whole prefill, over all threads. On the CPU alone, a value below threads times
-    seconds means that other programs took the rest.
+    cpu_seconds: processor time of the whole prefill, over all threads. In a run without a GPU, a value below the number
+        of threads times the prefill's seconds means that other programs used the processor.
     """
 
     ubatch_seconds: list[float]
@@ -86,7 +86,7 @@ class Timing:
 
 
 class Runner(contextlib.AbstractContextManager):
-    """A child process with the libllama of the folder `library`.
+    """A child process that runs the libllama in the folder `library`.
 
     environment: variables to add to the child's environment. `facts` holds "swaa" (whether the library is
     patched), "version" and "commit" of its ggml, and "gpus" (their names). Raises `NativeLibraryError` if the library
@@ -161,10 +161,11 @@ class Runner(contextlib.AbstractContextManager):
 def libraries(
     baseline: str | os.PathLike[str] | None = None, *, upstream_kernels: bool = False
 ) -> Iterator[dict[str, Runner]]:
-    """Start one process per library, by name: `PATCHED`, `UNPATCHED` with a baseline, `UPSTREAM_KERNELS` if asked.
+    """Start one process per library; the names are `PATCHED`, and if requested `UNPATCHED` and `UPSTREAM_KERNELS`.
 
-    baseline: folder of an unpatched build. `UPSTREAM_KERNELS` is the patched library with llama.cpp's own attention
-    kernels on the CPU. Raises `NativeLibraryError` unless the libraries load and belong to one llama.cpp release.
+    baseline: folder of an unpatched build, the library `UNPATCHED`. `UPSTREAM_KERNELS` is the patched library with
+    llama.cpp's own attention kernels on the CPU. Raises `NativeLibraryError` unless the libraries load and belong to
+    one llama.cpp release.
     """
     if baseline is not None and not any(Path(baseline).glob("*llama.*")):
         raise NativeLibraryError(
@@ -186,12 +187,12 @@ def _check_baseline(ours: Runner, baseline: Runner) -> None:
     if ours.facts["version"] != baseline.facts["version"]:
         raise NativeLibraryError(
             f"{baseline.library} holds another release (ggml {baseline.facts['version']}, the patched library has "
-            f"{ours.facts['version']}); `make baseline` builds the same"
+            f"{ours.facts['version']}); `make baseline` builds the right one"
         )
 
 
 def described(runner: Runner) -> dict[str, Any]:
-    """A library's facts for a document; its folder is relative to the working directory if it is below that."""
+    """A library's facts as plain JSON values; a path inside the working directory is given relative to it."""
     path, facts = runner.library, runner.facts
     if path.is_relative_to(Path.cwd()):
         path = path.relative_to(Path.cwd())

@@ -24,10 +24,9 @@ from swaa_edge.support.table import table
 
 @dataclasses.dataclass
 class Run:
-    """What the documents of all benchmarks have in common.
-
-    libraries: `client.described` by name. load: mean number of processes that wanted a core in the minute before the
-    run; None if the system doesn't provide it.
+    """The facts about a run that the documents of all benchmarks contain.
+    libraries: `client.described` of each library, by name. load: the system's load average over the minute before
+        the run, or None if the system doesn't provide one.
     """
 
     work: Workload
@@ -40,7 +39,7 @@ class Run:
     stopped: Stopped = dataclasses.field(default=None, kw_only=True)
 
     def facts(self) -> dict[str, Any]:
-        """Return settings, prompt, model, machine, libraries and the reason of an early end, as plain JSON values."""
+        """Return settings, prompt, model, machine, libraries and the reason for an early end, as plain JSON values."""
         work, model = self.work, self.work.model
         return {
             "settings": {"decode": work.decode, "repeat": self.repeat, **dataclasses.asdict(work.engine)},
@@ -69,10 +68,11 @@ class Report(Run):
     samples: dict[tuple[str, int], list[Timing]] = dataclasses.field(default_factory=dict)
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return one row per configuration and prompt length, the references first; plain JSON values.
+        """Return one row per configuration and prompt length, references first, as plain JSON values.
 
-        Ratios are medians of full attention over medians of the configuration: above 1 is faster. None stands for what
-        the times don't show, such as the bound of a prompt of fewer than three ubatches, or decoding of no tokens.
+        A ratio is the median time of full attention divided by the median time of the configuration; above 1, the
+        configuration is faster. A value is None if the times don't determine it, such as the bound of a prompt of fewer
+        than three ubatches, or the decode speed if no tokens were decoded.
         """
         return [
             self._row(name, length)
@@ -82,7 +82,7 @@ class Report(Run):
         ]
 
     def line(self, n_tokens: int) -> bound.Line | None:
-        """Return the fit of full attention on the patched library: each full ubatch's median over the rounds."""
+        """Return the line fitted to full attention on the patched library, from each full ubatch's median time."""
         rounds = [timing.ubatch_seconds for timing in self.samples.get((FULL, n_tokens), [])]
         medians = [statistics.median(times) for times in zip(*rounds, strict=True)]
         n_ubatch = self.work.engine.n_ubatch
@@ -119,7 +119,7 @@ class Report(Run):
         }
 
     def _ratios(self, name: str, reference: str, n_tokens: int) -> tuple[float | None, float | None, float | None]:
-        """Return how much faster `name` is than `reference`: prefill, decode, both."""
+        """Return the speed-ups of `name` over `reference` in prefill, in decode, and in both together."""
         if (reference, n_tokens) not in self.samples:
             return None, None, None
         (their_prefill, their_decode), (prefill, decode) = (self._medians(side, n_tokens) for side in (reference, name))
@@ -127,7 +127,8 @@ class Report(Run):
         return their_prefill / prefill, their_decode / decode if self.work.decode else None, both
 
     def device(self, name: str) -> str:
-        """Return what computed `name`: the library's GPUs, with the number of layers if not all, or the processor."""
+        """Return the hardware that ran `name`: the library's GPUs (and the number of layers on them, if not all), or
+        the CPU."""
         layers, n_layers = self.work.engine.n_gpu_layers, self.work.model.n_layers
         gpus = self.libraries[UNPATCHED if name == UNPATCHED else PATCHED]["gpus"]
         if not gpus or layers == 0:
@@ -153,7 +154,8 @@ class Report(Run):
         return {"rows": self.rows(), "fit": fits, **self.facts()}
 
     def __str__(self) -> str:
-        """Return the report for people: machine and model, a row per configuration and length, how to read it."""
+        """Return the report as text: machine and model, a row per configuration and length, and how to read the
+        rows."""
         document = self.to_dict()
         rows = document["rows"]
         columns = [column for column in _COLUMNS if UNPATCHED in document["libraries"] or not column[2]]
@@ -203,7 +205,7 @@ _COLUMNS: list[tuple[str, Callable[[dict[str, Any]], str], bool]] = [
 
 
 def heading(document: dict[str, Any]) -> Iterator[str]:
-    """Yield the lines that state what was measured where."""
+    """Yield the lines that describe the model, the device, the settings, the prompt and the libraries."""
     model, this, settings, rows = (document[name] for name in ("model", "machine", "settings", "rows"))
     cores = this["cores"]
     threads = settings["n_threads"] or f"{cores} in prefill, {max(cores // 2, 1)} in decode"
@@ -229,9 +231,11 @@ def warnings(document: dict[str, Any]) -> Iterator[str]:
 
 
 def plot(document: dict[str, Any], path: str | os.PathLike[str], kind: str | None = None) -> None:
-    """Draw `Report.to_dict()` into the file `path`: speed, and speed-up beside its bound, over the prompt length.
+    """Draw the document of `Report.to_dict()` into the file `path`: speed and speed-up by prompt length, with the
+    bound.
 
-    kind: "png", "svg" or "pdf"; None takes the type from the name. Raises `ConfigError` without matplotlib.
+    kind: "png", "svg" or "pdf", or None for the type that the file name's suffix names. Raises `ConfigError` without
+        matplotlib.
     """
     rows = document["rows"]
     with figure(path, size=(10, 4.2), kind=kind) as canvas:

@@ -1,7 +1,7 @@
-"""Compare the speed of full attention and SWAA configurations within one run, as ratios, beside the bound.
+"""Compare the speed of full attention and SWAA configurations within one run, as ratios beside their bounds.
 
-A laptop's speed drifts by tens of percent within minutes, so numbers of two runs can't be compared. Here the sides take
-turns in every round, forwards and backwards, and the medians over the rounds are compared.
+A laptop's speed drifts by tens of percent within minutes, so figures from two runs can't be compared. Within one run,
+the compared sides take turns in every round, in alternating order, and the medians over the rounds are compared.
 
     print(bench("model.gguf", "quality,fast", [4096, 8192]))
 """
@@ -44,16 +44,16 @@ def bench(
     baseline: str | os.PathLike[str] | None = None,
     on_progress: OnProgress | None = None,
 ) -> Report:
-    """Time full attention and `configs` on prompts of these lengths, in turns.
+    """Time full attention and `configs` in turns, on prompts of the given lengths.
 
     model: a path or a `ModelFile`.
-    configs: as `configurations` takes them; {} with a baseline compares full attention alone.
-    prompt_tokens: prompt lengths; None: `LENGTHS`, or one prompt that fits if the context is too short for them.
-    decode: tokens decoded after each prompt; None: `DECODE`.
-    repeat: rounds per length; None: 3, and 2 above 8192 tokens.
+    configs: in any form that `configurations` takes; {} with a baseline compares only full attention.
+    prompt_tokens: prompt lengths, or None for those of `LENGTHS` that fit the context (if none fits, one that does).
+    decode: number of tokens decoded after each prompt, or None for `DECODE`.
+    repeat: rounds per length, or None for 3 (2 for prompts longer than 8192 tokens).
     baseline: folder of an unpatched build of the same llama.cpp, which then runs full attention as one more side.
 
-    KeyboardInterrupt, or an error once something is measured, ends the run early: `Report.stopped` holds the reason.
+    KeyboardInterrupt, or an error after the first measurement, ends the run early, with the reason in `Report.stopped`.
     Raises `ConfigError` for a prompt that exceeds the context or settings that don't fit the model, `ModelFileError`,
     `UnsupportedModelError`, `NativeLibraryError`, `GenerationError`.
     """
@@ -87,9 +87,9 @@ def bench(
 
 def _check_sides(sides: Mapping[str, Configuration], baseline: str | os.PathLike[str] | None) -> None:
     if UNPATCHED in sides:
-        raise ConfigError(f"{UNPATCHED} is the name of the baseline; call the configuration something else")
+        raise ConfigError(f"{UNPATCHED} is the name of the baseline; give the configuration another name")
     if len(sides) == 1 and baseline is None:
-        raise ConfigError("give a configuration to compare with full attention, or an unpatched library as baseline")
+        raise ConfigError("there is nothing to compare with full attention; give a configuration or a baseline")
 
 
 def rounds_of(repeat: int | None, n_tokens: int) -> int:
@@ -98,7 +98,7 @@ def rounds_of(repeat: int | None, n_tokens: int) -> int:
 
 
 def alternating(sides: Sequence[T], rounds: int) -> Iterator[Sequence[T]]:
-    """Yield the sides of each round, every second round backwards: a steady drift then favours none of them."""
+    """Yield the sides of each round, in reverse order every second round, so that a steady drift favours no side."""
     for number in range(rounds):
         yield sides[:: -1 if number % 2 else 1]
 
@@ -106,7 +106,7 @@ def alternating(sides: Sequence[T], rounds: int) -> Iterator[Sequence[T]]:
 def progress_of(
     turns: Sequence[tuple[str, int]], on_progress: OnProgress | None
 ) -> Iterator[Callable[[int], None] | None]:
-    """Begin each turn (text, prompt tokens); yield the callback that takes the number of its prompt tokens done."""
+    """Yield a callback for each turn (text, prompt tokens), which takes the number of prompt tokens that are done."""
     if on_progress is None:
         yield from [None] * len(turns)
         return

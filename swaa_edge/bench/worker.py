@@ -1,6 +1,6 @@
-"""The program of the child processes that client.py starts: with one llama.cpp library, it reads jobs and writes times.
+"""The program of the child processes that client.py starts: it runs jobs with one llama.cpp library and writes times.
 
-It uses only llama.cpp's C interface, since that is what the patched and the unpatched library share.
+The program uses only llama.cpp's C interface, since the patched and the unpatched library share only this.
 
     main("build/baseline/lib")   # reads jobs from stdin and writes results to stdout, one JSON document per line
 """
@@ -56,7 +56,8 @@ def main(library: str) -> None:
 
 
 def _lines_of_stdin() -> Iterator[str]:
-    """Yield the lines of stdin. When stdin ends, the parent is gone: the process exits, even during a job."""
+    """Yield the lines of stdin. When stdin ends, the parent process has ended, and this process exits, even during a
+    job."""
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def read() -> None:
@@ -150,7 +151,8 @@ class _Engine:
         return Timing(ubatches, cpu, decoded, compute, kv)
 
     def _load(self, job: Job) -> None:
-        """Load the job's model with its overrides. The previous model is freed: memory holds one model per side."""
+        """Load the job's model with its overrides. The previous model is freed first, so that memory holds one model
+        per side."""
         requested = (job.model, dict(job.overrides), job.engine.n_gpu_layers)
         if requested == self._loaded:
             return
@@ -197,7 +199,7 @@ class _Engine:
     ) -> float:
         """Return the seconds of one llama_decode of `tokens` from position `at`.
 
-        decode_from: the decode boundary, a position. logits: compute those of the last token.
+        decode_from: the decode boundary, a position. logits: compute the logits of the last token.
         """
         batch.n_tokens = len(tokens)
         for i, token in enumerate(tokens):
@@ -227,7 +229,7 @@ class _Engine:
 
 
 def _buffer_bytes(log: Sequence[str], kind: str) -> int:
-    """The logged `kind` buffer sizes, summed over devices, in bytes; llama.cpp logs MiB with two decimals."""
+    """The size in bytes of the `kind` buffers of all devices, from llama.cpp's log (in MiB with two decimals)."""
     # A log callback may receive one line in several pieces.
     found = re.findall(rf"{kind} buffer size = *([0-9.]+) MiB", "".join(log))
     return round(sum(map(float, found)) * _MIB)

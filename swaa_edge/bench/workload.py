@@ -1,4 +1,4 @@
-"""The work of every side of a comparison: a model, prompts of some lengths, and tokens decoded after each.
+"""The work that every side of a comparison does: one model, prompts of some lengths, and tokens to decode after each.
 
 work = Workload.of("model.gguf", [4096], decode=32)
 runner.measure(work.job(4096, SwaaConfig(2048)))
@@ -24,7 +24,8 @@ from swaa_edge.support.sample_text import real_text
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """Prompts of `lengths` tokens, ascending, each followed by `decode` more; all by one model under `engine`."""
+    """Prompts of `lengths` tokens (ascending), with `decode` tokens decoded after each, for one model under
+    `engine`."""
 
     model: ModelFile
     lengths: tuple[int, ...]
@@ -41,7 +42,7 @@ class Workload:
         engine: EngineSettings | None = None,
         default: Sequence[int] = (),
     ) -> Workload:
-        """The checked workload. default: the lengths to use if `prompt_tokens` is None, as far as the context goes.
+        """The workload after validation. default: lengths to use, up to the context length, if `prompt_tokens` is None.
 
         Raises `ConfigError` for a prompt that exceeds the context or settings out of range, `ModelFileError`.
         """
@@ -59,26 +60,26 @@ class Workload:
     def _check(self) -> None:
         engine, lengths, trained = self.engine, self.lengths, self.model.context_length
         if not lengths or lengths[0] < 1:
-            raise ConfigError("give at least one prompt length; each is a number of tokens from 1")
+            raise ConfigError("give at least one prompt length, each of at least 1 token")
         if engine.lora_path is not None:
             raise ConfigError(
-                "bench takes no adapter; merge it into the model: swaa-edge convert HF_DIR --lora DIR -o OUT.gguf"
+                "bench can't run an adapter; merge it into the model: swaa-edge convert HF_DIR --lora DIR -o OUT.gguf"
             )
         check_context(flash_attn=True, n_batch=engine.n_batch, n_ubatch=engine.n_ubatch)
         needed = lengths[-1] + self.decode
         both = f"a prompt of {lengths[-1]} tokens and {self.decode} more"
         if engine.n_ctx is not None and engine.n_ctx < needed:
-            raise ConfigError(f"{both} don't fit a context of {engine.n_ctx}; they need {needed}")
+            raise ConfigError(f"{both} don't fit a context of {engine.n_ctx}; they need {needed} tokens")
         if engine.n_ctx is None and trained and needed > trained:
             raise ConfigError(
-                f"{both} exceed the {trained} that the model was trained for; "
-                f"take shorter prompts, or exceed it with --ctx {needed} (n_ctx in Python)"
+                f"{both} exceed the {trained} tokens that the model was trained for; "
+                f"take shorter prompts, or set --ctx {needed} (n_ctx in Python)"
             )
 
     def job(self, length: int, config: Configuration = FULL_ATTENTION, *, patched: bool = True, **changes: Any) -> Job:
         """Return the job for one prompt length under `config`.
 
-        patched: False for a library that has no SWAA to turn off. changes: values for other fields of `Job`.
+        patched: whether the library supports SWAA. changes: values for other fields of `Job`.
         """
         overrides = resolve_swaa(self.model, config).kv_overrides if patched else None
         job = Job(os.fspath(self.model), self.tokens[:length], self.engine, overrides or {}, self.decode)
@@ -86,20 +87,20 @@ class Workload:
 
     @functools.cached_property
     def tokens(self) -> list[int]:
-        """The tokens of the longest prompt; each shorter one is a prefix of it."""
+        """The tokens of the longest prompt; each shorter prompt is a prefix of it."""
         return prompt_ids(self.model, self.lengths[-1])
 
     @property
     def prompt(self) -> str:
-        """Where the tokens come from, in words."""
+        """The source of the tokens, as text for the report."""
         return "Python's language reference" if self.model.has_tokenizer else "random tokens"
 
 
 def prompt_ids(model: ModelFile, count: int) -> list[int]:
     """Return `count` tokens for a prompt, the same in every run.
 
-    They are real text, repeated: Python's language reference, which ships with Python for help(). A model without a
-    tokenizer gets random tokens.
+    The tokens are from real text, repeated if necessary, namely Python's language reference, which ships with Python
+    for help(). A model without a tokenizer gets random tokens.
     """
     if not model.has_tokenizer:
         generator = random.Random(0)

@@ -1,8 +1,8 @@
-"""Which layers should keep full attention, measured by the engine on the quantized model; without torch.
+"""Choose the layers that should keep full attention, measured by the engine on the quantized model, without torch.
 
 calibration     `calibrate`: chooses the layers of a model
 recommendation  `recommend`: chooses among the configurations that `eval` measured
-settings        what a calibration can be set to
+settings        the settings of a calibration
 search          rankings of single layers and the greedy search
 losses          the loss of reference answers under a choice of layers
 cases           samples, or windows of a text, in tokens

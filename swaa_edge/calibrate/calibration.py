@@ -1,4 +1,4 @@
-"""Finds the layers of a model that should keep full attention: all that `swaa-edge calibrate` does, from Python.
+"""Find the layers of a model that should keep full attention, as `swaa-edge calibrate` does.
 
 found = calibrate("model.gguf", SwaaConfig.from_recipe("balanced"), text="notes.txt", method="greedy")
 print(found); found.config
@@ -42,9 +42,9 @@ _ANSWER_ROOM = 64
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """model: its path; name: that in the file. prompt_tokens: of a sample, answer included. report: the result.
+    """model: path of the model. name: name of the model in its metadata. report: the measurements and the choice.
 
-    written: the settings and model files that were written.
+    prompt_tokens: length of a sample, answer included. written: paths of the settings and model files written.
     """
 
     model: str
@@ -58,16 +58,16 @@ class Calibration:
 
     @property
     def config(self) -> SwaaConfig | None:
-        """The settings with the chosen layers; None before there is a choice."""
+        """The settings with the chosen layers, or None if no layers are chosen yet."""
         return self.report.config()
 
     @property
     def stopped(self) -> Stopped:
-        """None if the run is complete; otherwise "interrupted" or the error that ended it."""
+        """The reason if the run ended early ("interrupted" or the error), or None if it is complete."""
         return self.report.stopped
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain JSON values."""
+        """The calibration as plain JSON values."""
         model = {"path": self.model, "name": self.name}
         return {"model": model, "prompt_tokens": self.prompt_tokens} | self.report.to_dict()
 
@@ -88,25 +88,26 @@ def calibrate(
     on_note: Callable[[str], object] = lambda line: None,
     **settings: Any,
 ) -> Calibration:
-    """Choose the layers of `model`, a GGUF, that should keep full attention, by the loss of reference answers.
+    """Choose the layers of the GGUF `model` that should keep full attention, by the loss of reference answers.
 
-    swaa: window, sinks and FA decode; its FA layers only take part in the comparison. None takes the recipe fast, with
-        window and sinks shortened to fit the prompts.
-    settings: the fields of `CalibrateSettings`.
-    output: write the settings as JSON. annotate, in_place: write them into a copy of the model, or into the model.
-    json_file, plot_file: write the result of a complete run as a document and as a picture.
-    force: replace existing files. journal_file: keeps the measurements, so that an equal call resumes an interrupted
-        run; None for the user's cache, until the run is complete.
-    on_note: called with one line of text about reused measurements.
+    swaa: window, sinks and FA decode; its FA layers serve only as one choice to compare with. By default, the recipe
+        fast applies, with window and sinks shortened to fit the prompts.
+    settings: fields of `CalibrateSettings`.
+    output: path for the chosen settings as JSON. annotate: path for a copy of the model that contains them.
+    in_place: write the chosen settings into the model file. force: replace existing files.
+    json_file, plot_file: paths for the result of a complete run as a JSON document and as a picture.
+    journal_file: file that keeps the measurements, so that an equal call resumes an interrupted run; by default a file
+        in the user's cache folder that is deleted when the run is complete.
+    on_note: function called with one line of text if measurements are reused.
 
-    Ctrl-C, or an error after the first measurement, ends the run early; `Calibration.stopped` reports it.
-    Raises `ConfigError` and `ModelFileError` for invalid input, `OutputError`, and the errors of loading and running a
-    model.
+    After Ctrl-C, or an error after the first measurement, the result is incomplete and its `stopped` holds the reason.
+    Raises `ConfigError` or `ModelFileError` for invalid input, `OutputError` for a file that can't be written, and the
+    errors of loading and running a model.
     """
     chosen, file = CalibrateSettings(**settings), read_model(model)
     chosen.layers_to_keep(file.n_layers)  # its errors before any work
     if annotate is not None and in_place:
-        raise ConfigError("annotate and in_place are both a place for the model; choose one of them")
+        raise ConfigError("annotate and in_place exclude each other; give one of them")
     check_pictures(plot_file)
     check_outputs((output, annotate, json_file, plot_file), force=force, others=(model, chosen.text, journal_file))
     engine = _check_engine(engine or EngineSettings(), file)
@@ -131,10 +132,10 @@ def calibrate(
 
 
 def _check_engine(engine: EngineSettings, file: ModelFile) -> EngineSettings:
-    """The settings, with a single cache that can be cut back to any position, so that documents are prefilled once."""
+    """Return `engine` with swa_full set: the cache keeps every position, so a document is prefilled only once."""
     if engine.lora_path is not None and read_lora(engine.lora_path, file).swaa is not None:
         raise ConfigError(
-            f"{engine.lora_path} was trained under a recipe, which fixes its layers; calibrate the model without it"
+            f"{engine.lora_path} was trained under a recipe with fixed FA layers; calibrate without this adapter"
         )
     return dataclasses.replace(engine, swa_full=True)
 
@@ -153,7 +154,7 @@ def _prompt_tokens(file: ModelFile, requested: int | None) -> int:
 
 
 def _sliding(swaa: SwaaConfig | None, length: int) -> SwaaConfig:
-    """`swaa`, which must hide something in prompts of this length; for None, the recipe fast, shortened to do so."""
+    """Return `swaa`, or if it is None, the recipe fast shortened to fit prompts of `length` tokens."""
     if swaa is None:
         fast = RECIPES["fast"].config
         window = min(fast.window_size, length // 4)
@@ -162,8 +163,8 @@ def _sliding(swaa: SwaaConfig | None, length: int) -> SwaaConfig:
         )
     if swaa.reach >= length:
         raise ConfigError(
-            f"window {swaa.window_size} and {swaa.sink_count} sinks hide nothing in {length} tokens; lower the window "
-            "or raise prompt_tokens"
+            f"window {swaa.window_size} and {swaa.sink_count} sinks cover all {length} tokens of a prompt, so no layer "
+            "slides; lower the window or raise prompt_tokens"
         )
     return swaa
 
@@ -171,7 +172,7 @@ def _sliding(swaa: SwaaConfig | None, length: int) -> SwaaConfig:
 def _cases(
     file: ModelFile, length: int, swaa: SwaaConfig, settings: CalibrateSettings
 ) -> tuple[list[Case], list[Case]]:
-    """The cases, and as many held-out ones if the choice is to be compared."""
+    """The cases to measure, and an equal number of held-out cases if settings.compare is set."""
     if settings.text is not None:
         text, head = read_text(settings.text), tokenize(file, "")
         with Prompts(file, chat=False) as prompts:
@@ -190,7 +191,7 @@ def _cases(
 
 
 def _key(file: ModelFile, swaa: SwaaConfig, engine: EngineSettings, cases: list[Case]) -> dict[str, Any]:
-    """What a loss depends on. The method is not part of it: another method reuses the losses measured by the first."""
+    """The inputs that determine a loss. The method is left out, so that another method can reuse the losses."""
     tokens = hashlib.sha256(json.dumps([(case.id, case.prompt, case.answer) for case in cases]).encode())
     lora = [] if engine.lora_path is None else [read_lora(engine.lora_path, file).fingerprint]
     return {
@@ -218,7 +219,7 @@ def _write_settings(
     force: bool,
     on_progress: OnProgress | None,
 ) -> tuple[str, ...]:
-    """Write the settings, and the model with them; return the names of the files."""
+    """Write the chosen settings to the requested files; return the paths of these files."""
     config, written = found.config, []
     assert config is not None
     if output is not None:

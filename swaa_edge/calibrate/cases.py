@@ -1,4 +1,4 @@
-"""What a calibration measures on: prompts and their reference answers, in tokens.
+"""The samples of a calibration: prompts and their reference answers, in tokens.
 
 with Prompts("model.gguf") as prompts: cases = from_samples(build(tasks, prompts), prompts)
 cases, held_out = from_text(tokens, head=[1], length=4096, answer=64, count=8)
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """id: unique within a run and stable across runs. prompt, answer: the tokens, and those that should follow."""
+    """id: unique within a run and stable across runs. prompt, answer: tokens of the prompt and the reference answer."""
 
     id: str
     prompt: tuple[int, ...]
@@ -35,14 +35,14 @@ class Case:
 
 
 def from_samples(samples: Sequence[Sample], prompts: Prompts) -> list[Case]:
-    """The samples with their ideal responses. Raises `ConfigError` for a sample that has none."""
+    """Convert samples to cases. Raises `ConfigError` for a sample without an ideal response."""
     cases = []
     for sample in samples:
         response = sample.response
         if response is None and sample.answers:
             response = " " + sample.answers[0]
         if not response:
-            raise ConfigError(f"{sample.id} has no answer to measure the loss of; give each sample one")
+            raise ConfigError(f"{sample.id} has no ideal response to measure the loss on; give each sample one")
         cases.append(Case(sample.id, tuple(sample.prompt), tuple(prompts.tokenize(response))))
     return cases
 
@@ -50,13 +50,14 @@ def from_samples(samples: Sequence[Sample], prompts: Prompts) -> list[Case]:
 def from_text(
     tokens: Sequence[int], *, head: Sequence[int] = (), length: int, answer: int, count: int, held_out: bool = False
 ) -> tuple[list[Case], list[Case]]:
-    """Windows of a text, each of `length` tokens with `head` (a start token); the last `answer` tokens are the answer.
+    """Cut a text into windows of `length` tokens, start tokens `head` included; the last `answer` are the answer.
 
-    At most `count` windows, spread over the text; with held_out, also as many others between them. Raises `ConfigError`
-    if the text is too short for one window (two, with held_out), or if an answer leaves no prompt.
+    Returns at most `count` windows, spread over the text, and with held_out equally many other windows between them.
+    Raises `ConfigError` if the text is too short for one window (two with held_out), or if no token is left for a
+    prompt.
     """
     if not 1 <= answer < length - len(head):
-        raise ConfigError(f"{answer} answer tokens must be from 1 to {length - len(head) - 1} in {length} tokens")
+        raise ConfigError(f"answer_tokens = {answer} must be from 1 to {length - len(head) - 1} in windows of {length}")
     size, parts = length - len(head), 2 if held_out else 1
     windows = len(tokens) // size
     if windows < parts:

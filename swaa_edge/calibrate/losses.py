@@ -4,8 +4,8 @@
     losses.of([]).loss - losses.of(range(28)).loss      # what sliding in all layers costs
 
 The loss is the negative log likelihood of the answers' tokens, in nats per token. A prompt is evaluated as prefill and
-its answer as decode, so FA decode helps as much as it would in use. It helps all tokens of an answer but the first,
-which the prompt's last token predicts.
+its answer as decode, so FA decode helps as much as it would in use. FA decode helps all tokens of an answer except the
+first, which is predicted by the last token of the prompt.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ Load = Callable[[Configuration, int], "SwaaLlama"]
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """nll: of each case's whole answer, in nats. tokens: of all answers together."""
+    """nll: negative log likelihood of each case's answer, in nats. tokens: number of tokens in all answers."""
 
     nll: tuple[float, ...]
     tokens: int
 
     @property
     def loss(self) -> float:
-        """Nats per answer token."""
+        """Mean negative log likelihood per answer token, in nats."""
         return math.fsum(self.nll) / self.tokens
 
     def above(self, other: Measured) -> tuple[float, float | None]:
-        """How much higher the loss is than that of `other` on the same cases, and the standard error.
+        """The loss minus the loss of `other` on the same cases, and the standard error of this difference.
 
-        The error treats the differences, one per case, as independent; it is None for a single case.
+        The standard error treats the differences per case as independent, and is None for a single case.
         """
         differences = [mine - theirs for mine, theirs in zip(self.nll, other.nll, strict=True)]
         count, total = len(differences), math.fsum(differences)
@@ -59,23 +59,23 @@ class Measured:
 
 
 class Counter:
-    """Counts prompts over all measurements of a run, and reports them as progress. total: the expected number."""
+    """Counts prompts over all measurements of a run and reports progress. total: expected number of prompts."""
 
     def __init__(self, on_progress: OnProgress | None = None, total: int = 0) -> None:
         self._report, self._done, self._total = on_progress, 0, total
 
     def advance(self, layers: str, prompts: int) -> None:
-        """Count prompts as done. layers: the full-attention layers that are measured, for people."""
+        """Count prompts as done. layers: the full-attention layers being measured, as progress text."""
         self._done += prompts
         if self._report:
             self._report(Progress(self._done, max(self._total, self._done), f"full attention in layers: {layers}"))
 
 
 class Losses:
-    """Losses of `cases` under `swaa` with any choice of full-attention layers; each choice is measured once.
+    """Losses of `cases` under `swaa` for any choice of full-attention layers, each measured once.
 
-    journal: keeps the losses case by case, and supplies those of an earlier run. Raises `ConfigError` without cases;
-    `of` raises what the engine raises. Ctrl-C stops it within one ubatch.
+    journal: stores the loss of each case, and supplies the losses of an earlier run. Raises `ConfigError` if `cases` is
+    empty. The method `of` raises the engine's errors, and Ctrl-C stops it within one ubatch.
     """
 
     def __init__(
@@ -88,14 +88,14 @@ class Losses:
         counter: Counter | None = None,
     ) -> None:
         if not cases:
-            raise ConfigError("there is nothing to measure the loss of; give at least one sample")
+            raise ConfigError("there are no samples to measure the loss on; give at least one")
         self.n_layers, self.cases = n_layers, list(cases)
         self._load, self._swaa = load, swaa
         self._journal, self._counter = journal or Journal(None, {}), counter or Counter()
         self._known = {(frozenset(r["fa_layers"]), r["case"]): r["nll"] for r in self._journal.records}
 
     def of(self, fa_layers: Iterable[int]) -> Measured:
-        """The loss with full attention in these layers, while the others slide. If no layer slides, SWAA is off."""
+        """The loss if `fa_layers` keep full attention and all others slide. If no layer slides, SWAA is turned off."""
         kept = frozenset(fa_layers)
         layers = label(kept, self.n_layers)
         missing = [case for case in self.cases if (kept, case.id) not in self._known]
@@ -116,12 +116,12 @@ class Losses:
 
 
 def with_layers(swaa: SwaaConfig, fa_layers: Iterable[int]) -> SwaaConfig:
-    """`swaa` with these full-attention layers instead of its own."""
+    """Return `swaa` with its full-attention layers replaced by `fa_layers`."""
     return dataclasses.replace(swaa, fa_layers=sorted(fa_layers), recipe=CUSTOM)
 
 
 def label(fa_layers: Collection[int], n_layers: int) -> str:
-    """Full-attention layers as --fa-layers takes them; "all but 3" for all but one, since a list would hide which."""
+    """Text for a choice of full-attention layers: a list, "all", "none", or "all but 3" if only layer 3 slides."""
     if len(fa_layers) in (0, n_layers):
         return "all" if fa_layers else "none"
     if n_layers > 2 and len(fa_layers) == n_layers - 1:
@@ -132,7 +132,7 @@ def label(fa_layers: Collection[int], n_layers: int) -> str:
 def answer_nll(llm: SwaaLlama, case: Case) -> float:
     """The negative log likelihood of the answer after the prompt, in nats.
 
-    The part of the prompt that the engine still holds is not evaluated again, so cases about one document should
+    Prompt tokens that are still in the engine's cache are not evaluated again, so cases about one document should
     follow one another.
     """
     from swaa_edge.native import can_continue
@@ -159,7 +159,7 @@ def answer_nll(llm: SwaaLlama, case: Case) -> float:
 
 
 def _shared(llm: SwaaLlama, prompt: Sequence[int]) -> int:
-    """How many tokens of the prompt the engine already holds, excluding its last one."""
+    """Number of tokens at the start of the prompt that the engine's cache holds, the prompt's last token excluded."""
     length = min(llm.n_tokens, len(prompt) - 1)
     differs = llm.input_ids[:length] != np.asarray(prompt[:length], np.intc)
     return int(differs.argmax()) if differs.any() else length

@@ -19,9 +19,9 @@ from swaa_edge.support.atomic import check_outputs, write_json
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A row of an evaluation's table. config: None for full attention. interval: 95 % interval of the accuracy.
+    """A row of an evaluation's table. config: settings, or None for full attention.
 
-    speedup: prefill time of full attention divided by this configuration's.
+    interval: 95% interval of the accuracy. speedup: prefill time of full attention divided by that of this row.
     """
 
     name: str
@@ -33,8 +33,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Recommendation:
-    """why: the reason in one sentence. front: the configurations that no other beats in both speed and accuracy,
-    fastest first."""
+    """why: the reason for the choice in one sentence. front: the Pareto front of speed and accuracy, fastest first."""
 
     chosen: Row
     why: str
@@ -44,7 +43,7 @@ class Recommendation:
         return self.why
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain JSON values."""
+        """The recommendation as plain JSON values."""
         chosen = self.chosen
         return {
             "config": chosen.name,
@@ -67,14 +66,15 @@ def recommend(
     output: str | os.PathLike[str] | None = None,
     force: bool = False,
 ) -> Recommendation:
-    """Choose a configuration from the document `measured`, which `swaa-edge eval --json` wrote.
+    """Choose a configuration from `measured`, a document written by `swaa-edge eval --json`.
 
     target_speedup: choose the most accurate configuration with at least this prefill speed-up over full attention.
-    min_accuracy: choose the fastest one with at least this accuracy (0 to 1). With both, the most accurate one that
-    meets both is chosen. output: write the settings there, for --config; force: replace the file.
+    min_accuracy: choose the fastest configuration with at least this accuracy (0 to 1). If both aims are given,
+    the most accurate configuration that meets both is chosen. output: path for the chosen settings, to be used with
+    --config. force: replace an existing file.
 
-    Raises `ConfigError` for an invalid document, if neither aim is given, if no configuration qualifies, or if full
-    attention was chosen, so that `output` would have no settings; `OutputError`.
+    Raises `ConfigError` for an invalid document, if no aim is given, if no configuration meets the aims, or if `output`
+    is given but full attention was chosen. Raises `OutputError` if the file can't be written.
     """
     if target_speedup is None and min_accuracy is None:
         raise ConfigError("give a target speed-up, a minimum accuracy or both")
@@ -83,24 +83,26 @@ def recommend(
     choice = _choose(_read_table(measured), target_speedup, min_accuracy)
     if output is not None:
         if choice.chosen.config is None:
-            raise ConfigError(f"nothing to write: the choice is {choice.why}, and full attention has no settings")
+            raise ConfigError(f"full attention was chosen, which has no settings to write to {output}: {choice.why}")
         write_json(output, choice.chosen.config.to_dict(), force=force)
     return choice
 
 
 def _read_table(path: str | os.PathLike[str]) -> list[Row]:
-    """The configurations with known speed and accuracy, at least one."""
+    """Read the configurations with known speed and accuracy, or raise `ConfigError` if there are none."""
     name = os.fspath(path)
     try:
         with open(path, encoding="utf-8") as file:
             document = json.load(file)
     except OSError as error:
-        raise ConfigError(f"cannot read {name}: {error.strerror}; give a file of swaa-edge eval --json") from error
+        raise ConfigError(
+            f"cannot read {name}: {error.strerror}; give a file written by swaa-edge eval --json"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{name} is not a JSON file: {error}") from error
     table = document.get("table") if isinstance(document, Mapping) else None
     if not isinstance(table, list):
-        raise ConfigError(f'{name} has no "table"; give a file of swaa-edge eval --json')
+        raise ConfigError(f'{name} has no "table"; give a file written by swaa-edge eval --json')
     found = [_measured(name, number, row) for number, row in enumerate(table)]
     rows = [row for row in found if row is not None]
     if not rows:
@@ -111,10 +113,10 @@ def _read_table(path: str | os.PathLike[str]) -> list[Row]:
 def _measured(path: str, number: int, row: Any) -> Row | None:
     where = f"{path}: row {number + 1} of the table"
     if not isinstance(row, Mapping):
-        raise ConfigError(f"{where} is not a JSON object; give a file of swaa-edge eval --json")
+        raise ConfigError(f"{where} is not a JSON object; give a file written by swaa-edge eval --json")
     for key in ("config", "accuracy", "prefill_ratio"):
         if key not in row:
-            raise ConfigError(f"{where} lacks {key}; give a file of swaa-edge eval --json")
+            raise ConfigError(f"{where} lacks {key}; give a file written by swaa-edge eval --json")
     if row["accuracy"] is None or row["prefill_ratio"] is None:
         return None
     for key in ("accuracy", "prefill_ratio"):

@@ -1,4 +1,4 @@
-"""What a search found: the layers by need, the choice, and how it compares with others.
+"""The result of a search: a ranking of the layers, the chosen layers, and a comparison with other choices.
 
 report.ranking(); report.chosen; report.config()      # a SwaaConfig
 report.to_dict(); plot(report.to_dict(), "layers.png")
@@ -16,7 +16,7 @@ from swaa_edge.config import SwaaConfig
 from swaa_edge.support.figure import figure
 from swaa_edge.support.interrupt import Stopped
 
-#: What a row's gain is, by method.
+#: Meaning of a row's gain, by method.
 GAINS = {
     "nll": "loss added when only this layer slides",
     "keep": "loss saved when only this layer keeps full attention",
@@ -28,7 +28,7 @@ _BAR = 40
 
 @dataclasses.dataclass(frozen=True)
 class Ranked:
-    """gain: see `GAINS`; losses in nats per answer token. error: its standard error, None if unknown."""
+    """gain: as defined in `GAINS`, in nats per answer token. error: standard error of the gain, or None if unknown."""
 
     layer: int
     gain: float
@@ -37,11 +37,11 @@ class Ranked:
 
 @dataclasses.dataclass
 class Report:
-    """What a search found so far.
+    """The results of a search so far.
 
-    full, sliding, loss: with full attention in all layers, in none, and in the `chosen` ones; None until known.
-    compared: choices of layers measured on held-out cases: rows of the document. rows: the ranking, unsorted.
-    stopped: None if the run is complete, "interrupted", or the error that ended it.
+    full, sliding, loss: losses with full attention in all layers, in no layer, and in the `chosen` layers, or None if
+    not measured yet. compared: one row of the document per choice of layers, measured on held-out cases. rows: the
+    ranking, unsorted. stopped: the reason if the run ended early ("interrupted" or the error), or None.
     """
 
     swaa: SwaaConfig
@@ -60,22 +60,22 @@ class Report:
     rows: list[Ranked] = dataclasses.field(default_factory=list)
 
     def ranking(self) -> list[Ranked]:
-        """The layers, the one that most needs full attention first; for greedy, in the order of their choice."""
+        """The layers in descending order of gain, or for greedy in the order in which they were chosen."""
         return self.rows if self.method == "greedy" else sorted(self.rows, key=lambda row: (-row.gain, row.layer))
 
     def config(self) -> SwaaConfig | None:
-        """The settings with the chosen layers; None before there is a choice."""
+        """The settings with the chosen layers, or None if no layers are chosen yet."""
         return with_layers(self.swaa, self.chosen) if self.chosen else None
 
     def recovered(self) -> float | None:
-        """The fraction of the loss added by sliding that the chosen layers remove; None if sliding adds none."""
+        """The fraction of the loss added by sliding that the chosen layers remove, or None if sliding adds no loss."""
         if self.full is None or self.sliding is None or self.loss is None:
             return None
         gap = self.sliding.loss - self.full.loss
         return (self.sliding.loss - self.loss.loss) / gap if gap > 0 else None
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain JSON values; losses in nats per answer token."""
+        """The report as plain JSON values, with losses in nats per answer token."""
         config = self.config()
         return {
             "config": config.to_dict() if config else None,
@@ -98,7 +98,7 @@ class Report:
 
 
 def summary(document: dict[str, Any]) -> str:
-    """The document of a `Calibration` as text: losses, ranking as bars, comparison if any, and --fa-layers to use."""
+    """Render the document of a `Calibration` as text: losses, ranking as bars, comparison (if any), and --fa-layers."""
     parts = [_facts(document), _bars(document), _comparison(document), _conclusion(document)]
     return "\n\n".join(text for part in parts if (text := "\n".join(part)))
 
@@ -160,7 +160,7 @@ def _conclusion(document: dict[str, Any]) -> Iterator[str]:
 def plot(document: dict[str, Any], path: str | os.PathLike[str], kind: str | None = None) -> None:
     """Draw `Report.to_dict()` into `path`: each layer's gain and, if there is one, the comparison.
 
-    kind: "png", "svg" or "pdf"; None takes it from the name. Raises `ConfigError` without matplotlib.
+    kind: file type (png, svg or pdf), by default taken from `path`. Raises `ConfigError` if matplotlib is missing.
     """
     table = document["held_out"]["table"]
     with figure(path, size=(10 if table else 6, 4.2), kind=kind) as canvas:

@@ -1,13 +1,14 @@
-"""Finds the layers that should keep full attention (FA layers): by ranking single layers, or greedily.
+"""Find the layers that should keep full attention (FA layers), by ranking single layers or by greedy search.
 
     settings = CalibrateSettings(method="greedy", keep=7)
     report = search(load, SwaaConfig(2048, 100, fa_decode=True), 28, cases, settings)
     report.chosen            # (2, 5, 9, ...)
 
-nll ranks layers by how much the loss rises when a layer alone slides, after arXiv 2606.27791. keep ranks them by how
-much the loss falls when a layer alone keeps full attention: this helps in a model that can do without any single layer,
-where nll finds nothing. greedy starts with all layers sliding, adds the FA layer that lowers the loss most, and
-repeats, so that it sees how layers work together; finally it exchanges chosen layers while that lowers the loss.
+The method nll ranks layers by the loss added when only this layer slides (after arXiv 2606.27791). The method keep
+ranks layers by the loss saved when only this layer keeps full attention. It suits a model that can do without any
+single layer, where nll measures no difference. The method greedy starts with all layers sliding and repeatedly adds the
+FA layer that lowers the loss most, so it accounts for layers that work together. Finally, greedy exchanges chosen
+layers while an exchange lowers the loss.
 """
 
 from __future__ import annotations
@@ -36,14 +37,15 @@ def search(
     journal: Journal | None = None,
     on_progress: OnProgress | None = None,
 ) -> Report:
-    """Choose FA layers of a model with `n_layers`, for `swaa` without its own FA layers.
+    """Choose the FA layers of a model with `n_layers` layers, under `swaa` without its own FA layers.
 
-    settings: method, keep, candidates and swaps are used.
-    held_out: cases to compare the choice on with periodic patterns of equal size, the FA layers of `swaa`, all layers
-        and none; empty for no comparison.
-    journal: keeps losses, and supplies those of an earlier run.
+    settings: only method, keep, candidates and swaps are used.
+    held_out: cases for comparing the choice with periodic patterns of about equal size, the FA layers of `swaa`, all
+        layers and no layers. If held_out is empty, nothing is compared.
+    journal: stores losses, and supplies the losses of an earlier run.
 
-    KeyboardInterrupt, or an error after the first measurement, ends the run early: see `Report.stopped`.
+    After KeyboardInterrupt, or an error after the first measurement, the report has the results so far, and
+    `Report.stopped` holds the reason.
     Raises `ConfigError` for settings that don't fit `n_layers`, and the errors of loading and running a model.
     """
     keep, journal = settings.layers_to_keep(n_layers), journal or Journal(None, {})
@@ -68,13 +70,13 @@ def search(
 
 
 def periodic(n_layers: int, keep: int) -> dict[str, frozenset[int]]:
-    """Every k-th layer, one choice per offset, by --fa-layers text; k is the period that keeps about `keep` layers."""
+    """Every k-th layer, one choice per offset, keyed by --fa-layers text. The period k keeps about `keep` layers."""
     period = max(1, round(n_layers / keep))
     return {f"{first}::{period}": frozenset(range(first, n_layers, period)) for first in range(period)}
 
 
 def _choices(n_layers: int, keep: int, settings: CalibrateSettings) -> int:
-    """How many choices of layers the method measures; for greedy, if no exchange lowers the loss."""
+    """Number of layer choices that the method measures, assuming for greedy that no exchange lowers the loss."""
     if settings.method != "greedy":
         return 3 + n_layers
     pool = settings.candidates or n_layers
@@ -121,9 +123,9 @@ def _greedy(report: Report, losses: Losses, sliding: Measured, settings: Calibra
 def _exchange(
     losses: Losses, chosen: Sequence[int], pool: Iterable[int], current: Measured, swaps: int
 ) -> tuple[list[int], list[Ranked], Measured] | None:
-    """The first exchange of one of the `swaps` weakest chosen layers that lowers the loss, or None.
+    """Find the first exchange of one of the `swaps` weakest chosen layers that lowers the loss, or return None.
 
-    Returns the layers that stay, the candidates for the free place, best first, and the loss with the best one.
+    Returns the remaining layers, the candidates for the free place (best first), and the loss with the best candidate.
     """
     if not swaps:
         return None
@@ -139,7 +141,7 @@ def _exchange(
 def _best_addition(
     losses: Losses, chosen: Sequence[int], pool: Iterable[int], current: Measured
 ) -> tuple[list[Ranked], Measured]:
-    """The gain of each layer of the pool beside the chosen ones, best first, and the loss with the best."""
+    """The gain of adding each layer of `pool` to the chosen ones, best first, and the loss with the best."""
     found = {layer: losses.of({*chosen, layer}) for layer in pool if layer not in chosen}
     order = sorted(found, key=lambda layer: (found[layer].loss, layer))
     return [Ranked(layer, *current.above(found[layer])) for layer in order], found[order[0]]

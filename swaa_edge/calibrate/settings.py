@@ -1,4 +1,4 @@
-"""Settings of a calibration; checked before a model is loaded.
+"""Settings of a calibration, checked before a model is loaded.
 
 settings = CalibrateSettings(method="greedy", keep=7, compare=True)
 """
@@ -22,17 +22,18 @@ SAMPLES, WINDOWS = 4, 16
 
 @dataclasses.dataclass(frozen=True)
 class CalibrateSettings:
-    """How layers are chosen, and on which samples.
+    """How to choose layers, and which samples to measure.
 
-    method: see `swaa_edge.calibrate.search`. keep: layers that keep full attention, a number or a fraction of all.
-    candidates: for greedy, try only this many layers, the best in the ranking of keep; None: all.
-    swaps: for greedy, try in the end to exchange this many of the chosen layers, the weakest ones.
+    method: one of the methods in `swaa_edge.calibrate.search`.
+    keep: number of layers that keep full attention, or their fraction of all layers.
+    candidates: for greedy, number of layers to try, which are the best in the ranking of keep (default: all layers).
+    swaps: for greedy, number of the weakest chosen layers to try to exchange in the end.
     compare: compare the choice with periodic patterns on held-out samples.
-    task: retrieval tasks, separated by commas. text: file of a UTF-8 text to measure on instead; "-" is stdin.
-    samples: per task, or windows of the text; None takes `SAMPLES` or `WINDOWS`.
-    prompt_tokens: length of a sample, answer included; None takes `PROMPT_TOKENS`, or the model's context length if
-        that is less. answer_tokens: tokens at the end of each window whose loss is measured.
-    seed: of the retrieval tasks. chat: use the model's chat template.
+    task: retrieval tasks, separated by commas. text: path of a UTF-8 text to measure on instead ("-" means stdin).
+    samples: number of samples per task, or of windows of the text (`SAMPLES` or `WINDOWS` by default).
+    prompt_tokens: length of a sample, answer included (`PROMPT_TOKENS` by default, or the model's context length if
+        it is smaller). answer_tokens: number of tokens at the end of each window of the text whose loss is measured.
+    seed: seed of the retrieval tasks. chat: use the model's chat template.
 
     Raises `ConfigError` for a value out of range.
     """
@@ -52,7 +53,7 @@ class CalibrateSettings:
 
     def __post_init__(self) -> None:
         if not (self.keep >= 1 if isinstance(self.keep, int) else 0 < self.keep < 1):
-            raise ConfigError(f"keep = {self.keep} must be a number of layers from 1, or a fraction as in 0.25")
+            raise ConfigError(f"keep = {self.keep} must be a number of layers, at least 1, or a fraction such as 0.25")
         if self.swaps < 0:
             raise ConfigError(f"swaps = {self.swaps} must be 0 or more")
 
@@ -63,7 +64,7 @@ class CalibrateSettings:
             raise ConfigError(f"keep = {self.keep} leaves none of the model's {n_layers} layers to slide; keep fewer")
         if self.candidates is not None and (self.method != "greedy" or not count <= self.candidates <= n_layers):
             raise ConfigError(
-                f"candidates = {self.candidates} requires the method greedy, and from {count} (the layers to keep) to "
-                f"{n_layers} layers"
+                f"candidates = {self.candidates} needs the method greedy, and must be from {count} (the layers to "
+                f"keep) to {n_layers} layers"
             )
         return count

@@ -36,7 +36,7 @@ COMMANDS = {
 class LazyGroup(click.Group):
     """A group whose commands are those of `COMMANDS`, and whose errors are one line on stderr.
 
-    Exit codes: 0; 1 for an error in a command; 2 for a wrong command line; 130 after an interrupt.
+    The exit code is 0 for success, 1 for an error, 2 for a wrong command line, and 130 after an interrupt.
     """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -81,7 +81,7 @@ class LazyGroup(click.Group):
 
 
 def _in_one_line(error: click.UsageError) -> click.UsageError:
-    """The same error without click's usage lines."""
+    """Return the error without click's usage lines."""
     # click 8.1 lacks this error: there, a group without a command prints its help itself.
     if error.ctx is None or isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
         return error

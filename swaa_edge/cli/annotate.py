@@ -15,7 +15,7 @@ from swaa_edge.support.progress import byte_bar
 @click.argument("model", metavar="IN.gguf")
 @click.option("-o", "--output", metavar="OUT.gguf", help="File to write.")
 @click.option("--in-place", is_flag=True, help="Replace IN.gguf once the new file is complete.")
-@click.option("--strip", is_flag=True, help="Remove all SWAA keys, which restores the bytes from before annotate.")
+@click.option("--strip", is_flag=True, help="Remove all SWAA keys, which restores the original file byte for byte.")
 @force_option
 @swaa_options
 def annotate(model: str, output: str | None, in_place: bool, strip: bool, force: bool, swaa: SwaaConfig | None) -> None:
@@ -32,7 +32,7 @@ def annotate(model: str, output: str | None, in_place: bool, strip: bool, force:
     if in_place == (output is not None):
         raise click.UsageError("give either -o OUT.gguf or --in-place")
     if strip and swaa is not None:
-        raise click.UsageError("--strip removes the keys; give it or SWAA settings, not both")
+        raise click.UsageError("--strip removes the keys; give --strip or SWAA settings, not both")
     if not strip and swaa is None:
         raise click.UsageError("no settings given; use --recipe NAME, --config FILE.json or --window N, or --strip")
 

@@ -1,4 +1,4 @@
-"""`swaa-edge bench`: speed of full attention and SWAA configurations, as ratios, beside the bound.
+"""`swaa-edge bench`: compare the speed of full attention and SWAA configurations.
 
 swaa-edge bench model.gguf --prompt-tokens 4096,16384 --configs quality,balanced
 """
@@ -38,16 +38,16 @@ _SHAPE, _LAYERS, _QUICK_LAYERS = "qwen3-0.6b", 4, 2
 @click.option(
     "--configs",
     metavar="NAME,...",
-    help=f"Configurations to compare: full (always there), naive, {', '.join(RECIPES)}, file, FILE.json.  "
+    help=f"Configurations to compare: full (always included), naive, {', '.join(RECIPES)}, file, FILE.json.  "
     "[default: file if the model has SWAA keys, else naive,quality,balanced,fast; --attention: none]",
 )
 @click.option("--baseline", metavar="DIR", help="Also compare with the unpatched libllama in this folder.")
 @click.option(
     "--attention",
     is_flag=True,
-    help="Compare our CPU attention with llama.cpp's, with and without flash attention, f16 and q8_0.",
+    help="Compare the CPU attention of swaa-edge and llama.cpp, with and without flash attention, with f16 and q8_0.",
 )
-@click.option("--quick", is_flag=True, help="With --attention: at most about 5 minutes on two cores.")
+@click.option("--quick", is_flag=True, help="With --attention: a shorter run, of at most about 5 minutes on two cores.")
 @click.option(
     "--decode",
     type=click.IntRange(0),
@@ -58,7 +58,7 @@ _SHAPE, _LAYERS, _QUICK_LAYERS = "qwen3-0.6b", 4, 2
     "--repeat",
     type=click.IntRange(1),
     metavar="N",
-    help="Rounds per prompt length.  [default: 3, above 8192 tokens 2; --attention: 3; --quick: 5]",
+    help="Number of measured rounds per prompt length.  [default: 3, above 8192 tokens 2; --attention: 3; --quick: 5]",
 )
 @json_option
 @click.option("--plot", "plot_file", metavar="FILE.png", help="Plot speed and speed-up over the prompt length.")
@@ -66,10 +66,16 @@ _SHAPE, _LAYERS, _QUICK_LAYERS = "qwen3-0.6b", 4, 2
 @click.option(
     "--shape",
     metavar="NAME",
-    help=f"Measure random weights of this shape: {', '.join(SHAPES)}.  [default with --attention: the first]",
+    help=f"Measure a model of this shape with random weights: {', '.join(SHAPES)}.  "
+    "[default with --attention: the first]",
 )
 @click.option("--layers", type=click.IntRange(1), metavar="N", help="With --shape: number of layers.")
-@click.option("--type", "ftype", metavar="TYPE", help=f"With --shape: {', '.join(TYPES)}.  [default: {TYPES[0]}]")
+@click.option(
+    "--type",
+    "ftype",
+    metavar="TYPE",
+    help=f"With --shape: type of the weights ({', '.join(TYPES)}).  [default: {TYPES[0]}]",
+)
 @click.option("--vocab", type=click.IntRange(1), metavar="N", help="With --shape: size of the vocabulary.")
 @progress_option
 @partial(engine_options, lora=False)
@@ -91,9 +97,9 @@ def bench(
 ) -> None:
     """Compare the speed of full attention and SWAA configurations.
 
-    All sides are measured in one run, in turns, and the table shows medians. A ratio above 1 is faster than full
-    attention. The bound is the prefill speed-up if a sliding layer cost no more than the keys that it sees. After
-    Ctrl-C, the results so far are printed.
+    All configurations are measured in turns in one run, and the table shows medians. A ratio above 1 means faster than
+    full attention. The bound is the prefill speed-up to expect if the attention of a sliding layer cost no more than
+    the keys that it sees. After Ctrl-C, the results so far are printed.
 
     \b
     swaa-edge bench model.gguf --prompt-tokens 4096,16384 --configs quality,balanced
@@ -136,13 +142,13 @@ def bench(
 
 def _check_attention(attention: bool, quick: bool, plot_file: str | None) -> None:
     if quick and not attention:
-        raise click.UsageError("--quick belongs to --attention")
+        raise click.UsageError("--quick works only with --attention")
     if attention and plot_file is not None:
-        raise click.UsageError("--attention draws no plot; it takes --json FILE instead of --plot")
+        raise click.UsageError("--attention draws no plot; use --json FILE instead of --plot")
 
 
 def _check_shape(model: str | None, shape: str | None, sizes: dict[str, Any]) -> None:
     if (model is None) == (shape is None):
         raise click.UsageError("give either MODEL.gguf or --shape NAME")
     if sizes and shape is None:
-        raise click.UsageError("--layers, --type and --vocab belong to --shape; a model file has its own")
+        raise click.UsageError("--layers, --type and --vocab work only with --shape; remove them for a model file")

@@ -1,4 +1,4 @@
-"""`swaa-edge calibrate`: which layers lose most when they slide, and so should keep full attention.
+"""`swaa-edge calibrate`: find the layers that should keep full attention.
 
 swaa-edge calibrate model.gguf --text notes.txt -o settings.json
 """
@@ -34,7 +34,7 @@ class _Keep(click.ParamType):
         try:
             return int(value) if str(value).isdigit() else float(value)
         except ValueError:
-            self.fail(f"{value!r} must be a number of layers, or a fraction of them as in 0.25")
+            self.fail(f"{value!r} must be a number of layers, or a fraction such as 0.25")
 
 
 @click.command()
@@ -45,7 +45,7 @@ class _Keep(click.ParamType):
     "--samples",
     click.IntRange(1),
     "N",
-    f"Samples per task, or windows of the text.  [default: {SAMPLES}; {WINDOWS}]",
+    f"Samples per task, or windows of the text.  [default: {SAMPLES}; with --text {WINDOWS}]",
 )
 @_setting(
     "--prompt-tokens",
@@ -57,10 +57,10 @@ class _Keep(click.ParamType):
     "--answer-tokens",
     click.IntRange(1),
     "N",
-    "With --text: tokens at the end of each window whose loss is measured.",
+    "With --text: number of tokens at the end of each window on which the loss is measured.",
 )
 @_setting("--seed", int, "N", "Seed of the retrieval tasks.")
-@_setting("--keep", _Keep(), "N|F", "Layers that keep full attention: a number, or a fraction of all.")
+@_setting("--keep", _Keep(), "N|F", "Number of layers that keep full attention, or their fraction of all layers.")
 @_setting(
     "--method",
     click.Choice(METHODS),
@@ -68,14 +68,21 @@ class _Keep(click.ParamType):
     "Rank layers by the loss added when only this layer slides (nll), the loss saved when only this layer keeps full "
     "attention (keep), or the loss saved by adding this layer to those already chosen (greedy).",
 )
-@_setting("--candidates", click.IntRange(1), "N", "With greedy: try only the N layers that keep ranks best.")
-@_setting("--swaps", click.IntRange(0), "N", "With greedy: finally try to exchange the N weakest chosen layers.")
-@click.option("--compare", is_flag=True, help="Compare the choice with periodic patterns on held-out samples.")
-@click.option("-o", "--output", metavar="CONFIG.json", help="Write the settings, for --config of every command.")
-@click.option("--annotate", metavar="OUT.gguf", help="Write a copy of the model with the settings in it.")
-@click.option("--in-place", is_flag=True, help="Write the settings into MODEL.gguf.")
+@_setting(
+    "--candidates",
+    click.IntRange(1),
+    "N",
+    "With --method greedy: try only the N best layers in the ranking of --method keep.",
+)
+@_setting(
+    "--swaps", click.IntRange(0), "N", "With --method greedy: try in the end to exchange the N weakest chosen layers."
+)
+@click.option("--compare", is_flag=True, help="Compare the chosen layers with periodic patterns, on held-out samples.")
+@click.option("-o", "--output", metavar="CONFIG.json", help="Write the chosen settings to a file for --config.")
+@click.option("--annotate", metavar="OUT.gguf", help="Write a copy of the model with the chosen settings.")
+@click.option("--in-place", is_flag=True, help="Write the chosen settings into MODEL.gguf.")
 @json_option
-@click.option("--plot", "plot_file", metavar="FILE.png", help="Draw the layers as bars.")
+@click.option("--plot", "plot_file", metavar="FILE.png", help="Plot the gains of the layers as bars.")
 @force_option
 @click.option(
     "--journal",
@@ -96,9 +103,9 @@ def calibrate(
 ) -> None:
     """Find the layers that should keep full attention.
 
-    The engine measures how the loss of reference answers changes while layers of the model slide; the result is a
-    proposal for --fa-layers. Without SWAA settings, the recipe fast applies, with window and sinks shortened to fit
-    short prompts. FA layers in the settings only take part in --compare. After Ctrl-C, the same command resumes.
+    The engine measures how the loss of reference answers changes if layers of the model slide; the result is a value
+    for --fa-layers. Without SWAA settings, the recipe fast applies, with window and sinks shortened to fit
+    short prompts. FA layers in the settings are used only by --compare. After Ctrl-C, the same command resumes the run.
 
     \b
     swaa-edge calibrate model.gguf --text notes.txt -o settings.json

@@ -1,4 +1,4 @@
-"""`swaa-edge convert`: a Hugging Face model directory to GGUF, optionally quantized and with SWAA keys.
+"""`swaa-edge convert`: convert a Hugging Face model directory to GGUF, optionally quantized and with SWAA keys.
 
 swaa-edge convert Qwen3-4B -o qwen3-4b.gguf --quantize Q4_K_M --recipe balanced
 """
@@ -20,11 +20,13 @@ from swaa_edge.config import SwaaConfig
     metavar="TYPE",
     default="auto",
     show_default=True,
-    help="Type of the weights: f16, bf16, f32, q8_0, or auto for the type they have.",
+    help="Type of the output weights: f16, bf16, f32, q8_0, or auto to keep the type of the input.",
 )
 @click.option("--quantize", metavar="TYPE", help="Quantize with llama.cpp: Q4_K_M, Q5_K_M, Q8_0, ...")
 @click.option("--lora", metavar="DIR", help="Merge this LoRA adapter, saved by PEFT, into the model.")
-@click.option("--adapter-only", is_flag=True, help="Convert only the adapter that --lora names, for run --lora.")
+@click.option(
+    "--adapter-only", is_flag=True, help="Convert only the adapter given with --lora, to a GGUF for run --lora."
+)
 @click.option("--pre", metavar="NAME", help="Pre-tokenizer to use if the tokenizer is not recognized.")
 @force_option
 @click.option("-v", "--verbose", is_flag=True, help="Show the logs of all steps.")
@@ -43,9 +45,9 @@ def convert(
 ) -> None:
     """Convert a Hugging Face model directory to GGUF, with SWAA keys.
 
-    Takes safetensors weights of every architecture that llama.cpp's converter supports. Without SWAA settings the
-    result is a plain GGUF; annotate can add them later. An adapter that was trained under a recipe brings its
-    settings along, and other settings are refused.
+    The weights must be safetensors files of an architecture that llama.cpp's converter supports. Without SWAA settings,
+    the result is a plain GGUF, to which annotate can add settings later. An adapter that was trained under a recipe
+    provides the settings, and other settings are refused.
 
     \b
     swaa-edge convert Qwen3-4B -o qwen3-4b.gguf --quantize Q4_K_M --recipe balanced
@@ -53,10 +55,10 @@ def convert(
     swaa-edge convert Qwen3-4B -o my-adapter.gguf --lora my-adapter --adapter-only
     """
     if adapter_only and lora is None:
-        raise click.UsageError("--adapter-only converts the adapter that --lora names; add --lora DIR")
+        raise click.UsageError("--adapter-only converts the adapter given with --lora; add --lora DIR")
     if adapter_only and (quantize is not None or pre is not None):
         option = "--quantize" if quantize is not None else "--pre"
-        raise click.UsageError(f"{option} is for a model; --adapter-only takes --outtype f32, f16, bf16, q8_0 or auto")
+        raise click.UsageError(f"{option} does not apply to --adapter-only; use --outtype f32, f16, bf16, q8_0 or auto")
     from swaa_edge.convert import hf, lora_to_gguf
 
     def announce(step: str) -> None:

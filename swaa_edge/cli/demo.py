@@ -1,4 +1,4 @@
-"""`swaa-edge demo`: what SWAA costs and gains, in a minute, on a small model that ships with the package.
+"""`swaa-edge demo`: show in a minute what SWAA costs and gains, on a small model that ships with the package.
 
 swaa-edge demo
 """
@@ -17,7 +17,9 @@ _PLOT = "swaa-edge-demo.png"
 
 @click.command()
 @json_flag
-@click.option("--plot", metavar="FILE.png", help=f"File of the plot; an existing one is replaced.  [default: {_PLOT}]")
+@click.option(
+    "--plot", metavar="FILE.png", help=f"File for the plot; an existing file is replaced.  [default: {_PLOT}]"
+)
 @click.option("--no-plot", is_flag=True, help="Draw no plot.")
 @click.option(
     "--samples", type=click.IntRange(1), metavar="N", default=8, show_default=True, help="Questions per task."
@@ -29,9 +31,9 @@ def demo(
 ) -> None:
     """Show what SWAA costs and gains, in a minute, on a small model.
 
-    The model ships with the package and was trained to find facts anywhere in its context of 2,048 tokens. It answers
-    the same questions under full attention, a bare sliding window, each recipe, and the choice of layers
-    that calibrate makes. The table shows the accuracy and the prefill time of each.
+    The model ships with the package and was trained to find facts anywhere in its context of 2,048 tokens. The
+    model answers the same questions under full attention, a bare sliding window, each recipe, and the layers that
+    calibrate chooses. The table shows the accuracy and the prefill time of each configuration.
 
     \b
     swaa-edge demo

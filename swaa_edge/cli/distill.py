@@ -1,4 +1,4 @@
-"""`swaa-edge distill`: training data that the model writes itself, under full attention.
+"""`swaa-edge distill`: collect a model's own correct responses as training data.
 
 swaa-edge distill model.gguf --data questions.jsonl -o data.jsonl
 """
@@ -21,7 +21,12 @@ _setting = functools.partial(setting_option, DistillSettings)
 
 @click.command()
 @click.argument("model", metavar="MODEL")
-@click.option("--data", required=True, metavar="FILE", help="JSON Lines or Parquet with prompt, question, answer.")
+@click.option(
+    "--data",
+    required=True,
+    metavar="FILE",
+    help="JSON Lines or Parquet file with the fields prompt, question and answer.",
+)
 @click.option("-o", "--output", required=True, metavar="OUT.jsonl", help="The file to write.")
 @_setting(
     "--samples",
@@ -29,12 +34,12 @@ _setting = functools.partial(setting_option, DistillSettings)
     "N",
     f"Maximum number of responses per record.  [default: {SAMPLES}; 1 at --temp 0]",
 )
-@_setting("--keep", click.IntRange(1), "N", "Number of correct responses to keep per record, the first ones.")
+@_setting("--keep", click.IntRange(1), "N", "Number of correct responses to keep per record.")
 @_setting(
     "--max-tokens",
     click.IntRange(1),
     "N",
-    "Maximum length of a response; longer ones are not kept. Reasoning models need thousands of tokens.",
+    "Maximum length of a response in tokens; longer responses are not kept. Reasoning models need thousands of tokens.",
 )
 @json_flag
 @file_options
@@ -51,9 +56,10 @@ def distill(
 ) -> None:
     """Make training data for `finetune`: the model's own correct responses to the prompts in a file.
 
-    MODEL is a GGUF, or a Hugging Face model directory (which needs torch). It answers under full attention, whatever
-    SWAA settings it has, and answers each record until --keep responses are correct, at most --samples times. After
-    Ctrl-C, the same command resumes, also with other --samples, --keep, --limit or --scorer.
+    MODEL is a GGUF, or a Hugging Face model directory (which needs torch). The model runs under full
+    attention, even if the file has SWAA settings. The model answers each record until --keep responses are correct, at
+    most --samples times. After Ctrl-C, the same command resumes the run, and the options --samples, --keep,
+    --limit and --scorer may differ.
 
     \b
     swaa-edge distill model.gguf --data questions.jsonl -o data.jsonl

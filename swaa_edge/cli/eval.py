@@ -1,4 +1,4 @@
-"""`swaa-edge eval`: long-context accuracy and speed of a model under each configuration.
+"""`swaa-edge eval`: measure long-context accuracy and speed of a model under each configuration.
 
 swaa-edge eval model.gguf --task needle,kv --prompt-tokens 4096 --configs full,naive,quality
 """
@@ -33,9 +33,9 @@ def evaluate(
     """Compare long-context accuracy and speed of full attention and SWAA configurations.
 
     Every configuration answers the same questions. Built-in tasks hide facts in prose; prompts have exactly
-    --prompt-tokens tokens. After Ctrl-C, the same command resumes. Configurations take turns while the copies of the
-    model take at most 1 GiB together, and run one after the other otherwise. An adapter (--lora) that was trained
-    under a recipe is by default compared with full attention without the adapter.
+    --prompt-tokens tokens. After Ctrl-C, the same command resumes the run. Configurations take turns if the copies of
+    the model together take at most 1 GiB of memory, and run one after the other otherwise. An adapter (--lora) that was
+    trained under a recipe is by default compared with full attention without the adapter.
 
     \b
     swaa-edge eval model.gguf --task needle,kv --prompt-tokens 4096,8192 --json eval.json --plot eval.png

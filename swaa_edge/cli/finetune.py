@@ -1,4 +1,4 @@
-"""`swaa-edge finetune`: LoRA under the SWAA mask, on a Hugging Face model.
+"""`swaa-edge finetune`: train a LoRA adapter under the SWAA mask, on a Hugging Face model.
 
 swaa-edge finetune Qwen3-4B --data distilled.jsonl --output adapter --recipe quality
 """
@@ -28,7 +28,12 @@ class _Names(click.ParamType):
 
 @click.command()
 @click.argument("model", metavar="HF_DIR")
-@click.option("--data", required=True, metavar="FILE", help="JSON Lines or Parquet: prompt and answer, or messages.")
+@click.option(
+    "--data",
+    required=True,
+    metavar="FILE",
+    help="JSON Lines or Parquet file with the fields prompt and answer, or with messages.",
+)
 @click.option("--output", "-o", required=True, metavar="DIR", help="Folder for the adapter.")
 @_setting("--lora-rank", int, "N", "Rank of the LoRA matrices.")
 @_setting("--lora-alpha", float, "X", "Scale of the LoRA matrices; see --rslora.")
@@ -37,28 +42,30 @@ class _Names(click.ParamType):
     default=Settings.rslora,
     help="Divide --lora-alpha by the square root of the rank (rsLoRA), or by the rank.  [default: rslora]",
 )
-@_setting("--lora-dropout", float, "X", "Dropout of LoRA's input.")
-@_setting("--target-modules", _Names(), "NAME,...", "Linear layers to train LoRA matrices for.")
+@_setting("--lora-dropout", float, "X", "Dropout on the input of the LoRA matrices.")
+@_setting("--target-modules", _Names(), "NAME,...", "Linear layers that get LoRA matrices.")
 @_setting("--epochs", float, "X", "Number of training epochs.")
 @_setting("--max-steps", int, "N", "Number of optimizer steps, instead of --epochs.")
 @_setting("--batch-size", int, "N", "Examples per batch.")
 @_setting("--gradient-accumulation-steps", int, "N", "Batches per optimizer step.")
 @_setting("--learning-rate", float, "X", "Peak learning rate.")
-@_setting("--warmup-ratio", float, "X", "Fraction of the steps in which the learning rate rises.")
-@_setting("--max-length", int, "N", "Leave out examples with more tokens.  [default: the model's context length]")
+@_setting("--warmup-ratio", float, "X", "Fraction of the steps used for learning-rate warm-up.")
+@_setting(
+    "--max-length", int, "N", "Leave out examples with more than N tokens.  [default: the model's context length]"
+)
 @_setting("--val-fraction", float, "X", "Fraction of the examples held out to measure the validation loss.")
 @_setting(
     "--eval-steps",
     int,
     "N",
-    "Steps between validations; each saves a checkpoint.  [default: a tenth of all, up to 100]",
+    "Steps between validations, each of which saves a checkpoint.  [default: a tenth of all steps, up to 100]",
 )
-@_setting("--patience", int, "N", "Stop after N validations without improvement; 0: never.")
+@_setting("--patience", int, "N", "Stop after N validations without improvement; 0 disables this.")
 @click.option("--gradient-checkpointing", is_flag=True, help="Save memory by recomputing activations.")
-@click.option("--bf16/--no-bf16", default=None, help="Compute in bfloat16.  [default: on a GPU that supports it]")
+@click.option("--bf16/--no-bf16", default=None, help="Compute in bfloat16.  [default: if the GPU supports it]")
 @click.option("--no-chat", is_flag=True, help="Train on plain text, without the model's chat template.")
-@_setting("--seed", int, "N", "Seed of everything random.")
-@click.option("--plot", "plot_file", metavar="FILE.png", help="Draw the losses.")
+@_setting("--seed", int, "N", "Seed of all random choices.")
+@click.option("--plot", "plot_file", metavar="FILE.png", help="Plot the training and validation losses.")
 @json_option
 @click.option("--force", is_flag=True, help="Overwrite existing files, and use DIR even if it is not empty.")
 @progress_option
@@ -74,9 +81,10 @@ def finetune(
 ) -> None:
     """Train a LoRA adapter under the SWAA mask.
 
-    Prompts slide and answers decode as they will in the engine; only answers are learned. `distill` makes the data from
-    the model's own responses. The adapter keeps its recipe; `convert --lora DIR` merges it into a GGUF, or converts it
-    to a GGUF of its own. After Ctrl-C, the same command resumes.
+    In training, prompts and answers have the attention masks of prefill and decode in the engine, and only answer
+    tokens contribute to the loss. `distill` creates training data from the model's own responses. The adapter stores
+    its recipe. `convert --lora DIR` merges the adapter into a GGUF model, or with --adapter-only converts the adapter
+    alone. After Ctrl-C, the same command resumes the run.
 
     \b
     swaa-edge finetune Qwen3-4B --data distilled.jsonl --output adapter --recipe quality

@@ -1,4 +1,4 @@
-"""`swaa-edge inspect`: a model file, its SWAA settings, and the memory of its KV cache.
+"""`swaa-edge inspect`: show a model file, its SWAA settings, and the memory of its KV cache.
 
 swaa-edge inspect model.gguf --json
 """
@@ -24,7 +24,7 @@ _PER_ROW = 40
 def inspect(model: str, as_json: bool) -> None:
     """Show a model, its SWAA settings, a map of its layers, and the memory of its KV cache.
 
-    Reads metadata only, no weights. A file without SWAA keys runs full attention.
+    The command reads only metadata, no weights. A file without SWAA keys runs full attention.
 
     \b
     swaa-edge inspect model.gguf
@@ -35,7 +35,7 @@ def inspect(model: str, as_json: bool) -> None:
 
 
 def draw(report: dict[str, Any]) -> str:
-    """Lay out a description for people."""
+    """Render the result of `describe` as text."""
     return "\n\n".join("\n".join(part) for part in (_facts(report), _swaa(report), _map(report), _memory(report)))
 
 
@@ -118,7 +118,7 @@ def _range(counts: int | list[int]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text from a file, without characters that could move the terminal's cursor."""
+    """Remove characters from a text that could move the terminal's cursor."""
     return "".join(char if char.isprintable() else "?" for char in text)
 
 

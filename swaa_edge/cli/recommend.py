@@ -1,4 +1,4 @@
-"""`swaa-edge recommend`: choose a configuration from what `swaa-edge eval` measured.
+"""`swaa-edge recommend`: choose a configuration from the results of `swaa-edge eval`.
 
 swaa-edge recommend eval.json --target-speedup 2 -o settings.json
 """
@@ -19,7 +19,7 @@ from swaa_edge.cli.options.output import force_option, json_flag, print_result
     help="Minimum prefill speed-up over full attention.",
 )
 @click.option("--min-accuracy", type=click.FloatRange(0, 1), metavar="Y", help="Minimum accuracy, from 0 to 1.")
-@click.option("-o", "--output", metavar="CONFIG.json", help="Write the settings, for --config of every command.")
+@click.option("-o", "--output", metavar="CONFIG.json", help="Write the chosen settings to a file for --config.")
 @force_option
 @json_flag
 def recommend(
@@ -30,11 +30,11 @@ def recommend(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Choose a configuration from what eval measured.
+    """Choose a configuration from the results of eval.
 
-    EVAL.json is a document that `swaa-edge eval --json` wrote. --target-speedup chooses the most accurate configuration
-    with at least that speed-up, --min-accuracy the fastest with at least that accuracy; both together choose the most
-    accurate that meets both.
+    EVAL.json is a document that `swaa-edge eval --json` wrote. --target-speedup X chooses the most accurate
+    configuration with a speed-up of at least X. --min-accuracy Y chooses the fastest configuration with an accuracy of
+    at least Y. If both options are given, the command chooses the most accurate configuration that meets both.
 
     \b
     swaa-edge recommend eval.json --target-speedup 2 -o settings.json

@@ -24,7 +24,7 @@ from swaa_edge.support.progress import PrefillProgress, progress_stream
 @click.command()
 @click.argument("model", metavar="MODEL.gguf")
 @click.option("-p", "--prompt", metavar="TEXT", help="Text to continue.")
-@click.option("-f", "--file", metavar="FILE", help="Read the text from a UTF-8 file; - means stdin.")
+@click.option("-f", "--file", metavar="FILE", help="Read the prompt from a UTF-8 file; - means stdin.")
 @click.option(
     "-n",
     "--max-tokens",
@@ -53,14 +53,14 @@ def run(
     """Complete one prompt, streamed to stdout.
 
     By default the model runs with the SWAA settings in its file; the options below replace them. The context is just
-    large enough for the prompt and N new tokens, unless --ctx sets it.
+    large enough for the prompt and --max-tokens new tokens, unless --ctx is given.
 
     \b
     swaa-edge run model.gguf -p "Once upon a time"
     swaa-edge run model.gguf -f report.txt -n 200 --recipe quality
     """
     if (prompt is None) == (file is None):
-        raise click.UsageError("give the prompt either by -p TEXT or by -f FILE (- means stdin)")
+        raise click.UsageError("give the prompt with either -p TEXT or -f FILE (- means stdin)")
     text = prompt if file is None else read_text(file)
     if not text:
         raise ConfigError("the prompt is empty; give a text to continue")

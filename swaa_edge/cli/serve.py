@@ -1,4 +1,4 @@
-"""`swaa-edge serve`: an OpenAI-compatible server.
+"""`swaa-edge serve`: run an OpenAI-compatible server.
 
 swaa-edge serve model.gguf --port 8000
 """
@@ -30,7 +30,7 @@ from swaa_edge.engine.settings import EngineSettings
     metavar="N",
     default=8000,
     show_default=True,
-    help="Port to listen on; 0 takes a free one.",
+    help="Port to listen on; 0 selects a free port.",
 )
 @click.option("--api-key", metavar="KEY", help="Refuse requests without this key.")
 @engine_options
@@ -40,7 +40,7 @@ def serve(
 ) -> None:
     """Serve a model over OpenAI's API: /v1/completions, /v1/chat/completions, /v1/models.
 
-    Requests are answered one at a time. Requires: pip install 'swaa-edge[server]'
+    Requests are answered one at a time. The server needs more packages: pip install 'swaa-edge[server]'
 
     \b
     swaa-edge serve model.gguf --port 8000 --recipe balanced

@@ -1,7 +1,8 @@
-"""The KV cache of a loaded model, which may hold a ring: going back, reuse of a prefix, context shift.
+"""The KV cache of a loaded model, with or without a ring buffer: going back, reuse of a prefix, context shift.
 
-A ring holds only the sinks, the window and a little more, so the engine is asked before each step back. If the ring
-can't go back so far, a snapshot of it may; otherwise the caller evaluates the tokens again, or gets an error.
+A ring holds only the sinks, the window and a little more, so the engine is asked before the sequence goes back. If the
+ring doesn't reach back far enough, a snapshot of the ring may. If neither does, the caller evaluates the tokens again
+or gets an error.
 
     end = cache.reach(llm.input_ids[: llm.n_tokens], prompt); cache.cut(end)
 """
@@ -19,7 +20,7 @@ from swaa_edge.errors import GenerationError
 class KVCache:
     """K and V of sequence 0 of a `llama_context *` that runs under `swaa`, with up to `n_snapshots` copies of its ring.
 
-    The caller keeps the number of valid tokens.
+    The caller keeps track of the number of valid tokens.
     """
 
     def __init__(self, context: int, swaa: SwaaConfig | None, n_snapshots: int) -> None:
@@ -27,20 +28,22 @@ class KVCache:
         self.snapshots = Snapshots(context, n_snapshots)
 
     def cut(self, n_tokens: int) -> None:
-        """Keep `n_tokens` tokens. Raises `GenerationError` if the ring can't go back so far; nothing changes then."""
+        """Keep `n_tokens` tokens. Raises `GenerationError` if the ring doesn't reach back that far; the cache is then
+        unchanged."""
         llama_cpp = native.load()
         memory = llama_cpp.llama_get_memory(self._context)
         if memory and not llama_cpp.llama_memory_seq_rm(memory, 0, n_tokens, -1):
             raise GenerationError(
-                f"the cache can't go back to {n_tokens} tokens: the ring no longer holds what they attend to; "
+                f"the cache can't go back to {n_tokens} tokens: the ring no longer holds all tokens that they see; "
                 "call reset() and evaluate all tokens again, or load the model with swa_full=True"
             )
 
     def reach(self, held: np.ndarray, tokens: list[int], has_logits: bool = False) -> int | None:
-        """Bring the cache to where llama_cpp can continue with `tokens`, if a ring prevents llama_cpp's usual cut.
+        """Restore the cache so that llama_cpp can continue with `tokens`, if a ring prevents llama_cpp's own cut.
 
-        held: the tokens in the cache; has_logits: the engine holds the logits of the last one. Returns the number of
-        tokens that the cache holds now, 0 if all must be evaluated again; None if the usual cut will do.
+        held: the tokens in the cache; has_logits: whether the engine holds the logits of the last token. Returns the
+            number of tokens that the cache now holds (0 if all must be evaluated again), or None if llama_cpp's own cut
+            works.
         """
         length = min(len(held), len(tokens))
         differs = held[:length] != np.asarray(tokens[:length], np.intc)
@@ -53,25 +56,26 @@ class KVCache:
         return self.snapshots.restore(position) or 0
 
     def check_shift(self, n_tokens: int, n_discard: int | None, n_keep: int | None) -> tuple[int, int]:
-        """n_discard and n_keep of a shift of `n_tokens` tokens, with their defaults filled in.
+        """Return n_discard and n_keep for a context shift of `n_tokens` tokens, with defaults in place of None.
 
-        Raises `GenerationError` if the model or its ring can't shift so, or the numbers don't fit.
+        Raises `GenerationError` if the model or its ring can't make this shift, or if the numbers are out of range.
         """
         llama_cpp = native.load()
         memory = llama_cpp.llama_get_memory(self._context)
         if memory is None or not llama_cpp.llama_memory_can_shift(memory):
-            raise GenerationError("this model's keys can't be moved to other positions; evaluate the rest again")
+            raise GenerationError("this model's keys can't move to other positions; evaluate the tokens to keep again")
         sinks = self._swaa.sink_count if self._swaa else 0
         n_discard, n_keep = shift_range(n_tokens, n_discard, n_keep, sinks)
         if self._swaa and not self._can_shift(self._swaa, n_tokens, n_discard, n_keep):
             raise GenerationError(
-                f"the ring no longer holds what would come into view after a shift by {n_discard} with "
+                f"the ring no longer holds all tokens that are visible after a shift by {n_discard} with "
                 f"n_keep = {n_keep}; keep {sinks} and discard fewer, or load the model with swa_full=True"
             )
         return n_discard, n_keep
 
     def _can_shift(self, swaa: SwaaConfig, n_tokens: int, n_discard: int, n_keep: int) -> bool:
-        """Whether the ring holds all that the next token will see after the shift. Nothing is shifted yet."""
+        """Whether the ring holds all tokens that the next token will see after the shift, which has not happened
+        yet."""
         end = n_tokens - n_discard
         # Tokens that move down into the window were in the window. New to it are kept tokens that aren't sinks; new
         # among the sinks are tokens that move down there because fewer are kept.
@@ -82,8 +86,9 @@ class KVCache:
     def shift(self, n_tokens: int, n_discard: int, n_keep: int) -> bool:
         """Discard `n_discard` of `n_tokens` tokens after the first `n_keep`, and move the rest down.
 
-        Takes the numbers that `check_shift` returned. False if the engine failed to move the rest: then all tokens must
-        be evaluated again. Raises `GenerationError` if the engine refuses; nothing is changed then.
+        The numbers are those that `check_shift` returned. Returns False if the engine failed to move the remaining
+        tokens; all tokens must then be evaluated again. Raises `GenerationError` if the engine refuses the shift; the
+        cache is then unchanged.
         """
         llama_cpp = native.load()
         memory, start = llama_cpp.llama_get_memory(self._context), n_keep + n_discard
@@ -97,7 +102,7 @@ class KVCache:
 
 
 def shift_range(n_tokens: int, n_discard: int | None, n_keep: int | None, sinks: int) -> tuple[int, int]:
-    """n_discard and n_keep with their defaults. Raises `GenerationError` if they don't fit `n_tokens` tokens."""
+    """Return n_discard and n_keep with defaults in place of None. Raises `GenerationError` if they are out of range."""
     n_keep = max(sinks, 1) if n_keep is None else n_keep
     rest = n_tokens - n_keep
     if n_tokens < 3 or not 0 <= n_keep <= n_tokens - 2:
@@ -107,6 +112,6 @@ def shift_range(n_tokens: int, n_discard: int | None, n_keep: int | None, sinks:
     n_discard = rest // 2 if n_discard is None else n_discard
     if not 0 < n_discard < rest:
         raise GenerationError(
-            f"n_discard = {n_discard} must be from 1 to {rest - 1}: {rest} of {n_tokens} tokens follow"
+            f"n_discard = {n_discard} must be from 1 to {rest - 1}: {rest} of {n_tokens} tokens follow n_keep"
         )
     return n_discard, n_keep

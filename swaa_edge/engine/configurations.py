@@ -1,4 +1,4 @@
-"""The configurations that a run compares, from the names that a user gives; `bench` and `eval` take the same ones.
+"""The configurations that a run compares, from the names that a user gives; `bench` and `eval` take the same names.
 
     configurations("model.gguf", "full,naive,quality,mine.json", changes={"window_size": 128})
 
@@ -36,30 +36,31 @@ def configurations(
     """The configurations to compare, by name, full attention first.
 
     model: a path or a `ModelFile`.
-    names: `FULL`, `NAIVE`, `FILE`, recipes and paths of JSON files, separated by commas or in a list; a mapping holds
-        configurations already. A JSON file goes by its name without extension.
+    names: `FULL`, `NAIVE`, `FILE`, recipes and paths of JSON files, in a list or separated by commas; or a mapping from
+        names to configurations. The configuration in a JSON file is named after the file, without the extension.
     base: one whole configuration to compare with full attention, instead of `names`.
-    changes: fields of SwaaConfig to replace in each configuration; without `names` and `base` they make one of their
-        own. `NAIVE` takes the window only.
+    changes: fields of SwaaConfig to replace in each configuration; `NAIVE` takes only the window from them. Without
+        `names` and `base`, these fields are a configuration of their own.
 
-    With none of the three: the settings in the model file, or `DEFAULT` if it has none. Raises `ConfigError` for an
-    unknown name or two configurations of one name, `ModelFileError` for a model file that can't be read.
+    Without names, base and changes, the result is the settings in the model file, or `DEFAULT` if the file has none.
+    Raises `ConfigError` for an unknown name or two configurations with the same name, `ModelFileError` for a model file
+    that can't be read.
     """
     changes, configs = dict(changes or {}), {FULL: FULL_ATTENTION}
     if isinstance(names, Mapping):
         return configs | dict(names)
     if names is not None:
         if base is not None:
-            raise ConfigError("--configs names whole configurations; put recipes and FILE.json there")
+            raise ConfigError("--configs excludes --recipe and --config; list recipes and FILE.json in --configs")
         listed = [*filter(None, map(str.strip, names.split(",") if isinstance(names, str) else names))]
         if not listed:
-            raise ConfigError(f"--configs names none; there are {FULL}, {NAIVE}, {', '.join(RECIPES)}, {FILE}")
+            raise ConfigError(f"--configs is empty; name some of {FULL}, {NAIVE}, {', '.join(RECIPES)}, {FILE}")
         for name in listed:
             label = Path(name).stem if name.endswith(".json") else name
             if label in configs and label != FULL:
                 raise ConfigError(f"--configs has {label} twice; name each configuration once")
             if name.endswith(".json") and label in (FULL, NAIVE, FILE, *RECIPES):
-                raise ConfigError(f"--configs: {name} would go by the name {label}, which is taken; rename the file")
+                raise ConfigError(f"--configs: {name} would be named {label}, a built-in name; rename the file")
             configs[label] = named(model, name, changes)
         return configs
     if base is not None or changes:

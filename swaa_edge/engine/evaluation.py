@@ -1,4 +1,4 @@
-"""Evaluate tokens of a `SwaaLlama`: a llama_decode per ubatch, under the decode boundary, with progress and recovery.
+"""Evaluate tokens of a `SwaaLlama`, one llama_decode per ubatch, with progress, cancellation and recovery.
 
 evaluate(llm, Part(Phase.PREFILL, tokens, decode_from=len(tokens) - 128))
 """
@@ -24,7 +24,7 @@ OnLogits = Callable[[np.ndarray], object]
 
 
 def evaluate(llm: SwaaLlama, part: Part, on_logits: OnLogits | None = None) -> None:
-    """Evaluate the tokens of `part` after the first `llm.n_tokens`; the rest is as in `SwaaLlama.eval`."""
+    """Evaluate the tokens of `part` after the first `llm.n_tokens`. on_logits and errors: as in `SwaaLlama.eval`."""
     tokens, phase = part.tokens, part.phase
     done, started, timings = 0, time.perf_counter(), llm.last_timings
     report = llm.on_prefill if phase is Phase.PREFILL else None
@@ -65,7 +65,7 @@ def evaluate(llm: SwaaLlama, part: Part, on_logits: OnLogits | None = None) -> N
 
 @contextlib.contextmanager
 def decoding_from(llm: SwaaLlama, position: int) -> Iterator[None]:
-    """Within this block, tokens that reach llama_decode decode if their position is `position` or more."""
+    """Set the decode boundary of all sequences to `position` within this block."""
     if llm.swaa is None:
         yield
         return
@@ -78,7 +78,7 @@ def decoding_from(llm: SwaaLlama, position: int) -> Iterator[None]:
 
 
 def failure(llm: SwaaLlama, error: RuntimeError, tokens: Sequence[int]) -> RuntimeError:
-    """Our error for one raised while `tokens` were evaluated."""
+    """Translate `error`, which was raised while `tokens` were evaluated, into an error of ours."""
     if llm._abort:
         return GenerationCancelled("cancelled")
     return decode_failure(error, tokens, n_vocab=llm._n_vocab, n_ctx=llm._n_ctx)
@@ -93,7 +93,7 @@ def _chunks(tokens: Sequence[int], n_batch: int, size: int) -> Iterator[Sequence
 
 
 def _decode(llm: SwaaLlama, tokens: Sequence[int], every_row: bool) -> None:
-    """One llama_decode; every_row: logits for each token, not only for the last."""
+    """Run one llama_decode; every_row: compute the logits of each token, not only of the last."""
     past, count = llm.n_tokens, len(tokens)
     llm._phases.rows = 0
     llm._batch.set_batch(batch=tokens, n_past=past, logits_all=every_row)
@@ -111,7 +111,7 @@ def _logits(llm: SwaaLlama, count: int) -> np.ndarray:
 
 
 def _recover(llm: SwaaLlama) -> None:
-    """Bring the cache back to the tokens that are known to be in it."""
+    """Cut the cache back to the tokens that were evaluated completely."""
     llm._forget_cancel()
     llm._phases.sampled = None
     # An aborted batch can leave ubatches behind, and a recurrent state can't be cut back at all.

@@ -1,7 +1,7 @@
-"""Tell prompt tokens from generated ones, and time both.
+"""Distinguish prompt tokens from generated tokens, and time both.
 
-The engine needs the position from which on a sequence decodes, but `eval` gets tokens alone, from llama_cpp's
-`generate` and from users. So the phase is inferred from who called and from what `sample` returned.
+The engine needs the position from which a sequence decodes, but `eval` receives only tokens, from llama_cpp's
+`generate` and from users. So the phase is inferred from the caller and from the token that `sample` returned.
 
     for part in tracker.split(tokens, llm.n_tokens, tail_count=128): ...
 """
@@ -52,16 +52,16 @@ class Timings:
 
     @property
     def prefill_speed(self) -> float | None:
-        """Prompt tokens evaluated per second; None if there were none."""
+        """Prompt tokens evaluated per second, or None if there were none."""
         return self.prompt_tokens / self.prefill_seconds if self.prompt_tokens and self.prefill_seconds else None
 
     @property
     def decode_speed(self) -> float | None:
-        """Generated tokens fed back per second; None if there were none."""
+        """Generated tokens fed back per second, or None if there were none."""
         return self.decode_tokens / self.decode_seconds if self.decode_tokens and self.decode_seconds else None
 
     def add(self, phase: Phase, n_tokens: int, seconds: float, with_decode_time: bool) -> None:
-        """Count an evaluation; with_decode_time: whether the seconds of a decode count too."""
+        """Count an evaluation; with_decode_time: whether to add the seconds of a decode to decode_seconds."""
         if phase is Phase.PREFILL:
             self.prompt_tokens += n_tokens
             self.prefill_seconds += seconds
@@ -71,7 +71,7 @@ class Timings:
 
     @contextlib.contextmanager
     def generating(self) -> Iterator[None]:
-        """Count the time of this block as decode, without the prefill in it."""
+        """Count the time of this block as decode time, except for the prefill in it."""
         started, prefill = time.perf_counter(), self.prefill_seconds
         try:
             yield
@@ -80,7 +80,7 @@ class Timings:
 
 
 class Turn:
-    """One call of `generate`: it evaluates its prompt first, and after that what it sampled or drafted."""
+    """One call of `generate`, which first evaluates its prompt and then the tokens that it sampled or drafted."""
 
     in_prompt = True
 
@@ -88,8 +88,8 @@ class Turn:
 class PhaseTracker:
     """Infers the phases of one sequence.
 
-    turn: the call of `generate` that runs now. sampled: position and token that `sample` returned last.
-    rows: rows of logits that the engine holds, up to those of the last token.
+    turn: the running call of `generate`. sampled: position and id of the token that `sample` last returned. rows:
+        number of logit rows that the engine holds, the last token's row being the last.
     """
 
     def __init__(self) -> None:
@@ -99,7 +99,7 @@ class PhaseTracker:
 
     @contextlib.contextmanager
     def running(self, turn: Turn) -> Iterator[None]:
-        """What is evaluated in this block belongs to `turn`."""
+        """Treat tokens evaluated in this block as part of `turn`."""
         self.turn = turn
         try:
             yield
@@ -109,9 +109,9 @@ class PhaseTracker:
     def split(
         self, tokens: Sequence[int], position: int, tail_count: int = 0, decode_from: int | None = None
     ) -> list[Part]:
-        """Split `tokens`, the first at `position`, by phase, and note that they are evaluated.
+        """Split `tokens`, which start at `position`, by phase, and record that they are evaluated.
 
-        tail_count: T. decode_from: the decode boundary, instead of the inferred one; tokens before it are a prompt.
+        tail_count: T. decode_from: the decode boundary, or None to infer it; tokens before the boundary are a prompt.
         """
         if decode_from is None:
             generated, end = self._generated(tokens, position), position + len(tokens)
@@ -140,7 +140,8 @@ class PhaseTracker:
         return int(len(tokens) > 0 and self.sampled == (position, tokens[0]))
 
     def check_row(self, idx: int | None, n_tokens: int) -> None:
-        """Raise `GenerationError` if there are no logits of the token at `idx` (None: the last) of `n_tokens`."""
+        """Raise `GenerationError` if the engine holds no logits for the token at `idx` (None: the last) of
+        `n_tokens`."""
         back = 1 if idx is None else n_tokens - idx
         if not 0 < back <= self.rows or n_tokens == 0:
             raise GenerationError(

@@ -1,6 +1,6 @@
-"""Checks before a model is loaded, so that a mistake is one clear line and never an abort in C.
+"""Checks before a model is loaded, so that a mistake gives one clear line instead of an abort in C.
 
-`SwaaLlama` calls these; they need neither llama_cpp nor the native library.
+`SwaaLlama` calls these checks; they need neither llama_cpp nor the native library.
 
     resolved = resolve_swaa("model.gguf", SwaaConfig.from_recipe("balanced")); print(resolved.config)
 """
@@ -30,7 +30,7 @@ _UNQUANTIZED = (0, 1, 30)
 
 @dataclasses.dataclass(frozen=True)
 class ResolvedSwaa:
-    """The `kv_overrides` to load a model with, or None; and the settings in effect, None for full attention."""
+    """The `kv_overrides` to load a model with (or None), and the settings in effect (None for full attention)."""
 
     kv_overrides: dict[str, Override] | None
     config: SwaaConfig | None
@@ -42,11 +42,11 @@ def resolve_swaa(
     kv_overrides: Mapping[str, Override] | None = None,
     lora: str | os.PathLike[str] | None = None,
 ) -> ResolvedSwaa:
-    """The settings under which a model (a path or a `ModelFile`) will run, from all places that can hold some.
+    """The settings under which a model (a path or a `ModelFile`) will run, from all sources of settings.
 
-    swaa: as `SwaaLlama` takes it. kv_overrides: the caller's own, which stay in force. lora: a GGUF adapter, whose
-    recipe applies if neither overrides nor file hold settings. Raises `ModelFileError`, `UnsupportedModelError`,
-    `ConfigError`, the last also if the adapter was trained under other settings.
+    swaa: as for `SwaaLlama`. kv_overrides: the caller's overrides, which stay in force. lora: a GGUF adapter, whose
+        recipe applies if neither the overrides nor the model file hold settings. Raises `ModelFileError`,
+        `UnsupportedModelError`, or `ConfigError`, which includes an adapter that was trained under other settings.
     """
     if not (swaa is None or swaa is False or isinstance(swaa, SwaaConfig)):
         raise ConfigError(
@@ -78,7 +78,8 @@ def resolve_swaa(
 
 
 def check_tokenizer(model: str | os.PathLike[str]) -> None:
-    """Raise `ModelFileError` for a model without a tokenizer: llama.cpp aborts the process on the first text."""
+    """Raise `ModelFileError` for a model without a tokenizer, since llama.cpp would abort the process at the first
+    text."""
     model = read_model(model)
     if not model.has_tokenizer:
         raise ModelFileError(
@@ -97,7 +98,7 @@ def check_context(
     type_v: int | None = None,
     **_: Any,
 ) -> None:
-    """Refuse a context that llama.cpp would refuse without giving a reason, or crash on. Raises `ConfigError`."""
+    """Refuse a context that would crash llama.cpp, or that it would refuse without a reason. Raises `ConfigError`."""
     whole_number("n_ctx", n_ctx, 0)
     for name, value in (("n_batch", n_batch), ("n_ubatch", n_ubatch)):
         if not 1 <= whole_number(name, value, 0) <= _MAX_BATCH:
@@ -106,11 +107,13 @@ def check_context(
         if value is not None and whole_number(name, value, 0) > _MAX_THREADS:
             raise ConfigError(f"{name} = {value} is out of range: 1 to {_MAX_THREADS}")
     if not flash_attn and type_v is not None and type_v not in _UNQUANTIZED:
-        raise ConfigError("a quantized V cache (type_v) needs flash attention; leave flash_attn on, or type_v at f16")
+        raise ConfigError(
+            "a quantized V cache (type_v) needs flash attention; leave flash_attn on, or use type_v = f16"
+        )
 
 
 def labelled(reported: SwaaConfig | None, expected: SwaaConfig | None) -> SwaaConfig | None:
-    """The settings that the engine reports, with the labels of those that were expected."""
+    """The settings that the engine reports, with the recipe and adapter labels of the expected settings."""
     if reported is None or expected is None:
         return reported
     return dataclasses.replace(reported, recipe=expected.recipe, adapter=expected.adapter)

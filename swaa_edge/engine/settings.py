@@ -1,4 +1,4 @@
-"""How a model is loaded: sizes of context and batches, KV cache, threads, GPU and adapter, in llama.cpp's spelling.
+"""Settings for loading a model: context and batch sizes, KV cache, threads, GPU and adapter, named as in llama.cpp.
 
 llm = EngineSettings(n_ubatch=256, cache_type="q8_0").load("model.gguf", swaa=None, n_ctx=4096)
 """
@@ -28,11 +28,11 @@ def round_up(n: int, step: int = CONTEXT_STEP) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class EngineSettings:
-    """How to load a model. Sizes are in tokens; None leaves a choice to the command or to llama.cpp.
+    """Settings for loading a model. Sizes are in tokens, and None leaves a choice to the command or to llama.cpp.
 
-    n_batch: prompt tokens per llama_decode; None becomes 512, or n_ubatch if that is more.
+    n_batch: prompt tokens per llama_decode, or None for 512 or n_ubatch, whichever is larger.
     n_ubatch: prompt tokens computed together; llama.cpp caps it at n_batch.
-    cache_type: a key of `CACHE_TYPES`. lora_path: a GGUF adapter. Raises `ConfigError` for another cache type.
+    cache_type: a key of `CACHE_TYPES`. lora_path: a GGUF adapter. Raises `ConfigError` for an unknown cache type.
     """
 
     n_ctx: int | None = None
@@ -51,7 +51,8 @@ class EngineSettings:
             raise ConfigError(f"cache_type = {self.cache_type} must be one of {', '.join(CACHE_TYPES)}")
 
     def kwargs(self, n_ctx: int | None = None) -> dict[str, Any]:
-        """The arguments of `SwaaLlama` for these settings, all but the model and `swaa`; n_ctx: replaces theirs."""
+        """The arguments of `SwaaLlama` for these settings, without the model and `swaa`; n_ctx: replaces the settings'
+        n_ctx."""
         n_ctx = self.n_ctx if n_ctx is None else n_ctx
         return {
             **({} if n_ctx is None else {"n_ctx": n_ctx}),
@@ -75,9 +76,9 @@ class EngineSettings:
         kind: type[SwaaLlama] | None = None,
         **more: Any,
     ) -> SwaaLlama:
-        """Load `model` (a path or a `ModelFile`) under `swaa` with a context of `n_ctx` tokens; llama.cpp logs nothing.
+        """Load `model` (a path or a `ModelFile`) under `swaa` with a context of `n_ctx` tokens and llama.cpp's log off.
 
-        kind: a subclass to make instead of SwaaLlama; more: further arguments for it.
+        kind: a subclass to create instead of SwaaLlama; more: further arguments of that class.
         """
         from swaa_edge.llama import SwaaLlama  # imports llama_cpp, which settings alone don't need
 

@@ -1,8 +1,8 @@
-"""Snapshots of a ring: copies by which a context can go back further than the ring itself reaches.
+"""Snapshots of a KV ring: copies that let a context go back further than the ring itself reaches.
 
-A ring holds the window and a ubatch. After a response longer than that, the end of the prompt before it is out of
-reach, and going back there would mean evaluating the whole prompt again. A reasoning model, whose reasoning is dropped
-from the conversation, would pay that at each turn. So a copy is taken before the ring loses the end of a prompt.
+A ring holds the window and a ubatch. After a response longer than that, the ring no longer reaches back to the end of
+the prompt, and the whole prompt would have to be evaluated again. With a reasoning model, this would happen at each
+turn, because its reasoning is dropped from the conversation. So the ring is copied before it loses the end of a prompt.
 
     snapshots.mark(100); snapshots.advance(100, 512); snapshots.restore(100)
 """
@@ -17,7 +17,8 @@ from swaa_edge import native
 
 @dataclass
 class _Snapshot:
-    """The ring when the next token had `position`; of its tokens, those before `valid` are still in the sequence."""
+    """A copy of the ring from when the next token had `position`; its tokens before `valid` are still in the
+    sequence."""
 
     position: int
     data: bytearray
@@ -25,10 +26,10 @@ class _Snapshot:
 
 
 class Snapshots:
-    """The newest copies of the ring of sequence 0 of a `llama_context *`, at most `limit`.
+    """The newest copies, at most `limit`, of the ring of sequence 0 of a `llama_context *`.
 
-    A copy at position c also serves positions up to a ubatch before c, unless a token before those was evaluated again:
-    K and V of all layers must come from the same tokens, computed in the same way.
+    A copy made at position c can also restore positions up to a ubatch before c, unless an earlier token was evaluated
+    again. K and V of all layers must come from the same tokens, computed in the same way.
     """
 
     def __init__(self, context: int, limit: int) -> None:
@@ -41,11 +42,11 @@ class Snapshots:
         self._kept: list[_Snapshot] = []
 
     def mark(self, position: int) -> None:
-        """Note that a prompt ends before `position`, so that the sequence may go back to there later."""
+        """Record that a prompt ends before `position`, so that the sequence can later go back to `position`."""
         self._mark = position
 
     def advance(self, position: int, count: int) -> None:
-        """Call this before `count` tokens are evaluated from `position` on."""
+        """Prepare for the evaluation of `count` tokens from `position` on, by copying the ring if necessary."""
         self.invalidate(position)
         # Half of the reach is left for going back into the prompt's last tokens, which often differ next time. A
         # response shorter than the other half needs no copy.
@@ -54,10 +55,10 @@ class Snapshots:
             self._mark = None
 
     def restore(self, position: int) -> int | None:
-        """Restore the ring as it was at `position`, or at the nearest position before it that is available.
+        """Restore the ring as it was at `position`, or at the nearest earlier position that a copy allows.
 
-        Returns the position that the next token has now, with the cache cut there; None if no copy serves, and then
-        the sequence must be evaluated from its start.
+        Returns the position of the next token, where the cache is now cut, or None if no copy can be used; the sequence
+        must then be evaluated from its start.
         """
         llama_cpp = native.load()
         for snapshot in reversed(self._kept):

@@ -1,7 +1,7 @@
-"""Saved states of SwaaLlama: the facts they carry about their origin, and the checks before one is loaded.
+"""Saved states of SwaaLlama: the facts they record about their origin, and the checks before a state is loaded.
 
-K and V are valid only under the model, the settings and the adapter that computed them. So a state carries these
-facts, and they are compared first. A state that doesn't fit is refused with the reason, and nothing is changed.
+K and V are valid only under the model, the settings and the adapter that computed them. So a state records these three,
+and they are compared before it is loaded. A state that doesn't fit is refused with the reason, and nothing is changed.
 
     state = save(llm, facts); check(llm, state, facts); load(llm, state)
 """
@@ -30,7 +30,8 @@ _AGAIN = "evaluate the prompt again"
 
 
 def facts_of(llm: llama_cpp.Llama, swaa: SwaaConfig | None, overrides: Mapping[str, Any] | None) -> Facts:
-    """The facts of a loaded model; swaa: the settings in effect; overrides: the kv_overrides of its caller."""
+    """The facts about a loaded model; swaa: the settings in effect; overrides: the kv_overrides that the caller
+    gave."""
     params, adapter = llm.context_params, llm.lora_path
     # The labels make no difference to the engine.
     settings = {
@@ -60,8 +61,8 @@ def _digest(path: str) -> str:
 def save(llm: llama_cpp.Llama, facts: Facts) -> llama_cpp.llama.LlamaState:
     """The state of `llm`: llama_cpp's `LlamaState` with the attributes `facts` and `ring_cells`, the size of the ring.
 
-    It holds one copy of K and V, and logits only if `llm` keeps those of all tokens. Raises `StateError` if the engine
-    fails.
+    The state holds one copy of K and V, and logits only if `llm` keeps the logits of all tokens. Raises `StateError` if
+    the engine fails.
     """
     size = llama_cpp.llama_state_get_size(llm.ctx)
     data = bytearray(size)  # a bytes object, as upstream has, would need a copy
@@ -90,15 +91,17 @@ def check(llm: llama_cpp.Llama, state: Any, facts: Facts) -> None:
         if theirs.get(name) != ours:
             raise StateError(
                 f"the state was saved under other {name}: {theirs.get(name)}, here {ours}; "
-                f"load it under the same, or {_AGAIN}"
+                f"load it under the same {name}, or {_AGAIN}"
             )
     if not _is_sound(state, llm.n_vocab()):
         raise StateError(f"the state is damaged; {_AGAIN}")
     n_ctx, ring = llm.n_ctx(), native.ring_cells(llm.ctx)
     if state.n_tokens > n_ctx:
-        raise StateError(f"the state holds {state.n_tokens} tokens, the context has room for {n_ctx}; raise n_ctx")
+        raise StateError(f"the state holds {state.n_tokens} tokens, but the context has room for {n_ctx}; raise n_ctx")
     if min(state.n_tokens, state.ring_cells) > ring > 0:
-        raise StateError(f"the state's ring has {state.ring_cells} cells, here {ring}; raise n_ubatch, or {_AGAIN}")
+        raise StateError(
+            f"the state's ring has {state.ring_cells} cells, but this one has {ring}; raise n_ubatch, or {_AGAIN}"
+        )
 
 
 def _is_sound(state: Any, n_vocab: int) -> bool:
@@ -120,7 +123,7 @@ def _is_sound(state: Any, n_vocab: int) -> bool:
 
 
 def load(llm: llama_cpp.Llama, state: llama_cpp.llama.LlamaState) -> None:
-    """Put `llm`, which must be empty, into a checked state. Raises `StateError` if the engine refuses it."""
+    """Load a checked state into `llm`, which must be empty. Raises `StateError` if the engine refuses it."""
     # A view, because the engine can read K and V without a copy.
     data = np.frombuffer(state.llama_state, np.uint8)
     pointer = data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
@@ -135,10 +138,10 @@ def load(llm: llama_cpp.Llama, state: llama_cpp.llama.LlamaState) -> None:
 
 
 class OwnStates(llama_cpp.llama_cache.BaseLlamaCache):
-    """One owner's view of a llama_cpp cache that other models and settings may share: it finds the owner's states only.
+    """One owner's view of a llama_cpp cache that other models and settings may share: finds only the owner's states.
 
-    The owner is a hash of `facts`. llama_cpp's caches look for the longest common prefix of two keys, so the owner
-    becomes part of a key's first token. States that were put into `cache` directly are found, too.
+    The owner is identified by a hash of `facts`. llama_cpp's caches look for the longest common prefix of two keys, so
+    the hash becomes part of a key's first token. States that were put into `cache` directly are also found.
     """
 
     def __init__(self, cache: llama_cpp.llama_cache.BaseLlamaCache, facts: Facts) -> None:

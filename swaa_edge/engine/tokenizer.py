@@ -1,6 +1,6 @@
 """Tokenize a text with a model's vocabulary alone, without its weights.
 
-The token count of a prompt must be known before the model is loaded, because its context is sized then.
+The token count of a prompt must be known before the model is loaded, because the context size is set at loading.
 
     tokens = tokenize("model.gguf", "Once upon a time")
 """
@@ -21,7 +21,7 @@ from swaa_edge.errors import ModelFileError
 def open_vocabulary(model: str | os.PathLike[str]) -> Iterator[Any]:
     """Yield the vocabulary of `model` (a path or a `ModelFile`) as llama_cpp's own `LlamaModel`.
 
-    SWAA keys in the file are ignored. Raises `ModelFileError` if it isn't a sound GGUF or has no vocabulary.
+    SWAA keys in the file are ignored. Raises `ModelFileError` if the file isn't a valid GGUF or has no vocabulary.
     """
     llama_cpp = native.load()
     check_tokenizer(model)
@@ -43,6 +43,7 @@ def open_vocabulary(model: str | os.PathLike[str]) -> Iterator[Any]:
 
 
 def tokenize(model: str | os.PathLike[str], text: str) -> list[int]:
-    """Tokens of `text`, after a start token if the model uses one; recognizes special tokens. See `open_vocabulary`."""
+    """The tokens of `text`, with a start token first if the model uses one; special tokens in `text` are recognized.
+    See `open_vocabulary`."""
     with open_vocabulary(model) as vocabulary:
         return vocabulary.tokenize(text.encode("utf-8"), add_bos=True, special=True)

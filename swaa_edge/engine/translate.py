@@ -1,4 +1,4 @@
-"""Translate llama_cpp's errors into ours: one clear line instead of a code or a line of its log.
+"""Translate llama_cpp's errors into ours: one clear line instead of an error code or a line of llama.cpp's log.
 
 raise decode_failure(error, tokens, n_vocab=32000, n_ctx=4096) from error
 """
@@ -15,7 +15,8 @@ from swaa_edge.errors import ConfigError, GenerationCancelled, GenerationError, 
 
 
 def load_failure(error: BaseException, path: str, lora: str | None = None) -> BaseException:
-    """Our error for a failure to load the model at `path` with the adapter `lora`; any other `error` as it is."""
+    """Our error for a failure to load the model at `path` with the adapter `lora`; any other `error` is returned
+    unchanged."""
     text = " ".join(str(error).split())
     if isinstance(error, jinja2.TemplateError):
         return ModelFileError(f"{path} has a chat template that is not valid Jinja: {text}")
@@ -31,7 +32,7 @@ def load_failure(error: BaseException, path: str, lora: str | None = None) -> Ba
 
 
 def decode_failure(error: RuntimeError, tokens: Sequence[int], *, n_vocab: int, n_ctx: int) -> RuntimeError:
-    """Our error for one raised while `tokens` were evaluated; `error` itself if it isn't from llama_decode."""
+    """Our error for an `error` of llama_decode on `tokens`; any other `error` is returned unchanged."""
     found = re.search(r"llama_decode returned (-?\d+)", str(error))
     if found is None:
         return error

@@ -1,8 +1,9 @@
 """Long-context accuracy and speed of a model under full attention and SWAA configurations, on the same questions.
 
-`compare` does all that `swaa-edge eval` does. Its parts: tasks (with facts, haystack and prompts) and datafile make
-`Sample`s, run asks them, scoring or judge scores the responses, report counts the correct ones, perplexity measures
-text without questions, plot and table present the document.
+The function `compare` does what the command `swaa-edge eval` does. The modules tasks (with facts, haystack and prompts)
+and datafile create the questions, and the module run asks them. The modules scoring and judge score the responses, and
+report counts the correct responses. The module perplexity measures text without questions. The modules plot and table
+present the results.
 
     from swaa_edge import evaluate
     print(evaluate.compare("model.gguf", "full,naive,quality", tasks="needle,kv", prompt_tokens=4096))

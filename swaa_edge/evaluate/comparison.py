@@ -1,4 +1,4 @@
-"""The whole of `swaa-edge eval`: the same questions under full attention and SWAA configurations, as one document.
+"""Ask the same questions under full attention and SWAA configurations, as `swaa-edge eval` does.
 
 comparison = compare("model.gguf", "full,naive,quality", tasks="needle,kv", prompt_tokens=4096)
 print(comparison); comparison.to_dict()["table"]
@@ -42,10 +42,10 @@ TOGETHER = 1 << 30
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """A document of plain JSON values, that of `swaa-edge eval --json`; `str` is its table.
+    """The results of `swaa-edge eval`: a document of plain JSON values, which `str` renders as a table.
 
-    stopped: None if the run is complete, "interrupted", or the error that ended it; the document then has the results
-    so far.
+    stopped: the reason if the run ended early ("interrupted" or the error), or None. After an early end, the document
+    has the results so far.
     """
 
     document: dict[str, Any]
@@ -75,19 +75,19 @@ def compare(
     on_progress: OnProgress | None = None,
     **questions: Any,
 ) -> Comparison:
-    """Ask `model` the same questions under each configuration; count correct answers and measure time.
+    """Ask `model` the same questions under each configuration, count correct answers and measure time.
 
-    model: a path or a `ModelFile`. configs, base, changes: as in `engine.configurations`.
-    engine: how to load the model; an adapter with a recipe is applied under SWAA only, and its recipe is the default
-        configuration.
-    json_file, plot_file, heatmap_file: files to write once the run is complete; force: replace existing ones.
-    journal_file: keeps answers for resuming; None for the user's cache, until the run is complete. fresh: discard the
-        answers of an earlier run.
-    on_note: called with one line of text about reused answers. on_progress: see `run.evaluate`.
-    questions: the fields of `Questions`.
+    model: path or `ModelFile`. configs, base, changes: the configurations to compare, as in `engine.configurations`.
+    engine: settings for loading the model. An adapter with a recipe is applied only under SWAA, and its recipe is the
+        default configuration.
+    json_file, plot_file, heatmap_file: paths for the results of a complete run. force: replace existing files.
+    journal_file: file that keeps the answers for resuming; by default a file in the user's cache folder that is deleted
+        when the run is complete. fresh: discard the answers of an earlier run.
+    on_note: function called with one line of text if answers are reused. on_progress: as in `run.evaluate`.
+    questions: fields of `Questions`.
 
-    Ctrl-C, or an error after the first answer, ends the run early; `Comparison.stopped` reports it, and an equal call
-    resumes the run. Raises `ConfigError`, `DataFileError`, `OutputError`, and whatever loading a model raises.
+    After Ctrl-C, or an error after the first answer, the result is incomplete, its `stopped` holds the reason, and an
+    equal call resumes the run. Raises `ConfigError`, `DataFileError`, `OutputError` and the errors of loading a model.
     """
     asked, model = Questions(**questions), read_model(model)
     loader = _Loader(model, engine or EngineSettings())
@@ -118,7 +118,7 @@ def compare(
 
 
 class _Loader:
-    """Loads `model` under a configuration. An adapter with a recipe is left out of full attention."""
+    """Loads `model` under a configuration. An adapter with a recipe is not applied under full attention."""
 
     def __init__(self, model: ModelFile, engine: EngineSettings) -> None:
         self.model, self.engine = model, engine
@@ -132,12 +132,12 @@ class _Loader:
         return self._settings(config).load(self.model, swaa=config, n_ctx=max(n_ctx, self.engine.n_ctx or 0))
 
     def check(self, configs: Iterable[Configuration]) -> None:
-        """Raise what loading the model under one of `configs` would raise."""
+        """Raise the error, if any, that loading the model under one of `configs` would raise."""
         for config in configs:
             resolve_swaa(self.model, config, lora=self._settings(config).lora_path)
 
     def key(self, sides: Mapping[str, Configuration], prepared: Prepared, settings: dict[str, Any]) -> dict[str, Any]:
-        """All that the results depend on."""
+        """The inputs that determine the results."""
         return {
             "model": [self.model.fingerprint, self._lora and self._lora.fingerprint],
             "samples": prepared.digest(),
@@ -158,7 +158,7 @@ def _measure(
     journals: Mapping[str, Journal],
     on_progress: OnProgress | None,
 ) -> tuple[Report, PerplexityReport | None]:
-    """Answers, then perplexity; if either ended early, `Report.stopped` holds the reason."""
+    """Measure answers, then perplexity. If either of them ends early, `Report.stopped` holds the reason."""
     report, found = Report(dict(sides), prepared.samples, []), None
     if journal := journals.get("answers"):
         together = loader.model.size * len(sides) <= TOGETHER
@@ -193,7 +193,7 @@ def _document(
     seed: int,
     kept: bool,
 ) -> dict[str, Any]:
-    """The document: what was measured, on what, and how far the run is."""
+    """Build the document: the model, the settings, the results, and the state of the run."""
     document = report.to_dict()
     document |= {
         "perplexity": found.to_dict() if found else None,

@@ -1,17 +1,17 @@
-"""Samples from the user's own file: JSON Lines or Parquet with the fields `prompt`, `question` and `answer`.
+"""Samples from the user's own file, which is JSON Lines or Parquet with the fields `prompt`, `question` and `answer`.
 
 The SWAA authors' data sets have the same field names, so a LongMemEval-style file works unchanged.
 
     with Prompts("model.gguf") as prompts: samples = read_samples("questions.jsonl", prompts)
     samples = check_lengths(samples, context=32768, max_tokens=64)
 
-A record is an object on its own line, or a row:
+A record is a JSON object on its own line, or a row of a Parquet file, with these fields:
 
-- prompt: the long text, a string. It may contain the question, as in the authors' files.
-- question: a string, optional. It is appended to the prompt, unless the last `SEEN` characters of the prompt contain
-  it; a judge sees it either way.
-- answer: a string, a number, or a list of these. `contains`, `in-order` and `regex` require all of a list, `exact`
-  requires one of them.
+- prompt: the long text, a string. The prompt may contain the question, as in the SWAA authors' files.
+- question: a string, optional. The question is appended to the prompt, unless the last `SEEN` characters of the prompt
+  contain it. A judge sees the question in either case.
+- answer: a string, a number, or a list of these. The scorers `contains`, `in-order` and `regex` require all answers of
+  a list; the scorer `exact` requires one of them.
 - id: a string or a whole number, unique in the file, optional; the default is the number of the line or row, from 1.
 - Other fields are ignored.
 """
@@ -45,11 +45,11 @@ class Asks(Protocol):
 
 
 def read_samples(path: str | os.PathLike[str], prompts: Asks, *, limit: int | None = None) -> list[Sample]:
-    """Read the samples of a file, in its order, so that an engine reuses the prefix of prompts that start alike.
+    """Read the samples of a file, in file order, so that the engine can reuse a prefix that adjacent prompts share.
 
-    limit: maximum number of samples; the rest of the file is not read. A sample's task is the file's name without
-    extension, and its id is "<task>/<id>". Raises `DataFileError` naming the line, and `ConfigError` for a wrong
-    `limit` or a Parquet file without pyarrow.
+    limit: maximum number of samples; the rest of the file is not read. The task of a sample is the file's name
+    without extension, and the id is "<task>/<id>". Raises `DataFileError` with the line of an invalid record, and
+    `ConfigError` for a wrong `limit`, or for a Parquet file if pyarrow is missing.
     """
     path = Path(path)
     if limit is not None and limit < 1:
@@ -60,7 +60,7 @@ def read_samples(path: str | os.PathLike[str], prompts: Asks, *, limit: int | No
         for number, source, record in itertools.islice(records, limit):
             sample = _sample(path.stem, number, source, record, prompts)
             if other := sources.get(sample.id):
-                raise DataFileError(f'{source}: the id "{sample.id}" is also that of {other}; make it unique')
+                raise DataFileError(f'{source}: the id "{sample.id}" is already used in {other}; make it unique')
             sources[sample.id] = source
             samples.append(sample)
     if not samples:
@@ -71,17 +71,18 @@ def read_samples(path: str | os.PathLike[str], prompts: Asks, *, limit: int | No
 def check_lengths(samples: Sequence[Sample], context: int, max_tokens: int, *, skip_long: bool = False) -> list[Sample]:
     """Return the samples if every prompt, plus `max_tokens` for the answer, fits into `context` tokens.
 
-    skip_long: drop those that don't fit instead of raising. Raises `DataFileError` naming the first sample that doesn't
-    fit, or if none fits.
+    skip_long: drop samples that don't fit. Raises `DataFileError` for the first sample that doesn't fit, or with
+    skip_long only if no sample fits.
     """
     fits = [sample for sample in samples if len(sample.prompt) + max_tokens <= context]
     if len(fits) == len(samples) or (skip_long and fits):
         return fits
     long = next(sample for sample in samples if len(sample.prompt) + max_tokens > context)
     where = long.source or long.id
-    short = f"raise --ctx to {len(long.prompt) + max_tokens} if the model can, or shorten the prompt"
+    needed = len(long.prompt) + max_tokens
+    short = f"raise --ctx to {needed} if the model allows it, or shorten the prompt"
     if skip_long:
-        raise DataFileError(f"no sample fits the context of {context} tokens, {where} has {len(long.prompt)}; {short}")
+        raise DataFileError(f"no sample fits the context of {context} tokens; {where} needs {needed}; {short}")
     count = len(samples) - len(fits)
     raise DataFileError(
         f"{where}: a prompt of {len(long.prompt)} tokens and {max_tokens} for the answer don't fit the context of "
@@ -105,14 +106,14 @@ def _sample(task: str, number: int, source: str, record: Any, prompts: Asks) -> 
 
 
 def to_ask(prompt: str, question: str) -> str:
-    """The question to append to the prompt; "" if the end of the prompt contains it."""
+    """The question to append to the prompt, or "" if the end of the prompt already contains it."""
     return "" if question.strip() in prompt[-SEEN - len(question) :] else question
 
 
 def _answers(source: str, record: dict[str, Any]) -> tuple[str, ...]:
     value = present(source, record, "answer")
     if value == []:
-        raise DataFileError(f"{source}: answer is an empty list; give what the response must contain")
+        raise DataFileError(f"{source}: answer is an empty list; give at least one answer")
     return tuple(_answer(source, one) for one in (value if isinstance(value, list) else [value]))
 
 

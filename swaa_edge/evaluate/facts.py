@@ -1,7 +1,7 @@
 """The texts of the retrieval tasks: facts, questions and correct responses.
 
-They are written in one place, so that the demo model's training data, `eval` and `calibrate` use the same words. Any
-model can answer them; nothing here depends on tokens.
+All texts are in one place, so that the demo model's training data, `eval` and `calibrate` use the same words. The texts
+suit any model and do not depend on its vocabulary.
 
     code_fact("amber", "47")                         # " The code of amber is 47."
     question = ask_codes({"amber": "47"}, "spoken")  # text, a correct response, reference answers
@@ -22,7 +22,7 @@ STYLES: tuple[Style, ...] = ("direct", "spoken")
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """text: the question. response: the ideal response. answers: what a response must contain, in this order."""
+    """text: the question. response: the ideal response. answers: texts that a response must contain, in this order."""
 
     text: str
     response: str
@@ -30,7 +30,7 @@ class Question:
 
 
 def code_fact(name: str, value: str) -> str:
-    """A sentence to hide in prose; `value` is a number, or the name of the next link of a chain."""
+    """A sentence to hide in prose. value: the code of `name`, which is a number or the next name of a chain."""
     return f" The code of {name} is {value}."
 
 
@@ -46,15 +46,15 @@ def ask_codes(codes: Mapping[str, str], style: Style) -> Question:
 
 
 def number_fact(name: str, number: str) -> str:
-    """A sentence that states the number at the end of the chain from `name`."""
+    """A sentence that states the number at the end of the chain that starts at `name`."""
     return f" The number behind the code of {name} is {number}."
 
 
 def ask_chain(links: Sequence[str], style: Style) -> Question:
     """Ask for the number at the end of the chain.
 
-    links: names, then a number; the code of each name is the next link. A direct answer requires every link to be
-    resolved before the first token; a spoken response names them one by one.
+    links: names followed by a number, where the code of each name is the next link. For a direct answer, the model must
+    resolve all links before the first token; a spoken response names the links one by one.
     """
     text = f"a code that is a word names another code; what is the number behind the code of {links[0]}?"
     if style == "direct":
@@ -64,7 +64,7 @@ def ask_chain(links: Sequence[str], style: Style) -> Question:
 
 
 def json_pairs(pairs: Mapping[str, str]) -> list[str]:
-    """The pairs as one JSON object, in one piece per pair, braces included."""
+    """The text of a JSON object with these pairs, split into one piece per pair."""
     pieces = [f' "{key}": {value},' for key, value in pairs.items()]
     pieces[0] = "\n{" + pieces[0][1:]
     pieces[-1] = pieces[-1][:-1] + "}\n"

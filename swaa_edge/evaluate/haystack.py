@@ -1,7 +1,7 @@
 """Prose of an exact number of tokens, with pieces of text hidden in it.
 
-With any vocabulary, the prompts of a retrieval task must have an exact length in tokens, and the hidden sentence must
-stand between two sentences. So documents are assembled from sentences that are tokenized one by one.
+The prompts of a retrieval task must have an exact length in tokens with any vocabulary, and a hidden sentence must
+stand between two other sentences. So documents are assembled from sentences that are tokenized one by one.
 
     hay = Haystack(text, tokenize); document = hay.bury(rng, 2000, [(950, tokenize(" The code of fox is 47."))])
 """
@@ -20,7 +20,7 @@ _SEAM = re.compile(r"(?<=[.!?:;])(?= )|(?<=\S)(?=\n)")
 
 
 class Haystack:
-    """Sentences of a text, as tokens; `tokenize` adds no start token."""
+    """The sentences of a text, as tokens. tokenize: function from text to tokens that adds no start token."""
 
     def __init__(self, text: str, tokenize: Tokenize) -> None:
         self.sentences = [tokens for part in _SEAM.split(text) if part.strip() and (tokens := tokenize(part))]
@@ -28,9 +28,9 @@ class Haystack:
             raise ValueError("the text has no sentence")
 
     def prose(self, rng: random.Random, count: int) -> list[list[int]]:
-        """Consecutive sentences from a random place, `count` tokens in all; the last one is truncated to fit.
+        """Consecutive sentences from a random place, `count` tokens in all; the last sentence is truncated to fit.
 
-        A text shorter than `count` wraps around. With the same seed, a larger `count` extends a smaller one.
+        A text with fewer than `count` tokens is repeated. With the same seed, a larger `count` extends a smaller one.
         """
         place = rng.randrange(len(self.sentences))
         run: list[list[int]] = []
@@ -43,8 +43,8 @@ class Haystack:
     def bury(self, rng: random.Random, count: int, pieces: Sequence[tuple[float, Sequence[int]]]) -> list[int]:
         """A document of exactly `count` tokens: prose, with each piece inserted before the sentence at its place.
 
-        pieces: (place, tokens); the place is the number of prose tokens before it, and pieces of equal place keep
-        their order. Raises `ValueError` if the pieces alone are longer than `count`.
+        pieces: pairs (place, tokens). The place is the number of prose tokens before the piece, and pieces with equal
+        places keep their order. Raises `ValueError` if the pieces alone are longer than `count`.
         """
         room = count - sum(len(tokens) for _, tokens in pieces)
         if room < 0:

@@ -1,8 +1,8 @@
 """A scorer that asks another model, behind any OpenAI-compatible address, whether a response is correct.
 
-A free answer can be correct in many different wordings, which a comparison of texts does not recognize. The servers
-that people have (`swaa-edge serve`, llama.cpp's, Ollama's, hosted ones) share one protocol; the `openai` package speaks
-it, retries included.
+A free-form answer can be correct in many wordings, which a comparison of texts does not recognize. The common servers
+(`swaa-edge serve`, llama.cpp, Ollama, hosted services) share OpenAI's protocol. The `openai` package implements this
+protocol and retries failed requests.
 
     judge = Judge("http://localhost:8000/v1", "judge-model"); judge(sample, "It was Ann.")
 """
@@ -42,14 +42,14 @@ _FIELDS = re.compile(r"\{(question|answers|reply)\}")
 
 
 class Judge:
-    """Asks `model` at `base_url` ("http://host:port/v1") for a verdict; an instance is a scorer.
+    """Asks `model` at `base_url` ("http://host:port/v1") whether a response is correct; an instance is a scorer.
 
-    The key is OPENAI_API_KEY from the environment; without it, none is sent. timeout: seconds to wait for a connection
-    or for data.
+    The API key is the environment variable OPENAI_API_KEY; if it is not set, no key is sent. timeout: seconds to wait
+    for a connection or for data.
 
-    A call returns whether the response is correct. An empty response (after its reasoning) is scored wrong without
-    asking the judge. The verdict is sampled at temperature 0. Raises `ConfigError` here, also without the `openai`
-    package, and `GenerationError` on a call, naming the address.
+    A call returns whether the response is correct. A response without text after its reasoning is scored wrong without
+    asking the judge. The verdict is sampled at temperature 0. The constructor raises `ConfigError` for a wrong address
+    or key, or if the `openai` package is missing. A call raises `GenerationError` if the judge gives no verdict.
     """
 
     def __init__(self, base_url: str, model: str, *, timeout: float = 120.0) -> None:
@@ -57,7 +57,9 @@ class Judge:
         self.address, self.model = f"{base}/chat/completions", model
         key = os.environ.get("OPENAI_API_KEY", "").strip()
         if not (key.isascii() and key.isprintable()):
-            raise ConfigError("the API key has characters that no key has; set OPENAI_API_KEY to the key alone")
+            raise ConfigError(
+                "OPENAI_API_KEY contains characters that are not allowed in a key; set it to the key alone"
+            )
         try:
             import openai
         except ImportError as error:
@@ -88,7 +90,7 @@ class Judge:
             answer = self._ask(messages)
             verdict = verdict_of(answer)
         if verdict is None:
-            raise self._error(f'answers neither yes nor no but "{_line(answer)}"; use another judge')
+            raise GenerationError(f'{self} answers neither yes nor no but "{_line(answer)}"; use another judge')
         return verdict
 
     def _ask(self, messages: list[Any]) -> str:
@@ -100,12 +102,12 @@ class Judge:
                 model=self.model, messages=messages, temperature=0, extra_headers=self._headers
             )
         except openai.APIStatusError as error:
-            raise self._error(_refusal(error)) from error
+            raise GenerationError(f"{self} {_refusal(error)}") from error
         except openai.APITimeoutError as error:
-            raise self._error(f"doesn't answer in time{_retries(error)}") from error
+            raise GenerationError(f"{self} doesn't answer in time{_retries(error)}") from error
         except openai.APIConnectionError as error:
             reason = _line(str(error.__cause__ or error))
-            raise self._error(f"can't be reached: {reason}{_retries(error)}") from error
+            raise GenerationError(f"{self} can't be reached: {reason}{_retries(error)}") from error
         return self._content(raw.content)
 
     def _content(self, data: bytes) -> str:
@@ -113,24 +115,24 @@ class Judge:
             content = json.loads(data)["choices"][0]["message"]["content"]
         except (ValueError, LookupError, TypeError, RecursionError) as error:
             text = _line(data[:1000].decode("utf-8", "replace"))
-            raise self._error(
-                f'does not return a chat completion but "{text}"; check the address, up to /v1'
+            raise GenerationError(
+                f'{self} does not return a chat completion but "{text}"; check the address, up to /v1'
             ) from error
         return content if isinstance(content, str) else ""
 
-    def _error(self, what: str) -> GenerationError:
-        return GenerationError(f"the judge {self.model} at {self.address} {what}")
+    def __str__(self) -> str:
+        return f"the judge {self.model} at {self.address}"
 
 
 def verdict_of(answer: str) -> bool | None:
-    """True for yes, False for no, as the first or last word after any reasoning; None for neither or both."""
+    """Whether the first or last word after any reasoning is yes (True) or no (False), or None for neither or both."""
     words = re.findall(r"\w+", final(answer).casefold())
     found = {word for word in (*words[:1], *words[-1:]) if word in ("yes", "no")}
     return found.pop() == "yes" if len(found) == 1 else None
 
 
 def _base(base_url: str) -> str:
-    """The address up to /v1, checked."""
+    """Check an address, and return the part up to /v1."""
     base = base_url.strip().rstrip("/").removesuffix("/chat/completions")
     try:
         parts = urllib.parse.urlsplit(base)
@@ -145,7 +147,7 @@ def _base(base_url: str) -> str:
 
 
 def _refusal(error: Any) -> str:
-    """Status, reason and the server's message of an `openai.APIStatusError`, with what to do about it."""
+    """Status, reason and the server's message of an `openai.APIStatusError`, with advice for the user."""
     response = error.response
     try:
         message = response.json()["error"]

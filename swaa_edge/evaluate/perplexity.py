@@ -1,12 +1,13 @@
-"""Task `ppl`: perplexity of the user's own text under each configuration, and its divergence from full attention.
+"""Task `ppl`: the perplexity of a text under each configuration, and the divergence from full attention.
 
-Retrieval tasks show whether a model still finds facts; this shows, on any text and without questions, how much its
-predictions change: perplexity, and per token the Kullback-Leibler divergence KL(full || configuration).
+Retrieval tasks show whether a model still finds facts. This task shows how much the predictions for a text change under
+SWAA, and needs no questions. It measures perplexity and, per token, the Kullback-Leibler divergence
+KL(full || configuration).
 
     report = measure(load, {"full": False, "fast": SwaaConfig.from_recipe("fast")}, tokens, 4096); report.rows()
 
-Full attention and one configuration are loaded together and evaluate the text ubatch by ubatch, so memory holds only
-the logits of one ubatch of each. All tokens are prefill; nothing is generated.
+Full attention and one configuration are loaded together and evaluate the text ubatch by ubatch, so memory holds
+only one ubatch of logits per model. All tokens are evaluated as prefill; nothing is generated.
 """
 
 from __future__ import annotations
@@ -36,10 +37,10 @@ _CHUNK = 1 << 22
 
 @dataclasses.dataclass
 class PerplexityReport:
-    """The measurements so far.
+    """The results of a perplexity measurement so far.
 
     length: tokens per window. windows: number of windows per configuration in a complete run.
-    stopped: None if the run is complete, "interrupted", or the error that ended it.
+    stopped: the reason if the run ended early ("interrupted" or the error), or None.
     """
 
     configs: dict[str, Configuration]
@@ -56,12 +57,12 @@ class PerplexityReport:
     def rows(self) -> list[dict[str, Any]]:
         """One row of plain JSON values per configuration with at least one complete window.
 
-        tokens: number of predicted tokens. nll: mean of -log p in nats; ppl: its exponential.
-        kl: mean of KL(full || configuration). same_top: fraction of tokens whose most likely next token is the same as
-            under full attention. nll_increase: over full attention, on the same tokens.
-        ..._error: standard error of a mean, over windows; None for a single window.
-        past_window: the same figures for positions that cannot see every earlier one, the only ones that can differ;
-            None for full attention, and if there are none.
+        tokens: number of predicted tokens. nll: mean negative log likelihood in nats. ppl: the exponential of nll.
+        kl: mean of KL(full || configuration). same_top: fraction of positions whose most likely next token is the same
+            as under full attention. nll_increase: increase of nll over full attention, on the same tokens.
+        ..._error: standard error of a mean, over windows (None for a single window).
+        past_window: the same fields for the positions that can't see all earlier positions, because only these can
+            differ from full attention (None for full attention, or without such positions).
         """
         return [self._row(name, records) for name in self.configs if (records := self.of(name))]
 
@@ -98,15 +99,16 @@ def measure(
 ) -> PerplexityReport:
     """Measure each of `configs` (by name) on the text `tokens`, split into windows of `length` tokens.
 
-    tokens: without a start token. A window's first token is never predicted; a start token, if the model uses one,
-        replaces it. A rest shorter than a window is dropped.
-    windows: maximum number of windows, from the first. load: as in `evaluate`; contexts have `length` tokens.
-    journal: keeps the figures of each window, and holds those of an earlier run.
+    tokens: the text, without a start token. The first token of a window is never predicted, and a start token replaces
+        it if the model uses one. A remainder shorter than a window is dropped.
+    windows: maximum number of windows, taken from the start of the text.
+    load: function that loads the model, as in `evaluate`, with contexts of `length` tokens.
+    journal: stores the results of each window, and supplies the results of an earlier run.
     on_progress: called before each ubatch and after each window; the unit of work is a token evaluated by one model.
 
     KeyboardInterrupt, or an error after the first window, ends the run early and is reported as
-    `PerplexityReport.stopped`. Raises `ConfigError` if the text is shorter than a window, and whatever loading and
-    running a model raises.
+    `PerplexityReport.stopped`. Raises `ConfigError` if the text is shorter than a window, and the errors of loading and
+    running a model.
     """
     if not configs:
         raise ConfigError("there is nothing to measure; give at least one configuration")
@@ -164,7 +166,7 @@ class _Run:
                     self._window(window, base, None, [name])
 
     def _window(self, window: int, base: SwaaLlama, other: SwaaLlama | None, names: Sequence[str]) -> None:
-        """Measure one window and keep a record for each of the configurations `names`, the one of `other` last."""
+        """Measure one window and store a record for each of `names`. The model `other` runs the last of `names`."""
         name = names[-1]
         part = list(self._parts[window])
         if base._model.add_bos_token():
@@ -215,7 +217,7 @@ class _Run:
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Log probabilities of each row: [n, n_vocab] to float64 [n, n_vocab]."""
+    """The log softmax of each row of logits: [n, n_vocab] to float64 [n, n_vocab]."""
     rows = np.asarray(logits).astype(np.float64)
     rows -= rows.max(axis=1, keepdims=True)
     rows -= np.log(np.exp(rows).sum(axis=1, keepdims=True))
@@ -223,15 +225,16 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def nll(logits: np.ndarray, tokens: Sequence[int]) -> np.ndarray:
-    """-log p of each token, in nats: logits [n, n_vocab], one row before each of the n tokens; float64 [n]."""
+    """Negative log likelihood of n tokens in nats, float64 [n]; row i of logits [n, n_vocab] predicts token i."""
     return -_log_softmax(logits)[np.arange(len(logits)), np.asarray(tokens, np.intp)]
 
 
 def divergence(full: np.ndarray, other: np.ndarray, targets: Sequence[int]) -> dict[str, np.ndarray]:
-    """Compare two models position by position: logits [positions, n_vocab], targets [positions]; float64 [positions].
+    """Compare the logits of two models, [positions, n_vocab] each, position by position.
 
-    targets: the actual next tokens. nll, full_nll: -log p of the target. kl: KL(full || other), in nats.
-    same: 1 where both have the same most likely token, else 0.
+    targets: the actual next tokens, [positions]. Returns arrays of float64 [positions]: nll and full_nll are the
+    negative log likelihoods of the targets, kl is KL(full || other) in nats, and same is 1 where both models have the
+    same most likely token, else 0.
     """
     found: list[tuple[np.ndarray, ...]] = []
     size = max(1, _CHUNK // full.shape[1])

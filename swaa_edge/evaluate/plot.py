@@ -1,9 +1,9 @@
-"""Plots of a comparison: accuracy over prefill speed per configuration, and the needle by depth and prompt length.
+"""Plots of a comparison: accuracy over prefill speed per configuration, and needle accuracy by depth and prompt length.
 
     document = report.to_dict(); plot_accuracy(document, "eval.png"); plot_heatmap(document, "needle.png")
 
-Both take the document of `swaa-edge eval --json`, so they need no model. They raise `ConfigError` without matplotlib,
-or if the document has no data to plot.
+The functions take the document of `swaa-edge eval --json`, so they need no model. They raise `ConfigError` if
+matplotlib is missing, or if the document has no data to plot.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ _ACROSS = 3
 def plot_accuracy(document: dict[str, Any], path: Path_, kind: str | None = None) -> None:
     """Plot accuracy with its interval over prefill speed-up, with the Pareto front as a line.
 
-    kind: "png", "svg" or "pdf"; None takes the type from the name.
+    kind: file type (png, svg or pdf), by default taken from `path`.
     """
     with figure(path, size=(8.5, 4.8), kind=kind) as canvas:
         _accuracy(canvas, document, _points(document))
 
 
 def plot_heatmap(document: dict[str, Any], path: Path_, kind: str | None = None) -> None:
-    """Plot the accuracy of the needle by depth and prompt length, one heat map per configuration."""
+    """Plot the accuracy of the task needle by depth and prompt length, one heat map per configuration."""
     names = _mapped(document)
     with figure(path, size=_map_size(document, names), kind=kind) as canvas:
         _heatmap(canvas, document, names)
 
 
 def plot_both(document: dict[str, Any], path: Path_, kind: str | None = None) -> None:
-    """Plot both in one picture, one above the other."""
+    """Draw the plot of accuracy above the heat maps in one picture."""
     points, names = _points(document), _mapped(document)
     width, height = _map_size(document, names)
     with figure(path, size=(max(8.5, width), 4.8 + height), kind=kind) as canvas:
@@ -50,7 +50,7 @@ def plot_both(document: dict[str, Any], path: Path_, kind: str | None = None) ->
 
 
 def _points(document: dict[str, Any]) -> Points:
-    """(speed-up, row), from left to right."""
+    """Pairs of speed-up and row, in ascending order of speed-up."""
     rows = (row for row in document["table"] if row["prefill_ratio"] is not None)
     points = [(float(row["prefill_ratio"]), row) for row in rows]
     if not points:
@@ -84,7 +84,7 @@ def _accuracy(canvas: Any, document: dict[str, Any], points: Points) -> None:
 
 
 def _number(axes: Any, points: Points) -> None:
-    """Number the points, each number at a spot that no earlier one occupies."""
+    """Write a number at each point, at a place that no earlier number covers."""
     xs = [x for x, _ in points]
     wide = (max(xs) - min(xs)) or 1.0
     spots = [(8, 6), (-14, 6), (8, -14), (-14, -14), (20, 6)]
@@ -111,7 +111,7 @@ def _mapped(document: dict[str, Any]) -> list[str]:
     """The configurations that answered needle questions at known depths."""
     names = dict.fromkeys(cell["config"] for cell in document["cells"] if _is_mapped(cell))
     if not names:
-        raise ConfigError("a heat map needs the task needle; evaluate it, too")
+        raise ConfigError("a heat map needs the task needle; evaluate this task too")
     return [row["config"] for row in document["table"] if row["config"] in names]
 
 

@@ -1,4 +1,4 @@
-"""What a comparison asks: built-in tasks, data files and text for perplexity, with the scorer of their responses.
+"""The questions of a comparison: built-in tasks, data files and text for perplexity, with the scorer of responses.
 
 questions = Questions(tasks="needle,own.jsonl", prompt_tokens=4096)
 prepared = questions.prepare("model.gguf", context=32768); prepared.samples
@@ -42,15 +42,15 @@ class Questions:
     """The questions and their scorer. Sizes are in tokens.
 
     tasks: names of `BUILT_IN`, `PERPLEXITY` and paths of data files (`datafile`), separated by commas or in a list.
-    prompt_tokens: lengths of the prompts of built-in tasks; None for what the context holds, up to `PROMPT_TOKENS`.
+    prompt_tokens: prompt lengths of built-in tasks (default: what the context holds, up to `PROMPT_TOKENS`).
     samples: questions per built-in task and length, and maximum number of windows for perplexity.
-    depths, beyond, needles, pairs, hops, seed: as in `TaskSettings`. style: "direct", "spoken" or "both".
-    haystack: file of the prose of built-in tasks; None for a text that ships with Python.
+    depths, beyond, needles, pairs, hops, seed: as in `TaskSettings`. style: direct, spoken or both.
+    haystack: text file for the prose of built-in tasks (default: a text that ships with Python).
     max_tokens: maximum length of an answer. chat: whether prompts use the model's chat template.
     scorer: how questions from files are scored, `JUDGE` or a key of `SCORERS`; built-in tasks always use `in_order`.
     judge, judge_model: address and model of a judge. limit: maximum number of questions per file.
     skip_long: skip questions of files that exceed the context instead of raising.
-    text: file of the text for perplexity; None for the haystack.
+    text: text file for perplexity (default: the haystack).
 
     Raises `ConfigError` for an unknown task or an incomplete judge.
     """
@@ -90,7 +90,7 @@ class Questions:
         return split_tasks(self.tasks)[1]
 
     def lengths(self, context: int) -> tuple[int, ...]:
-        """The lengths of prompts. context: 0 if unknown. Raises `ConfigError` for a length that exceeds it."""
+        """The prompt lengths. context: size in tokens, 0 if unknown. Raises `ConfigError` if a prompt exceeds it."""
         if self.prompt_tokens is None:
             return (min(PROMPT_TOKENS, context - self.max_tokens if context else PROMPT_TOKENS),)
         lengths = (self.prompt_tokens,) if isinstance(self.prompt_tokens, int) else tuple(self.prompt_tokens)
@@ -103,14 +103,14 @@ class Questions:
         return lengths
 
     def score(self) -> Scorer:
-        """The scorer of all questions."""
+        """The scorer for questions of all tasks and files."""
         own = scorer(self.scorer, self.judge, self.judge_model)
         return lambda sample, response: (in_order if sample.task in BUILT_IN else own)(sample, response)
 
     def prepare(self, model: str | os.PathLike[str], context: int) -> Prepared:
-        """Write the prompts for `model`. context: tokens of the context, 0 if unknown. Loads the vocabulary only.
+        """Build the prompts for `model`, loading only its vocabulary. context: context size, 0 if unknown.
 
-        Raises `ConfigError` and `DataFileError`, naming the file and line.
+        Raises `ConfigError`, and `DataFileError` with the file and line of an invalid record.
         """
         from swaa_edge.generate.prompts import Prompts  # opens the library
 
@@ -148,7 +148,7 @@ class Questions:
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """Questions for one model. text: tokens for perplexity; windows: how many of `max(lengths)` tokens to measure.
+    """Questions for one model. text: tokens for perplexity. windows: number of windows of `max(lengths)` tokens.
 
     skipped: number of questions that exceed the context.
     """
@@ -161,7 +161,7 @@ class Prepared:
     haystack_sha256: str
 
     def digest(self) -> str:
-        """Identity of all prompts, answers and text."""
+        """A hash of all prompts, answers and text."""
         found = hashlib.sha256()
         for sample in self.samples:
             found.update(json.dumps([sample.id, sample.answers, sample.question]).encode())
@@ -171,13 +171,13 @@ class Prepared:
 
 
 def split_tasks(tasks: str | Sequence[str]) -> tuple[list[str], list[str]]:
-    """The names of tasks and the data files in `tasks`, as in `Questions`. Raises `ConfigError`."""
+    """Split `tasks`, as in `Questions`, into names and data files. Raises `ConfigError` for an unknown task."""
     values = [tasks] if isinstance(tasks, str) else tasks
     given = [part.strip() for value in values for part in ([value] if os.path.exists(value) else value.split(","))]
     known = [*BUILT_IN, PERPLEXITY]
     chosen = list(dict.fromkeys(filter(None, given)))
     if given and not chosen:
-        raise ConfigError(f"the list of tasks is empty; there are {', '.join(known)}, or give a FILE.jsonl")
+        raise ConfigError(f"the list of tasks is empty; give some of {', '.join(known)}, or a FILE.jsonl")
     chosen = chosen or list(BUILT_IN)
     names = [name for name in chosen if name in known]
     files = [name for name in chosen if name not in known]
@@ -222,7 +222,7 @@ def check_patterns(samples: Iterable[Sample]) -> None:
 
 
 def settings_of(questions: Questions, prepared: Prepared) -> dict[str, Any]:
-    """The settings in a document: plain JSON values."""
+    """The settings as plain JSON values, for a document."""
     names = ("samples", "style", "beyond", "needles", "pairs", "hops", "max_tokens", "chat", "judge_model")
     return {
         "tasks": [*questions.names, *questions.files],

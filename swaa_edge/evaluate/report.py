@@ -1,4 +1,4 @@
-"""Results of an evaluation as rows: accuracy with its interval, times, and the ratio to full attention.
+"""Results of an evaluation as rows: accuracy with its interval, times, and the speed-up over full attention.
 
 report.rows(); report.cells(); report.to_dict()
 """
@@ -25,7 +25,7 @@ _REUSED = 0.1
 
 @dataclasses.dataclass
 class Report:
-    """stopped: None if the run is complete, "interrupted", or the error that ended it."""
+    """stopped: the reason if the run ended early ("interrupted" or the error), or None."""
 
     configs: dict[str, Configuration]
     samples: Sequence[Sample]
@@ -48,9 +48,9 @@ class Report:
     def rows(self) -> list[dict[str, Any]]:
         """One row of plain JSON values per configuration with at least one answer.
 
-        accuracy: fraction of correct answers over all tasks. interval: Wilson's, 95%.
-        prefill_seconds: median over the prompts that were evaluated whole, without a reused prefix.
-        prefill_ratio: median speed-up over full attention on the same prompts; None without full attention.
+        accuracy: fraction of correct answers over all tasks. interval: its 95% interval (Wilson).
+        prefill_seconds: median time over the prompts that were evaluated whole, without a reused prefix.
+        prefill_ratio: median speed-up over full attention on the same prompts (None without full attention).
         """
         return [self._row(name, records) for name in self.configs if (records := self.of(name))]
 
@@ -82,7 +82,7 @@ class Report:
         return statistics.median(ratios) if ratios else None
 
     def cells(self) -> list[dict[str, Any]]:
-        """Accuracy by configuration, task, length, depth and style; None where a sample has none of these."""
+        """Accuracy by configuration, task, length, depth and style, which are None where they don't apply."""
         found: dict[tuple[Any, ...], list[Record]] = {}
         for (name, sample_id), record in self._records.items():
             sample = self._samples[sample_id]

@@ -1,7 +1,7 @@
-"""Asks a model every sample under every configuration, with the same tokens, and keeps its responses.
+"""Ask a model every question under every configuration, with the same prompt tokens, and score the responses.
 
-load = lambda swaa, n_ctx: SwaaLlama("model.gguf", swaa=swaa, n_ctx=n_ctx)
-report = evaluate(load, {"full": False, "fast": SwaaConfig.from_recipe("fast")}, samples)
+def load(swaa, n_ctx): return SwaaLlama("model.gguf", swaa=swaa, n_ctx=n_ctx)
+report = evaluate(load, dict(full=False, fast=SwaaConfig.from_recipe("fast")), samples)
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ def evaluate(
 ) -> Report:
     """Ask every sample under each of `configs` (by name), decode greedily, and score the responses.
 
-    together: keep a model loaded per configuration and ask them in turns, sample by sample, so that times stay
-        comparable while the machine's speed drifts; otherwise one configuration runs after the other.
-    journal: keeps each answer; questions that it already has answers to are not asked again.
+    together: load one copy of the model per configuration and let the copies take turns, sample by sample, so that
+        times stay comparable if the machine's speed drifts. Otherwise one configuration runs after the other.
+    journal: stores each answer; questions that are answered in the journal are not asked again.
     on_progress: called before and after each answer; the unit of work is a prompt token.
 
     KeyboardInterrupt, or an error after the first answer, ends the run early and is reported as `Report.stopped`.
-    Raises `ConfigError` if there is nothing to ask, and whatever loading and running a model raises.
+    Raises `ConfigError` if there is nothing to ask, and the errors of loading and running a model.
     """
     if not configs or not samples:
         raise ConfigError("there is nothing to evaluate; give at least one configuration and one sample")
@@ -78,7 +78,7 @@ class _Run:
         self._work = sum(len(s.prompt) for name in self.configs for s in self.samples if (name, s.id) in self._done)
 
     def ask_all(self, names: Sequence[str]) -> None:
-        """Ask what the journal lacks under these configurations, with all of them loaded at once."""
+        """Ask the questions that are not answered in the journal, with all these configurations loaded together."""
         left = [(sample, name) for sample in self.samples for name in names if (name, sample.id) not in self._done]
         n_ctx = max(len(sample.prompt) for sample in self.samples) + self.max_tokens
         with contextlib.ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""One question to a model, with its reference answers; every task and data file yields these.
+"""One question to a model, with its reference answers; all tasks and data files produce these samples.
 
 Sample("needle/2048/7", "needle", prompt=tokens, answers=("47",))
 """
@@ -13,15 +13,15 @@ from swaa_edge.evaluate.facts import Style
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sample:
-    """A prompt and what a correct response contains.
+    """A prompt and its reference answers.
 
     id: unique within a run and stable across runs. task: name of the task, or of the data file.
     prompt: all tokens of the prompt, chat template included. answers: the reference answers.
-    question: the question alone, for a judge and for people. response: an ideal response, if the task has one.
-    length: requested length of the prompt in tokens; None for data files.
-    depth: position of a needle in the document, from 0 to 1; None for other tasks.
+    question: the question without the document. response: an ideal response, if the task has one.
+    length: requested length of the prompt in tokens (None for data files).
+    depth: position of a needle in the document, from 0 to 1 (None for other tasks).
     style: requested form of answer to a built-in question.
-    source, document, name: place ("questions.jsonl:3"), prompt and id of a data file's record; "" otherwise.
+    source, document, name: line ("questions.jsonl:3"), prompt and id of a data file's record, else empty.
     """
 
     id: str

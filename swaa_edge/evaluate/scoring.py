@@ -1,4 +1,4 @@
-"""Whether a response is correct: by what it contains, by equality, or by a pattern; `judge` asks another model.
+"""Decide whether a response is correct, by its words, by equality, or by a pattern.
 
 score = SCORERS["contains"]; score(sample, "The code of fox is 47.")
 """
@@ -19,18 +19,18 @@ Scorer = Callable[[Sample, str], bool]
 
 
 def final(response: str) -> str:
-    """The response without a reasoning model's reasoning before it, and without surrounding white space."""
+    """The response without the model's reasoning before it, and without surrounding white space."""
     return response.rpartition("</think>")[2].strip()
 
 
 def contains(sample: Sample, response: str) -> bool:
-    """The response contains every answer, as whole words, in any case and any order."""
+    """Whether the response contains every answer, as whole words, in any case and any order."""
     text = _words(final(response))
     return all(_word(answer).search(text) for answer in sample.answers)
 
 
 def in_order(sample: Sample, response: str) -> bool:
-    """As `contains`, but in the order of the answers, so that each code belongs to the right name."""
+    """Whether the response contains the answers, as in `contains`, in the given order, so that codes aren't swapped."""
     at, text = 0, _words(final(response))
     for answer in sample.answers:
         found = _word(answer).search(text, at)
@@ -41,13 +41,13 @@ def in_order(sample: Sample, response: str) -> bool:
 
 
 def exact(sample: Sample, response: str) -> bool:
-    """The response equals one of the answers, except for white space, case and a full stop at the end."""
+    """Whether the response equals one of the answers, except for white space, case and a full stop at the end."""
     text = _words(final(response)).rstrip(".")
     return any(text == _words(answer).rstrip(".") for answer in sample.answers)
 
 
 def regex(sample: Sample, response: str) -> bool:
-    """Every answer, a regular expression of Python's `re`, matches somewhere in the response."""
+    """Whether every answer, as a regular expression of Python's `re`, matches somewhere in the response."""
     return all(re.search(answer, final(response)) for answer in sample.answers)
 
 

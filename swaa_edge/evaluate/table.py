@@ -1,4 +1,4 @@
-"""The document of a comparison for people: a table, how to read it, and a conclusion.
+"""Render the document of a comparison as text: a table, a legend, and a conclusion.
 
 print(table(document))
 """
@@ -23,7 +23,7 @@ def front(rows: Sequence[Row]) -> list[str]:
 
 
 def conclusion(rows: Sequence[Row]) -> str | None:
-    """The result in one sentence; None unless full attention and another configuration can be compared."""
+    """The result in one sentence, or None if there is no configuration to compare with full attention."""
     full = next((row for row in rows if row["config"] == FULL), None)
     others = [row for row in rows if row["config"] != FULL and row["prefill_ratio"] is not None]
     if full is None or not others:
@@ -45,12 +45,12 @@ def keeps(row: Row, full: Row) -> str:
 
 
 def speed_up(ratio: float) -> str:
-    """A ratio of times in words: "speed-up of 2.00x", or "slow-down of 2.00x" for 0.5."""
+    """A ratio of times in words, such as "speed-up of 2.00x" for 2 and "slow-down of 2.00x" for 0.5."""
     return f"speed-up of {ratio:.2f}x" if ratio >= 1 else f"slow-down of {1 / ratio:.2f}x"
 
 
 def table(document: dict[str, Any]) -> str:
-    """The report as text: model and tasks, a row per configuration, how to read it, and the conclusion."""
+    """The report as text: model and tasks, a row per configuration, a legend, and the conclusion."""
     parts = [list(_facts(document))]
     if document["table"]:
         parts += [[aligned(_answers(document))], list(_notes(document))]

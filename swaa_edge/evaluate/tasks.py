@@ -2,9 +2,10 @@
 
     samples = build(TaskSettings(tasks=("needle", "kv"), lengths=(4096,), samples=50), prompts)
 
-needle: one fact in prose. multi-needle: several facts, two of them to retrieve. kv: a JSON object in prose, one value
-to retrieve. chain: facts that name one another, to be followed to a number. Sources: needle in a haystack; RULER
-(arXiv 2404.06654) for several needles and variable tracking; "Lost in the Middle" (arXiv 2307.03172) for JSON pairs.
+The task needle hides one fact in prose. The task multi-needle hides several facts and asks for two of them. The task kv
+hides a JSON object and asks for one value. The task chain hides facts that name one another and asks for the number at
+the end. The sources are the needle-in-a-haystack test, RULER (arXiv 2404.06654) for several needles and variable
+tracking, and "Lost in the Middle" (arXiv 2307.03172) for JSON pairs.
 """
 
 from __future__ import annotations
@@ -28,18 +29,19 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class TaskSettings:
-    """Which questions to build.
+    """Settings for the questions to build.
 
-    lengths: of whole prompts, in tokens.
-    samples: per task and length, spread over depths and styles. Each document gets one question per style, one after
-        the other, so that an engine can reuse its prefix.
-    depths: positions of the needle, used in turn; 0 is the start. None: random positions, as always in other tasks.
-    beyond: minimum number of tokens after the facts to retrieve, so that a window up to that size hides them from the
-        prompt's last token. A needle at a larger depth moves up as far as this requires.
-    needles: per multi-needle document. pairs: per kv document. hops: per chain, up to its number.
-    haystack: the prose; None for `sample_text.real_text`.
+    lengths: prompt lengths in tokens, chat template included.
+    samples: questions per task and length, spread over depths and styles. Each document gets one question per style,
+        one after the other, so that the engine can reuse the document's prefix.
+    depths: positions of the needle, used in turn, where 0 is the start. By default, and in other tasks, positions are
+        random.
+    beyond: minimum number of tokens from the facts to the end of the prompt, so that a window of up to this size hides
+        the facts from the last token. A needle at a larger depth moves towards the start as far as necessary.
+    needles: facts per multi-needle document. pairs: pairs per kv document. hops: facts per chain.
+    haystack: the prose (default: `sample_text.real_text`).
 
-    Raises `ConfigError` naming field, value and limit.
+    Raises `ConfigError` with the field, its value and its limit.
     """
 
     tasks: tuple[str, ...]
@@ -79,8 +81,8 @@ class TaskSettings:
 class _Case:
     """The contents of one document.
 
-    pieces: the texts to hide, in order. asked: the question is about this many of them, from the first.
-    ask: the question in a style. together: whether the pieces stay side by side.
+    pieces: the texts to hide, in order. asked: number of pieces, from the first, that the question is about.
+    ask: function that returns the question in a style. together: whether the pieces stay side by side.
     behind: the part of the asked piece that follows the answer.
     """
 
@@ -107,7 +109,7 @@ def build(settings: TaskSettings, prompts: Prompts) -> list[Sample]:
 def _document(
     settings: TaskSettings, task: str, length: int, number: int, hay: Haystack, prompts: Prompts
 ) -> list[Sample]:
-    """One document with its question in each style."""
+    """Build one document, with its question in each style."""
     name = f"{task}/{length}/{number}"
     rng = random.Random(f"{settings.seed}/{name}")
     case = TASKS[task](rng, settings)
@@ -117,14 +119,14 @@ def _document(
     hidden = [prompts.tokenize(text) for text in case.pieces]
     room = length - max(around.values()) - sum(map(len, hidden))
     if room < 0:
-        raise ConfigError(f"{task} doesn't fit into a prompt of {length} tokens; it takes at least {length - room}")
+        raise ConfigError(f"{task} doesn't fit into a prompt of {length} tokens; give at least {length - room}")
     # How much prose may precede the asked pieces so that `beyond` tokens follow them.
     most = length - max(head for head, _ in sides.values()) - sum(map(len, hidden)) - settings.beyond
     most += max(0, len(prompts.tokenize(case.behind)) - 1) if case.behind else 0
     if most < 0:
         raise ConfigError(
-            f"beyond = {settings.beyond}: in {task} prompts of {length} tokens, the facts stand at most "
-            f"{settings.beyond + most} tokens before the end; lower it to that, or use longer prompts"
+            f"beyond = {settings.beyond} must be at most {settings.beyond + most} in {task} prompts of {length} tokens"
+            "; lower it, or use longer prompts"
         )
     # Random places are drawn below `high`, which counts the template's tokens before the document as following it.
     high = max(0, room - max(0, settings.beyond - min(around.values())))
@@ -146,7 +148,7 @@ def _document(
 def _places(
     rng: random.Random, case: _Case, count: int, depth: float | None, room: int, high: int, most: int
 ) -> list[float]:
-    """The number of prose tokens, out of `room`, before each of `count` pieces; at most `most` before asked ones."""
+    """Numbers of prose tokens, out of `room`, before each of `count` pieces; at most `most` before asked pieces."""
     if depth is None:
         depths = [rng.random() * high / max(room, 1) for _ in range(case.asked)]
     else:
@@ -173,7 +175,7 @@ def _multi_needle(rng: random.Random, settings: TaskSettings) -> _Case:
 
 
 def _chain(rng: random.Random, settings: TaskSettings) -> _Case:
-    """The chain in question and a second one, so that the document has more than one number."""
+    """Build the chain of the question and a second chain, so that the document has more than one number."""
     names = rng.sample(WORDS, 2 * settings.hops)
     asked, other = ([*part, _number(rng)] for part in (names[: settings.hops], names[settings.hops :]))
     pieces = [facts.code_fact(*link) for links in (asked, other) for link in itertools.pairwise(links)]

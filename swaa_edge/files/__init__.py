@@ -1,1 +1,1 @@
-"""A model on disk: GGUF headers, model and adapter files, and data files. Needs neither the C library nor torch."""
+"""Files on disk: GGUF headers, models, adapters and data files. These modules need neither the C library nor torch."""

@@ -1,8 +1,8 @@
 """The header of a GGUF file: its keys and tensors, with their byte offsets.
 
-Why not gguf.GGUFReader: it takes seconds and makes a Python object of each vocabulary entry, hangs or
-fails with bare exceptions on impossible counts in a damaged file, accepts a file whose tensor data is
-truncated, and doesn't report where the key section ends, which `annotate` needs. This module reads a header
+gguf.GGUFReader is not used, because it takes seconds and creates a Python object for each vocabulary entry. GGUFReader
+hangs or fails with bare exceptions on impossible counts in a damaged file, and it accepts a file whose tensor data is
+truncated. GGUFReader doesn't report where the key section ends, which `annotate` needs. This module reads a header
 once, from start to end, in bounded memory, and refuses counts and lengths that exceed the file's size.
 
     read_header("model.gguf").value("general.architecture")
@@ -54,8 +54,8 @@ class Field:
     """One key and its value, at the bytes [start, end) of the file.
 
     type: such as "uint32", "string", "array of bool". count: elements of an array, else 1.
-    value: int, float, bool, str, or a tuple of numbers; None if it was skipped (long, or a list of strings).
-    A bool whose byte is neither 0 nor 1 is that byte, as an int.
+    value: int, float, bool, str, or a tuple of numbers, or None if the value was skipped (long, or a list of strings).
+        An invalid bool, whose byte is neither 0 nor 1, is stored as that byte, an int.
     """
 
     key: str
@@ -102,13 +102,13 @@ class Header:
         return aligned(self.tensors_end, self.alignment)
 
     def value(self, key: str, default: Any = None) -> Any:
-        """The value of `key`, or `default` if it is absent or was skipped."""
+        """The value of `key`, or `default` if the key is absent or its value was skipped."""
         field = self.fields.get(key)
         return default if field is None or field.value is None else field.value
 
     @property
     def architecture(self) -> str:
-        """`general.architecture`. Raises `ModelFileError` if it is missing."""
+        """The value of `general.architecture`. Raises `ModelFileError` if the key is missing."""
         name = self.value("general.architecture")
         if not isinstance(name, str) or not name:
             raise ModelFileError(f"{self.path} has no general.architecture, so it is not a language model")
@@ -116,7 +116,7 @@ class Header:
 
     @property
     def n_layers(self) -> int:
-        """`{architecture}.block_count`. Raises `ModelFileError` if it is missing or out of range."""
+        """The value of `{architecture}.block_count`. Raises `ModelFileError` if it is missing or out of range."""
         key = f"{self.architecture}.block_count"
         field = self.fields.get(key)
         if field is None or field.type != "uint32" or not 1 <= field.value <= _MAX_LAYERS:
@@ -133,7 +133,8 @@ def aligned(offset: int, alignment: int) -> int:
 def read_header(path: str | os.PathLike[str]) -> Header:
     """Read and validate the header of a GGUF file, and check that the file holds all its tensor data.
 
-    Raises `ModelFileError` if the file is missing, unreadable, not GGUF, big-endian, truncated or of another version.
+    Raises `ModelFileError` if the file is missing, unreadable, not GGUF, big-endian, truncated or of an unsupported
+    version.
     """
     path = Path(path)
     try:
@@ -154,7 +155,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
 
 
 class _Parser:
-    """One pass over the header; every length is checked against the rest of the file before it is used."""
+    """One pass over the header, which checks every length against the rest of the file before using it."""
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self.path, self.file = path, file
@@ -182,7 +183,7 @@ class _Parser:
         magic = self.file.read(4)
         if magic != b"GGUF":
             found = f"it starts with {magic!r}" if magic else "it is empty"
-            raise ModelFileError(f"{self.path} is not a GGUF file: {found}, and a GGUF starts with b'GGUF'")
+            raise ModelFileError(f"{self.path} is not a GGUF file: {found}, but a GGUF starts with b'GGUF'")
         self.at = 4
         self.version = self.number("<I", "version")
         if self.version & 0xFFFF == 0 and self.version:
@@ -193,7 +194,7 @@ class _Parser:
 
     def check_count(self, what: str, count: int, most: int, least_bytes: int) -> None:
         if count > most:
-            raise self.damaged(f"it claims {count} {what}, and no model has more than {most}")
+            raise self.damaged(f"it claims {count} {what}, but no model has more than {most}")
         if count * least_bytes > self.size - self.at:
             raise self.truncated(f"its header claims {count} {what}")
 
@@ -223,11 +224,11 @@ class _Parser:
         if code == _STRING:
             count = self.length(f"the list {key}", 8)
             if count > _MAX_STRINGS:
-                raise self.damaged(f"the list {key} claims {count} texts, and no model has more than {_MAX_STRINGS}")
+                raise self.damaged(f"the list {key} claims {count} texts, but no model has more than {_MAX_STRINGS}")
             self.skip_strings(count, key)
             return Field(key, "array of string", count, None, start, self.at)
         if code not in _SCALARS:
-            raise self.damaged(f"the key {key} is a list of the unknown type {code}")
+            raise self.damaged(f"the key {key} is a list of elements of the unknown type {code}")
         name, form = _SCALARS[code]
         width = struct.calcsize(form)
         count = self.length(f"the list {key}", width)
@@ -282,7 +283,7 @@ class _Parser:
             raise self.damaged(f"{what} at byte {self.at - length} is not UTF-8 text") from None
 
     def length(self, what: str, width: int) -> int:
-        """A count of elements of at least `width` bytes each, which must fit in the rest of the file."""
+        """Read a count of elements of at least `width` bytes each, which together must fit in the rest of the file."""
         count = self.number("<Q", what)
         if count * width > self.size - self.at:
             raise self.truncated(f"{what} claims {count} {'bytes' if width == 1 else 'elements'}")
@@ -315,7 +316,7 @@ def _as_bool(byte: int) -> bool | int:
 
 
 def _one_line(text: str) -> str:
-    """`text` as part of an error line: names come from the file, so they may be long or unprintable."""
+    """Make `text` short and printable for an error line, since a name in the file may be neither."""
     text = "".join(char if char.isprintable() else "?" for char in text)
     return text if len(text) <= 200 else text[:197] + "..."
 

@@ -1,7 +1,7 @@
 """A LoRA adapter in GGUF form: its recipe, and whether it fits a model, checked before llama.cpp loads it.
 
 llama.cpp writes the reason for refusing an adapter only to its log, aborts the process for a key of the wrong type, and
-has no notion of recipes: under any recipe other than its own, an adapter silently gives worse answers.
+does not support recipes. Under any recipe other than its own, an adapter silently gives worse answers.
 
     adapter = read_lora("my-adapter.gguf", "model.gguf"); adapter.check_recipe(config)
 """
@@ -36,7 +36,7 @@ _ADVICE = "give the adapter that was made for this model"
 
 @dataclasses.dataclass(frozen=True)
 class LoraAdapter:
-    """An adapter that fits a model of `n_layers` layers. swaa: its recipe, None if the file has none."""
+    """An adapter that fits a model of `n_layers` layers. swaa: the adapter's recipe, or None if the file has none."""
 
     header: Header
     label: str
@@ -51,14 +51,14 @@ class LoraAdapter:
     def check_recipe(self, requested: SwaaConfig | None, advice: str | None = None) -> None:
         """Raise `ConfigError` if the adapter has a recipe and `requested` (None: full attention) differs in some layer.
 
-        advice: how to resolve that, as the end of the error.
+        advice: the end of the error, which states how to resolve the conflict.
         """
         if self.swaa is not None:
             training.check_recipe(self.swaa, requested, self.n_layers, self.label, advice or training.ADVICE)
 
 
 def read_lora(path: str | os.PathLike[str], model: str | os.PathLike[str]) -> LoraAdapter:
-    """The adapter in the GGUF file `path`, for `model`, a path or a `ModelFile`.
+    """Read the adapter in the GGUF file `path`, and check that it fits `model` (a path or a `ModelFile`).
 
     Raises `ModelFileError` if the file can't be read, isn't a LoRA adapter or has wrong SWAA keys,
     `UnsupportedModelError` if it doesn't fit the model or llama.cpp can't apply it correctly.
@@ -84,13 +84,13 @@ def read_lora(path: str | os.PathLike[str], model: str | os.PathLike[str]) -> Lo
     _check_tensors(header, base, {tensor.name: tensor.shape for file in model.headers for tensor in file.tensors})
     label = header.value("swaa.adapter")
     if label is not None and label == base.value("swaa.adapter"):
-        raise UnsupportedModelError(f"{base.path} carries the adapter {label} in its weights; leave {path} out")
+        raise UnsupportedModelError(f"{base.path} already has the adapter {label} in its weights; leave {path} out")
     label = header.path.name if label is None else str(label)
     return LoraAdapter(header, label, effective_config(header), base.n_layers)
 
 
 def _check_tensors(header: Header, base: Header, weights: dict[str, tuple[int, ...]]) -> None:
-    """Refuse matrices that llama.cpp would refuse, or read out of bounds. Raises `UnsupportedModelError`."""
+    """Refuse matrices that llama.cpp would refuse, or would read out of bounds. Raises `UnsupportedModelError`."""
     pairs: dict[str, dict[str, Tensor]] = {}
     for tensor in header.tensors:
         name, matrix = tensor.name[: -len(_A)], tensor.name[-len(_A) :]
@@ -106,7 +106,7 @@ def _check_tensors(header: Header, base: Header, weights: dict[str, tuple[int, .
         if name not in weights:
             raise _unfit(header, base, f"the model has no {name}")
         if bad := next((tensor for tensor in pair.values() if tensor.type in _NOT_MULTIPLIED), None):
-            raise ModelFileError(f"{header.path}: {bad.name} has ggml's type {bad.type}; convert it as f16")
+            raise ModelFileError(f"{header.path}: {bad.name} has the ggml type {bad.type}; convert the adapter as f16")
         a, b, weight = (_four(shape) for shape in (pair[_A].shape, pair[_B].shape, weights[name]))
         if name == _TOKENS:
             # Its A is looked up by token, so it is stored transposed.

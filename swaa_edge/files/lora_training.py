@@ -1,7 +1,7 @@
 """The recipe and the base model that a LoRA adapter was trained with, stored in its folder beside PEFT's files.
 
-An adapter silently degrades under any mask other than the one it was trained with. So training stores both, and
-merging, converting and loading compare them.
+An adapter silently degrades under any mask other than the one it was trained with. So training stores the recipe and
+the base model, and merging, converting and loading compare them.
 
     save_training("adapter", Training(config, base=BaseModel.of("Qwen3-4B")))
     read_training("adapter").check_recipe(config, "adapter")
@@ -28,7 +28,7 @@ ADVICE = "leave the settings out to use its own, or train an adapter under yours
 
 @dataclasses.dataclass(frozen=True)
 class BaseModel:
-    """name: for people. fingerprint: that of its weights, see `weights.fingerprint`."""
+    """The base model of an adapter. name: its folder's name. fingerprint: `weights.fingerprint` of its weights."""
 
     name: str
     n_layers: int
@@ -36,7 +36,7 @@ class BaseModel:
 
     @classmethod
     def of(cls, folder: str | os.PathLike[str]) -> BaseModel:
-        """The model in a Hugging Face model directory.
+        """Read the identity of the model in a Hugging Face model directory.
 
         Raises `ModelFileError` if its configuration or its safetensors files are missing or damaged.
         """
@@ -64,7 +64,8 @@ def _weights(file: Path) -> tuple[Path, range, list[range]]:
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """swaa: the recipe of the training. base: the model that was trained. more: further facts, for people."""
+    """swaa: the recipe that the adapter was trained under. base: the base model. more: further facts about the
+    training."""
 
     swaa: SwaaConfig
     base: BaseModel
@@ -91,9 +92,10 @@ class Training:
 def check_recipe(
     trained: SwaaConfig, requested: SwaaConfig | None, n_layers: int, adapter: str, advice: str = ADVICE
 ) -> None:
-    """Raise `ConfigError` unless both settings are equal in each of `n_layers` layers.
+    """Raise `ConfigError` unless `trained` and `requested` are equal in each of `n_layers` layers.
 
-    requested: None for full attention. adapter: its name in the error. advice: the end of the error.
+    requested: settings, or None for full attention. adapter: the adapter's name in the error. advice: the end of the
+        error.
     """
     ours, theirs = _by_layer(trained, n_layers), None if requested is None else _by_layer(requested, n_layers)
     if ours == theirs:
@@ -117,7 +119,7 @@ def _by_layer(config: SwaaConfig, n_layers: int) -> dict[str, Any]:
 
 
 def save_training(folder: str | os.PathLike[str], training: Training) -> None:
-    """Write both files into the adapter's folder."""
+    """Write `swaa.json` and `swaa_training.json` into the adapter's folder."""
     path = Path(folder)
     (path / RECIPE_FILE).write_text(json.dumps(training.swaa.to_dict(), indent=2) + "\n", encoding="utf-8")
     facts = {"version": _VERSION, "base": dataclasses.asdict(training.base), **training.more}
@@ -125,7 +127,7 @@ def save_training(folder: str | os.PathLike[str], training: Training) -> None:
 
 
 def read_training(folder: str | os.PathLike[str]) -> Training | None:
-    """What `save_training` wrote; None for an adapter from elsewhere, which has neither file.
+    """Return what `save_training` wrote, or None if the folder has neither file, as for adapters from other tools.
 
     Raises `ModelFileError` if one of the two files is missing or damaged, `ConfigError` for an invalid recipe.
     """

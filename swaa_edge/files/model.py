@@ -1,7 +1,7 @@
 """A GGUF model on disk, with all its files: shape, size, SWAA settings, and whether SWAA can be applied to it.
 
-A model may be split over several files, NAME-00001-of-0000N.gguf and so on. The first one holds the metadata; the
-engine finds the others by name, so they are found and checked here in the same way.
+A model may be split over several files, NAME-00001-of-0000N.gguf and so on. The first file holds the metadata. The
+engine finds the other files by name, and this module finds and checks them in the same way.
 
     model = read_model("model.gguf"); print(model.n_layers, model.swaa(), model.refusal)
 """
@@ -51,11 +51,11 @@ _WINDOW_IF_GIVEN = _names("gemma3 laguna mellum olmo2 plamo3 smallthinker")
 
 @dataclasses.dataclass(frozen=True)
 class ModelFile:
-    """A model that was read once; usable wherever a path is taken, as the path of its first file.
+    """A model whose headers were read once; any function that takes a model's path takes a `ModelFile` too.
 
-    headers, paths: of all files, the first one first. n_heads, n_kv_heads: one count per layer. key_length,
-    value_length: numbers per head. context_length: tokens it was trained for, 0 if the file doesn't state it.
-    tensor_types: ggml's name of each type and the number of its tensors, most frequent first. size: bytes of all files.
+    headers, paths: of all files, in order. n_heads, n_kv_heads: one count per layer. key_length, value_length: elements
+        per head. context_length: number of tokens that the model was trained for, 0 if the file doesn't state it.
+        tensor_types: number of tensors by ggml type name, most frequent first. size: bytes of all files.
     """
 
     headers: tuple[Header, ...]
@@ -113,7 +113,7 @@ class ModelFile:
 
 
 def read_model(source: str | os.PathLike[str]) -> ModelFile:
-    """The model at the path `source`, with all files of a split model; a `ModelFile` is returned as it is.
+    """Read the model at the path `source`, with all files of a split model; a `ModelFile` is returned unchanged.
 
     Raises `ModelFileError` if one of its files is missing, truncated or not a GGUF, or if it isn't a language model.
     """
@@ -152,7 +152,7 @@ def read_model(source: str | os.PathLike[str]) -> ModelFile:
 
 
 def first_header(source: str | os.PathLike[str]) -> Header:
-    """The header with a model's metadata. Raises `ModelFileError` for a split model's later file, naming the first."""
+    """The header that holds a model's metadata. Raises `ModelFileError` for a later file of a split model."""
     if isinstance(source, ModelFile):
         return source.header
     header = read_header(source)
@@ -161,14 +161,14 @@ def first_header(source: str | os.PathLike[str]) -> Header:
 
 
 def file_fingerprint(headers: Iterable[Header]) -> str:
-    """`weights.fingerprint` of GGUF files: a model's, or that of an adapter."""
+    """The `weights.fingerprint` of the GGUF files of a model or an adapter."""
     return fingerprint(
         (header.path, range(header.tensors_end), [data for _, data in tensor_data(header)]) for header in headers
     )
 
 
 def read_shards(header: Header) -> list[Header]:
-    """The headers of all files of a model, starting with `header`, that of its first file. Raises `ModelFileError`."""
+    """The headers of all files of the model whose first file has the header `header`. Raises `ModelFileError`."""
     headers = [header, *(read_header(path) for path in _shard_paths(header)[1:])]
     for number, shard in enumerate(headers):
         if len(headers) > 1 and (shard.value("split.no"), _shard_count(shard)) != (number, len(headers)):
@@ -177,7 +177,8 @@ def read_shards(header: Header) -> list[Header]:
 
 
 def output_paths(first: str | os.PathLike[str], count: int) -> list[Path]:
-    """Paths for the `count` files of a split model, given the first. Raises `OutputError` if its name doesn't fit."""
+    """Paths for the `count` files of a split model, given the first path. Raises `OutputError` if the first path isn't
+    named like a split file."""
     paths = _split_names(Path(first), count)
     if paths is None:
         name = _shard_name("NAME", 0, count)
@@ -197,7 +198,7 @@ def _shard_paths(header: Header) -> list[Path]:
     # The header was read, so its own file exists.
     for path in paths[1:]:
         if not path.is_file():
-            raise ModelFileError(f"{path} is missing; the model has {count} files, which must lie in one folder")
+            raise ModelFileError(f"{path} is missing; the model has {count} files, which must be in one folder")
     return paths
 
 
@@ -206,7 +207,7 @@ def _check_first(header: Header) -> None:
     if count > 1 and number != 0:
         match = _SHARD.fullmatch(header.path.name)
         first = header.path.with_name(_shard_name(match["stem"], 0, count)) if match else "its first file"
-        raise ModelFileError(f"{header.path} is file {number + 1} of a split model, without metadata; give {first}")
+        raise ModelFileError(f"{header.path} is file {number + 1} of a split model and has no metadata; give {first}")
 
 
 def _shard_count(header: Header) -> int:
@@ -215,7 +216,7 @@ def _shard_count(header: Header) -> int:
 
 
 def _split_names(first: Path, count: int) -> list[Path] | None:
-    """All files of a model whose first of `count` is `first`; None if that isn't the name of such a file."""
+    """The paths of the `count` files of a model, or None if `first` isn't named like the first of `count` files."""
     if count == 1:
         return [first]
     match = _SHARD.fullmatch(first.name)
@@ -231,7 +232,7 @@ def _shard_name(stem: str, number: int, count: int) -> str:
 def swaa_refusal(header: Header) -> str | None:
     """Why SWAA can't be applied to the model, as an error line, or None if SWAA is supported.
 
-    Only the metadata counts, so that a model is refused before it is loaded or written.
+    Only the metadata is checked, so that a model is refused before it is loaded or written.
     """
     reason = _refusal(header)
     return reason and (

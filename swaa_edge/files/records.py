@@ -2,7 +2,8 @@
 
     for number, source, record in read_records("data.jsonl", ("prompt", "answer")): text(source, record, "prompt")
 
-A record is an object on one line, or a row; `source` is "data.jsonl:3" or "data.parquet: row 3".
+A record is a JSON object on one line, or a Parquet row. The source of a record is, for example, "data.jsonl:3" or
+"data.parquet: row 3".
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ Place = tuple[int, str, Any]
 
 
 def read_records(path: Path, fields: Sequence[str], needed: Sequence[str] = ()) -> Iterator[Place]:
-    """Yield number (from 1), source and value of each record, one at a time.
+    """Yield the number (from 1), source and value of each record, one record at a time.
 
-    fields: the columns to read from a Parquet file. needed: columns that it must have.
+    fields: the columns to read from a Parquet file. needed: columns that a Parquet file must have.
 
     Raises `DataFileError` for another kind of file, a line that isn't JSON or a file that can't be read; `ConfigError`
     for a Parquet file without pyarrow. `text` and `present` check the fields of a record.
@@ -46,7 +47,7 @@ def read_records(path: Path, fields: Sequence[str], needed: Sequence[str] = ()) 
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """Return the text of the file at `path`; "-" is stdin.
+    """Return the text of the file at `path`, or of stdin for "-".
 
     Raises `ConfigError` if the file is missing, empty or not UTF-8.
     """
@@ -64,7 +65,8 @@ def read_text(path: str | os.PathLike[str]) -> str:
 
 
 def text(source: str, record: dict[str, Any], field: str) -> str:
-    """The text in a field. Raises `DataFileError` if it is missing, null, empty, not a string or not valid Unicode."""
+    """Return the text in a field of a record. Raises `DataFileError` if it is missing, null, empty, not a string or not
+    valid Unicode."""
     value = present(source, record, field)
     if not isinstance(value, str):
         raise DataFileError(f"{source}: {field} = {shown(value)} must be a string")
@@ -72,7 +74,7 @@ def text(source: str, record: dict[str, Any], field: str) -> str:
 
 
 def present(source: str, record: dict[str, Any], field: str) -> Any:
-    """The value of a field. Raises `DataFileError` if it is missing or null."""
+    """Return the value of a field of a record. Raises `DataFileError` if it is missing or null."""
     value = record.get(field)
     if value is None:
         what = "is null" if field in record else f"is missing; the record has {', '.join(map(str, record)) or 'none'}"
@@ -81,13 +83,13 @@ def present(source: str, record: dict[str, Any], field: str) -> Any:
 
 
 def sound(source: str, field: str, value: str) -> str:
-    """Return `value`. Raises `DataFileError` if it is only white space, or can't be encoded as UTF-8."""
+    """Return `value` unchanged. Raises `DataFileError` if it is only white space, or can't be encoded as UTF-8."""
     if not value.strip():
-        raise DataFileError(f"{source}: {field} is empty; it must be a text")
+        raise DataFileError(f"{source}: {field} is empty; it must be text")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise DataFileError(f"{source}: {field} holds half a character (\\u{ord(value[error.start]):x})") from None
+        raise DataFileError(f"{source}: {field} is not valid Unicode (\\u{ord(value[error.start]):x})") from None
     return value
 
 

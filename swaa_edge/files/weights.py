@@ -1,4 +1,4 @@
-"""The weights of a model on disk: the tensors of a safetensors file, and a fingerprint that is cheap for gigabytes.
+"""The weights of a model on disk: the tensors of a safetensors file, and a fingerprint that is fast even for gigabytes.
 
 read_tensors("Qwen3-4B/model.safetensors")["model.norm.weight"].shape
 """
@@ -30,9 +30,10 @@ class StoredTensor(NamedTuple):
 
 
 def read_tensors(path: Path) -> dict[str, StoredTensor]:
-    """The tensors of a safetensors file by name, in the order in which they are stored; without torch.
+    """The tensors of a safetensors file by name, in the order in which they are stored.
 
-    Raises `ModelFileError` if the file is truncated or not a safetensors file, `SwaaError` without the package.
+    Raises `ModelFileError` if the file is truncated or not a safetensors file, `SwaaError` if the package safetensors
+    is missing.
     """
     try:
         from safetensors import SafetensorError, safe_open
@@ -42,7 +43,7 @@ def read_tensors(path: Path) -> dict[str, StoredTensor]:
     with path.open("rb") as file:
         start = file.read(8)
     if start == LFS_POINTER:
-        raise ModelFileError(f"{path} is a Git LFS pointer in place of the file; run git lfs pull")
+        raise ModelFileError(f"{path} is a Git LFS pointer, not the file itself; run git lfs pull")
     try:
         with safe_open(path, framework="np") as file:
             slices = [(name, file.get_slice(name)) for name in file.offset_keys()]
@@ -70,9 +71,9 @@ def _bits(dtype: str) -> int:
 
 
 def fingerprint(files: Iterable[tuple[Path, range, Iterable[range]]]) -> str:
-    """Identity of model files of any size: a hash of each file's metadata and of the middle of each of its tensors.
+    """Identify model files of any size by a hash of each file's metadata and of the middle of each tensor.
 
-    files: path, byte range of the metadata, byte ranges of the tensors.
+    files: for each file, its path, the byte range of the metadata, and the byte ranges of the tensors.
     """
     digest = hashlib.sha256()
     for path, metadata, tensors in files:

@@ -1,14 +1,16 @@
-"""Fine-tuning under the SWAA mask: training data from the model's own responses, LoRA, an adapter with its recipe.
+"""Fine-tuning under the SWAA mask: training data from the model's own responses, and LoRA training.
 
-distillation  `distill`: training data that the model writes itself under full attention
-finetuning    `finetune`: an adapter trained with LoRA under the SWAA mask
-responses     asks a model for responses and keeps the correct ones, resumable
-answerers     the models that are asked: a GGUF by our engine; hf_answerer: a Hugging Face model by transformers
-settings      what a training run can be set to
-data          records of a file as tokens of prompts and responses
-train         the training run, resumable; trainer: transformers' Trainer set up for it
-folder        the adapter's folder, and the training state in it
-hf_model      loads Hugging Face models
+- distillation: `distill` writes training data with the model's own responses under full attention.
+- finetuning: `finetune` trains a LoRA adapter under the SWAA mask.
+- responses: asks a model for responses and keeps the correct ones.
+- answerers: runs a GGUF in our engine to answer prompts.
+- hf_answerer: runs a Hugging Face model in transformers to answer prompts.
+- settings: the settings of `distill` and `finetune`.
+- data: converts the records of a file to tokens of prompts and responses.
+- train: the training run, which can resume.
+- trainer: transformers' Trainer with our settings and checks.
+- folder: the adapter's folder, and the training state in it.
+- hf_model: loads Hugging Face models.
 """
 
 from swaa_edge.finetune.distillation import distill

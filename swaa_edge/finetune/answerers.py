@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Response:
-    """text: without the end token. ended: False if the response was truncated. tokens: number of generated tokens."""
+    """text: the response without its end token. ended: whether it ended before the token limit. tokens: generated
+    tokens."""
 
     text: str
     ended: bool
@@ -32,17 +33,17 @@ class Answerer(Protocol):
     """A model under full attention that answers prompts."""
 
     def answer(self, prompt: Sequence[int], seed: int) -> Response:
-        """The response to these tokens; it depends on prompt and seed only, not on earlier prompts."""
+        """Return the response to the tokens of `prompt`; it depends only on prompt and seed, not on earlier prompts."""
         ...
 
     def close(self) -> None: ...
 
 
 def reusable(before: Sequence[int] | None, prompt: Sequence[int], step: int) -> int:
-    """How many leading tokens of `prompt` need no prefill after `before`, in whole batches of `step`.
+    """Count the first tokens of `prompt` that need no prefill after `before`; the result is a multiple of `step`.
 
-    The last token of either never counts. The last bits of K and V depend on the batch that computed them. Both prompts
-    are prefilled in batches of `step` tokens from their start, so batches of equal tokens are bit-identical.
+    The last token of each prompt is not counted. The last bits of K and V depend on the batch that computed them. Both
+    prompts are prefilled from their start in batches of `step` tokens, so batches of equal tokens are bit-identical.
     """
     if before is None:
         return 0
@@ -52,9 +53,10 @@ def reusable(before: Sequence[int] | None, prompt: Sequence[int], step: int) -> 
 
 
 class LlamaAnswerer:
-    """`Answerer` by our engine, on a GGUF file. Ctrl-C stops it within one ubatch.
+    """An `Answerer` that runs a GGUF file in our engine. Ctrl-C stops it within one ubatch.
 
-    llm: loaded with swaa=False; `close` closes it. sampling: keyword arguments of create_completion, without a seed.
+    llm: a model loaded with swaa=False, which `close` closes. sampling: keyword arguments of create_completion, without
+        a seed.
     """
 
     def __init__(self, llm: SwaaLlama, *, max_tokens: int, sampling: Mapping[str, Any]) -> None:
@@ -62,7 +64,7 @@ class LlamaAnswerer:
         self._prefilled: Sequence[int] | None = None
 
     def answer(self, prompt: Sequence[int], seed: int) -> Response:
-        """As `Answerer`. Raises `GenerationError` if the engine fails or the prompt is too long."""
+        """See `Answerer.answer`. Raises `GenerationError` if the engine fails or the prompt is too long."""
         with interruptible(self._llm):
             self._prefill(prompt)
             completion = self._llm.create_completion(
@@ -72,7 +74,7 @@ class LlamaAnswerer:
         return Response(choice["text"], choice["finish_reason"] == "stop", self._llm.last_timings.generated_tokens)
 
     def _prefill(self, prompt: Sequence[int]) -> None:
-        """Prefill all but the last token, which every response, even the first, computes in a batch of its own."""
+        """Prefill all tokens but the last one, which is evaluated in its own batch for every response."""
         llm, before = self._llm, self._prefilled
         self._prefilled = None  # an error leaves the cache unknown
         count = len(prompt) - 1 if before == prompt else reusable(before, prompt, llm.n_batch)

@@ -6,11 +6,11 @@
 A record of the JSON Lines or Parquet file has one of these forms:
 
 - prompt, answer: strings; an optional question is appended to the prompt, as in the files that `eval` reads. `distill`
-  writes such files. Of a list of answers, the first is taken.
-- messages: a conversation, a list of {"role", "content"}; every response of the assistant is learned.
+writes such files. If the answer is a list, its first element is used.
+- messages: a conversation, a list of {"role", "content"}; the model learns every response of the assistant.
 
-The model's chat template is applied. A response is tokenized as the engine would have generated it: separately from its
-prompt, up to and including the token that ends the turn.
+Prompts and messages are formatted with the model's chat template. A response is tokenized as the engine would have
+generated it: separately from its prompt, up to and including the token that ends the turn.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ IGNORED = -100
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Example:
-    """tokens: of the whole conversation. generated: for each token, whether it belongs to a response; these tokens are
-    learned, and see what decode tokens see. source: the record's place in the file, for errors."""
+    """tokens: the whole conversation. generated: for each token, whether it belongs to a response; only these tokens
+    count in the loss, and they see the same tokens as in decode. source: the record's place in the file, for errors."""
 
     tokens: list[int]
     generated: list[bool]
@@ -50,12 +50,12 @@ class Example:
 def read_examples(
     path: str | os.PathLike[str], tokenizer: Any, *, max_length: int, chat: bool = True
 ) -> tuple[list[Example], int]:
-    """The examples in a file, in its order, and the number of records that are left out as too long.
+    """The examples in a file, in file order, and the number of records left out because they are too long.
 
-    tokenizer: of transformers. max_length: in tokens; longer records are left out, since a truncated prompt may lack
-        what its answer needs. chat: False for plain text instead of the chat template.
+    tokenizer: a tokenizer of transformers. max_length: maximum length in tokens; longer records are left out, since a
+        truncated prompt may lack what its answer needs. chat: use the chat template instead of plain text.
 
-    Raises `DataFileError` with the line of an invalid record, or if no record is left.
+    Raises `DataFileError` if a record is invalid, naming its line, or if no record is left.
     """
     path, kept, too_long = Path(path), [], 0
     writer = _Writer(tokenizer, chat)
@@ -125,7 +125,7 @@ class _Writer:
         return Example(tokens, generated, source)
 
     def _plain(self, source: str, record: dict[str, Any]) -> list[tuple[str, bool]]:
-        """Prompt and answer as texts, each with whether it is a response."""
+        """The texts of prompt and answer, each paired with a bool that marks the response."""
         question = text(source, record, "question") if record.get("question") not in (None, "") else ""
         prompt = text(source, record, "prompt")
         content = asked(prompt, to_ask(prompt, question))
@@ -144,7 +144,7 @@ class _Writer:
         return [(f"{start}{content}{PLAIN_END}", False), (answer + (self._tokenizer.eos_token or ""), True)]
 
     def _turns(self, source: str, messages: Any) -> list[tuple[str, bool]]:
-        """The texts of a conversation in order, each with whether it is a response.
+        """The texts of a conversation in order, each paired with a bool that marks responses.
 
         A response is the text that the template adds when one more message is rendered.
         """
@@ -161,7 +161,7 @@ class _Writer:
                     continue
                 written, parts = "", []
                 if not after.startswith(before):
-                    raise DataFileError(f"{source}: the model's chat template does not put responses after prompts")
+                    raise DataFileError(f"{source}: the model's chat template does not put a response after its prompt")
             if len(before) > len(written):
                 parts.append((before[len(written) :], False))
             response = self._generated(after[len(before) :])
@@ -197,9 +197,9 @@ class _Writer:
 
 
 def split(examples: Sequence[Example], val_fraction: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """The training examples, and a random `val_fraction` (0 to less than 1) of all examples for validation.
+    """Split off a random `val_fraction` (0 to less than 1) of the examples; return training and validation examples.
 
-    Examples with the same prompt stay together. Raises `ConfigError` for another fraction.
+    Examples with the same prompt stay together. Raises `ConfigError` for a fraction out of range.
     """
     if not 0 <= val_fraction < 1:
         raise ConfigError(f"val_fraction = {val_fraction} must be at least 0 and less than 1")

@@ -1,4 +1,4 @@
-"""Training data that a model writes itself: all that `swaa-edge distill` does, from Python.
+"""Training data that a model writes itself: the Python function behind `swaa-edge distill`.
 
 distilled = distill("model.gguf", "questions.jsonl", "data.jsonl", samples=8)
 print(distilled); distilled.to_dict()["kept"]
@@ -33,9 +33,10 @@ from swaa_edge.support.progress import OnProgress
 
 @dataclasses.dataclass(frozen=True)
 class Distilled:
-    """collected: the responses. of: number of records to ask. skipped: number of records left out as too long.
+    """collected: the responses. of: number of records to ask. skipped: number of records left out because they are too
+    long.
 
-    output: the file that was written, None if there is none. journal: the file that keeps the responses, or None.
+    output: the file that was written, or None. journal: the file that keeps the responses, or None.
     settings: as plain JSON values.
     """
 
@@ -56,7 +57,7 @@ class Distilled:
 
     @property
     def stopped(self) -> Stopped:
-        """Why there is no output: "interrupted", or the error; None if there is output."""
+        """The reason why there is no output, "interrupted" or the error, or None if there is output."""
         found = self.collected
         if found.stopped or found.lines:
             return found.stopped
@@ -83,10 +84,10 @@ def distill(
 ) -> Distilled:
     """Ask `model`, under full attention, about the records of `data`; write its correct responses to `output`.
 
-    model: a GGUF, or a Hugging Face model directory. data: see `swaa_edge.evaluate.datafile`. output: JSON Lines.
-    settings: the fields of `DistillSettings`. force: replace `output`.
-    journal_file: keeps the responses, so that an equal call resumes an interrupted run; None for the user's cache,
-        until the run is complete. fresh: discard the responses of an earlier run.
+    model: a GGUF, or a Hugging Face model directory. data: see `swaa_edge.evaluate.datafile`. output: a JSON Lines
+        file. settings: the fields of `DistillSettings`. force: replace `output` if it exists. journal_file: file that
+        keeps the responses, so that the same call resumes an interrupted run. By default, they are kept in the user's
+        cache folder until the run is complete. fresh: discard the responses of an earlier run.
     on_note: called with one line of text about reused responses.
 
     Ctrl-C, or an error after the first response, ends the run early; `Distilled.stopped` reports it.
@@ -125,9 +126,10 @@ def _check_output(output: str | os.PathLike[str], force: bool, others: Iterable[
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-    """The model that is asked. prompts: a context manager that builds its prompts. context: limit in tokens; 0: none.
+    """The model that is asked. prompts: a context manager that builds its prompts. context: limit in tokens, or 0 for
+    none.
 
-    identity: plain JSON values that change whenever its responses may. load(n_ctx): opens it.
+    identity: plain JSON values that differ between models with different responses. load(n_ctx): loads the model.
     """
 
     prompts: Any
@@ -154,7 +156,7 @@ def _hf_source(model: str | os.PathLike[str], engine: EngineSettings, settings: 
     from swaa_edge.files.lora_training import BaseModel
 
     if engine != EngineSettings(n_ctx=engine.n_ctx, n_threads=engine.n_threads):
-        raise ConfigError(f"{model} is a Hugging Face model; of the engine's options it takes only --ctx and --threads")
+        raise ConfigError(f"{model} is a Hugging Face model; the only engine options for it are --ctx and --threads")
     read_hf_folder(model)
     identity = [BaseModel.of(model).fingerprint]
     generation = Path(model, "generation_config.json")
@@ -173,7 +175,7 @@ def _hf_source(model: str | os.PathLike[str], engine: EngineSettings, settings: 
 
 
 def _records(source: _Source, data: str | os.PathLike[str], settings: DistillSettings) -> tuple[list[Sample], int]:
-    """The records to ask, and how many were left out because they exceed the context."""
+    """The records to ask, and the number of records left out because they exceed the context."""
     with source.prompts as prompts:
         found = read_samples(data, prompts, limit=settings.limit)
     fit = check_lengths(found, source.context or 2**31, settings.max_tokens, skip_long=settings.skip_long)
@@ -185,7 +187,8 @@ def _records(source: _Source, data: str | os.PathLike[str], settings: DistillSet
 def _key(
     source: _Source, settings: DistillSettings, engine: EngineSettings, output: str | os.PathLike[str] | None
 ) -> dict[str, Any]:
-    """What a response depends on. output: identifies a run in the cache; None for a journal that the user named."""
+    """Everything that a response depends on. output: identifies a run in the cache, or None if the user named a
+    journal."""
     return {
         "distill": 2,
         "model": source.identity,

@@ -1,4 +1,4 @@
-"""Trains a LoRA adapter under the SWAA mask: all that `swaa-edge finetune` does, from Python.
+"""Trains a LoRA adapter under the SWAA mask: the Python function behind `swaa-edge finetune`.
 
 outcome = finetune("Qwen3-4B", "data.jsonl", "adapter", SwaaConfig.from_recipe("quality"), learning_rate=5e-5)
 print(outcome)
@@ -42,11 +42,12 @@ def finetune(
 
     model: a Hugging Face model directory. data: JSON Lines or Parquet; see `swaa_edge.finetune.data`.
     settings: the fields of `Settings`.
-    plot_file, json_file: write the losses as a picture and the outcome as a document. force: replace what exists.
+    plot_file: picture of the losses to write. json_file: JSON document of the outcome to write. force: replace existing
+        files and the adapter.
     on_note: called with lines for the user, such as the step that an interrupted run resumes from.
 
-    Ctrl-C ends training after the current step and raises KeyboardInterrupt; an equal call resumes. Raises `SwaaError`
-    without torch, transformers and PEFT, and what `swaa_edge.finetune.train.Run` raises.
+    Ctrl-C ends training after the current step and raises KeyboardInterrupt; the same call resumes it. Raises
+    `SwaaError` if torch, transformers or PEFT is missing, and the errors of `swaa_edge.finetune.train.Run`.
     """
     from swaa_edge.convert.hf_folder import read_hf_folder
 
@@ -76,7 +77,7 @@ def finetune(
 
 
 def _train(run: Run, on_progress: OnProgress | None, on_note: Callable[[str], object]) -> Outcome:
-    """Train until the end or the first Ctrl-C, which lets the current step finish; a second Ctrl-C does not."""
+    """Train to the end, or until Ctrl-C: the first one lets the current step finish, a second one does not."""
     outcome = None
 
     def stop() -> None:
@@ -94,7 +95,7 @@ def _train(run: Run, on_progress: OnProgress | None, on_note: Callable[[str], ob
 
 
 def _plot(history: Sequence[Mapping[str, float]], path: Path, kind: str) -> None:
-    """Draw the losses over the steps."""
+    """Draw the losses by training step."""
     with figure(path, size=(7, 4), kind=kind) as canvas:
         axes = canvas.subplots()
         for name, label, style in (("loss", "training", "-"), ("val_loss", "validation", "o-")):

@@ -1,4 +1,4 @@
-"""The adapter's folder: during training it holds the training state, afterwards the adapter, complete or not at all.
+"""The adapter's folder: it holds the training state during training and the complete adapter afterwards.
 
 folder = AdapterFolder("adapter"); folder.check(key); state = folder.open(key); folder.save(model, training)
 """
@@ -28,7 +28,8 @@ class Checkpoint(NamedTuple):
 
 
 class AdapterFolder:
-    """See the module. A run's key, plain JSON values by name, decides whether a stored training state belongs to it."""
+    """The folder of an adapter. A run's key (plain JSON values by name) decides whether a stored state belongs to the
+    run."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -48,11 +49,11 @@ class AdapterFolder:
         elif run.is_file():
             if stored != key:
                 found = _difference(stored, key)
-                raise OutputError(f"{self.path} holds {found}; choose another folder, or --force to start over")
+                raise OutputError(f"{self.path} holds {found}; choose another folder, or start over with --force")
         elif (self.path / _WEIGHTS).exists():
-            raise OutputError(f"{self.path} already holds an adapter; choose another folder, or --force to replace it")
+            raise OutputError(f"{self.path} holds an adapter; choose another folder, or replace it with --force")
         elif self.path.is_dir() and any(self.path.iterdir()):
-            raise OutputError(f"{self.path} is not empty; choose another folder, or --force to write into it")
+            raise OutputError(f"{self.path} is not empty; choose another folder, or write into it with --force")
 
     def open(self, key: dict[str, Any]) -> Path:
         """Create the folder for the training state of the run with this key, unless it exists. Raises `OutputError`."""
@@ -65,7 +66,7 @@ class AdapterFolder:
         return state
 
     def last_checkpoint(self) -> Checkpoint | None:
-        """The last complete checkpoint: Trainer writes trainer_state.json last."""
+        """The last complete checkpoint, which has a trainer_state.json because Trainer writes this file last."""
         found = [
             Checkpoint(int(folder.name.rpartition("-")[2]), folder)
             for folder in (self.path / STATE).glob("checkpoint-*")
@@ -74,14 +75,14 @@ class AdapterFolder:
         return max(found, default=None)
 
     def resume_hint(self) -> str:
-        """The end of an error line: the checkpoint that the same command resumes from; "" without one."""
+        """The end of an error line, which names the checkpoint to resume from, or "" if there is none."""
         last = self.last_checkpoint()
         return "" if last is None else f"; the checkpoint of step {last.step} is kept; the same command resumes from it"
 
     def save(self, model: Any, training: Training) -> None:
         """Write the adapter of a PEFT model, then remove the training state.
 
-        Raises `OutputError`; the training state then stays.
+        Raises `OutputError` if writing fails; the training state then stays.
         """
         part = self.path / f"{STATE}.part"
         shutil.rmtree(part, ignore_errors=True)
@@ -106,7 +107,7 @@ def _read(path: Path) -> Any:
 
 
 def _difference(stored: Any, key: dict[str, Any]) -> str:
-    """What the folder holds, in words: how the stored key differs from `key`."""
+    """Describe the training state in the folder by how the stored key differs from `key`."""
     stored = stored if isinstance(stored, dict) else {}
     settings = stored.get("settings")
     if isinstance(settings, dict) and settings.keys() != key.get("settings", {}).keys():

@@ -1,6 +1,6 @@
-"""`Answerer` by transformers, on a Hugging Face model directory: no GGUF, no change to the model's code.
+"""An `Answerer` that runs a Hugging Face model directory in transformers, without changes to the model's code.
 
-For machines with a GPU, and for models that are not converted yet. Importing this module imports torch.
+This answerer is for machines with a GPU, and for models that have no GGUF yet. Importing this module imports torch.
 
     prompts = HfPrompts("Qwen3-4B"); tokens = prompts.ask(document, question)
     answerer = HfAnswerer("Qwen3-4B", max_tokens=1024, sampling={"temperature": 0.7, "top_p": 0.95, "top_k": 40})
@@ -35,8 +35,9 @@ _MIN_P = 0.05
 class HfPrompts:
     """Builds prompts with the tokenizer and chat template in `folder`, as `Prompts` does for a GGUF.
 
-    chat=False, or a model without a template: plain text. Special tokens that a document spells out are tokenized as
-    text, if transformers is new enough to support that. Raises `ModelFileError` if the tokenizer can't be loaded.
+    Prompts are plain text if chat is False or the model has no template. The names of special tokens in a document are
+    tokenized as text, if transformers is new enough to support this. Raises `ModelFileError` if the tokenizer can't be
+    loaded.
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, chat: bool = True) -> None:
@@ -70,10 +71,11 @@ class HfPrompts:
 
 
 class HfAnswerer:
-    """`Answerer` by `generate` of the model in `folder`, on the accelerator that torch finds, or the CPU.
+    """An `Answerer` that calls `generate` of the model in `folder`, on the accelerator that torch finds or on the CPU.
 
     sampling: temperature (0: greedy), top_p and top_k; the model's generation_config.json sets the rest, such as a
-    repetition penalty. threads: CPU threads; None leaves the number to torch. Each answer seeds torch's generators.
+    repetition penalty. threads: number of CPU threads, or None for torch's default. Each answer seeds torch's
+    generators.
 
     Raises `ModelFileError` if the model can't be loaded.
     """
@@ -101,7 +103,7 @@ class HfAnswerer:
         self._cache = transformers.DynamicCache()
 
     def answer(self, prompt: Sequence[int], seed: int) -> Response:
-        """As `Answerer`. Raises `GenerationError` if memory runs out."""
+        """See `Answerer.answer`. Raises `GenerationError` if memory runs out."""
         try:
             with torch.inference_mode():
                 self._prefill(prompt)
@@ -116,7 +118,8 @@ class HfAnswerer:
         return Response(self._text(tokens[:-1] if ended else tokens), ended, len(tokens))
 
     def _prefill(self, prompt: Sequence[int]) -> None:
-        """Prefill all but the last token, as `LlamaAnswerer` does, so that all responses share the prompt's K and V."""
+        """Prefill all tokens but the last one, as `LlamaAnswerer` does, so that all responses share the prompt's K and
+        V."""
         before, self._prefilled = self._prefilled, None  # an error leaves the cache unknown
         count = len(prompt) - 1 if before == prompt else reusable(before, prompt, _STEP)
         if count == 0:
@@ -138,7 +141,7 @@ class HfAnswerer:
         return found[0, len(prompt) :].tolist()
 
     def _tensor(self, tokens: Sequence[int]) -> torch.Tensor:
-        """[1, tokens], on the model's device."""
+        """The tokens as a tensor [1, tokens] on the model's device."""
         return torch.tensor([list(tokens)], device=self._model.device)
 
     def _text(self, tokens: Sequence[int]) -> str:
@@ -154,7 +157,7 @@ class HfAnswerer:
 
 
 def _set(settings: Any, eos: int | None, max_tokens: int, sampling: Mapping[str, Any]) -> None:
-    """Change a model's generation config to our settings. eos: ends a response if the config names no end token."""
+    """Change a model's generation config to our settings. eos: the end token to use if the config names none."""
     if settings.eos_token_id is None:
         settings.eos_token_id = eos
     if settings.pad_token_id is None:

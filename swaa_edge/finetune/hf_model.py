@@ -21,7 +21,7 @@ from swaa_edge.errors import ModelFileError
 def load(kind: Any, folder: str | os.PathLike[str], **options: Any) -> Any:
     """Load `folder` with `kind`, a class of transformers such as AutoTokenizer. Raises `ModelFileError`.
 
-    options: of its `from_pretrained`.
+    options: arguments of its `from_pretrained`.
     """
     try:
         with quiet(), contextlib.redirect_stdout(None):
@@ -31,7 +31,7 @@ def load(kind: Any, folder: str | os.PathLike[str], **options: Any) -> Any:
 
 
 def context_length(folder: str | os.PathLike[str]) -> int | None:
-    """Tokens that the model in `folder` was trained for; None if its config has no such number.
+    """The context length in tokens that the model in `folder` was trained for, or None if its config doesn't state it.
 
     Raises `ModelFileError`.
     """
@@ -40,7 +40,8 @@ def context_length(folder: str | os.PathLike[str]) -> int | None:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether torch raised `error` because memory ran out. For a GPU that is a class, for the CPU only a text."""
+    """Whether torch raised `error` because memory ran out. Torch has an error class for GPU memory, but for CPU memory
+    only a message."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 

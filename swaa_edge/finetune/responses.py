@@ -1,15 +1,15 @@
 """Self-distillation data: the model's own correct responses to long prompts, under full attention.
 
-Training under a sliding window should teach a model the window and nothing else. Its own responses achieve this, since
-they are already in its style. The authors of SWAA (arXiv 2512.10411) make their data this way.
+Training under a sliding window should teach a model only to work with the window. The model's own responses achieve
+this, since they are already in its style. The authors of SWAA (arXiv 2512.10411) make their data this way.
 
     load = lambda n_ctx: LlamaAnswerer(SwaaLlama("model.gguf", swaa=False, n_ctx=n_ctx), max_tokens=1024, sampling={})
     collected = collect(load, read_samples("questions.jsonl", prompts), contains, DistillSettings())
     collected.lines
 
-A record is asked up to `samples` times, until `keep` responses are correct. The first correct ones are kept: keeping
-the shortest would teach the model to be brief, and an easy record costs a single response. All responses are sampled,
-because greedy responses of reasoning models tend to repeat themselves.
+The model answers each record up to `samples` times, until `keep` responses are correct. The first correct responses are
+kept, so an easy record costs a single response. Keeping the shortest responses would teach the model to be brief. All
+responses are sampled, because greedy responses of reasoning models tend to repeat themselves.
 """
 
 from __future__ import annotations
@@ -36,9 +36,10 @@ from swaa_edge.support.progress import OnProgress, Progress
 class Collected:
     """lines: the training data, one dictionary per kept response, in the order of the records.
 
-    records: records that are done; without_correct: those among them without a correct response. responses: all of
-    them, of which `incorrect` failed the scorer, `truncated` did not end within the token limit, and `duplicates` were
-    correct but equal a kept one. stopped: why the run ended early, None if it is complete.
+    records: number of records done. without_correct: number of records without a correct response. responses: number of
+        all responses. incorrect: responses that failed the scorer. truncated: responses that did not end within the
+        token limit. duplicates: correct responses that equal a kept one. stopped: why the run ended early, or None if
+        it is complete.
     """
 
     lines: list[dict[str, Any]] = dataclasses.field(default_factory=list)
@@ -73,16 +74,17 @@ def collect(
     journal: Journal | None = None,
     on_progress: OnProgress | None = None,
 ) -> Collected:
-    """Ask a model for responses to `records`, and keep those that are correct by `scorer`.
+    """Ask a model for responses to `records`, and keep those that `scorer` accepts.
 
-    load(n_ctx): the model, with room for `n_ctx` tokens; called only if a response is missing, and closed at the end.
-    settings: samples, keep, max_tokens and seed are used. Each response has its own seed, made of this one, the
-        record's name and the response's number, so a resumed run gives the same responses as an undisturbed one.
-    journal: keeps responses and supplies those of an earlier run, whatever its `samples` and `keep` were. Responses
+    load(n_ctx): loads the model with room for `n_ctx` tokens. The function is called only if a response is missing, and
+        the model is closed at the end.
+    settings: samples, keep, max_tokens and seed are used. Each response has its own seed, derived from this seed, the
+        record's name and the response's number, so a resumed run gives the same responses as an uninterrupted run.
+    journal: saves responses and supplies those of an earlier run, even one with other `samples` and `keep`. Responses
         that another scorer judged (`DistillSettings.scored_by`) are judged again.
 
-    KeyboardInterrupt, or an error after the first response, ends the run early: see `Collected.stopped`.
-    Raises `ConfigError` without records, and the errors of loading and running a model.
+    KeyboardInterrupt, or an error after the first response, ends the run early, with the reason in `Collected.stopped`.
+    Raises `ConfigError` if there are no records, and the errors of loading and running a model.
     """
     if not records:
         raise ConfigError("there is nothing to ask; give at least one record")
@@ -103,9 +105,9 @@ def collect(
 def _until_correct(
     run: _Run, record: Sample, settings: DistillSettings, kept: set[str], found: Collected
 ) -> Iterator[int]:
-    """Add a record's responses to `found`, and yield the number of each before the model is asked.
+    """Add a record's responses to `found`, and yield each response's number before the model is asked.
 
-    kept: identities of all kept responses, of all records.
+    kept: identities of the kept responses to all records.
     """
     new = correct = 0
     digest = prompt_digest(record)
@@ -139,7 +141,7 @@ def _line(record: Sample, response: str, number: int) -> dict[str, Any]:
 
 
 def seed_of(seed: int, name: str, number: int) -> int:
-    """The seed of a record's response: at least 0, and never the value that means "random" to llama.cpp."""
+    """The seed of a record's response, which is at least 0 and never llama.cpp's value for a random seed."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{number}/{name}".encode()).digest()[:8], "big") % (2**32 - 1)
 
 
@@ -151,7 +153,7 @@ def prompt_digest(record: Sample) -> str:
 
 
 class _Run:
-    """Responses: from the journal, or else from a model, which is loaded when the first missing one is asked for."""
+    """Responses from the journal or from a model, which is loaded when the first response is missing."""
 
     def __init__(
         self, load: Callable[[], Answerer], scorer: Scorer, settings: DistillSettings, journal: Journal
@@ -161,7 +163,7 @@ class _Run:
         self._known = {(entry.get("record"), entry.get("sample")): entry for entry in journal.records}
 
     def response(self, record: Sample, digest: str, number: int) -> Record:
-        """Response `number` to a record of this digest, with "response", "ended" and "correct"."""
+        """Response `number` to a record with this digest, as a dictionary with "response", "ended" and "correct"."""
         entry = self._known.get((digest, number))
         if entry is not None and entry.get("scored_by") == self._scored_by:
             return entry
@@ -176,5 +178,5 @@ class _Run:
 
 
 def write_lines(lines: Iterable[Mapping[str, Any]]) -> str:
-    """The data as JSON Lines, as `finetune` reads it."""
+    """The training data as JSON Lines, in the form that `finetune` reads."""
     return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)

@@ -19,21 +19,22 @@ SAMPLES, MAX_TOKENS, TEMPERATURE = 4, 1024, 0.7
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How the adapter is trained. Rank, alpha, rsLoRA and target modules default to those of arXiv 2512.10411.
+    """Settings for training the adapter. Rank, alpha, rsLoRA and target modules default to those of arXiv 2512.10411.
 
-    lora_rank: rank of the LoRA matrices. lora_alpha: their scale, divided by the rank, or with rslora by its square
-        root. lora_dropout: dropout of LoRA's input. target_modules: linear layers to train LoRA matrices for.
+    lora_rank: rank of the LoRA matrices. lora_alpha: scale of the LoRA matrices, which is divided by the rank, or by
+        the rank's square root with rslora. lora_dropout: dropout of LoRA's input. target_modules: linear layers to
+        train LoRA matrices for.
     epochs: training epochs; max_steps: optimizer steps instead of epochs.
     batch_size: examples per batch. gradient_accumulation_steps: batches per optimizer step.
-    learning_rate: the peak. warmup_ratio: fraction of the steps in which the rate rises to the peak; then it decays
-        as a cosine.
-    max_length: longest example in tokens, longer ones are left out; None takes the model's context length.
+    learning_rate: peak learning rate. warmup_ratio: fraction of the steps in which the learning rate rises to the peak;
+        afterwards it decays as a cosine.
+    max_length: maximum example length in tokens, or None for the model's context length. Longer examples are left out.
     val_fraction: fraction of the examples held out to measure the validation loss. eval_steps: steps between two
-        validations, each of which saves the training state; None takes a tenth of the run, at most 100.
+        validations, or None for a tenth of the run, at most 100. Each validation saves the training state.
     patience: stop after this many validations without improvement; 0 never stops early.
-    gradient_checkpointing: recompute activations to save memory. bf16: compute in bfloat16; None: if a GPU
+    gradient_checkpointing: recompute activations to save memory. bf16: compute in bfloat16, or None to do so if a GPU
         supports it.
-    chat: put the examples in the model's chat template.
+    chat: format the examples with the model's chat template.
 
     Raises `ConfigError` for a value out of range.
     """
@@ -80,14 +81,14 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class DistillSettings:
-    """What is asked, and which responses are kept.
+    """Settings for generating, judging and keeping responses.
 
-    samples: responses per record at most; None becomes 4, or 1 at temperature 0. keep: correct responses to keep per
-        record. max_tokens: per response; one that does not end within them is not kept.
+    samples: maximum number of responses per record, or None for 4 (1 at temperature 0). keep: correct responses to keep
+        per record. max_tokens: token limit of a response; a response that does not end within it is not kept.
     temperature, top_p, top_k, seed: how responses are sampled. chat: use the model's chat template.
-    scorer, judge, judge_model: how responses are judged, as for `eval`; None, None, None is "contains".
+    scorer, judge, judge_model: how responses are judged, as for `eval`; the default is the scorer "contains".
     limit: maximum number of records to ask, from the first. skip_long: leave out records that exceed the context
-        instead of raising.
+        instead of raising an error.
 
     Raises `ConfigError` for values that contradict each other.
     """
@@ -110,7 +111,7 @@ class DistillSettings:
         check_judge(self.scorer, self.judge, self.judge_model)
         if self.temperature == 0 and (self.samples or 1) > 1:
             raise ConfigError(
-                f"samples = {self.samples} at temperature 0 are all the same; take 1 sample, or a higher temperature"
+                f"samples = {self.samples} at temperature 0 would all be equal; use 1 sample, or a higher temperature"
             )
         if self.samples is None:
             object.__setattr__(self, "samples", SAMPLES if self.temperature else 1)

@@ -4,7 +4,7 @@
     outcome = run.train(on_progress=print)
 
 The adapter's folder gets the recipe and the identity of the base model (`files.lora_training`). Until training ends,
-the folder also holds its state, in `training`: the same call resumes an interrupted run.
+the folder also holds the training state in `training`, from which the same call resumes an interrupted run.
 """
 
 from __future__ import annotations
@@ -34,13 +34,12 @@ from swaa_edge.support.progress import OnProgress, duration
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """model, output, swaa: as given to `Run`; swaa has the adapter's name.
+    """model, output, swaa: as given to `Run`; swaa holds the adapter's name too.
 
-    stopped: whether `Run.stop` ended it early; then there is no adapter yet. step, total: optimizer steps done and
-    planned. resumed: the step that this call resumed from.
-    examples, val_examples, too_long: numbers of training examples, validation examples and records left out.
-    seconds: of this call. history: {"step", "loss"}, and {"step", "val_loss"} for each validation; losses in nats per
-    response token.
+    stopped: whether `Run.stop` ended the run early, in which case there is no adapter yet. step, total: optimizer steps
+    done and planned. resumed: the step that this call resumed from. examples, val_examples, too_long: numbers of
+    training examples, validation examples and records left out. seconds: duration of this call. history: {"step",
+    "loss"}, and {"step", "val_loss"} for each validation; losses in nats per response token.
     """
 
     model: str
@@ -72,7 +71,7 @@ class Outcome:
 
 
 class Run:
-    """One training run, checked and loaded; see the module.
+    """One training run; creating it checks the input and loads the model.
 
     model: a Hugging Face model directory. data: see `swaa_edge.finetune.data`. output: the adapter's folder, created
     if it is missing. force: replace the adapter in it, or the training state of another run.
@@ -117,11 +116,11 @@ class Run:
         self.control = Control(bool(self.validation))
 
     def stop(self) -> None:
-        """End `train` after the current step and save its state; from any thread or a signal handler."""
+        """End `train` after the current step and save its state. Any thread or a signal handler may call this."""
         self.control.stopping = True
 
     def train(self, *, on_progress: OnProgress | None = None) -> Outcome:
-        """Train to the end, or until `stop`; then write the adapter.
+        """Train until the end or until `stop` is called; at the end, write the adapter.
 
         Raises `TrainingError` if the loss becomes NaN or infinite or memory runs out; the last checkpoint stays, and
         the same call resumes from it.
@@ -184,7 +183,7 @@ class Run:
         )
 
     def _with_lora(self, folder: str | os.PathLike[str]) -> Any:
-        """The model under the mask, its weights frozen, with LoRA matrices to train."""
+        """The model under the SWAA mask, with frozen weights and with LoRA matrices to train."""
         settings = self.settings
         transformers.set_seed(settings.seed)
         dtype = torch.bfloat16 if settings.bf16 else "auto"

@@ -1,4 +1,4 @@
-"""transformers' Trainer with a check of the loss, progress and stopping, and its arguments for our settings.
+"""transformers' Trainer with a check of the loss, progress reports and stopping, and the arguments for our settings.
 
 trainer = CheckedTrainer(resume_hint, model=model, args=arguments(settings, state, 80, True), callbacks=[control], ...)
 """
@@ -57,7 +57,7 @@ def history(trainer: transformers.Trainer) -> list[dict[str, float]]:
 
 
 def arguments(settings: Settings, state: Path, n_examples: int, validates: bool) -> transformers.TrainingArguments:
-    """The arguments of a run that keeps its checkpoints in `state`."""
+    """The Trainer arguments of a run that keeps its checkpoints in the folder `state`."""
     per_step = settings.batch_size * settings.gradient_accumulation_steps
     total = settings.max_steps or max(1, math.ceil(n_examples / per_step * settings.epochs))
     eval_steps = settings.eval_steps or max(1, min(100, total // 10))
@@ -101,9 +101,9 @@ def arguments(settings: Settings, state: Path, n_examples: int, validates: bool)
 
 
 class CheckedTrainer(transformers.Trainer):
-    """A Trainer that raises an error at a NaN or infinite loss, before a step spoils the weights.
+    """A Trainer that raises an error at a NaN or infinite loss, before a step damages the weights.
 
-    resume_hint: returns the end of that error. more: the arguments of Trainer.
+    resume_hint: returns the end of the error message. more: arguments of Trainer.
     """
 
     def __init__(self, resume_hint: Callable[[], str], **more: Any) -> None:

@@ -1,4 +1,4 @@
-"""One completion of one prompt, with its timings: what `swaa-edge run` prints.
+"""Complete one prompt and measure the time, as `swaa-edge run` does.
 
 print(complete("model.gguf", "Once upon a time", max_tokens=64).to_dict())
 """
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    """A generated text, and the facts of its generation.
+    """A generated text, with the settings and times of its generation.
 
-    finish_reason: "stop" or "length". seed: the one that repeats the text. swaa: None under full attention.
-    policy: how sliding layers were computed. load_seconds: wall time.
+    finish_reason: stop or length. seed: sampling seed that reproduces the text. swaa: settings, or None under full
+    attention. policy: the way in which the engine computed sliding layers. load_seconds: wall time of loading.
     """
 
     model: str
@@ -77,11 +77,12 @@ def complete(
 ) -> Completion:
     """Load `model`, complete `prompt` with at most `max_tokens` tokens, and close the model.
 
-    swaa: as for `SwaaLlama`. engine: if its n_ctx is None, the context fits the prompt and `max_tokens`. sampling:
-    arguments of create_completion; without a seed, a random one is chosen. on_text: called with each piece of text as
-    it is generated. using(llm): a context to hold while the model works, such as `interruptible`.
+    swaa: settings, as for `SwaaLlama`. engine: engine settings; if n_ctx is None, the context is just large enough
+    for the prompt and `max_tokens`. sampling: arguments of create_completion; without a seed, a random seed is chosen.
+    on_text: function called with each piece of text as it is generated. using(llm): context manager that is active
+    during generation, such as `interruptible`.
 
-    Raises `GenerationError` if the prompt doesn't fit the context, and whatever loading the model raises.
+    Raises `GenerationError` if the prompt doesn't fit the context, and the errors of loading the model.
     """
     from swaa_edge.engine.tokenizer import tokenize  # imports llama_cpp, which takes seconds
 
@@ -117,21 +118,21 @@ def complete(
 
 
 def fitting_context(model: str | os.PathLike[str], n_prompt: int, n_new: int, requested: int | None = None) -> int:
-    """The context for `n_prompt` + `n_new` tokens: exactly that, or `requested`.
+    """Return `requested`, or else `n_prompt` + `n_new`, as the context size in tokens.
 
-    Raises `GenerationError` if `requested`, or else the context that the model was trained for, is too small.
+    Raises `GenerationError` if `requested` is too small, or without it, if the model's training context is too small.
     """
     needed = n_prompt + n_new
     if requested is not None:
         if requested < needed:
             raise GenerationError(
-                f"--ctx {requested} is too small for {n_prompt} prompt tokens and {n_new} new ones; it takes {needed}"
+                f"--ctx {requested} is too small for {n_prompt} prompt tokens and {n_new} new ones; use {needed}"
             )
         return requested
     trained = read_model(model).context_length
     if trained and needed > trained:
         raise GenerationError(
-            f"{n_prompt} prompt tokens and {n_new} new ones exceed the {trained} that the model was trained for; "
+            f"{n_prompt} prompt tokens and {n_new} new ones exceed the model's training context of {trained} tokens; "
             f"shorten the prompt, lower -n, or exceed the training context with --ctx {needed}"
         )
     return needed

@@ -1,6 +1,6 @@
-"""The turns of a conversation with a model, by the chat template in its file.
+"""The turns of a conversation with a model, in the chat template of its file.
 
-Each turn sends the whole conversation; the part that is in the KV cache already is not computed again.
+Each turn sends the whole conversation; the part that is already in the KV cache is not computed again.
 
     Conversation(llm, system="Be brief.").ask("What is a KV cache?", on_text=print)
 """
@@ -25,10 +25,10 @@ DEFAULT_CONTEXT = 16384
 
 
 class Conversation:
-    """The messages so far, and a way to add a question and its answer.
+    """The messages of a conversation, and a method that adds a question and its answer.
 
-    max_tokens: limit of one answer; None leaves it to the context. sampling: arguments of create_chat_completion; its
-    seed gives each answer a seed of its own.
+    max_tokens: maximum length of one answer (default: what the context holds). sampling: arguments of
+    create_chat_completion; each answer gets its own seed, derived from the seed given here.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Conversation:
     def ask(self, question: str, on_text: Callable[[str], object] = lambda text: None) -> str:
         """Return the answer to `question`, and pass each piece of it to `on_text` as it is generated.
 
-        An interrupted answer stays in the conversation as far as it came. Raises `GenerationError`, and drops the
+        If an answer is interrupted, its text so far stays in the conversation. Raises `GenerationError`, and drops the
         question, if the conversation exceeds the context or the chat template refuses it.
         """
         self.messages.append({"role": "user", "content": question})
@@ -86,7 +86,7 @@ class Conversation:
 
 
 def conversation_context(model: str | os.PathLike[str], requested: int | None = None) -> int:
-    """The context for a conversation: `requested`, or what `model` was trained for up to `DEFAULT_CONTEXT`."""
+    """Return the context size for a conversation, by default the model's training context up to `DEFAULT_CONTEXT`."""
     if requested is not None:
         return requested
     return min(read_model(model).context_length or DEFAULT_CONTEXT, DEFAULT_CONTEXT)

@@ -26,7 +26,7 @@ PLAIN_END = "\nAnswer:"
 class Prompts:
     """Writes prompts for `model` (a path or a `ModelFile`) with its chat template, or as plain text.
 
-    chat: False for plain text, which is also the form for a model without a template. Only the vocabulary is loaded.
+    chat: whether to use the chat template; a model without a template gets plain text. Only the vocabulary is loaded.
     Raises `ModelFileError` for a file without a vocabulary, or for an invalid template.
     """
 
@@ -53,7 +53,7 @@ class Prompts:
     def tokenize(self, text: str) -> list[int]:
         """The tokens of `text` as plain text: no start token, no special tokens.
 
-        A vocabulary that puts a space before every text (SentencePiece) does not double one that is there.
+        If the vocabulary puts a space before every text (SentencePiece), a leading space in `text` is not doubled.
         """
         text = text[1:] if self._spaced and text.startswith(" ") else text
         return self._vocabulary.tokenize(text.encode("utf-8"), False, False)
@@ -61,8 +61,8 @@ class Prompts:
     def ask(self, document: str | Sequence[int], question: str) -> array[int]:
         """The prompt that asks `question` about `document`: one user turn and the start of the answer, as tokens.
 
-        A document of tokens is inserted unchanged, so the prompt has `len(document)` tokens plus those of `around`. A
-        text is tokenized without special tokens, the question included: a user's file may contain an end-of-turn text.
+        A document of tokens is inserted unchanged, so the prompt has `len(document)` tokens plus those of `around`.
+        Text is tokenized without special tokens, because a user's file may contain the text of an end-of-turn token.
         """
         if isinstance(document, str):
             head, tail = self._around("")
@@ -71,7 +71,7 @@ class Prompts:
         return array("i", [*head, *document, *tail])
 
     def around(self, question: str) -> tuple[int, int]:
-        """Number of tokens that `ask` puts before and after a document of tokens."""
+        """Numbers of tokens that `ask` puts before and after a document of tokens."""
         head, tail = self._around(question)
         return len(head), len(tail)
 
@@ -105,12 +105,12 @@ class Prompts:
             raise ModelFileError(f"{self._path} has a chat template that is not valid Jinja: {error}") from error
 
     def _name(self, token: int) -> str:
-        """A token as templates write it; "" for -1, llama.cpp's sign for a vocabulary without this token."""
+        """The text of a token for templates, or "" for -1, which llama.cpp returns for a token that doesn't exist."""
         return self._vocabulary.token_get_text(token) if token >= 0 else ""
 
 
 def asked(document: str, question: str) -> str:
-    """The user's message: the document, then the question unless it is empty."""
+    """The user's message: the document, followed by the question if there is one."""
     return f"{document}\n\n{question}" if question else document
 
 

@@ -1,6 +1,6 @@
-"""The patched llama.cpp library: found, loaded under `llama_cpp` and checked, with our own C functions as Python.
+"""The patched llama.cpp library: finds it, loads it under `llama_cpp`, checks it, and wraps our C functions.
 
-Pointers (`llama_model *`, `llama_context *`) are ints here, as in llama_cpp.
+Pointers (`llama_model *`, `llama_context *`) are passed as ints, as in llama_cpp.
 
     from swaa_edge import native
     llama_cpp = native.load(); native.set_decode_from(llm.ctx, 1000)
@@ -26,7 +26,8 @@ NEVER = 2**31 - 1
 
 
 class Policy(enum.IntEnum):
-    """How sliding layers compute: block table in the kernel, gather and stock kernel, or a full-width mask."""
+    """How sliding layers are computed: by a block table in the kernel, by gathering for the stock kernel, or by a full
+    mask."""
 
     AUTO = 0
     TABLE = 1
@@ -39,12 +40,13 @@ def _lib() -> ctypes.CDLL:
 
 
 def last_error() -> str:
-    """Why SWAA refused the last model, context, batch, state or cut of a sequence on this thread; "" if it didn't."""
+    """The reason why SWAA refused the last model, context, batch, state or sequence cut on this thread, or "" if it
+    didn't."""
     return (_lib().llama_swaa_last_error() or b"").decode("utf-8", "replace")
 
 
 def model_config(model: int) -> SwaaConfig | None:
-    """The SWAA settings in force in a `llama_model *`; None if SWAA is off for it."""
+    """The SWAA settings in force in a `llama_model *`, or None if SWAA is off for this model."""
     head = CConfig()
     if not _lib().llama_swaa_model_config(model, ctypes.byref(head), None, None, 0):
         return None
@@ -63,17 +65,19 @@ def set_decode_from(context: int, position: int, sequence: int = -1) -> None:
 
 
 def get_policy(context: int) -> Policy:
-    """The policy of a context; AUTO if SWAA is off in it."""
+    """The policy of a context, or AUTO if SWAA is off in the context."""
     return Policy(_lib().llama_swaa_get_policy(context))
 
 
 def fingerprint(context: int) -> int:
-    """A 64-bit number that contexts share if K and V of one are valid in the other: same model, settings, RoPE."""
+    """A 64-bit number that is equal in two contexts if K and V of one are valid in the other (same model, settings,
+    RoPE)."""
     return _lib().llama_swaa_fingerprint(context)
 
 
 def can_continue(context: int, sequence: int, position: int) -> bool:
-    """Whether `sequence` can be cut at `position`, because a token there would find all keys it must see."""
+    """Whether `sequence` can be cut at `position`, because the cache still holds all keys that a token there must
+    see."""
     return _lib().llama_swaa_can_continue(context, sequence, position)
 
 
@@ -88,22 +92,22 @@ def kv_bytes(context: int) -> int:
 
 
 def ring_cells(context: int) -> int:
-    """Cells of the ring of one stream; 0 if no layer is in a ring."""
+    """Number of cells in the ring of one stream, or 0 if no layer has a ring."""
     return _lib().llama_swaa_ring_cells(context)
 
 
 def set_default_policy(policy: Policy) -> None:
-    """Set the policy of contexts made from now on, for comparisons and tests; AUTO chooses per device."""
+    """Set the policy of contexts created from now on, for comparisons and tests; AUTO lets each device choose."""
     if _lib().llama_swaa_set_default_policy(policy) != 0:
         raise ValueError(f"policy {policy!r} must be one of {', '.join(map(str, list(Policy)))}")
 
 
 class AbortFlag:
-    """A flag that stops a running llama_decode from any thread: it returns 2 once the current graph node is done.
+    """A flag that stops a running llama_decode from any thread; llama_decode returns 2 after the current graph node.
 
     ggml calls its abort callback before every node, a thousand times per token. A Python callback would
-    take the interpreter's lock each time, so the callback is C's own `strlen` on a string of one or no
-    character: it returns true or false in the register of a bool, and takes 3 ns.
+    take the interpreter's lock each time, so the callback is C's own `strlen` on a string of one or no character. Its
+    result is true or false when read as a bool, and the call takes 3 ns.
     """
 
     def __init__(self) -> None:
@@ -112,11 +116,11 @@ class AbortFlag:
         self._callback = load().llama_cpp.ggml_abort_callback(ctypes.cast(libc.strlen, ctypes.c_void_p).value)
 
     def attach(self, context: int) -> None:
-        """Make a `llama_context *` heed this flag; the flag must outlive it."""
+        """Make a `llama_context *` stop on this flag; the flag must outlive the context."""
         load().llama_set_abort_callback(context, self._callback, ctypes.addressof(self._string))
 
     def set(self) -> None:
-        """Stop the current evaluation, and any that starts before `clear`."""
+        """Stop the current evaluation, and any evaluation that starts before `clear`."""
         self._string[0] = b"x"
 
     def clear(self) -> None:

@@ -1,6 +1,6 @@
 """The C functions that the patched library must export: their version, their signatures, and the check for both.
 
-They are declared in patches/src/include/llama-swaa.h; this is their ctypes mirror.
+The functions are declared in patches/src/include/llama-swaa.h; this module mirrors the declarations in ctypes.
 
     check(lib); declare(lib)
 """
@@ -43,7 +43,7 @@ _FUNCTIONS = {
 
 
 def check(lib: ctypes.CDLL) -> None:
-    """Refuse a library without our functions or with another version of them. Raises `NativeLibraryError`."""
+    """Refuse a library without our functions, or with another version of our functions. Raises `NativeLibraryError`."""
     if not hasattr(lib, "llama_swaa_abi_version"):
         raise NativeLibraryError(f"{lib._name} is a llama.cpp without SWAA; {REBUILD}")
     found = lib.llama_swaa_abi_version()

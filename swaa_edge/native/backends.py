@@ -1,8 +1,8 @@
-"""Load ggml's backends where they are separate files, and leave AMX out where it would kill the process.
+"""Load ggml's backends if they are separate files, but not AMX backends that would kill the process.
 
 A wheel carries one CPU backend per processor generation, and ggml loads the best one that the CPU reports support for.
 A processor may report AMX although the kernel or the virtual machine doesn't allow it; the process then dies with
-SIGILL at its first tile instruction. So the instructions are tried first, in a child process.
+SIGILL at its first tile instruction. So the AMX instructions are first tried in a child process.
 
     load_backends(llama_cpp.llama_cpp._lib, folder)
 """
@@ -37,8 +37,8 @@ _TILE_CODE = bytes.fromhex("c4e2784907 c4e27b49c0 c4e27b49c8 c4e27b49d0 c4e26b5e
 def load_backends(lib: ctypes.CDLL, folder: Path, amx_works: Callable[[], bool] | None = None) -> None:
     """Load the backends in `folder`, beside libggml, unless the library has its CPU backend built in.
 
-    amx_works: returns whether AMX instructions run here; called only if a backend would use them.
-    Raises `NativeLibraryError` if no CPU backend there runs on this processor.
+    amx_works: returns whether AMX instructions run on this machine; called only if a backend would use them.
+    Raises `NativeLibraryError` if no CPU backend in `folder` runs on this processor.
     """
     ggml = _ggml(lib, folder)
     if ggml.ggml_backend_dev_by_type(_DEVICE_CPU):
@@ -77,14 +77,14 @@ def _quiet() -> Iterator[None]:
 
 
 def amx_backends(folder: Path) -> list[Path]:
-    """The CPU backend files in `folder` that would use AMX on this processor; [] except on Linux on x86."""
+    """The CPU backend files in `folder` that would use AMX on this processor; always [] except on x86 Linux."""
     if not sys.platform.startswith("linux") or platform.machine() not in ("x86_64", "amd64"):
         return []
     return [path for path in sorted(folder.glob("libggml-cpu-*.so")) if _score(path) > _AMX_SCORE]
 
 
 def _score(path: Path) -> int:
-    """ggml's score of a backend file for this processor; 0 if it doesn't run here."""
+    """ggml's score of a backend file for this processor, or 0 if the backend doesn't run on it."""
     import _ctypes
 
     try:
@@ -99,7 +99,8 @@ def _score(path: Path) -> int:
 
 @contextlib.contextmanager
 def _without(folder: Path, left_out: list[Path]) -> Iterator[Path]:
-    """A folder of links to the backends in `folder` except `left_out`, so that ggml picks the best of the rest."""
+    """Yield a folder of links to the backends in `folder` except `left_out`, so that ggml picks the best of the
+    others."""
     with tempfile.TemporaryDirectory(prefix="swaa-edge-backends-") as links:
         for path in folder.glob("libggml*.so"):
             if path not in left_out:
@@ -108,9 +109,9 @@ def _without(folder: Path, left_out: list[Path]) -> Iterator[Path]:
 
 
 def tile_instructions_work() -> bool:
-    """Whether AMX tile instructions run in a child process; False where trying is impossible.
+    """Whether AMX tile instructions run in a child process (False if they can't be tried).
 
-    True also where the kernel refuses a process the tile registers, since ggml then doesn't use them.
+    Also True if the kernel denies the process the tile registers, since ggml then doesn't use them.
     """
     try:
         code = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
@@ -130,9 +131,9 @@ def tile_instructions_work() -> bool:
 
 
 def survives(work: Callable[[], object]) -> bool:
-    """Whether `work`, in a forked child, returns and neither raises nor kills the child. False if the fork fails.
+    """Whether `work` returns in a forked child, without raising or killing the child (False if the fork fails).
 
-    It is a fork, not a new interpreter, because sys.executable is not Python in a program that embeds Python.
+    The child is a fork, not a new interpreter, because sys.executable is not Python in a program that embeds Python.
     """
     try:
         with warnings.catch_warnings():

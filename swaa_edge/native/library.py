@@ -1,7 +1,8 @@
-"""Find the patched llama.cpp library, load it under `llama_cpp`, and check both.
+"""Find the patched llama.cpp library, load it under `llama_cpp`, and check the library and `llama_cpp`.
 
-The published llama-cpp-python loads any library it is pointed to. One that was built from another llama.cpp than its
-ctypes declarations mirror would read past structs instead of failing, so everything is checked here first.
+The published llama-cpp-python loads any library that it is given. Its ctypes declarations fit only one version of
+llama.cpp, and with another version C code would read past the end of structs instead of failing. So this module checks
+everything first.
 
     llama_cpp = load()
 """
@@ -44,9 +45,9 @@ _loaded: ModuleType | None = None
 def library_dir() -> Path:
     """The folder that holds the patched library and its backends.
 
-    That is SWAA_EDGE_LIB_PATH if set; else `lib` in this package; else `swaa_edge/lib` in an entry of
-    sys.path, which is where a wheel or an editable install puts it when this source tree shadows it.
-    Raises `NativeLibraryError` if there is none.
+    The folder is SWAA_EDGE_LIB_PATH if this variable is set, else `lib` in this package, else `swaa_edge/lib` in an
+    entry of sys.path. If this source tree shadows an installed swaa-edge, the library is in such an entry. Raises
+    `NativeLibraryError` if there is no such folder.
     """
     given = os.environ.get(PATH_VARIABLE)
     if given:
@@ -73,11 +74,11 @@ def _holds_library(folder: Path) -> bool:
 
 
 def load() -> ModuleType:
-    """Return `llama_cpp` on the patched library; the first call loads and checks both.
+    """Return `llama_cpp` on the patched library; the first call loads and checks the library and `llama_cpp`.
 
-    A LLAMA_CPP_LIB_PATH in the environment is for other programs: it is set aside while `llama_cpp` is imported, and
-    put back. A `llama_cpp` that was imported before is accepted if it runs on a patched library of this version,
-    wherever that is. Raises `NativeLibraryError`.
+    The environment variable LLAMA_CPP_LIB_PATH is for other programs, so it is removed while `llama_cpp` is imported,
+    and restored afterwards. If `llama_cpp` was imported before, it is accepted if it uses a patched library of this
+    version from any folder. Raises `NativeLibraryError`.
     """
     global _loaded
     with _lock:

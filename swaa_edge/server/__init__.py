@@ -1,9 +1,9 @@
-"""llama-cpp-python's OpenAI-compatible server, with a SwaaLlama in it.
+"""The OpenAI-compatible server of llama-cpp-python, serving a `SwaaLlama`.
 
     serve("model.gguf", port=8000, on_ready=print)
     curl http://127.0.0.1:8000/v1/completions -d '{"prompt": "Once upon", "max_tokens": 20}'
 
-The routes, request types and streaming are upstream's; only the model is made here.
+Routes, request types and streaming come from llama-cpp-python; this module only creates the model.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ def serve(
     engine: EngineSettings | None = None,
     on_ready: Callable[[str], object] = lambda url: None,
 ) -> None:
-    """Answer OpenAI's requests for `model` until a signal arrives.
+    """Serve `model` over OpenAI's API until a signal arrives.
 
-    port: 0 takes a free one. api_key: refuse requests without it. swaa: as for `SwaaLlama`. on_ready: called with the
-    base URL, ".../v1", once the model is loaded.
+    port: port to listen on, or 0 for any free port. api_key: key that each request must contain. swaa: settings,
+    as for `SwaaLlama`. on_ready: function called with the base URL (".../v1") once the model is loaded.
 
-    Raises `ConfigError` if a package is missing or the port is not available, and whatever loading the model raises.
+    Raises `ConfigError` if a package is missing or the port is not available, and the errors of loading the model.
     """
     _check_packages()
     engine = engine or EngineSettings()
@@ -64,7 +64,7 @@ def _check_packages() -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises `ConfigError` if the address or port is not available."""
+    """Open a listening socket. Raises `ConfigError` if the address or port is not available."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, _, _, _, address = found[0]
@@ -91,7 +91,7 @@ def served_class() -> type[SwaaLlama]:
 
 
 def make_app(llm: SwaaLlama, api_key: str | None = None) -> fastapi.FastAPI:
-    """Return upstream's server application with `llm` as its only model."""
+    """Return the server application of llama-cpp-python with `llm` as its only model."""
     from swaa_edge import native
 
     native.load()

@@ -1,7 +1,7 @@
 """Atomic writes: a file is written completely or not at all.
 
-A converter that dies halfway must leave neither half a file nor a damaged input. The new content
-goes into a temporary file beside the target, which is flushed to disk and then renamed.
+A converter that dies halfway must not leave a partial file or a damaged input. The new content goes into a temporary
+file beside the target. This file is flushed to disk and then renamed.
 
     with atomic_output("model.gguf") as tmp: write(tmp)
 """
@@ -20,12 +20,12 @@ from swaa_edge.errors import OutputError
 
 @contextlib.contextmanager
 def atomic_output(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on a clean exit it is fsynced and renamed to `path`.
+    """Yield a temporary path beside `path`; on a clean exit the file is fsynced and renamed to `path`.
 
     On any exception, `KeyboardInterrupt` included, the temporary file is removed and `path` stays
-    as it was. A symbolic link is replaced, not its target: other links in a download cache may share it. Raises
-    `OutputError` if `path` exists and `force` is false, if it is not a regular file, if its folder is missing or not
-    writable, or if the disk is full.
+    as it was. If `path` is a symbolic link, the link is replaced and its target is kept, because other links in a
+    download cache may share the target. Raises `OutputError` if `path` exists and `force` is false, if it is not a
+    regular file, if its folder is missing or not writable, or if the disk is full.
     """
     target = Path(path)
     if target.is_dir():
@@ -64,10 +64,10 @@ def atomic_output(path: str | os.PathLike[str], *, force: bool = False) -> Itera
 def atomic_outputs(
     files: Iterable[str | None], *, force: bool = False, others: Iterable[str | os.PathLike[str] | None] = ()
 ) -> Iterator[dict[str, Path]]:
-    """As `atomic_output` for several files, before hours of work; yields the temporary path of each by name.
+    """Do the same as `atomic_output` for several files; yields a mapping from each file to its temporary path.
 
-    None and "-" (stdout) are skipped. others: files that the caller reads or writes besides, such as its inputs and its
-    journal. Raises `OutputError`, also for an output that is named twice.
+    Files that are None or "-" (stdout) are skipped. others: further files that the caller reads or writes, such as its
+    inputs and its journal. Raises `OutputError`, also for a file that is named twice.
     """
     files = list(files)
     _check_distinct(files, others)
@@ -105,7 +105,7 @@ def write_json(path: str | os.PathLike[str], document: dict[str, Any], *, force:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename durable, where the file system can sync a folder."""
+    """Make a rename durable, if the file system can sync a folder."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

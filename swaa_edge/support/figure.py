@@ -28,17 +28,18 @@ def check_plot() -> None:
 
 
 def picture_type(path: str | os.PathLike[str]) -> str:
-    """The type that the suffix of `path` names, "png" without one. Raises `ConfigError` for another suffix."""
+    """The picture type that the suffix of `path` names, or "png" if there is no suffix. Raises `ConfigError` for an
+    unknown suffix."""
     if os.fspath(path) == "-":
         raise ConfigError("a picture can't be written to stdout; give the name of a file")
     kind = Path(path).suffix.lstrip(".").lower() or PICTURE_TYPES[0]
     if kind not in PICTURE_TYPES:
-        raise ConfigError(f"{path} must be a picture: {', '.join('.' + kind for kind in PICTURE_TYPES)}")
+        raise ConfigError(f"{path} must end in one of {', '.join('.' + kind for kind in PICTURE_TYPES)}")
     return kind
 
 
 def check_pictures(*files: str | os.PathLike[str] | None) -> None:
-    """Raise now the `ConfigError` that drawing into one of these files would raise later; None is skipped."""
+    """Raise the `ConfigError` that drawing into one of these files would raise later; None is skipped."""
     for file in files:
         if file is not None:
             check_plot()
@@ -49,7 +50,7 @@ def check_pictures(*files: str | os.PathLike[str] | None) -> None:
 def figure(path: str | os.PathLike[str], *, size: tuple[float, float], kind: str | None = None) -> Iterator[Figure]:
     """Yield an empty figure of `size` inches, and write it to `path` on a clean exit.
 
-    kind: one of `PICTURE_TYPES`; None takes the type from the name. Raises `ConfigError`.
+    kind: one of `PICTURE_TYPES`, or None for the type that the suffix of `path` names. Raises `ConfigError`.
     """
     check_plot()
     kind = kind or picture_type(path)

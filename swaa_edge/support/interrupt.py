@@ -1,4 +1,4 @@
-"""Ctrl-C that stops a model within one ubatch, not only when the C library returns, and that ends a run early.
+"""Makes Ctrl-C stop a model within one ubatch, even during a C call, and end a run early with its results.
 
 with interruptible(llm): llm.eval(tokens)
 with ends_early(report, lambda: journal.records): measure(report)
@@ -25,7 +25,7 @@ class Cancellable(Protocol):
 
 @contextlib.contextmanager
 def interruptible(llm: Cancellable) -> Iterator[None]:
-    """While this lasts, Ctrl-C cancels `llm` and raises KeyboardInterrupt; a second one interrupts Python itself.
+    """Within this block, Ctrl-C cancels `llm` and raises KeyboardInterrupt; a second Ctrl-C interrupts Python itself.
 
     Python runs a signal handler only after the C call returns, which can take seconds. So the interpreter writes the
     number of each signal into a socket as it arrives, and a thread reads it there.
@@ -73,7 +73,7 @@ class Stoppable(Protocol):
 
 @contextlib.contextmanager
 def ends_early(report: Stoppable, has_results: Callable[[], object]) -> Iterator[None]:
-    """End the block at Ctrl-C, or at a `SwaaError` once there are results, and put the reason into `report.stopped`."""
+    """End the block on Ctrl-C, or on a `SwaaError` if there are results, and store the reason in `report.stopped`."""
     try:
         yield
     except KeyboardInterrupt:

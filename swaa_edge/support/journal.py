@@ -1,4 +1,4 @@
-"""Results kept one JSON line each as they arrive, so that an interrupted run resumes where it stopped.
+"""Saves each result as a JSON line as soon as it arrives, so that an interrupted run can resume where it stopped.
 
 with open_journal("eval", key, file=None, fresh=False) as journal: journal.add(record); journal.discard()
 """
@@ -20,9 +20,10 @@ _MARK = "swaa_edge_journal"
 
 
 class Journal(contextlib.AbstractContextManager):
-    """Records, of earlier runs too, in the JSON Lines file at `path`; its first line identifies command and run.
+    """The records of this run and of its interrupted parts, in a JSON Lines file whose first line identifies the run.
 
-    path: None keeps the records in memory only. A last line without an end is dropped; other damage is an error.
+    path: the file, or None to keep the records only in memory. An incomplete last line is dropped; other damage is an
+        error.
     key: plain JSON values that identify the run. Raises `OutputError`, also for the journal of another run.
     """
 
@@ -42,7 +43,7 @@ class Journal(contextlib.AbstractContextManager):
                 self._write(head)
 
     def _read(self, path: Path, head: Record) -> bool:
-        """Load the records of the file; False if there is no earlier run to resume."""
+        """Load the records of the file, or return False if there is no earlier run to resume."""
         data = path.read_bytes() if path.exists() else b""
         complete = data[: data.rfind(b"\n") + 1]
         if not complete and json.dumps(head).startswith(data.decode("utf-8", "replace")):
@@ -57,7 +58,7 @@ class Journal(contextlib.AbstractContextManager):
             raise OutputError(f"{other}; choose another file")
         if first != head:
             raise OutputError(
-                f"{path} is the journal of another run (model, samples or settings differ); choose another file"
+                f"{path} is the journal of another run (the model, samples or settings differ); choose another file"
             )
         if wrong := next((at for at, record in enumerate(records, 2) if not isinstance(record, dict)), None):
             raise OutputError(f"{path}:{wrong} is not a journal entry; choose another file")
@@ -68,7 +69,7 @@ class Journal(contextlib.AbstractContextManager):
         return True
 
     def add(self, record: Record) -> None:
-        """Keep a record; it is in the file when this returns."""
+        """Add a record; it is written to the file before this returns."""
         self.records.append(record)
         if self._file:
             with self._as_output_error():
@@ -102,9 +103,10 @@ class Journal(contextlib.AbstractContextManager):
 
 
 def open_journal(command: str, key: dict[str, Any], file: str | os.PathLike[str] | None, fresh: bool) -> Journal:
-    """The journal of a run of `command`: in `file`, else in the user's cache, else in memory.
+    """Open the journal of a run of `command` in `file`, else in the user's cache folder, else in memory.
 
-    fresh: delete what an earlier run left there, unless the file is not a journal of `command`. Raises `OutputError`.
+    fresh: delete the journal that an earlier run left there, unless the file is not a journal of `command`. Raises
+        `OutputError`.
     """
     path = _cached(command, key) if file is None else Path(file)
     if fresh and path is not None and path.exists():
@@ -115,13 +117,13 @@ def open_journal(command: str, key: dict[str, Any], file: str | os.PathLike[str]
 
 
 def digest(key: dict[str, Any]) -> str:
-    """A short name for plain JSON values that changes whenever they do."""
+    """A short hash of plain JSON values."""
     text = json.dumps(key, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _cached(command: str, key: dict[str, Any]) -> Path | None:
-    """<cache folder of the user>/swaa-edge/<command>-<digest>.jsonl; None if that folder can't be written."""
+    """The path <user's cache folder>/swaa-edge/<command>-<digest>.jsonl, or None if the folder can't be written."""
     from platformdirs import user_cache_path
 
     folder = user_cache_path("swaa-edge", appauthor=False)

@@ -1,4 +1,4 @@
-"""Facts about this machine, on which measured times depend.
+"""Facts about this machine that explain measured times.
 
 machine()["cpu"]
 """

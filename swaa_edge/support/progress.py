@@ -23,9 +23,9 @@ _BAR = "{desc} {percentage:3.0f}%|{bar}| {remaining} left"
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """How far a run is: `done` of `total` units of work, each of which takes about the same time.
+    """The progress of a run: `done` of `total` units of work, each of which takes about the same time.
 
-    total: may change while an estimate improves. text: what is being worked on, as "quality, 4,096 tokens".
+    total: may change when an estimate improves. text: the current work, such as "quality, 4,096 tokens".
     """
 
     done: float
@@ -40,8 +40,8 @@ OnProgress = Callable[[Progress], None]
 def progress_bar(wanted: bool | None) -> Iterator[OnProgress | None]:
     """Yield an `on_progress` callback that shows a run on stderr, or None if progress is off.
 
-    wanted: as for `progress_stream`. A terminal gets a bar, which vanishes at the end; another stream gets a line
-    whenever the text changes. The time left is estimated from the work of this run alone.
+    wanted: as for `progress_stream`. A terminal shows a bar that disappears at the end; any other stream gets a line
+        whenever the text changes. The time left is estimated from the work of this run alone.
     """
     stream = progress_stream(wanted)
     if stream is None:
@@ -75,7 +75,7 @@ def progress_bar(wanted: bool | None) -> Iterator[OnProgress | None]:
 
 @contextlib.contextmanager
 def byte_bar(label: str) -> Iterator[Callable[[int, int], None] | None]:
-    """Yield an `on_progress(done, total)` callback, in bytes, that draws a bar on stderr; None without a terminal."""
+    """Yield an `on_progress(done, total)` callback that draws a bar of bytes on stderr, or None without a terminal."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -89,10 +89,10 @@ def byte_bar(label: str) -> Iterator[Callable[[int, int], None] | None]:
 
 
 class PrefillProgress:
-    """An `on_prefill` callback that writes to `stream`: a bar on a terminal, else a line per ubatch.
+    """An `on_prefill` callback that writes to `stream`: a bar if it is a terminal, else a line per ubatch.
 
     Long prompts take minutes on a laptop, and a silent minute looks like a hang.
-    transient: leave nothing on a terminal at the end; otherwise the total and its speed stay.
+    transient: leave nothing on a terminal at the end; otherwise a line with the token count and speed stays.
     """
 
     def __init__(self, stream: TextIO, *, transient: bool = False) -> None:
@@ -119,7 +119,7 @@ class PrefillProgress:
                 self._write(f"prefill {total:,} tokens in {seconds:.1f} s{speed}")
 
     def close(self) -> None:
-        """Remove the bar if one is shown, such as that of an interrupted prefill."""
+        """Remove the bar if one is shown, for example after an interrupted prefill."""
         if self._bar is not None:
             self._bar.close()
         self._bar = None
@@ -130,7 +130,7 @@ class PrefillProgress:
 
 
 def progress_stream(wanted: bool | None) -> TextIO | None:
-    """stderr if progress is wanted, or if that is undecided (None) and stderr is a terminal; else None."""
+    """Return stderr if `wanted` is true, or if it is None and stderr is a terminal; else return None."""
     return sys.stderr if (sys.stderr.isatty() if wanted is None else wanted) else None
 
 

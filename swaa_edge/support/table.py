@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 
 
 def table(rows: Iterable[Sequence[str] | None], *, left: int = 1) -> str:
-    """Lay out `rows` of equal length, including the heads, in columns two spaces apart.
+    """Lay out `rows` of equal length, including the heading row, in columns two spaces apart.
 
-    left: how many of the first columns are aligned left; the others are aligned right. None makes an empty line.
+    left: number of first columns that are aligned left; the other columns are aligned right. A row of None becomes an
+        empty line.
     """
     lines = list(rows)
     widths = [max(map(len, column)) for column in zip(*filter(None, lines), strict=True)]

@@ -53,7 +53,9 @@ def test_the_example_of_the_docs(path, tmp_path):
 
 @pytest.mark.parametrize("keep", [0, -1, 0.0, 1.5, -0.5])
 def test_keep_is_a_number_of_layers_or_a_fraction(keep):
-    with pytest.raises(ConfigError, match=f"keep = {keep} must be a number of layers from 1, or a fraction as in 0.25"):
+    with pytest.raises(
+        ConfigError, match=f"keep = {keep} must be a number of layers, at least 1, or a fraction such as 0.25"
+    ):
         CalibrateSettings(keep=keep)
 
 

@@ -25,8 +25,8 @@ def test_windows_of_a_text():
     [
         ({"length": 51}, "the text has 50 tokens, too few for 1 window of 51; give a longer text or shorter windows"),
         ({"length": 26, "held_out": True}, "the text has 50 tokens, too few for 2 windows of 26; give a longer"),
-        ({"length": 20, "answer": 20}, "20 answer tokens must be from 1 to 19 in 20 tokens"),
-        ({"length": 20, "answer": 0}, "0 answer tokens must be from 1 to 19 in 20 tokens"),
+        ({"length": 20, "answer": 20}, "answer_tokens = 20 must be from 1 to 19 in windows of 20"),
+        ({"length": 20, "answer": 0}, "answer_tokens = 0 must be from 1 to 19 in windows of 20"),
     ],
 )
 def test_a_text_that_is_too_short(arguments, message):

@@ -202,14 +202,14 @@ def test_progress_counts_up_to_its_total(monkeypatch, method, candidates, held_o
         ({"keep": 6}, "keep = 6 leaves none of the model's 6 layers to slide; keep fewer"),
         (
             {"keep": 3, "candidates": 4},
-            r"candidates = 4 requires the method greedy, and from 3 \(the layers to keep\) to 6",
+            r"candidates = 4 needs the method greedy, and must be from 3 \(the layers to keep\) to 6",
         ),
         (
             {"keep": 3, "candidates": 2, "method": "greedy"},
-            r"candidates = 2 requires the method greedy, and from 3 \(the layers to keep\) to 6",
+            r"candidates = 2 needs the method greedy, and must be from 3 \(the layers to keep\) to 6",
         ),
         ({"swaps": -1}, "swaps = -1 must be 0 or more"),
-        ({"cases": []}, "there is nothing to measure the loss of; give at least one sample"),
+        ({"cases": []}, "there are no samples to measure the loss on; give at least one"),
     ],
 )
 def test_numbers_that_do_not_fit(monkeypatch, arguments, message):

@@ -117,9 +117,9 @@ def test_attention_measures_a_shape_by_default(fake_runner, monkeypatch, args, l
     [
         ([], 2, "Error: give either MODEL.gguf or --shape NAME"),
         (["MODEL", "--shape", "qwen3-4b"], 2, "Error: give either MODEL.gguf or --shape NAME"),
-        (["MODEL", "--layers", 2], 2, "Error: --layers, --type and --vocab belong to --shape"),
-        (["MODEL", "--attention", "--layers", 2], 2, "Error: --layers, --type and --vocab belong to --shape"),
-        (["MODEL", "--quick"], 2, "Error: --quick belongs to --attention"),
+        (["MODEL", "--layers", 2], 2, "Error: --layers, --type and --vocab work only with --shape"),
+        (["MODEL", "--attention", "--layers", 2], 2, "Error: --layers, --type and --vocab work only with --shape"),
+        (["MODEL", "--quick"], 2, "Error: --quick works only with --attention"),
         (["MODEL", "--attention", "--plot", "a.png"], 2, "Error: --attention draws no plot"),
         (["MODEL", "--attention", "--decode", 0], 1, "Error: decode = 0 must be at least 1"),
         (["--shape", "qwen3-5b"], 1, "Error: unknown shape 'qwen3-5b'; did you mean qwen3-4b?"),
@@ -129,9 +129,9 @@ def test_attention_measures_a_shape_by_default(fake_runner, monkeypatch, args, l
         (["MODEL", "--prompt-tokens", "0"], 2, "Error: Invalid value for '--prompt-tokens': '0' must be numbers"),
         (["MODEL", "--configs", "fsat"], 1, "Error: there is no configuration fsat (is it fast?)"),
         (["MODEL", "--configs", "no.json"], 1, "Error: cannot read the settings file no.json: No such file"),
-        (["MODEL", "--configs", "full"], 1, "Error: give a configuration to compare with full attention, or an"),
+        (["MODEL", "--configs", "full"], 1, "Error: there is nothing to compare with full attention; give a"),
         (["MODEL", "--baseline", "nowhere"], 1, "Error: nowhere holds no llama.cpp library; `make baseline` builds"),
-        (["MODEL", "--plot", "a.txt"], 1, "Error: a.txt must be a picture: .png, .svg, .pdf"),
+        (["MODEL", "--plot", "a.txt"], 1, "Error: a.txt must end in one of .png, .svg, .pdf"),
         (["MODEL", "--lora", "a.gguf"], 2, "Error: No such option '--lora'"),
         (
             ["MODEL", "--window", "8", "--plot", "-"],
@@ -140,7 +140,11 @@ def test_attention_measures_a_shape_by_default(fake_runner, monkeypatch, args, l
         ),
         (["MODEL", "--json", "x.png", "--plot", "x.png"], 1, "Error: x.png names an output and another file"),
         (["none.gguf"], 1, "Error: none.gguf does not exist; give the path of a .gguf file"),
-        (["MODEL", "--prompt-tokens", "32,8192"], 1, "Error: a prompt of 8192 tokens and 32 more exceed the 4096 that"),
+        (
+            ["MODEL", "--prompt-tokens", "32,8192"],
+            1,
+            "Error: a prompt of 8192 tokens and 32 more exceed the 4096 tokens that",
+        ),
     ],
 )
 def test_mistakes_are_one_line(fake_runner, bench_model, args, code, message, monkeypatch, tmp_path):

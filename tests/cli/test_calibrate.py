@@ -187,13 +187,13 @@ def test_progress_is_a_line_per_choice(fake, file):
 @pytest.mark.parametrize(
     "args, code, message",
     [
-        (["--keep", "0"], 1, "Error: keep = 0 must be a number of layers from 1, or a fraction as in 0.25"),
+        (["--keep", "0"], 1, "Error: keep = 0 must be a number of layers, at least 1, or a fraction such as 0.25"),
         (["--keep", "half"], 2, "Error: Invalid value for '--keep': 'half' must be a number of layers, or a fraction"),
         (["--keep", "4"], 1, "Error: keep = 4 leaves none of the model's 4 layers to slide; keep fewer"),
         (
             ["--candidates", "2"],
             1,
-            "Error: candidates = 2 requires the method greedy, and from 1 (the layers to keep) to 4",
+            "Error: candidates = 2 needs the method greedy, and must be from 1 (the layers to keep) to 4",
         ),
         (["--method", "magic"], 2, "Error: Invalid value for '--method': 'magic' is not one of"),
         (
@@ -204,9 +204,13 @@ def test_progress_is_a_line_per_choice(fake, file):
         (
             ["--window", "4000", "--sinks", "96"],
             1,
-            "Error: window 4000 and 96 sinks hide nothing in 4096 tokens; lower",
+            "Error: window 4000 and 96 sinks cover all 4096 tokens of a prompt, so no layer slides; lower",
         ),
-        (["--annotate", "x.gguf", "--in-place"], 1, "Error: annotate and in_place are both a place for the model"),
+        (
+            ["--annotate", "x.gguf", "--in-place"],
+            1,
+            "Error: annotate and in_place exclude each other; give one of them",
+        ),
         (
             ["-o", "MODEL"],
             1,

@@ -105,10 +105,16 @@ def test_the_converter_is_a_subpackage():
         (["annotate", "a", "-o", "b", "--strip", "--recipe", "fast"], "Error: --strip removes the keys"),
         (["annotate", "a", "-o", "b", "--sinks", "4"], "Error: SWAA settings need a window; add --window N"),
         (["annotate", "a", "-o", "b", "--recipe", "fast", "--config", "c"], "Error: --recipe and --config"),
-        (["convert", "a", "-o", "b", "--adapter-only"], "Error: --adapter-only converts the adapter that --lora names"),
-        (["convert", "a", "-o", "b", "--lora", "c", "--adapter-only", "--quantize", "Q8_0"], "Error: --quantize is"),
-        (["convert", "a", "-o", "b", "--lora", "c", "--adapter-only", "--pre", "gpt-2"], "Error: --pre is for a model"),
-        (["bench", "a", "--quick"], "Error: --quick belongs to --attention; see swaa-edge bench --help"),
+        (["convert", "a", "-o", "b", "--adapter-only"], "Error: --adapter-only converts the adapter given with --lora"),
+        (
+            ["convert", "a", "-o", "b", "--lora", "c", "--adapter-only", "--quantize", "Q8_0"],
+            "Error: --quantize does not apply to --adapter-only",
+        ),
+        (
+            ["convert", "a", "-o", "b", "--lora", "c", "--adapter-only", "--pre", "gpt-2"],
+            "Error: --pre does not apply to --adapter-only",
+        ),
+        (["bench", "a", "--quick"], "Error: --quick works only with --attention; see swaa-edge bench --help"),
     ],
 )
 def test_a_wrong_command_line_is_one_line_and_exit_code_2(args, message):

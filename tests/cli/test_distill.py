@@ -218,7 +218,7 @@ def test_greedy_responses_are_asked_for_once(fake):
     result = run(*SMALL, "--temp", 0, "--json")
     assert json.loads(result.stdout)["settings"]["samples"] == 1 and len(Talker.asked) == 8
     result = run(*SMALL, "--temp", 0, "--samples", 2)
-    assert result.exit_code == 1 and result.stderr.startswith("Error: samples = 2 at temperature 0 are all the same")
+    assert result.exit_code == 1 and result.stderr.startswith("Error: samples = 2 at temperature 0 would all be equal")
 
 
 @pytest.mark.parametrize(
@@ -265,7 +265,7 @@ def test_models_that_do_not_exist(fake, tmp_path):
     for args, code, message in (
         (["none.gguf"], 1, "none.gguf does not exist"),
         (["empty"], 1, "empty has no config.json; give the folder of a Hugging Face model"),
-        (["empty", "--ubatch", "64"], 1, "empty is a Hugging Face model; of the engine's options it takes only"),
+        (["empty", "--ubatch", "64"], 1, "empty is a Hugging Face model; the only engine options for it are"),
     ):
         (tmp_path / "empty").mkdir(exist_ok=True)
         result = run(*args, *SMALL[1:])

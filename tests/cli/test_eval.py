@@ -245,7 +245,7 @@ def test_a_journal_of_one_s_own_stays_and_fresh_forgets_it(fake, small, tmp_path
     assert run(*small, "--journal", file).stderr == "resuming after 24 of 24 answers\n"
     assert len(Reader.asked) == 24 and not fake.cache.exists()
     other = run(*small, "--journal", file, "--seed", 5)
-    message = "is the journal of another run (model, samples or settings differ); choose another file"
+    message = "is the journal of another run (the model, samples or settings differ); choose another file"
     assert (other.exit_code, other.stderr) == (1, f"Error: {file} {message}\n")
     assert run(*small, "--journal", file, "--seed", 5, "--fresh").stderr == ""
     notes = tmp_path / "notes"
@@ -378,25 +378,25 @@ def test_a_wrong_pattern_names_its_line(fake, file, tmp_path):
 @pytest.mark.parametrize(
     "args, code, message",
     [
-        (["--task", ","], 1, "the list of tasks is empty; there are needle, multi-needle, kv, chain, ppl, or give a"),
-        (["--configs", ""], 1, "--configs names none; there are full, naive, quality,"),
+        (["--task", ","], 1, "the list of tasks is empty; give some of needle, multi-needle, kv, chain, ppl, or a"),
+        (["--configs", ""], 1, "--configs is empty; name some of full, naive, quality,"),
         (["--task", "needel"], 1, "there is no task needel (is it needle?); there are needle, multi-needle, kv, "),
         (["--task", "none.jsonl"], 1, "cannot read none.jsonl: No such file or directory"),
         (["--task", "a.jsonl,b/a.jsonl"], 1, "two tasks have the name a; rename one of the files"),
         (["--configs", "fsat"], 1, "there is no configuration fsat (is it fast?); there are full, naive, quality, "),
         (["--configs", "fast,fast"], 1, "--configs has fast twice; name each configuration once"),
         (["--configs", "file"], 1, "--configs file: "),
-        (["--configs", "fast", "--recipe", "fast"], 1, "--configs names whole configurations"),
+        (["--configs", "fast", "--recipe", "fast"], 1, "--configs excludes --recipe and --config"),
         (
             ["--prompt-tokens", "4090"],
             1,
             "a prompt of 4090 tokens and 64 for the answer exceed the context of 4096 tok",
         ),
-        (["--prompt-tokens", "20", "--task", "kv"], 1, "kv doesn't fit into a prompt of 20 tokens; it takes at least "),
+        (["--prompt-tokens", "20", "--task", "kv"], 1, "kv doesn't fit into a prompt of 20 tokens; give at least "),
         (
             ["--prompt-tokens", "100", "--task", "needle", "--beyond", "100"],
             1,
-            "beyond = 100: in needle prompts of 100 tok",
+            "beyond = 100 must be at most 93 in needle prompts of 100 tokens",
         ),
         (
             ["--prompt-tokens", "12"],
@@ -411,12 +411,12 @@ def test_a_wrong_pattern_names_its_line(fake, file, tmp_path):
         (["--scorer", "judge", "--task", "a.jsonl"], 1, "--scorer judge requires --judge URL and --judge-m"),
         (["--text", "a.txt"], 2, "--text applies to the task ppl; add --task ppl"),
         (["--task", "ppl", "--plot", "a.png"], 2, "--plot shows accuracy, which ppl does not measure"),
-        (["--task", "kv", "--heatmap", "a.png"], 2, "--heatmap shows the task needle; add it to --task"),
+        (["--task", "kv", "--heatmap", "a.png"], 2, "--heatmap shows the task needle; add needle to --task"),
         (["--task", "ppl", "--text", "none"], 1, "cannot read none: No such file or directory"),
         (["--task", "needle,ppl", "--text", "model.gguf"], 1, "model.gguf is not UTF-8 text (byte "),
         (["--task", "needle,ppl", "--text", "short.txt"], 1, "the text has 3 tokens, fewer than a window of 200"),
         (["--haystack", "blank.txt"], 1, "blank.txt is empty; give a file with text"),
-        (["--plot", "a.bmp"], 1, "a.bmp must be a picture: .png, .svg, .pdf"),
+        (["--plot", "a.bmp"], 1, "a.bmp must end in one of .png, .svg, .pdf"),
         (["--plot", "a.png", "--json", "a.png"], 1, "a.png can't be both JSON and a picture; give two names"),
         (["--json", "none/a.json"], 1, "the folder none does not exist; create it or choose another output"),
     ],

@@ -105,7 +105,11 @@ def test_recommend_writes_settings(measured, tmp_path):
             "Error: no configuration has a prefill speed-up of 2.00x and 60.0% accuracy; the fastest is fast,",
         ),
         (["--min-accuracy", 1.1], 2, "Error: Invalid value for '--min-accuracy'"),
-        (["--target-speedup", 1, "-o", "x.json"], 1, "Error: nothing to write: the choice is full, 98.0% accurate,"),
+        (
+            ["--target-speedup", 1, "-o", "x.json"],
+            1,
+            "Error: full attention was chosen, which has no settings to write to x.json: full, 98.0% accurate,",
+        ),
     ],
 )
 def test_no_recommendation(measured, args, code, message):
@@ -118,7 +122,7 @@ def test_no_recommendation(measured, args, code, message):
     "text, message",
     [
         ("{", "is not a JSON file: "),
-        ("[]", 'has no "table"; give a file of swaa-edge eval --json'),
+        ("[]", 'has no "table"; give a file written by swaa-edge eval --json'),
         ('{"table": []}', "has no configuration with accuracy and prefill ratio; evaluate full attention too"),
         ('{"table": [1]}', "row 1 of the table is not a JSON object"),
         ('{"table": [{"config": "a", "accuracy": 1}]}', "row 1 of the table lacks prefill_ratio"),

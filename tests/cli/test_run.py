@@ -46,11 +46,11 @@ def test_help_needs_no_library():
 @pytest.mark.parametrize(
     ("arguments", "code", "line"),
     [
-        ([], 2, "give the prompt either by -p TEXT or by -f FILE (- means stdin); see swaa-edge run --help"),
+        ([], 2, "give the prompt with either -p TEXT or -f FILE (- means stdin); see swaa-edge run --help"),
         (
             ["-p", "x", "-f", "y"],
             2,
-            "give the prompt either by -p TEXT or by -f FILE (- means stdin); see swaa-edge run --help",
+            "give the prompt with either -p TEXT or -f FILE (- means stdin); see swaa-edge run --help",
         ),
         (["-p", ""], 1, "the prompt is empty; give a text to continue"),
         (["-f", "/none/there.txt"], 1, "cannot read /none/there.txt: No such file or directory; give a text file"),
@@ -173,7 +173,9 @@ def test_progress_goes_to_stderr(model):
 def test_a_prompt_beyond_the_training_context(model):
     code, out, error = swaa_edge("run", model, "-p", "x", "-n", 9000)
     assert (code, out) == (1, "")
-    assert error.startswith("Error: 1 prompt tokens and 9000 new ones exceed the 8192 that the model was trained for")
+    assert error.startswith(
+        "Error: 1 prompt tokens and 9000 new ones exceed the model's training context of 8192 tokens"
+    )
 
 
 @pytest.mark.native

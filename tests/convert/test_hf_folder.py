@@ -66,7 +66,7 @@ BAD = {
     "an adapter": (make_adapter, "is a LoRA adapter; give its base model's folder, and --lora"),
     "config no JSON": (lambda f: (f / "config.json").write_text("{"), "config.json can't be read as JSON"),
     "config a list": (lambda f: (f / "config.json").write_text("[]"), "must hold a JSON object"),
-    "no architectures": (lambda f: edit_json(f / "config.json", architectures=None), "names no architectures"),
+    "no architectures": (lambda f: edit_json(f / "config.json", architectures=None), "has no architectures"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "has no tokenizer"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "has no weights"),
     "missing shard": (name_missing_shard, r"00002-of-00002.safetensors is missing \(1 of the 2 files"),

@@ -118,7 +118,7 @@ def test_a_layer_that_the_model_lacks(model):
         ({"n_threads": 513}, "n_threads = 513 is out of range: 1 to 512"),
         (
             {"flash_attn": False, "type_v": 8},
-            "a quantized V cache (type_v) needs flash attention; leave flash_attn on, or type_v at f16",
+            "a quantized V cache (type_v) needs flash attention; leave flash_attn on, or use type_v = f16",
         ),
     ],
 )

@@ -171,14 +171,14 @@ def test_an_annotated_file_is_the_same_model(load, state, path, tmp_path):
 def test_a_context_that_is_too_small(load):
     llm = load()
     llm.eval(text(3, 700))
-    with pytest.raises(StateError, match="the state holds 700 tokens, the context has room for 512; raise n_ctx"):
+    with pytest.raises(StateError, match="the state holds 700 tokens, but the context has room for 512; raise n_ctx"):
         load(n_ctx=512).load_state(llm.save_state())
 
 
 def test_a_ring_that_is_too_small(load):
     llm = load(n_batch=256, n_ubatch=256)
     llm.eval(text(3, 700))
-    with pytest.raises(StateError, match="the state's ring has 512 cells, here 256; raise n_ubatch"):
+    with pytest.raises(StateError, match="the state's ring has 512 cells, but this one has 256; raise n_ubatch"):
         load().load_state(llm.save_state())
 
 

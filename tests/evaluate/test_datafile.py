@@ -90,12 +90,12 @@ def test_the_order_is_that_of_the_file_and_a_limit_stops_before_the_rest(write):
         (lines({**GOOD, "answer": True}), ":1: answer = True must be a string, a number or a list of these"),
         (lines({**GOOD, "answer": [["a"]]}), ":1: answer = ['a'] must be a string, a number or a list of these"),
         (lines({**GOOD, "answer": float("nan")}), ":1: answer = nan must be a string, a number or a list of these"),
-        (lines({**GOOD, "answer": []}), ":1: answer is an empty list; give what the response must contain"),
-        (lines({**GOOD, "answer": ["a", " "]}), ":1: answer is empty; it must be a text"),
-        (lines({**GOOD, "prompt": " \n"}), ":1: prompt is empty; it must be a text"),
-        (lines({**GOOD, "prompt": "\ud800"}), ":1: prompt holds half a character (\\ud800)"),
+        (lines({**GOOD, "answer": []}), ":1: answer is an empty list; give at least one answer"),
+        (lines({**GOOD, "answer": ["a", " "]}), ":1: answer is empty; it must be text"),
+        (lines({**GOOD, "prompt": " \n"}), ":1: prompt is empty; it must be text"),
+        (lines({**GOOD, "prompt": "\ud800"}), ":1: prompt is not valid Unicode (\\ud800)"),
         (lines({**GOOD, "id": 1.5}), ":1: id = 1.5 must be a string or a whole number"),
-        (lines({**GOOD, "id": 2}, GOOD), ':2: the id "talks/2" is also that of {path}:1; make it unique'),
+        (lines({**GOOD, "id": 2}, GOOD), ':2: the id "talks/2" is already used in {path}:1; make it unique'),
         (b'{"prompt": "a\xe9"}\n', ":1: byte 14 is not UTF-8; save the file as UTF-8"),
         (lines(GOOD).encode("utf-16"), ":1: byte 1 is not UTF-8; save the file as UTF-8"),
         ("", " contains no samples; write one object with prompt and answer per line"),
@@ -206,14 +206,14 @@ def test_a_prompt_that_does_not_fit_is_named(write):
         check_lengths(samples, 8, 2)
     assert str(caught.value) == (
         f"{path}:2: a prompt of 7 tokens and 2 for the answer don't fit the context of 8; raise --ctx to 9 if the "
-        "model can, or shorten the prompt, or skip such samples (2 of 4) with --skip-long"
+        "model allows it, or shorten the prompt, or skip such samples (2 of 4) with --skip-long"
     )
     assert [s.id for s in check_lengths(samples, 8, 2, skip_long=True)] == ["talks/p9", "talks/p11"]
     with pytest.raises(DataFileError) as caught:
         check_lengths(samples, 6, 2, skip_long=True)
     assert str(caught.value) == (
-        f"no sample fits the context of 6 tokens, {path}:1 has 5; raise --ctx to 7 if the model can, or shorten the "
-        "prompt"
+        f"no sample fits the context of 6 tokens; {path}:1 needs 7; raise --ctx to 7 if the model allows it, or "
+        "shorten the prompt"
     )
 
 

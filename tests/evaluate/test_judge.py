@@ -292,4 +292,6 @@ def test_addresses_and_keys_are_checked_first(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "a\nHost: b")
     with pytest.raises(ConfigError) as caught:
         Judge("http://a/v1", "referee")
-    assert str(caught.value) == "the API key has characters that no key has; set OPENAI_API_KEY to the key alone"
+    assert (
+        str(caught.value) == "OPENAI_API_KEY contains characters that are not allowed in a key; set it to the key alone"
+    )

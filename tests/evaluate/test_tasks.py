@@ -321,20 +321,20 @@ def test_literal_questions():
 @pytest.mark.parametrize("task", TASKS)
 def test_a_too_short_prompt_is_refused_with_the_least_length(task):
     prompts = fake_prompts(WORDS, "system")
-    text = rf"^{task} doesn't fit into a prompt of 20 tokens; it takes at least (\d+)$"
+    text = rf"^{task} doesn't fit into a prompt of 20 tokens; give at least (\d+)$"
     with pytest.raises(ConfigError, match=text) as caught:
         build(settings((task,), lengths=(20,), samples=1, styles=("spoken",)), prompts)
     least = int(re.match(text, str(caught.value))[1])
     # In words all facts of a task are equally long, so that the least length holds for all.
     samples = build(settings((task,), lengths=(least,), styles=("spoken",)), prompts)
     assert [len(sample.prompt) for sample in samples] == [least] * 10
-    with pytest.raises(ConfigError, match=f"prompt of {least - 1} tokens; it takes at least {least}$"):
+    with pytest.raises(ConfigError, match=f"prompt of {least - 1} tokens; give at least {least}$"):
         build(settings((task,), lengths=(least - 1,), styles=("spoken",)), prompts)
 
 
 def test_a_too_large_beyond_is_refused_with_the_largest_possible():
     prompts = fake_prompts(WORDS, "system")
-    text = r"^beyond = 250: in needle prompts of 200 tokens, the facts stand at most (\d+) tokens before the"
+    text = r"^beyond = 250 must be at most (\d+) in needle prompts of 200 tokens; lower it, or use longer prompts$"
     with pytest.raises(ConfigError, match=text) as caught:
         build(settings(("needle",), lengths=(200,), beyond=250), prompts)
     most = int(re.match(text, str(caught.value))[1])

@@ -349,7 +349,7 @@ def test_matrices_that_do_not_fit(pairs, why, model, adapter):
             ModelFileError,
             r"holds blk\.0\.attn_q\.bias, which is not a LoRA",
         ),
-        ({"kind": np.int32}, ModelFileError, r"lora_a has ggml's type 26; convert it as f16"),
+        ({"kind": np.int32}, ModelFileError, r"lora_a has the ggml type 26; convert the adapter as f16"),
         ({"swaa.version": 1}, ModelFileError, r"qwen3\.block_count is missing"),
         ({"swaa.version": 1, "qwen3.block_count": 2}, ModelFileError, r"swaa\.window_size is missing"),
     ],
@@ -377,7 +377,9 @@ def test_files_that_can_not_be_read(model, tmp_path):
 
 def test_an_adapter_is_not_applied_twice(base, adapters, tmp_path):
     annotate(base, tmp_path / "merged.gguf", dataclasses.replace(RECIPE, adapter="tuned-plain"))
-    with pytest.raises(UnsupportedModelError, match=r"carries the adapter tuned-plain in its weights; leave .* out"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"already has the adapter tuned-plain in its weights; leave .* out"
+    ):
         resolve_swaa(str(tmp_path / "merged.gguf"), None, None, adapters["plain"])
 
 
@@ -457,8 +459,8 @@ def test_eval_compares_an_adapter_under_its_recipe_with_the_bare_model(base, ada
 def test_calibrate_chooses_no_layers_for_an_adapter_that_has_them(base, adapters):
     done = CliRunner().invoke(cli, ["calibrate", str(base), "--lora", str(adapters["plain"])])
     assert done.exit_code == 1
-    advice = "calibrate the model without it"
-    assert done.stderr == f"Error: {adapters['plain']} was trained under a recipe, which fixes its layers; {advice}\n"
+    advice = "calibrate without this adapter"
+    assert done.stderr == f"Error: {adapters['plain']} was trained under a recipe with fixed FA layers; {advice}\n"
 
 
 def test_an_adapter_is_no_model_to_inspect(adapters):

@@ -87,8 +87,8 @@ def test_the_files_of_a_split_model_are_checked(write):
         with pytest.raises(ModelFileError, match=message):
             read_model(path)
 
-    refused(paths[1], r"is file 2 of a split model, without metadata; give .*m-00001-of-00003\.gguf")
-    refused(write(shard(2), "renamed.gguf"), "is file 3 of a split model, without metadata; give its first file")
+    refused(paths[1], r"is file 2 of a split model and has no metadata; give .*m-00001-of-00003\.gguf")
+    refused(write(shard(2), "renamed.gguf"), "is file 3 of a split model and has no metadata; give its first file")
     refused(write(shard(0), "renamed.gguf"), r"is the first of 3 files; rename it to NAME-00001-of-00003\.gguf")
     write(shard(2), "m-00002-of-00003.gguf")
     refused(paths[0], r"m-00002-of-00003\.gguf is not file 2 of 3")

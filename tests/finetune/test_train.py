@@ -89,7 +89,7 @@ def test_the_state_of_another_run_is_not_resumed(base, data, tmp_path):
         Run(base, data, tmp_path / "mine", RECIPE, Settings(lora_rank=8))
     outcome = Run(base, data, tmp_path / "mine", other, QUICK, force=True).train()
     assert outcome.resumed == 0 and read_training(tmp_path / "mine").swaa == other
-    with pytest.raises(OutputError, match="already holds an adapter"):
+    with pytest.raises(OutputError, match="holds an adapter; choose another folder, or replace it"):
         Run(base, data, tmp_path / "mine", other, QUICK)
     with pytest.raises(OutputError, match="is not empty"):
         Run(base, data, base, other, QUICK)
@@ -199,7 +199,7 @@ def test_an_adapter_brings_its_recipe_and_refuses_another(base, data, tmp_path):
     hf.apply(other, SwaaConfig(13, 2, [1], True))
     with pytest.raises(ConfigError, match=r"trained under another recipe: its window_size is 12, but 13 was requested"):
         hf.load_adapter(other, tmp_path / "mine")
-    with pytest.raises(UnsupportedModelError, match="is for tiny-qwen3 with 3 layers; the model has 2"):
+    with pytest.raises(UnsupportedModelError, match="is for tiny-qwen3 with 3 layers, but the model has 2"):
         hf.load_adapter(copy.deepcopy(tiny_model("qwen3", seed=2, layers=2)), tmp_path / "mine")
 
 

@@ -315,7 +315,7 @@ def test_reading_op_tests():
     assert ours["unsupported"] == 1 and len(ours["failures"]) == 2
     crash = operators.read_ops("FLASH_ATTN_EXT", "  FLASH_ATTN_EXT(hs=64): OK\n", "illegal access\n", -6)
     assert "code -6" in crash["failures"][0] and "illegal access" in crash["failures"][0]
-    with pytest.raises(CheckError, match="ran nothing"):
+    with pytest.raises(CheckError, match="ran no case"):
         operators.read_ops("FLASH_ATTN_EXT", "2/2 backends passed\n", "", 0)
     assert operators.read_ops("FLASH_ATTN_EXT", "  0/0 tests passed\n", "", 0)["total"] == 0
     with pytest.raises(CheckError, match="has no case of --version"):
@@ -575,4 +575,4 @@ def test_errors_are_one_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(gpu_check, "ROOT", tmp_path)
     arguments = ["run", "--backend", "cpu", "--work", str(tmp_path / "work"), "--patched", str(tmp_path)]
     assert gpu_check.main(arguments) == 1
-    assert capsys.readouterr().err == "Error: --patched, --baseline and --op-tests go together\n"
+    assert capsys.readouterr().err == "Error: give --patched, --baseline and --op-tests together\n"

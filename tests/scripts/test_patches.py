@@ -124,7 +124,7 @@ def test_apply_resumes_after_an_interruption(checkout, run):
         ("@@ -5,3 +5,3 @@", "@@ -6,3 +6,3 @@", f"{N1}: src/a.cpp: hunk 1 does not fit exactly at line 6"),  # offset
         (" a 5\n", " a 50\n", f"{N1}: src/a.cpp: hunk 1 does not fit exactly at line 5"),  # fuzz
         ("+5,3 @@", "+6,3 @@", f"{N1}: src/a.cpp: hunk 1 does not fit exactly at line 5"),
-        ("@@ -5,3", "@@ -5,4", f"{N1}: line 16: hunk announces 4,3 lines, holds 3,3"),
+        ("@@ -5,3", "@@ -5,4", f"{N1}: line 16: hunk header gives 4,3 lines, hunk has 3,3"),
         (
             "+++ b/src/a.cpp",
             "+++ b/src/b.cpp",
@@ -150,7 +150,7 @@ def test_apply_refuses_to_overwrite_an_upstream_file(checkout, fail):
 
 def test_a_patch_of_a_file_that_upstream_has_not(checkout, fail):
     checkout.put(f"patches/{N2}", HEADER + TWO.replace(b"src/a.cpp", b"src/z.cpp"))
-    assert fail("apply") == f"{N2}: src/z.cpp is not an upstream file; ours go to patches/src/"
+    assert fail("apply") == f"{N2}: src/z.cpp is not an upstream file; our own files go to patches/src/"
 
 
 # refresh
@@ -207,7 +207,7 @@ def test_refresh_refuses_an_edit_on_lines_of_a_later_patch(checkout, run, fail):
     before = checkout.state()
     checkout.edit("src/a.cpp", "a twenty and a half\n", "a 20.5\n")
     assert fail("refresh", "--into", N1) == (
-        f"src/a.cpp: the edit overlaps what a patch after {N1} changes; fold it --into that one"
+        f"src/a.cpp: the edit overlaps changes of a patch after {N1}; use --into with that patch"
     )
     assert checkout.state() == before
     run("refresh", "--into", N2)
@@ -243,7 +243,7 @@ def test_refresh_takes_the_edits_of_some_lines(checkout, run, fail):
     for line in (2, 12, 28):
         checkout.edit("src/b.cpp", f"b {line}\n", f"B {line}\n")
     header = ["--subject", "b", "--why", "b", "--goes-away-when", "never"]
-    assert "edits start at [2, 12, 28]" in fail("refresh", "--new", "0003-b.patch", *header, "src/b.cpp:3-11")
+    assert "edits start at lines [2, 12, 28]" in fail("refresh", "--new", "0003-b.patch", *header, "src/b.cpp:3-11")
     chosen = [f"{checkout.tree}/src/b.cpp:1-2", "src/b.cpp:28-30"]
     assert "left 1 local edit" in run("refresh", "--new", "0003-b.patch", *header, *chosen)
     data = (checkout.patches / "0003-b.patch").read_text()
@@ -280,7 +280,7 @@ def test_refresh_and_changes_under_patches_meet(checkout, run, fail):
     checkout.swap("patches/src/src/ours.cpp", "short", "long")
     run("apply", "--keep")
     assert fail("refresh") == (
-        "src/ours.cpp changed in the tree and under patches/; save yours, 'apply --discard', redo it"
+        "src/ours.cpp changed in the tree and in patches/; copy it, 'apply --discard', redo the edit"
     )
     assert "char" in (checkout.tree / "src/ours.cpp").read_text()
     assert "long" in (checkout.patches / "src/src/ours.cpp").read_text()
@@ -290,7 +290,7 @@ def test_refresh_refuses_to_delete_or_to_empty(checkout, run, fail):
     assert fail("refresh") == f"{checkout.tree} does not exist; run 'apply' first"
     run("apply")
     path = delete_file(checkout)
-    assert fail("refresh", "--into", N1) == f"{path} was deleted; a patch only edits upstream files, so restore it"
+    assert fail("refresh", "--into", N1) == f"{path} was deleted; a patch can't delete an upstream file, so restore it"
     run("apply", "--discard")
     checkout.edit("src/a.cpp", "a twenty and a half\n", "")
     assert fail("refresh", "--into", N2) == f"{N2} would be empty; remove it with 'refresh --drop {N2}'"

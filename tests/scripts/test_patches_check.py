@@ -75,7 +75,7 @@ BROKEN = {
         lambda c: c.swap(f"patches/{N1}", "Why:", "note to self\nWhy:"),
         f"{N1}: header lines are 'Key: text' or indented, and one blank line ends the header",
     ),
-    "no diff": (lambda c: c.put(f"patches/{N2}", HEADER), f"{N2}: holds no 'diff --git' line"),
+    "no diff": (lambda c: c.put(f"patches/{N2}", HEADER), f"{N2}: has no 'diff --git' line"),
     "offset": (
         lambda c: c.swap(f"patches/{N2}", "-20,2 +20,3", "-19,2 +19,3"),
         f"{N2}: src/a.cpp: hunk 1 does not fit exactly at line 19",
@@ -185,7 +185,7 @@ def test_against_a_release_that_lacks_the_file_or_has_ours(checkout, capsys):
     make_sdist(checkout.vendor, "1.2", UPSTREAM | {"src/ours.cpp": "theirs"})
     status, _, err = capture(checkout, capsys, "check", "--against", "1.2")
     assert status == 1
-    assert err == "Error: llama-cpp-python 1.2 has a file src/ours.cpp of its own; rename patches/src/src/ours.cpp\n"
+    assert err == "Error: llama-cpp-python 1.2 already has a file src/ours.cpp; rename patches/src/src/ours.cpp\n"
 
 
 def test_onto_another_release(checkout, run, fail):
@@ -223,7 +223,7 @@ def test_drop_refuses_a_patch_that_others_build_on(checkout, run, fail):
     checkout.edit("src/a.cpp", "a six\n", "a six!\n")
     run("refresh", "--into", N2)
     before = checkout.state()
-    assert fail("refresh", "--drop", N1) == f"{N1} cannot be dropped alone: {N2}: FAILS: src/a.cpp hunk 1"
+    assert fail("refresh", "--drop", N1) == f"{N1} is needed by a later patch: {N2}: FAILS: src/a.cpp hunk 1"
     assert checkout.state() == before
 
 
@@ -243,7 +243,7 @@ def test_a_tree_of_another_release_is_replaced_only_if_unedited(checkout, run, f
 def test_a_tree_that_is_not_of_the_pin_is_left_alone(checkout, run, fail):
     run("apply")
     checkout.swap("vendor/llama.cpp-patched.stamp", upstream.sha256_of(checkout.sdist), "0" * 64)
-    assert fail("apply") == f"{checkout.tree} is from another upstream; save your edits, then delete it"
+    assert fail("apply") == f"{checkout.tree} was made from another upstream release; save your edits, then delete it"
     checkout.put("vendor/llama.cpp-patched.stamp", "{")
     assert fail("apply") == f"{checkout.tree}.stamp: not JSON; delete it"
 

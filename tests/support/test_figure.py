@@ -14,7 +14,7 @@ def test_the_suffix_names_the_type(name, kind):
 
 
 def test_other_suffixes_are_refused():
-    with pytest.raises(ConfigError, match=r"^a\.json must be a picture: \.png, \.svg, \.pdf$"):
+    with pytest.raises(ConfigError, match=r"^a\.json must end in one of \.png, \.svg, \.pdf$"):
         picture_type("a.json")
 
 

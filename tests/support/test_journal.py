@@ -43,7 +43,7 @@ def test_an_unfinished_last_line_is_dropped_and_overwritten(tmp_path):
 @pytest.mark.parametrize(
     "content, error",
     [
-        (HEAD.replace(RUN, digest({"seed": 2})), "is the journal of another run (model, samples or settings"),
+        (HEAD.replace(RUN, digest({"seed": 2})), "is the journal of another run (the model, samples or settings"),
         (HEAD + '{"config": "a"\n{"config": "b"}\n', "is not a journal of swaa-edge eval (Expecting ',' delimiter"),
         (HEAD + "\n" + '{"config": "b"}\n', "is not a journal of swaa-edge eval (Expecting value"),
         (HEAD + "7\n", ":2 is not a journal entry"),

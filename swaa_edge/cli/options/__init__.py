@@ -1,1 +1,1 @@
-"""Options that several commands share, so that they read and act alike: SWAA settings, engine, sampling, output."""
+"""Options for SWAA settings, engine, sampling and output, which several commands share."""

@@ -2,7 +2,7 @@
 
 @click.command()
 @engine_options
-def run(engine: EngineSettings): llm = engine.load("model.gguf", swaa=None, n_ctx=4096)
+def run(engine): llm = engine.load("model.gguf", swaa=None, n_ctx=4096)
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from swaa_edge.engine.settings import CACHE_TYPES, EngineSettings
 
 
 def engine_options(command: Callable[..., Any], *, lora: bool = True) -> Callable[..., Any]:
-    """Add the options for `EngineSettings` to a command, which gets them as `engine`. lora: whether to add --lora."""
+    """Add the options for `EngineSettings` to a command, and pass them as `engine`. lora: whether to add --lora."""
 
     @functools.wraps(command)
     def with_engine(*args: Any, **kwargs: Any) -> Any:
@@ -36,7 +36,7 @@ def sampling_options(
 ) -> Callable[..., Any]:
     """Add the sampling options to a command, and pass it `sampling`: keyword arguments of create_completion.
 
-    A seed of None leaves the choice to the command.
+    Without --seed, the seed is `default_seed`.
     """
 
     @functools.wraps(command)
@@ -56,7 +56,7 @@ _ENGINE_OPTIONS = [
         "n_batch",
         type=click.IntRange(1),
         metavar="N",
-        help="Prompt tokens per call of the engine.  [default: 512, or --ubatch if that is more]",
+        help="Logical batch size in tokens, as llama.cpp's n_batch.  [default: 512, or --ubatch if that is more]",
     ),
     click.option(
         "--ubatch",
@@ -65,7 +65,7 @@ _ENGINE_OPTIONS = [
         metavar="N",
         default=EngineSettings.n_ubatch,
         show_default=True,
-        help="Prompt tokens per pass through the model.",
+        help="Physical batch size in tokens, as llama.cpp's n_ubatch.",
     ),
     click.option(
         "--threads",
@@ -84,7 +84,7 @@ _ENGINE_OPTIONS = [
     click.option(
         "--swa-full",
         is_flag=True,
-        help="Keep the whole context in every layer, so that any prefix of a conversation can be reused.",
+        help="Cache the whole context in every layer, so that any prefix of a conversation can be reused.",
     ),
     click.option(
         "--gpu-layers",
@@ -93,7 +93,7 @@ _ENGINE_OPTIONS = [
         type=click.IntRange(-1),
         metavar="N",
         default=EngineSettings.n_gpu_layers,
-        help="Layers to run on the GPU, if the build supports one.  [default: all]",
+        help="Number of layers to run on the GPU, if the build supports GPUs.  [default: all]",
     ),
     click.option(
         "--lora",

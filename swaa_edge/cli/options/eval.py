@@ -1,8 +1,8 @@
-"""The options of `swaa-edge eval`, in groups, and which of them exclude each other.
+"""The options of `swaa-edge eval`, in groups, and a check of their combinations.
 
 @click.command(cls=Grouped)
 @eval_options
-def evaluate(tasks: tuple[str, ...], configs: str | None, **options: Any): check_options(tasks, **options)
+def evaluate(tasks, configs, **options): check_options(tasks, **options)
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from swaa_edge.evaluate.scoring import SCORERS
 
 
 def eval_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options to a command, which gets them as arguments of `evaluate.compare`; --no-chat as `no_chat`."""
+    """Add the options to a command, named like the arguments of `evaluate.compare`, but --no-chat as `no_chat`."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
@@ -37,7 +37,7 @@ def file_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def check_options(tasks: tuple[str, ...], plot_file: str | None, heatmap_file: str | None, **options: Any) -> None:
-    """Raise `click.UsageError` for options that need a task which is not given, `ConfigError` for an unknown task."""
+    """Raise `click.UsageError` for an option whose task is not given, and `ConfigError` for an unknown task."""
     names, files = split_tasks(tasks)
     for name in ("scorer", "judge", "judge_model", "limit", "skip_long"):
         if options[name] and not files:
@@ -47,13 +47,13 @@ def check_options(tasks: tuple[str, ...], plot_file: str | None, heatmap_file: s
     if options["text"] is not None and PERPLEXITY not in names:
         raise click.UsageError(f"--text applies to the task {PERPLEXITY}; add --task {PERPLEXITY}")
     if heatmap_file is not None and "needle" not in names:
-        raise click.UsageError("--heatmap shows the task needle; add it to --task")
+        raise click.UsageError("--heatmap shows the task needle; add needle to --task")
     if plot_file is not None and not files and names == [PERPLEXITY]:
         raise click.UsageError(f"--plot shows accuracy, which {PERPLEXITY} does not measure; add another task")
 
 
 class Grouped(click.Command):
-    """A command whose help lists its options in groups; options of no group are in the last one."""
+    """A command whose help lists its options in groups; options without a group are in the last group."""
 
     groups: Mapping[str, str] = {
         "Questions": "tasks prompt_tokens samples depths style beyond needles pairs hops seed haystack max_tokens "
@@ -88,9 +88,9 @@ _FILE_OPTIONS = [
         metavar="URL",
         help="OpenAI-compatible address of a model that scores responses, such as http://localhost:8000/v1.",
     ),
-    click.option("--judge-model", metavar="NAME", help="Model name to request from the judge."),
+    click.option("--judge-model", metavar="NAME", help="Name of the judge's model."),
     click.option("--limit", type=click.IntRange(1), metavar="N", help="Use only the first N questions of each file."),
-    click.option("--skip-long", is_flag=True, help="Skip questions from a file that exceed the context."),
+    click.option("--skip-long", is_flag=True, help="Skip questions from files if they exceed the context."),
     force_option,
     click.option(
         "--journal",
@@ -98,7 +98,7 @@ _FILE_OPTIONS = [
         metavar="FILE",
         help="Keep the answers in this file for resuming.  [default: in the user's cache until the run is complete]",
     ),
-    click.option("--fresh", is_flag=True, help="Discard the answers of an interrupted run."),
+    click.option("--fresh", is_flag=True, help="Discard the answers of an interrupted run instead of resuming it."),
     progress_option,
 ]
 
@@ -118,7 +118,7 @@ _OPTIONS = [
         help="Prompt lengths in tokens, chat template included.  "
         f"[default: what the context holds, up to {PROMPT_TOKENS}]",
     ),
-    _setting("--samples", click.IntRange(1, 10**6), "N", "Questions per task and length."),
+    _setting("--samples", click.IntRange(1, 10**6), "N", "Questions per task and prompt length."),
     _setting(
         "--depths",
         Numbers(float, 0, 1, "0,0.5,1"),
@@ -129,30 +129,32 @@ _OPTIONS = [
         "--style",
         click.Choice(["direct", "spoken", "both"]),
         None,
-        "Ask for the answer as the first token (direct: decided by prefill) or in a sentence (spoken: decided by "
-        "decode).",
+        "Ask for the answer as the first token (direct), which prefill must find, or in a sentence (spoken), which "
+        "decode can find.",
     ),
     _setting("--beyond", click.IntRange(0), "N", "Hide facts at least N tokens before the end of the prompt."),
     _setting("--needles", int, "N", "Needles per multi-needle prompt."),
     _setting("--pairs", int, "N", "Key-value pairs per kv prompt."),
-    _setting("--hops", int, "N", "Links per chain."),
+    _setting("--hops", int, "N", "Facts per chain."),
     _setting("--seed", int, "N", "Random seed of the questions."),
     click.option(
         "--haystack",
         metavar="FILE",
-        help="UTF-8 text to hide facts in.  [default: Python's language reference, built in]",
+        help="UTF-8 text in which the facts are hidden.  [default: Python's language reference, built in]",
     ),
-    _setting("--max-tokens", click.IntRange(1), "N", "Maximum tokens per answer."),
-    click.option("--text", metavar="FILE", help=f"UTF-8 text for {PERPLEXITY}.  [default: the haystack]"),
+    _setting("--max-tokens", click.IntRange(1), "N", "Maximum number of tokens per answer."),
+    click.option("--text", metavar="FILE", help=f"UTF-8 text for the task {PERPLEXITY}.  [default: the haystack]"),
     click.option(
         "--configs",
         metavar="NAME,...",
-        help=f"Configurations: {FULL} (always included), {NAIVE} (a window and nothing else), {', '.join(RECIPES)}, "
+        help=f"Configurations: {FULL} (always included), {NAIVE} (only a window), {', '.join(RECIPES)}, "
         f"{FILE} (the settings in the model file), or a FILE.json. The options below change each of them.  "
         f"[default: {FILE} if it has settings, else {','.join(DEFAULT)}]",
     ),
     json_option,
     click.option("--plot", "plot_file", metavar="FILE.png", help="Plot accuracy over prefill speed-up."),
-    click.option("--heatmap", "heatmap_file", metavar="FILE.png", help="Plot the needle by depth and prompt length."),
+    click.option(
+        "--heatmap", "heatmap_file", metavar="FILE.png", help="Plot needle accuracy by depth and prompt length."
+    ),
     *_FILE_OPTIONS,
 ]

@@ -1,10 +1,10 @@
-"""Options on what a command shows and writes, and the output of text while it is generated.
+"""Options for the output of a command, and functions that print its results and progress.
 
 @click.command()
 @json_option
 @force_option
 @progress_option
-def bench(json_file: str | None, force: bool, progress: bool | None): ...
+def bench(json_file, force, progress): ...
 """
 
 import json
@@ -36,7 +36,7 @@ def run_shown(function: Callable[..., Any], *args: Any, progress: bool | None, *
 
 
 def print_result(result: Any, as_json: bool) -> None:
-    """Print a result as its JSON document, or as its text."""
+    """Print a result as a JSON document or as text."""
     click.echo(json.dumps(result.to_dict(), indent=2) if as_json else str(result))
 
 

@@ -1,4 +1,4 @@
-"""An option for a field of a settings class; it takes its default from the field, and shows it.
+"""A click option for a field of a settings class, with the default value of the field.
 
 setting = functools.partial(setting_option, CalibrateSettings)
 @setting("--seed", int, "N", "Seed of the retrieval tasks.")

@@ -2,7 +2,7 @@
 
 @click.command()
 @swaa_options
-def annotate(swaa: SwaaConfig | None): ...
+def annotate(swaa): ...
 """
 
 import dataclasses
@@ -25,9 +25,10 @@ from swaa_edge.support.table import table
 
 @dataclasses.dataclass(frozen=True)
 class Chosen:
-    """The SWAA options as given. base: that of --recipe or --config; changes: single settings, by field of SwaaConfig.
+    """The SWAA options of a command line. base: the configuration of --recipe or --config.
 
-    Raises `click.UsageError` where options exclude each other, `ConfigError` for a wrong value.
+    changes: values of single options, by field of `SwaaConfig`. Raises `click.UsageError` if options exclude each
+    other, and `ConfigError` for a wrong value.
     """
 
     base: SwaaConfig | None = None
@@ -62,7 +63,7 @@ def raw_swaa_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def swaa_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """As `raw_swaa_options`, but pass the command the one configuration as `swaa`, None if there is none."""
+    """Add the SWAA options to a command, and pass it their configuration as `swaa`, or None without options."""
 
     @functools.wraps(command)
     def with_config(*args: Any, chosen: Chosen, **kwargs: Any) -> Any:
@@ -72,7 +73,7 @@ def swaa_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def swaa_options_or_full(command: Callable[..., Any]) -> Callable[..., Any]:
-    """As `swaa_options`, with --full-attention, which passes `swaa=FULL_ATTENTION`."""
+    """Like `swaa_options`, and add --full-attention, which passes `swaa=FULL_ATTENTION`."""
 
     @functools.wraps(command)
     def with_choice(*args: Any, swaa: SwaaConfig | None, full_attention: bool, **kwargs: Any) -> Any:
@@ -120,10 +121,10 @@ _OPTIONS = [
         "--config",
         "config_file",
         metavar="FILE.json",
-        help="Start from settings in a JSON file, in this project's spelling or the paper's.",
+        help="Start from settings in a JSON file, with key names of swaa-edge or of the SWAA paper.",
     ),
     click.option(
-        "--window", "window_size", type=int, metavar="N", help="Window size W in tokens, the current one included."
+        "--window", "window_size", type=int, metavar="N", help="Window size W in tokens, current token included."
     ),
     click.option(
         "--sinks",
@@ -135,7 +136,7 @@ _OPTIONS = [
     click.option(
         "--fa-layers",
         metavar="SPEC",
-        help='Layers that keep full attention: "1::2", "0,5,7", "none" or "all".  [default: none]',
+        help='Layers that keep full attention: a slice ("1::2"), a list ("0,5,7"), "none" or "all".  [default: none]',
     ),
     click.option(
         "--fa-decode/--no-fa-decode",
