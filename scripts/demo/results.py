@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Measure the accuracy and speed of each strategy of SWAA on the demo model, and write docs/results.md.
 
-python scripts/demo/results.py measure     # writes docs/results/demo.json; resumes an interrupted run
-python scripts/demo/results.py write       # writes docs/results.md and its plot from it
-python scripts/demo/results.py check       # fails if docs/results.md is stale
+python scripts/demo/results.py measure        # writes docs/results/demo.json; resumes an interrupted run
+python scripts/demo/results.py measure-tail   # writes docs/results/demo-tail.json, in the same way
+python scripts/demo/results.py write          # writes docs/results.md and its plot from both files
+python scripts/demo/results.py check          # fails if docs/results.md is stale
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 if __name__ == "__main__":
@@ -21,6 +23,7 @@ if __name__ == "__main__":
 from demo.results_page import page
 
 DATA = ROOT / "docs" / "results" / "demo.json"
+TAIL = DATA.with_name("demo-tail.json")
 PAGE = ROOT / "docs" / "results.md"
 
 
@@ -28,36 +31,53 @@ def measure(samples: int, threads: int) -> None:
     """Calibrate, fine-tune, and evaluate every configuration on the same questions; resumes an interrupted run."""
     from demo import results_measure
 
-    document = results_measure.measure(samples, threads)
-    DATA.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    print(f"{DATA.relative_to(ROOT)} written; next: {Path(sys.argv[0]).name} write", file=sys.stderr)
+    _save(DATA, results_measure.measure(samples, threads))
+
+
+def measure_tail(samples: int, threads: int) -> None:
+    """Evaluate recipes with tails of several lengths on some of the questions; resumes an interrupted run."""
+    from demo import results_tail
+
+    _save(TAIL, results_tail.measure_tail(samples, threads))
+
+
+def _save(path: Path, document: dict[str, Any]) -> None:
+    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    print(f"{path.relative_to(ROOT)} written; next: {Path(sys.argv[0]).name} write", file=sys.stderr)
+
+
+def _load() -> tuple[dict[str, Any], dict[str, Any]]:
+    document, tail = (json.loads(path.read_text(encoding="utf-8")) for path in (DATA, TAIL))
+    return document, tail
 
 
 def write() -> None:
     """Write docs/results.md and its plot."""
     from swaa_edge.evaluate.plot import plot_accuracy
 
-    document = json.loads(DATA.read_text(encoding="utf-8"))
-    PAGE.write_text(page(document), encoding="utf-8")
+    document, tail = _load()
+    PAGE.write_text(page(document, tail), encoding="utf-8")
     plot_accuracy(document, DATA.with_name("accuracy.png"))
 
 
 def check() -> None:
     """Fail if docs/results.md is stale."""
-    if PAGE.read_text(encoding="utf-8") != page(json.loads(DATA.read_text(encoding="utf-8"))):
+    if PAGE.read_text(encoding="utf-8") != page(*_load()):
         sys.exit("docs/results.md is stale: python scripts/demo/results.py write")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="measure | write | check")
-    add = commands.add_parser("measure", help=measure.__doc__).add_argument
-    add("--samples", type=int, default=200, metavar="N", help="samples per task (default: %(default)s)")
-    add("--threads", type=int, default=os.cpu_count(), metavar="N", help="CPU threads (default: all cores)")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="measure | measure-tail | write | check")
+    for name, run, samples in (("measure", measure, 200), ("measure-tail", measure_tail, 50)):
+        add = commands.add_parser(name, help=run.__doc__).add_argument
+        add("--samples", type=int, default=samples, metavar="N", help="samples per task (default: %(default)s)")
+        add("--threads", type=int, default=os.cpu_count(), metavar="N", help="CPU threads (default: all cores)")
     commands.add_parser("write", help=write.__doc__)
     commands.add_parser("check", help=check.__doc__)
     given = vars(parser.parse_args())
-    {"measure": measure, "write": write, "check": check}[given.pop("command")](**given)
+    run = {"measure": measure, "measure-tail": measure_tail, "write": write, "check": check}[given.pop("command")]
+    run(**given)
 
 
 if __name__ == "__main__":

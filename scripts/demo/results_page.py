@@ -7,13 +7,15 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 
-def page(document: dict[str, Any]) -> str:
-    """The text of docs/results.md for `document`, the content of docs/results/demo.json."""
+def page(document: dict[str, Any], tail: dict[str, Any]) -> str:
+    """The text of docs/results.md; document, tail: the contents of docs/results/demo.json and demo-tail.json."""
     settings, rows = document["settings"], {row["config"]: row for row in document["table"]}
     return _PAGE.format(
         table="\n".join(_table(rows, document["cells"])),
         sentences="\n".join(_sentences(rows)),
         calibrated="\n".join(_calibrated(document["calibration"], rows)),
+        tail="\n".join(_tail(tail)),
+        tail_samples=tail["samples_per_task"],
         tuned="\n".join(_tuned(document["tuning"], rows)),
         layers=document["model"]["layers"],
         sha256=document["model"]["sha256"][:16],
@@ -45,6 +47,13 @@ prompts are so small that attention is only part of the prefill time.
 
 ![Accuracy over prefill time](results/accuracy.png)
 
+## What a dense tail adds
+
+The rows above have no tail. Here the last tokens of each prompt attend to all tokens, as generated tokens do, in the
+first {tail_samples} questions of each task. The recipes have the window and the sinks of the table.
+
+{tail}
+
 ## What fine-tuning adds
 
 {tuned}
@@ -56,7 +65,8 @@ prompts are so small that attention is only part of the prefill time.
 ## Reproduce it
 
 ```
-python scripts/demo/results.py measure && python scripts/demo/results.py write
+python scripts/demo/results.py measure && python scripts/demo/results.py measure-tail
+python scripts/demo/results.py write
 ```
 
 The seeds are {seed} for the questions, {calibration_seed} for the samples of `calibrate` and {learned_seed} for the
@@ -97,13 +107,29 @@ def _table(rows: dict[str, Any], cells: Iterable[dict[str, Any]]) -> Iterator[st
             yes = ["yes" if swaa["fa_decode"] else "no", "yes" if swaa["adapter"] else ""]
             settings = (str(swaa["window_size"]), str(swaa["sink_count"]), layers, *yes)
         tasks = [row["tasks"][task]["accuracy"] for task in _TASKS]
-        styles = []
-        for style in _STYLES:
-            mine = [cell for cell in cells if cell["config"] == name and cell["style"] == style]
-            styles.append(sum(cell["correct"] for cell in mine) / sum(cell["samples"] for cell in mine))
-        tasks, styles = ([f"{100 * value:.1f}" for value in values] for values in (tasks, styles))
+        tasks, styles = ([f"{100 * value:.1f}" for value in values] for values in (tasks, _styles(cells, name)))
         prefill = f"{row['prefill_ratio']:.2f}x"
         yield f"| {' | '.join((name, *settings, *tasks, _mean(row), *styles, prefill))} |"
+
+
+def _styles(cells: Iterable[dict[str, Any]], name: str) -> list[float]:
+    """The accuracy of a configuration by style of question."""
+    mine = [[cell for cell in cells if cell["config"] == name and cell["style"] == style] for style in _STYLES]
+    return [sum(cell["correct"] for cell in found) / sum(cell["samples"] for cell in found) for found in mine]
+
+
+def _tail(document: dict[str, Any]) -> Iterator[str]:
+    rows = {row["config"]: row for row in document["table"]}
+    full = rows["full"]["accuracy"]
+    titles = ("configuration", "tail", *_TASKS, "mean", *_STYLES, "of full attention")
+    yield f"| {' | '.join(titles)} |"
+    yield "|" + "---|" * len(titles)
+    for name, row in rows.items():
+        count = str(row["swaa"]["tail_count"]) if row["swaa"] else ""
+        values = [*(row["tasks"][task]["accuracy"] for task in _TASKS), *_styles(document["cells"], name)]
+        figures = [f"{100 * value:.1f}" for value in values]
+        figures.insert(len(_TASKS), _mean(row))
+        yield f"| {' | '.join((name.partition(',')[0], count, *figures, f'{row["accuracy"] / full:.0%}'))} |"
 
 
 def _sentences(rows: dict[str, Any]) -> list[str]:
