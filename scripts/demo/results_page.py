@@ -40,8 +40,8 @@ use weights that were fine-tuned under the mask of that row, as described below.
 {table}
 
 Accuracies are in percent; ± is half the width of Wilson's 95% interval of the mean. The column prefill is the median
-speed-up over full attention on the same prompts, measured in turns on {cpu} ({threads} threads). The model and its
-prompts are so small that attention is only part of the prefill time.
+speed-up over full attention on the same prompts, on {cpu} with {threads} threads; the configurations took turns. The
+model and its prompts are so small that attention is only part of the prefill time.
 
 {sentences}
 
@@ -129,7 +129,8 @@ def _tail(document: dict[str, Any]) -> Iterator[str]:
         values = [*(row["tasks"][task]["accuracy"] for task in _TASKS), *_styles(document["cells"], name)]
         figures = [f"{100 * value:.1f}" for value in values]
         figures.insert(len(_TASKS), _mean(row))
-        yield f"| {' | '.join((name.partition(',')[0], count, *figures, f'{row["accuracy"] / full:.0%}'))} |"
+        kept = f"{row['accuracy'] / full:.0%}"
+        yield f"| {' | '.join((name.partition(',')[0], count, *figures, kept))} |"
 
 
 def _sentences(rows: dict[str, Any]) -> list[str]:
@@ -144,8 +145,8 @@ def _sentences(rows: dict[str, Any]) -> list[str]:
     together = max(others, key=lambda name: (rows[name]["accuracy"], rows[name]["prefill_ratio"]))
     return [
         f"- A bare window keeps {kept('naive')} of full attention's accuracy.",
-        f"- The best single strategy is {single}, which keeps {kept(single)}.",
-        f"- The best combination here, {together}, keeps {kept(together)} with a prefill "
+        f"- The best single strategy is {single}, which keeps {kept(single)} of it.",
+        f"- The best combination here, {together}, keeps {kept(together)} of it, with a prefill "
         f"speed-up of {rows[together]['prefill_ratio']:.2f}.",
     ]
 
@@ -195,17 +196,17 @@ def _calibrated(found: dict[str, Any], rows: dict[str, Any]) -> list[str]:
     mine = rows["quarter calibrated"]
     apart = 100 * (mine["accuracy"] - quarters[rival]["accuracy"])
     if apart > 0:
-        verdict = f"beats every periodic quarter; the best of these ({rival.split()[1]}) is {apart:.1f} points behind"
+        verdict = f"beats every periodic pattern of a quarter of the layers; the best of these ({rival.split()[1]}) is {apart:.1f} points behind"
     elif apart == 0:
-        verdict = f"is as good as the best periodic quarter ({rival.split()[1]})"
+        verdict = f"is as good as the best periodic pattern of a quarter of the layers ({rival.split()[1]})"
     else:
-        verdict = f"does not beat the best periodic quarter ({rival.split()[1]}), which is {-apart:.1f} points ahead"
+        verdict = f"does not beat the best periodic pattern of a quarter of the layers ({rival.split()[1]}), which is {-apart:.1f} points ahead"
     chosen = {name: ", ".join(map(str, row["chosen"])) for name, row in found.items()}
     text = (
-        f"`calibrate` evaluated {found['greedy']['samples']} samples of another seed. The method `greedy` keeps full "
-        f"attention in layers {chosen['greedy']}, the method `nll` in layers {chosen['nll']}, and the method `keep` in "
-        f"layers {chosen['keep']}. On the questions above, which "
-        f"`calibrate` did not see, the choice of `greedy` {verdict}."
+        f"`calibrate` evaluated {found['greedy']['samples']} samples of another seed. Full attention is kept "
+        f"in layers {chosen['greedy']} by the method `greedy`, in layers {chosen['nll']} by `nll`, and in layers "
+        f"{chosen['keep']} by `keep`. On the questions above, which `calibrate` did not see, the choice of `greedy` "
+        f"{verdict}."
     )
     best = found["keep"]["ranking"][0]
     fraction = best["gain"] / (found["keep"]["sliding_loss"] - found["keep"]["full_loss"])
