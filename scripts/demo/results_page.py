@@ -195,18 +195,18 @@ def _calibrated(found: dict[str, Any], rows: dict[str, Any]) -> list[str]:
     rival = max(quarters, key=lambda name: quarters[name]["accuracy"])
     mine = rows["quarter calibrated"]
     apart = 100 * (mine["accuracy"] - quarters[rival]["accuracy"])
+    quarter, name = "periodic pattern of a quarter of the layers", rival.split()[1]
     if apart > 0:
-        verdict = f"beats every periodic pattern of a quarter of the layers; the best of these ({rival.split()[1]}) is {apart:.1f} points behind"
+        verdict = f"beats every {quarter}; the best of these ({name}) is {apart:.1f} points behind"
     elif apart == 0:
-        verdict = f"is as good as the best periodic pattern of a quarter of the layers ({rival.split()[1]})"
+        verdict = f"is as good as the best {quarter} ({name})"
     else:
-        verdict = f"does not beat the best periodic pattern of a quarter of the layers ({rival.split()[1]}), which is {-apart:.1f} points ahead"
+        verdict = f"does not beat the best {quarter} ({name}), which is {-apart:.1f} points ahead"
     chosen = {name: ", ".join(map(str, row["chosen"])) for name, row in found.items()}
     text = (
-        f"`calibrate` evaluated {found['greedy']['samples']} samples of another seed. Full attention is kept "
-        f"in layers {chosen['greedy']} by the method `greedy`, in layers {chosen['nll']} by `nll`, and in layers "
-        f"{chosen['keep']} by `keep`. On the questions above, which `calibrate` did not see, the choice of `greedy` "
-        f"{verdict}."
+        f"`calibrate` evaluated {found['greedy']['samples']} samples of another seed. The layers chosen for full "
+        f"attention are {chosen['greedy']} with the method `greedy`, {chosen['nll']} with `nll`, and {chosen['keep']} "
+        f"with `keep`. On the questions above, which `calibrate` did not see, the choice of `greedy` {verdict}."
     )
     best = found["keep"]["ranking"][0]
     fraction = best["gain"] / (found["keep"]["sliding_loss"] - found["keep"]["full_loss"])
