@@ -85,7 +85,10 @@ def annotate(
 
 
 def _fitting(header: Header, config: SwaaConfig) -> SwaaConfig:
-    """`config`, with the file's adapter if it has none. Raises `UnsupportedModelError` if the model can't have SWAA."""
+    """Return `config`, with the adapter that the file names if `config` names none.
+
+    Raises `UnsupportedModelError` if SWAA can't be applied to the model.
+    """
     if refusal := swaa_refusal(header):
         raise UnsupportedModelError(refusal)
     adapter = header.value("swaa.adapter")

@@ -1,7 +1,7 @@
-"""Runs one heavy step of a conversion in a Python process of its own.
+"""Runs one heavy step of a conversion in a separate Python process.
 
-Torch releases its gigabytes only when the process ends, llama.cpp calls abort() on internal errors, and the
-system kills a process that uses too much memory. The child process protects the caller from all three.
+Torch releases its gigabytes only when the process ends, llama.cpp calls abort() on internal errors, and the system
+kills a process that uses too much memory. In a child process, none of this affects the caller.
 
     child.run("swaa_edge.convert.lora_merge:merge", {"base": base, "adapter": adapter, "output": folder})
 """
@@ -31,10 +31,10 @@ def run(task: str, request: Mapping[str, Any], *, verbose: bool = False) -> Any:
     """Call `task` ("module:function") with the keyword arguments `request` in a child process; return its result.
 
     Arguments and result are passed as JSON, paths as text. In the child process, the Hugging Face libraries work
-    offline. The child's stderr, with its progress bars, is shown only on a terminal. `verbose` always shows it, with
-    all logs.
+    offline. The child's stderr, with its progress bars, is shown only on a terminal. `verbose` always shows the child's
+    stderr, with all logs.
 
-    Raises the task's own `SwaaError`, `OSError` if the disk is full, else `ChildError`.
+    Raises the `SwaaError` that the task raised, `OSError` if the disk is full, or `ChildError` for any other failure.
     """
     with tempfile.TemporaryDirectory(prefix="swaa-edge-") as scratch:
         report = Path(scratch, "report.json")

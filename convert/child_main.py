@@ -60,7 +60,10 @@ def _import_package(path):
 
 
 def _described(error, logged):
-    """The exception as {"reason": one line}, with "ours" (a `SwaaError`'s class) or "errno" (of a failed write)."""
+    """Describe an exception as a dict: "reason" is one line of text.
+
+    A `SwaaError` also has its class name as "ours", and a failed write its error number as "errno".
+    """
     text = " ".join(str(error).split())
     if type(error).__module__ == "swaa_edge.errors":
         return {"ours": type(error).__name__, "reason": text}

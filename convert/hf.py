@@ -55,8 +55,8 @@ def convert(
 
     outtype: one of `OUTTYPES`. quantize: one of `quantize.file_types()`. lora: folder of a PEFT adapter to merge before
     conversion. pre: name of the tokenizer's pre-tokenizer, if llama.cpp's converter doesn't recognise it. swaa: SWAA
-    settings to write; default: the settings of the adapter's training, or none. verbose: show the logs of all steps on
-    stderr. on_step: function called with a short description as each step starts.
+    settings to write (default: the settings that the adapter was trained under, or none). verbose: show the logs of all
+    steps on stderr. on_step: function called with a short description as each step starts.
 
     During the conversion, intermediate files beside `output` take up to twice the size of the unquantized model. Raises
     `ConfigError` if the adapter was trained under other settings, `UnsupportedModelError` if the adapter was trained on
@@ -103,7 +103,10 @@ def convert(
 def _check_adapter(
     lora: str | os.PathLike[str], base: Path, swaa: SwaaConfig | None
 ) -> tuple[SwaaConfig | None, dict[str, Any]]:
-    """Check that the adapter was trained on `base`; return the settings and the keys about the fine-tune to write."""
+    """Check that the adapter was trained on `base`.
+
+    Returns the SWAA settings to write, and the metadata keys that describe the fine-tune.
+    """
     adapter = read_adapter(lora)
     check_merging()
     if adapter.training is not None:
@@ -156,7 +159,7 @@ def _check_space(model: HfFolder, output: Path, outtype: str, copies: int) -> No
     if needed > free:
         raise OutputError(
             f"cannot write {output}: the conversion needs {needed / 1e6:,.1f} MB of disk space, "
-            f"{free / 1e6:,.1f} MB are free; free some space or choose another disk"
+            f"but only {free / 1e6:,.1f} MB are free; free some space or choose another disk"
         )
 
 

@@ -26,9 +26,9 @@ _LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 class HfFolder:
     """A valid model directory, at the path `folder`.
 
-    architectures: the model classes in config.json, those of the text part first. n_layers: number of layers, None if
-    config.json doesn't state it. n_weights: number of values in the safetensors files, 0 if the weights have another
-    format.
+    architectures: the model classes in config.json; those of the text part come first.
+    n_layers: number of layers, or None if config.json doesn't state this number.
+    n_weights: number of values in the safetensors files, or 0 if the weights have another format.
     """
 
     folder: Path

@@ -31,7 +31,11 @@ _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h
 
 @dataclasses.dataclass(frozen=True)
 class Adapter:
-    """The folder of an adapter. config: PEFT's settings. training: recipe and base model, None if trained elsewhere."""
+    """The folder of an adapter.
+
+    config: PEFT's settings.
+    training: the recipe and base model of the training, or None if another program trained the adapter.
+    """
 
     folder: Path
     config: Mapping[str, Any]
@@ -47,8 +51,9 @@ class Adapter:
         return os.path.basename(os.path.abspath(self.folder))
 
     def settings(self, given: SwaaConfig | None) -> SwaaConfig | None:
-        """The SWAA settings to write, with the adapter's label: `given`, or else those of its training, or else None.
+        """The SWAA settings to write, with the adapter's label.
 
+        These are `given`, or else the settings that the adapter was trained under, or None if neither exists.
         Raises `ConfigError` if `given` differs from the settings of the training.
         """
         if self.training is not None and given is not None:
@@ -57,14 +62,17 @@ class Adapter:
         return None if chosen is None else dataclasses.replace(chosen, adapter=self.label(given))
 
     def label(self, given: SwaaConfig | None) -> str:
-        """Name of the fine-tune: from `given`, or else from the settings of its training, or else its folder's name."""
+        """Name of the fine-tune: from `given`, or else from the settings of the training, or else the folder's name."""
         for config in (given, self.training and self.training.swaa):
             if config is not None and config.adapter is not None:
                 return config.adapter
         return self.name[:LABEL_LIMIT]
 
     def provenance(self, label: str, base: str | os.PathLike[str]) -> dict[str, Any]:
-        """Keys for upstream's metadata override: names of the fine-tune and of its base model (default: `base`)."""
+        """Metadata keys for upstream's converter: the names of the fine-tune and of its base model.
+
+        If the adapter doesn't name its base model, `base` gives the name.
+        """
         stated = self.training.base.name if self.training else self.config.get("base_model_name_or_path")
         path = stated if isinstance(stated, str) and stated.strip("/\\") else os.path.abspath(base)
         # Paths of the machine where it was trained stay private; "owner/name" is not a path.
@@ -136,7 +144,7 @@ def merge(base: str, adapter: str, output: str) -> None:
 
 
 def _misfit(model: "torch.nn.Module", weights: Path) -> str | None:
-    """A text about the first matrix of the adapter that does not fit the model, or None if all matrices fit.
+    """A message about the first matrix of the adapter that does not fit the model, or None if all matrices fit.
 
     The matrix A is [rank, in] and B is [out, rank] for a layer whose weight is [out, in].
     """

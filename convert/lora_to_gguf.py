@@ -61,8 +61,8 @@ def convert_adapter(
     """Write the PEFT adapter in the folder `lora` as a GGUF adapter to `output`; return that path.
 
     base: Hugging Face model directory of the adapter's base model. outtype: one of `hf.OUTTYPES`; "auto" keeps the
-    adapter's data type. swaa: SWAA settings of the adapter's training, to be written; default: those in the adapter's
-    folder. verbose, on_step: as in `hf.convert`.
+    adapter's data type. swaa: the SWAA settings that the adapter was trained under, which are written to the output
+    (default: those stored in the adapter's folder). verbose, on_step: as in `hf.convert`.
 
     Raises `ConfigError` if `swaa` differs from the settings of the training, `UnsupportedModelError` if `base` isn't
     the adapter's base model or llama.cpp can't compute the adapter, and other `SwaaError`s. On an error, `output` is
@@ -162,7 +162,10 @@ def _own_type(adapter: Adapter) -> str:
 
 
 def _with_alpha(adapter: Adapter, alpha: float, work: Path) -> Path:
-    """Copy the adapter's folder with this alpha. The copy keeps the folder's name, which names the adapter."""
+    """Copy the adapter's folder, with this `alpha` in the copy.
+
+    The copy keeps the folder's name, since the adapter is named after its folder.
+    """
     folder = work / "adapter" / (adapter.name or "adapter")
     folder.mkdir(parents=True)
     config = {**adapter.config, "lora_alpha": alpha, "use_rslora": False}

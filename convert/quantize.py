@@ -31,7 +31,7 @@ _ERROR_LEVEL = 4  # GGML_LOG_LEVEL_ERROR
 
 @functools.cache
 def file_types() -> dict[str, int]:
-    """llama.cpp's quantization types: {name, such as "Q4_K_M": its number}.
+    """llama.cpp's quantization types, as a dict from name (such as "Q4_K_M") to number.
 
     The types are read from the source text of `llama_cpp`, because importing it would load a native library. Raises
     `NativeLibraryError` if `llama_cpp` is not installed.
@@ -76,8 +76,9 @@ def quantize(
     If a tensor's rows don't fit this type, llama.cpp chooses another type for the tensor. A split source becomes one
     file. threads: number of threads; 0 uses all cores. Returns the path of the output.
 
-    Raises `ModelFileError` for a source that is damaged or already quantized, `ConfigError` for the type,
-    `OutputError` if `output` exists (without `force`) or can't be written, `NativeLibraryError`.
+    Raises `ModelFileError` for a source that is damaged or already quantized, `ConfigError` for an unknown or
+    unsupported type, `OutputError` if `output` exists (without `force`) or can't be written, and `NativeLibraryError`
+    if the library is missing.
     """
     file_type = check_type(file_type)
     header = read_header(source)

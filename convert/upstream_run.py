@@ -26,9 +26,11 @@ def run(
 ) -> None:
     """Run `program` in the folder `scripts` in this process, with the command line `arguments`.
 
-    name: name of the model directory, for errors. for_swaa: refuse a model that SWAA can't be applied to. pre: name of
-    the tokenizer's pre-tokenizer; None if the converter recognises it. n_layers, metadata: the model's layer count to
-    write, and a metadata override file; upstream's adapter converter lacks these two options.
+    name: name of the model directory, for error messages.
+    for_swaa: refuse a model that SWAA can't be applied to.
+    pre: name of the tokenizer's pre-tokenizer, or None if the converter recognises the pre-tokenizer.
+    n_layers: the model's layer count, to be written; upstream's adapter converter has no option for it.
+    metadata: path of a metadata override file; upstream's adapter converter has no option for this either.
 
     Before any weights are written, raises `UnsupportedModelError`, or `ConfigError` if the tokenizer doesn't use a
     pre-tokenizer. The converter's own errors are raised too.
@@ -72,7 +74,7 @@ def run(
 def check_fit(writer: Any, name: str) -> None:
     """Raise `UnsupportedModelError` if SWAA can't be applied to the model whose keys a `gguf.GGUFWriter` holds.
 
-    name: name of the model directory, for the error.
+    name: name of the model directory, for the error message.
     """
     fields = {}
     for key, held in writer.kv_data[0].items():

@@ -188,7 +188,7 @@ def test_too_small_a_disk_is_refused_before_any_work(model_dir, tmp_path, monkey
     # The tiny model has 1.6 million weights of two bytes, and SWAA keys take a second copy.
     free = 6_000_000
     monkeypatch.setattr(hf.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=free))
-    with pytest.raises(OutputError, match=r"the conversion needs 6\.3 MB of disk space, 6\.0 MB are free"):
+    with pytest.raises(OutputError, match=r"the conversion needs 6\.3 MB of disk space, but only 6\.0 MB are free"):
         hf.convert(model_dir("llama"), tmp_path / "m.gguf", swaa=SwaaConfig(window_size=8))
 
 
