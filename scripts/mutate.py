@@ -124,7 +124,10 @@ class Lab:
 
 
 def try_mutation(lab: Lab, mutation: Mutation) -> dict:
-    """Test one mutation. Returns name, outcome (killed, survived or not built), by (the failed test), seconds."""
+    """Test one mutation.
+
+    Returns a dict with name, outcome (killed, survived or not built), by (the test that failed) and seconds.
+    """
     path, start = lab.tree / mutation.file, time.monotonic()
     original = path.read_text(encoding="utf-8")
     try:

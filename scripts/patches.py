@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Fetch the pinned llama.cpp, apply our patch series to it, write edits back to the series, and verify it.
 
-Our C/C++ code is in whole files (patches/src/); the patches contain only call sites. The commands keep both consistent
-with the source tree that is built. The script uses only the standard library, since CMake runs it before anything is
-installed; refresh and check also need git. patches/README.md explains the workflow.
+Our C/C++ code is in whole files (patches/src/); the patches contain only call sites. The commands keep these files and
+patches consistent with the source tree that is built. The script uses only the standard library, since CMake runs it
+before anything is installed; refresh and check also need git. patches/README.md explains the workflow.
 
     scripts/patches.py apply      # fetches what is missing, makes or updates vendor/llama.cpp-patched
 """
@@ -35,7 +35,8 @@ patches/series and the folder agree, and that our files describe themselves and 
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--root", type=Path, default=ROOT, help="checkout to work on (default: this script's)")
+    root = "checkout to work on (default: the checkout that holds this script)"
+    parser.add_argument("--root", type=Path, default=ROOT, help=root)
     commands = parser.add_subparsers(dest="command", required=True, metavar="fetch|apply|refresh|check")
     commands.add_parser("fetch", help="unpack the pinned upstream", description=FETCH)
 
@@ -45,14 +46,15 @@ def make_parser() -> argparse.ArgumentParser:
     either.add_argument("--keep", action="store_true", help="leave locally edited files as they are")
 
     add = commands.add_parser("refresh", help="write edits of the tree back to the series", description=REFRESH)
-    add.add_argument("paths", nargs="*", metavar="PATH", help="only edits in this file, folder or FILE:FIRST-LAST")
+    paths = "write back only the edits in this file, folder or line range (FILE:FIRST-LAST)"
+    add.add_argument("paths", nargs="*", metavar="PATH", help=paths)
     either = add.add_mutually_exclusive_group()
     either.add_argument("--into", metavar="NAME", help="put the edits of upstream files into this patch")
     either.add_argument("--new", metavar="NAME", help="put the edits into a new patch, like 0007-what-it-is.patch")
     either.add_argument("--drop", metavar="NAME", help="only remove this patch and re-export the later ones")
     either.add_argument("--onto", metavar="VERSION", help="only move the series to this upstream release")
     for field in ("subject", "why", "goes-away-when"):
-        add.add_argument(f"--{field}", default="", metavar="TEXT", help="header of the --new patch")
+        add.add_argument(f"--{field}", default="", metavar="TEXT", help="this header field of the --new patch")
 
     add = commands.add_parser("check", help="verify the series", description=CHECK)
     add.add_argument("--against", metavar="VERSION", help="only report which patches apply to this release")

@@ -46,7 +46,7 @@ def make_parser() -> argparse.ArgumentParser:
     cores, add = os.cpu_count() or 1, parser.add_argument
     add("--march", nargs="+", default=[tools.DEFAULT_LEVEL], metavar="ARCH", help=march)
     either = parser.add_mutually_exclusive_group()
-    either.add_argument("--filter", metavar="REGEX", help="run only cases whose parameters match")
+    either.add_argument("--filter", metavar="REGEX", help="run only cases whose parameters match REGEX")
     either.add_argument("--all", action="store_true", help="run all of upstream's cases, which takes hours under qemu")
     add("--threads", type=int, default=2, metavar="N", help="threads per op (default: 2)")
     jobs = "compilers, then op tests, in parallel (default: one per core)"
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def check(given: argparse.Namespace, found: tools.Tools) -> dict[str, Any]:
-    """Build, run and judge every -march in `given`; returns the document of `--json`."""
+    """Build and run the tests for every -march in `given`, and judge the results; returns the document of `--json`."""
     work = given.work.resolve()
     facts = commit(ROOT, "patches")
     export(ROOT, work / "tree")
@@ -137,7 +137,7 @@ def export(root: Path, tree: Path) -> None:
 
 
 def selection(regex: str | None, everything: bool) -> dict[str, str | None]:
-    """{op: regular expression for the parameters of its cases, None for all cases}; the slowest op is first."""
+    """Map each op to a regular expression for the parameters of its cases (None: all cases), slowest op first."""
     return {BLOCKS: regex, PLAIN: regex or (None if everything else SELECTION)}
 
 

@@ -68,8 +68,8 @@ class Program:
     def build(self, jobs: int) -> None:
         """Configure, and compile changed files.
 
-        Object files that do not depend on -march are shared with builds for other -march. Raises `CheckError` with the
-        compiler's first errors.
+        Object files that do not depend on -march are shared with builds for other values of -march. Raises `CheckError`
+        with the compiler's first errors.
         """
         objects = (sys.executable, _OBJECTS, self.folder.parent / "objects", self.tree, self.folder)
         launcher = ";".join(map(str, objects))
@@ -96,7 +96,7 @@ class Program:
         commands = json.loads((self.folder / "compile_commands.json").read_text())
         entry = next((entry for entry in commands if entry["file"].endswith("fattn/fattn-tile.cpp")), None)
         if entry is None:
-            raise CheckError("the build does not compile fattn-tile.cpp")
+            raise CheckError("the build has no compile command for fattn-tile.cpp")
         words = shlex.split(entry["command"])
         words = words[words.index(self.tools.cxx) :]  # without the launcher
         cut = words.index("-o")

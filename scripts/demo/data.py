@@ -35,8 +35,9 @@ Piece = tuple[float, Sequence[int]]
 class Mix:
     """Probabilities of the kinds of sequences.
 
-    copy: the sequence only repeats names and numbers. hops: it has facts that lead from one to another, without prose.
-    again: a document of any other kind repeats its facts, so that every few tokens there is an answer to learn.
+    copy: probability of a sequence that only repeats names and numbers.
+    hops: probability of a sequence of facts that lead from one to another, without prose.
+    again: probability that a document repeats its facts, so that every few tokens there is an answer to learn.
     """
 
     copy: float
@@ -115,7 +116,10 @@ class Data:
         return row
 
     def _rounds(self, asks: Sequence[Ask], limit: int) -> Row:
-        """Questions and answers that follow a document: at least one question, and more within `limit` tokens."""
+        """Questions and answers that follow a document.
+
+        The first question is always added, further questions only if they fit into `limit` tokens.
+        """
         rng, rounds = self.rng, Row()
         asked: set[str] = set()
         while asks:
@@ -154,7 +158,10 @@ class Data:
         return row.cut(length)
 
     def _hops(self, length: int) -> Row:
-        """Codes, half of them names of other codes; then each name with its final number or code; four tokens each."""
+        """A sequence of codes, half of which are names of other codes, and then each name's final number or its code.
+
+        Each of these statements has four tokens.
+        """
         rng, row = self.rng, self._begun()
         code, number, is_ = (self.encode(text)[0] for text in (" code", " number", " is"))
         names = rng.sample(sorted(self.names), min(len(self.names), max(2, length // 8)))
@@ -245,7 +252,7 @@ class Data:
         return placed
 
     def _chains(self, codes: dict[str, str], many: bool) -> list[list[str]]:
-        """Replace some codes by names of others; returns the resulting chains, each from first name to number."""
+        """Replace some codes by names of other codes; returns the resulting chains, each from first name to number."""
         rng, spare, chains = self.rng, list(codes), []
         rng.shuffle(spare)
         quarter = max(1, len(codes) // 4)
@@ -260,7 +267,7 @@ class Data:
         return chains
 
     def _json(self, length: int, again: bool, fraction: float) -> tuple[list[Piece], list[Ask]]:
-        """A JSON object with five tokens per pair, and questions. If `again`, the document has it twice, reordered."""
+        """A JSON object with five tokens per pair, and questions. `again` adds the object a second time, reordered."""
         rng = self.rng
         count = max(2, min(256, int(length * fraction / 11) if again else self._amount(length // 14)))
         keys = rng.sample(facts.WORDS, count)

@@ -3,9 +3,9 @@ questions.
 
     document = measure(samples=200, threads=2)      # python scripts/demo/results.py measure
 
-The steps are the same as a user's: `calibrate` chooses layers, `distill` collects responses under full attention,
-`finetune` trains, `convert --lora` merges and quantizes, and `eval` evaluates. Results are kept in build/, so a
-finished step is not repeated.
+The steps are the commands that a user would run: `calibrate` chooses layers, `distill` collects responses under full
+attention, `finetune` trains, `convert --lora` merges and quantizes, and `eval` evaluates. Results are kept in build/,
+so a finished step is not repeated.
 """
 
 from __future__ import annotations
@@ -66,7 +66,11 @@ SETTINGS = dataclasses.asdict(
 
 
 def configurations(chosen: Sequence[int]) -> dict[str, Configuration]:
-    """{name: configuration}: each strategy alone, each pair, all three, every fourth layer at each offset, `chosen`."""
+    """The configurations to evaluate, by name.
+
+    They are full attention, a bare window, each strategy alone, each pair and all three. Two more kinds keep full
+    attention in a quarter of the layers: every fourth layer at each offset, and the layers in `chosen`.
+    """
     parts: dict[str, dict[str, Any]] = {
         "sinks": {"sink_count": SINKS},
         "FA decode": {"fa_decode": True},
@@ -232,7 +236,7 @@ def _hf_directory(folder: Path) -> Path:
 
 
 def _questions(samples: Sequence[Sample]) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
-    """One record per document with its spoken question, and {record id: questions in both styles}."""
+    """One record per document, with its spoken question; and the questions in both styles, by the id of the record."""
     records: list[dict[str, Any]] = []
     asked: dict[str, list[str]] = {}
     with Prompts(MODEL) as prompts, open_vocabulary(MODEL) as vocabulary:

@@ -67,8 +67,8 @@ def look_back(model: Qwen3ForCausalLM) -> None:
     Retrieval needs a pair of heads ("induction heads", arXiv 2209.11895): one head copies a nearby earlier token into
     each position, and a head in a later layer searches for the copied token. Neither head is useful without the other,
     so with random weights both form late in the training. This function provides the first head: it adds a constant
-    component to every embedding, which query and key read, and rotates the query back by RoPE's own angles. All weights
-    remain trainable.
+    component to every embedding, lets the query and key projections read this component, and rotates the query back by
+    RoPE's own angles. All weights remain trainable.
     """
     attention, size = model.model.layers[0].self_attn, MODEL["head_dim"]
     with torch.no_grad():
@@ -217,7 +217,7 @@ class Training:
 
 
 def install(folder: Path) -> None:
-    """Convert and quantize the trained model into the package, with its log and recipe."""
+    """Convert and quantize the trained model, and write it to the package with its log and recipe."""
     from swaa_edge.convert import hf
     from swaa_edge.demo import MODEL as TARGET
 

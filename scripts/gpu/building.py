@@ -49,7 +49,7 @@ class Build:
     native: bool = True
 
     def library(self, side: str) -> Path:
-        """Folder with the libraries of a side ("patched" or "baseline"), and with "patched" test-backend-ops."""
+        """Folder with the libraries of a side ("patched" or "baseline"); "patched" also has test-backend-ops there."""
         return self.work / f"build-{side}" / "bin"
 
     def run(self, side: str, seconds: float = float("inf")) -> None:
@@ -87,7 +87,7 @@ class Build:
 
 
 def run_logged(what: str, log: Path, command: Sequence[str], seconds: float = float("inf"), **options: Any) -> None:
-    """Run a build step with its output in `log`; raises `CheckError` with its first errors, or `OutOfTime`."""
+    """Run a build step and write its output to `log`; raises `CheckError` with the first errors, or `OutOfTime`."""
     with open(log, "w") as out:
         code, _, _ = execute(command, seconds, stdout=out, stderr=subprocess.STDOUT, **options)
     if code is None:
@@ -102,7 +102,7 @@ def card_arch() -> str:
     """Compute capability of the first GPU, like "90". Raises `CheckError` if nvidia-smi lists no GPU."""
     found = re.match(r"(\d+)\.(\d+)", _card("compute_cap") or "")
     if not found:
-        raise CheckError("nvidia-smi lists no GPU; give its compute capability, like --arch 90")
+        raise CheckError("nvidia-smi lists no GPU; give the compute capability of the GPU, like --arch 90")
     return "".join(found.groups())
 
 

@@ -138,7 +138,7 @@ def _cmake_wheels(folder: Path) -> list[Path]:
 
 
 def run_packed(given: argparse.Namespace, arguments: Sequence[str]) -> int:
-    """Pack a checkout, unpack the archive into the work folder, and run the check there, as elsewhere."""
+    """Pack a checkout, unpack the archive into the work folder, and run the check there, as on another machine."""
     work = given.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     archive = work / "gpu-check.tar.gz"

@@ -24,8 +24,10 @@ _LONG, _LENGTHS = 131072, (8192, 32768, 131072)
 class Workload:
     """One workload of the benchmark.
 
-    prompts, decode, ubatch: numbers of tokens. layers, vocab: sizes that replace the shape's own. threads: CPU threads.
-    recipes: names of recipes; () turns SWAA off in the patched library, to measure the overhead of the patches.
+    prompts, decode, ubatch: numbers of tokens.
+    layers, vocab: sizes that replace those of the shape.
+    threads: number of CPU threads.
+    recipes: names of recipes; an empty tuple turns SWAA off in the patched library, to measure the patches' overhead.
     """
 
     shape: str

@@ -56,7 +56,7 @@ def _key(tree: Path, build: Path, command: Sequence[str]) -> str:
 
 
 def _inputs(depfile: str, tree: Path, build: Path) -> str | None:
-    """A hash of the content of a depfile's files, and of all folders in the tree that have files with the same names.
+    """A hash of the files that a depfile lists, and of all folders of the tree that hold files with the same names.
 
     The folders matter because in another tree the compiler may find a header that this tree lacks. Returns None if the
     depfile lists no file in the tree or the build folder.

@@ -47,7 +47,7 @@ def run_ops(
     if code is None:
         raise OutOfTime(result)
     if not result["failures"] and result["total"] == result["unsupported"] == 0:
-        raise CheckError(f"test-backend-ops has no case of {op} on this backend that matches")
+        raise CheckError(f"test-backend-ops has no matching case of {op} on this backend")
     return result
 
 

@@ -38,9 +38,10 @@ _ALL_LAYERS = 1 << 20
 
 
 def prepare(folder: Path, lines: Sequence[str], models_of: Sequence[str] = ()) -> None:
-    """Replace `folder` with the models, cases.json and expected.npz of the cases in `lines` and models of `models_of`.
+    """Replace `folder` with cases.json and expected.npz for the cases in `lines`, and the models to run.
 
-    This needs torch, transformers, and tests/ on sys.path.
+    The models are those of the cases in `lines` and in `models_of`. This needs torch, transformers, and tests/ on
+    sys.path.
     """
     from support.oracle import verdict
     from support.oracle.grid import Case, schedule
@@ -64,7 +65,7 @@ def prepare(folder: Path, lines: Sequence[str], models_of: Sequence[str] = ()) -
 
 
 def chosen_rows(case: Case, fed: Schedule) -> np.ndarray:
-    """Indexes (int64) of the rows to compare in the concatenated sequences: all decoded rows, up to _ROWS others."""
+    """Indexes (int64) in the concatenated sequences of the rows to compare: all decoded rows and up to _ROWS others."""
     flags = np.concatenate([np.array(flags, dtype=bool) for flags in fed.is_decode])
     starts = np.cumsum([0, *map(len, fed.tokens)])[:-1]
     edges = (0, case.window - 1, case.window, case.window + case.sinks, case.n_ubatch, case.n_batch, 256, 512)
@@ -110,7 +111,10 @@ def check(folder: Path, library: Path, *, gpu: bool) -> Iterator[dict[str, Any]]
 
 
 def judge(case: Case, figures: Figures, plain: Figures) -> list[str]:
-    """One line per error that is too large relative to full attention's on this device, or if that one is too large."""
+    """One line per error that is too large relative to the error of full attention on this device.
+
+    If the error of full attention itself is too large, one more line reports it.
+    """
     from support.oracle.verdict import problems
 
     limit = _WORST_PLAIN[case.kv]
@@ -120,10 +124,11 @@ def judge(case: Case, figures: Figures, plain: Figures) -> list[str]:
 
 
 def same_bits(folder: Path, ours: Path, theirs: Path, lines: Sequence[str], *, gpu: bool) -> Iterator[dict[str, Any]]:
-    """Compare the library `ours` with SWAA off (without keys, and disabled) with the unpatched `theirs`, bit for bit.
+    """Compare the logits of `ours`, with SWAA off, and of the unpatched library `theirs`, bit for bit.
 
-    Yields a dict per case. On the CPU, upstream's kernels compute attention in both libraries. If two runs of the
-    unpatched library differ, `repeats` is false and `problems` reports it.
+    SWAA is off in two ways: without keys, and by the key `swaa.enabled`. Yields a dict per case. On the CPU, upstream's
+    kernels compute attention in both libraries. If two runs of the unpatched library differ, `repeats` is false and
+    `problems` reports it.
     """
     from support.engine.process import Engine, EngineError
     from support.oracle.grid import Case, schedule

@@ -88,9 +88,13 @@ def pack(
 ) -> dict[str, Any]:
     """Write the archive, a .tar.gz or a .tar.xz; returns the content of its PACK.json.
 
-    prepared: the folder that `gpu.oracle.prepare` wrote. wheels: wheels to add, such as CMake's. all_kernels: keep all
-    kernel instances. built: folders of built libraries to pack instead of sources: "patched" (with test-backend-ops)
-    and "baseline". built_for: the compute capability that they were built for, from an archive of the same sources.
+    prepared: the folder that `gpu.oracle.prepare` wrote.
+    wheels: wheels to add, such as CMake's.
+    all_kernels: keep all kernel instances.
+    built: folders of the libraries "patched" (with test-backend-ops) and "baseline", to pack instead of sources. They
+    must have been built from an archive of the same sources.
+    built_for: the compute capability that these libraries were built for.
+
     Raises FileNotFoundError if `scripts/patches.py apply` has not made the trees.
     """
     files, links = (dict(_built(built)), {}) if built else _sources(root, all_kernels)
@@ -121,7 +125,10 @@ def _built(folders: Mapping[str, Path]) -> Iterator[tuple[str, bytes]]:
 
 
 def _sources(root: Path, all_kernels: bool) -> tuple[dict[str, bytes], dict[str, str]]:
-    """{path in the archive: content} of both trees, and {path: path it links to} of files that are the same in both."""
+    """The sources of both trees, where a file that is the same in both is a link.
+
+    Returns {path in the archive: content} of the files, and {path in the archive: path it links to} of the links.
+    """
     for tree in (PATCHED, BASELINE):
         if not (root / tree / "src" / "llama.cpp").is_file():
             raise FileNotFoundError(f"{root / tree} is not a llama.cpp tree; run scripts/patches.py apply")
@@ -134,7 +141,7 @@ def _sources(root: Path, all_kernels: bool) -> tuple[dict[str, bytes], dict[str,
 
 
 def subset(tree: Path) -> dict[str, bytes]:
-    """{path in the tree: content} of the files of a tree that go into the archive."""
+    """The files of a tree that go into the archive, as {path in the tree: content}."""
     return {name: data for name, data in _files_below(tree) if needed(name)}
 
 

@@ -76,7 +76,7 @@ class Runner:
         return self.deadline - time.monotonic()
 
     def run(self, name: str, inputs: Any, work: Callable[[], Result], needs: float = 0.0) -> Result | None:
-        """Return the stored result of stage `name`, or else that of `work()`; None if neither exists.
+        """Return the stored result of stage `name`, or else run `work()` and return its result; None without a result.
 
         inputs: plain JSON values that the result depends on. needs: seconds that must be left to start the stage.
         """

@@ -70,7 +70,7 @@ class Stages:
             os.environ["LD_LIBRARY_PATH"] = os.pathsep.join([*known, *dict.fromkeys(building.library_paths())])
 
     def facts(self) -> dict[str, Any]:
-        """The fields of the report about the whole run."""
+        """The fields of the report that describe the whole run."""
         return {
             "card": building.card_name() if self.gpu else None,
             "commit": self.pack["commit"],

@@ -21,7 +21,11 @@ KNOWN = {"README.md", "UPSTREAM", "series", "src"}
 
 
 def check(ws: Workspace) -> str:
-    """Check that every patch fits exactly and exports byte-identically, and that series, folder and src/ agree."""
+    """Check that every patch fits exactly and exports byte-identically, and that the series lists all patches.
+
+    Also check our files in patches/src/: none replaces an upstream file, each begins with a comment, and every
+    source file is compiled.
+    """
     names = ws.names()
     if not names:
         raise PatchError("patches/series is empty or missing: nothing was checked")

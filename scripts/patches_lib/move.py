@@ -1,7 +1,7 @@
 """Moves the series to another upstream release, or removes a patch from the series.
 
-A patch's context lines do not show where it belongs in a changed file. Both versions of every upstream file are known,
-so each patch is moved by a three-way merge of old file, new file and patched old file.
+A patch's context lines do not show where it belongs in a changed file. The old and the new version of every upstream
+file are known, so each patch is moved by a three-way merge of the old file, the new file and the patched old file.
 
     print(against(ws, "0.3.40")); print(onto(ws, "0.3.40")); print(drop(ws, "0003-x.patch"))
 """
@@ -20,7 +20,10 @@ from patches_lib.workspace import Workspace, export_all, fetch, read, some, stac
 
 @dataclass(frozen=True)
 class Verdict:
-    """The outcome for one patch. A patch applies if every hunk fits at its line; it moved if merging found another."""
+    """The outcome for one patch.
+
+    moved: some hunk did not fit at its line, so merging was tried. failed: hunks and files that don't apply.
+    """
 
     name: str
     moved: bool
@@ -38,8 +41,9 @@ def carry(
     new: Callable[[str], bytes | None],
     out: Collection[str] = (),
 ) -> tuple[dict[str, list[bytes]], list[Verdict]]:
-    """Apply every patch except those in `out` to another upstream; `old` is the result of `stack` for the current one.
+    """Apply every patch except those in `out` to another upstream.
 
+    old: the result of `stack` for the current upstream. new: function that returns a file of the other upstream.
     Returns the stack for the new upstream, without the hunks that did not fit, and a verdict per patch.
     """
     base = {path: new(path) for path in old}
@@ -135,7 +139,8 @@ def drop(ws: Workspace, name: str) -> str:
 def _unedited_series(ws: Workspace) -> list[Patch]:
     fetch(ws)
     if ws.tree.is_dir() and (edits := edits_of(ws, ws.applied())):
-        raise PatchError(f"{ws.tree} holds {some(set(edits))}, not in patches/; first 'refresh' or 'apply --discard'")
+        advice = "run 'refresh' or 'apply --discard' first"
+        raise PatchError(f"{ws.tree} holds {some(set(edits))} missing from patches/; {advice}")
     return ws.series()
 
 

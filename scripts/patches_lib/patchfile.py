@@ -122,7 +122,8 @@ def _parse_hunk(head: re.Match[bytes], lines: list[bytes], at: int, where: str) 
             break
         used += 1
     if (len(old), len(new)) != (old_count, new_count):
-        raise PatchError(f"{where}: hunk header gives {old_count},{new_count} lines, hunk has {len(old)},{len(new)}")
+        stated = f"the hunk header gives {old_count},{new_count} lines"
+        raise PatchError(f"{where}: {stated}, but the hunk has {len(old)},{len(new)}")
     # with a count of 0 the number is that of the line before
     return Hunk(start - (old_count > 0), new_start - (new_count > 0), tuple(old), tuple(new)), used
 
@@ -184,7 +185,10 @@ def diff_hunks(old: bytes, new: bytes, path: str, context: int = CONTEXT) -> tup
 
 
 def merge(ours: bytes, base: bytes, theirs: bytes) -> bytes | None:
-    """Apply the change from `base` to `theirs` to `ours`; returns None if both changed the same or adjacent lines."""
+    """Apply to `ours` the change that leads from `base` to `theirs`.
+
+    Returns None if `ours` and `theirs` both changed the same or adjacent lines of `base`.
+    """
     if theirs == base or ours == base:
         return ours if theirs == base else theirs
     with tempfile.TemporaryDirectory() as folder:

@@ -17,14 +17,15 @@ from patches_lib.workspace import Workspace, apply, digest, export_all, fetch, r
 
 
 def edits_of(ws: Workspace, applied: Mapping[str, str]) -> dict[str, bytes | None]:
-    """{path: content in the tree} of local edits that are not in patches/; the content of a deleted file is None."""
+    """Local edits that are not in patches/, as {path: content in the tree}; the content of a deleted file is None."""
     want, edits = wanted(ws), {}
     for path in ws.edited(applied):
         have, now = read(ws.tree / path), want[path] if path in want else ws.upstream(path)
         if have == now:
             continue
         if digest(now) != applied.get(path, digest(ws.upstream(path))):
-            raise PatchError(f"{path} changed in the tree and in patches/; copy it, 'apply --discard', redo the edit")
+            advice = "copy the file, run 'apply --discard', redo the edit"
+            raise PatchError(f"{path} changed in the tree and in patches/; {advice}")
         edits[path] = have
     return edits
 
@@ -35,7 +36,7 @@ def refresh(
     """Write edits of the patched tree back to patches/ and re-export the series.
 
     Our own files are always written to patches/src/. An edit of an upstream file goes into the patch `into`, or into a
-    `new` patch with this header, or else into the only patch that changes the file. paths: files, folders, or FILE:A-B
+    new patch `new` with `header`, or else into the only patch that changes the file. paths: files, folders, or FILE:A-B
     for edits in lines A to B; only these edits of upstream files are written.
     """
     fetch(ws)

@@ -1,7 +1,7 @@
 """Finds or downloads the sdist of the pinned upstream, checks its hash, and unpacks its source tree.
 
-Only this module uses the network. It needs only Python and a pip. CMake runs this module in build isolation, where
-`python -m pip` is often missing or uses the wrong environment, so several pips are tried.
+Only this module uses the network. The module needs only Python and a pip. CMake runs this module in build isolation,
+where `python -m pip` is often missing or uses the wrong environment, so several pips are tried.
 
     pin = read_pin(Path("patches/UPSTREAM")); files = read_tree(get_sdist(pin, Path("vendor")), pin)
 """
@@ -105,7 +105,7 @@ def _pip_download(pin: Pin, folder: Path, kind: str) -> None:
 
 
 def _find_pip(env: dict[str, str]) -> list[str]:
-    """The first pip that runs, of: this interpreter's, its base interpreter's, PATH's, Python's bundled pip."""
+    """The first pip that runs: that of this interpreter, of its base interpreter, on PATH, or bundled with Python."""
     pythons = [sys.executable, getattr(sys, "_base_executable", None), shutil.which("python3"), shutil.which("python")]
     candidates = [[python, "-m", "pip"] for python in pythons if python]
     candidates += [[pip] for pip in (shutil.which("pip"), shutil.which("pip3")) if pip]

@@ -1,8 +1,9 @@
 """Keeps the patched tree consistent with the series: fetch and apply.
 
 Each file has three versions: the one that patches/ defines, the one last written to the tree (its hash is stored in a
-stamp file beside the tree), and the one now in the tree. Comparing them distinguishes a local edit from a change in
-patches/, so neither is lost. A file is written only if its content changes, so ninja rebuilds only changed files.
+stamp file beside the tree), and the one now in the tree. Comparing the three versions distinguishes a local edit from a
+change in patches/, so neither is lost. A file is written only if its content changes, so ninja rebuilds only changed
+files.
 
     print(apply(Workspace(Path("."))))
 """
@@ -132,7 +133,7 @@ def stack(patches: Sequence[Patch], base: Callable[[str], bytes | None]) -> dict
 
 
 def export_all(patches: Sequence[Patch], versions: Mapping[str, Sequence[bytes]]) -> dict[str, bytes]:
-    """Make {name: content} of every patch from the result of `stack`; checks that applying them reproduces it."""
+    """Export every patch from the result of `stack`, as {name: content}; checks that applying them reproduces it."""
     exported = {}
     for index, patch in enumerate(patches):
         files = {path: (states[index], states[index + 1]) for path, states in versions.items()}
@@ -180,7 +181,7 @@ def apply(ws: Workspace, discard: bool = False, keep: bool = False) -> str:
     target = {path: want[path] if path in want else ws.upstream(path) for path in ws.edited(applied)}
     lost = {path for path, data in target.items() if read(ws.tree / path) != data}
     if lost and not (discard or keep):
-        raise PatchError(f"{ws.tree} holds {some(lost)}, not in patches/; run 'refresh', or 'apply --discard'")
+        raise PatchError(f"{ws.tree} holds {some(lost)} missing from patches/; run 'refresh', or 'apply --discard'")
     kept = set() if discard else lost
     written = 0
     for path in sorted((want.keys() | applied.keys() | lost) - kept):
@@ -231,7 +232,7 @@ def write(path: Path, data: bytes, runs: bool = False) -> bool:
 
 
 def mirror(files: Mapping[str, bytes], folder: Path) -> None:
-    """Make `folder` contain exactly these files. Unchanged files keep their time, so builds don't recompile them."""
+    """Make `folder` contain exactly these files. Builds don't recompile unchanged files, which keep their time."""
     for name, path in walk(folder).items():
         if name not in files:
             path.unlink()

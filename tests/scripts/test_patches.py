@@ -92,7 +92,7 @@ def test_apply_never_loses_an_edit_unasked(checkout, run, fail, edit):
     path = edit(checkout)
     mine = checkout.state("vendor/llama.cpp-patched")
     checkout.swap(f"patches/{N1}", "six", "SIX")
-    expected = f"{checkout.tree} holds 1 local edit ({path}), not in patches/; run 'refresh', or 'apply --discard'"
+    expected = f"{checkout.tree} holds 1 local edit ({path}) missing from patches/; run 'refresh', or 'apply --discard'"
     assert fail("apply") == expected
     assert checkout.state("vendor/llama.cpp-patched") == mine
     assert run("apply", "--keep").endswith(f"; left 1 local edit ({path}) alone\n")
@@ -124,7 +124,7 @@ def test_apply_resumes_after_an_interruption(checkout, run):
         ("@@ -5,3 +5,3 @@", "@@ -6,3 +6,3 @@", f"{N1}: src/a.cpp: hunk 1 does not fit exactly at line 6"),  # offset
         (" a 5\n", " a 50\n", f"{N1}: src/a.cpp: hunk 1 does not fit exactly at line 5"),  # fuzz
         ("+5,3 @@", "+6,3 @@", f"{N1}: src/a.cpp: hunk 1 does not fit exactly at line 5"),
-        ("@@ -5,3", "@@ -5,4", f"{N1}: line 16: hunk header gives 4,3 lines, hunk has 3,3"),
+        ("@@ -5,3", "@@ -5,4", f"{N1}: line 16: the hunk header gives 4,3 lines, but the hunk has 3,3"),
         (
             "+++ b/src/a.cpp",
             "+++ b/src/b.cpp",
@@ -280,7 +280,7 @@ def test_refresh_and_changes_under_patches_meet(checkout, run, fail):
     checkout.swap("patches/src/src/ours.cpp", "short", "long")
     run("apply", "--keep")
     assert fail("refresh") == (
-        "src/ours.cpp changed in the tree and in patches/; copy it, 'apply --discard', redo the edit"
+        "src/ours.cpp changed in the tree and in patches/; copy the file, run 'apply --discard', redo the edit"
     )
     assert "char" in (checkout.tree / "src/ours.cpp").read_text()
     assert "long" in (checkout.patches / "src/src/ours.cpp").read_text()
