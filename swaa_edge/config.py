@@ -35,15 +35,15 @@ _PAPER_SPELLING = {
 class SwaaConfig:
     """The settings of Sliding Window Attention Adaptation: immutable, hashable, validated when created.
 
-    window_size: W, the window in tokens, including the current one; 1 to 2**31 - 1.
-    sink_count: S, the number of first tokens that stay visible in every sliding layer; 0 to 2**31 - 1.
+    window_size: the window W in tokens, including the current token; from 1 to 2**31 - 1.
+    sink_count: the number S of first tokens that stay visible in every sliding layer; from 0 to 2**31 - 1.
     fa_layers: the layers that keep full attention (FA): a list of layer indices from 0, a slice
         "start:stop:step" over the layers with Python's rules (negative numbers count from the end),
         "none" or "all". A list can't hold negative indices. The value is stored as text or as a sorted tuple.
-    fa_decode: whether sliding layers decode with full attention: a bool, or the layers that do, in any form that
-        `fa_layers` takes (FA layers in it have no effect). The value is stored as a bool, text or tuple.
-    tail_count: T, the number of tokens at the end of a prompt that attend like decode tokens, so that a question at the
-        end sees the whole document; 0 to 2**31 - 1. The tail has no effect in layers without FA decode.
+    fa_decode: which sliding layers decode with full attention, given as True (all), False (none) or the layers in any
+        form that `fa_layers` takes; FA layers among them are ignored. The value is stored as a bool, text or tuple.
+    tail_count: the number T of tokens at the end of a prompt that attend like decode tokens, so that a question at the
+        end sees the whole document; from 0 to 2**31 - 1. The tail has no effect in layers without FA decode.
     recipe: name of the preset, or "custom". adapter: name of the fine-tune in the weights, if any. Comparisons ignore
         both.
 
@@ -85,7 +85,7 @@ class SwaaConfig:
         return [layer not in full for layer in range(n_layers)]
 
     def fa_decode_layers(self, n_layers: int) -> list[bool]:
-        """One bool per layer, true for layers that slide in prefill and decode with full attention.
+        """One bool per layer, true for layers that slide in prefill but use full attention in decode.
 
         Raises `ConfigError` if `fa_layers` or `fa_decode` names a layer that the model doesn't have.
         """
@@ -112,11 +112,12 @@ class SwaaConfig:
         recipe: str = CUSTOM,
         adapter: str | None = None,
     ) -> SwaaConfig:
-        """Settings from one bool per layer, the form of GGUF files and of the engine.
+        """Settings from one bool per layer, the form that GGUF files and the engine use.
 
-        sliding: whether each layer slides. fa_decode: whether each sliding layer decodes with full attention (FA);
-            ignored for FA layers. The result lists layers by index. Its `fa_decode` is a bool if all sliding layers
-            have the same value.
+        sliding: for each layer, whether it slides.
+        fa_decode: for each layer, whether it decodes with full attention (FA); ignored for layers that don't slide. The
+            result lists layers by index, but the result's `fa_decode` is a bool if all sliding layers have the same
+            value.
         """
         decode = tuple(layer for layer, slides in enumerate(sliding) if slides and fa_decode[layer])
         return cls(
@@ -247,8 +248,8 @@ class Recipe:
 
     The figures were published for the same settings without a tail.
 
-    accuracy, accuracy_lora: accuracy on LongMemEval with 24k tokens, in percent, of the thinking/instruct model,
-        without and with the authors' LoRA.
+    accuracy: accuracy on LongMemEval with 24k tokens, in percent, of the thinking model and of the instruct model.
+    accuracy_lora: the same accuracies with the authors' LoRA adapter.
     seconds: time for a prompt of 128k tokens and 512 generated tokens.
     """
 

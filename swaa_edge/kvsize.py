@@ -69,9 +69,9 @@ def kv_size(
 ) -> KVSize:
     """The size of K and V that a llama.cpp context with these parameters allocates for `model` under `swaa`.
 
-    Sizes are in tokens. n_ctx: 0 means the model's own context length. n_batch: n_ubatch by default. type_k, type_v:
-    name or number of a ggml type. swa_full: keep the whole context in every layer instead of a ring. Raises
-    `ConfigError` for a type that doesn't exist or doesn't fit the model's heads.
+    Sizes are in tokens. n_ctx: context size, or 0 for the model's own context length. n_batch: batch size, by default
+    n_ubatch. type_k, type_v: names or numbers of ggml types. swa_full: whether every layer keeps the whole context
+    instead of a ring. Raises `ConfigError` for a type that doesn't exist or doesn't fit the model's heads.
     """
     n_ctx = n_ctx or model.context_length
     n_ubatch = min(n_ctx, n_ubatch if n_batch is None else n_batch, n_ubatch)

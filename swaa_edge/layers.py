@@ -34,7 +34,7 @@ def _is_whole(value: Any) -> bool:
 
 
 def whole_number(name: str, value: Any, least: int) -> int:
-    """`value` as an int from `least` to INT32_MAX. Raises `ConfigError` for any other value, or a bool."""
+    """`value` as an int from `least` to INT32_MAX. Raises `ConfigError` for any other value, also for a bool."""
     if not _is_whole(value):
         raise ConfigError(f"{name} = {shown(value)} must be a whole number from {least} to {INT32_MAX}")
     if not least <= value <= INT32_MAX:
@@ -77,7 +77,7 @@ def _as_slice(text: str) -> slice | None:
 
 
 def selected_layers(name: str, spec: LayerSpec, n_layers: int) -> frozenset[int]:
-    """The layers that `spec` selects in a model of `n_layers`. Raises `ConfigError` for a missing layer."""
+    """The layers that `spec` selects in a model of `n_layers`. Raises `ConfigError` if the model lacks one of them."""
     if not _is_whole(n_layers) or n_layers < 1:
         raise ConfigError(f"n_layers = {shown(n_layers)} must be a whole number of at least 1")
     if isinstance(spec, str):

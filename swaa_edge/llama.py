@@ -55,7 +55,7 @@ class SwaaLlama(llama_cpp.Llama):
     model_path: a path or a `ModelFile`.
     swaa: a SwaaConfig to run under, None for the settings in the model file, or False for full attention.
     on_prefill(done, total): called while a prompt is evaluated, first with done = 0 and then after each ubatch. done
-        and total count tokens, without a reused prefix. The call is made in the evaluating thread.
+        and total are numbers of tokens, without those of a reused prefix. The call is made in the evaluating thread.
     flash_attn: on by default, since SWAA is fast only with it.
     swa_full: with True, layers that need only a window also keep K and V of the whole context instead of a ring, so
         that every prefix can be reused. None means False under SWAA, and llama_cpp's default without SWAA.
@@ -159,25 +159,27 @@ class SwaaLlama(llama_cpp.Llama):
     # Evaluation
 
     def eval(self, tokens: Sequence[int], decode_from: int | None = None, on_logits: OnLogits | None = None) -> None:
-        """Evaluate `tokens` after the tokens evaluated before, as llama_cpp does: each as prompt or as generated token.
+        """Evaluate `tokens`, which follow those evaluated before, each as a prompt token or as a generated token.
 
         In `generate` and the methods that use it, tokens that are fed back (including drafted tokens) are generated
-        tokens. If `eval` is called directly, the token that `sample` just returned is a generated token. A single token
-        after others is one too if `sample` wasn't called, because the caller may have its own sampler. All other tokens
-        are a prompt: the new tokens of one turn. The last T tokens of the prompt are its tail.
+        tokens. If `eval` is called directly, the token that `sample` just returned is a generated token. If `sample`
+        wasn't called, a single token after others is also a generated token, because the caller may have its own
+        sampler. All other tokens are a prompt: the new tokens of one turn. The last T tokens of the prompt are its
+        tail.
 
-        decode_from: the decode boundary, a position of the sequence, if it is not to be inferred. Generated tokens and
-            the tail lie at positions from `decode_from` on, the rest of the prompt before it. A prompt that takes
-            several calls needs it; `native.NEVER` evaluates a prompt without a tail.
+        decode_from: the position of the decode boundary, or None to infer the boundary. Generated tokens and the tail
+            lie at positions from `decode_from` on, the rest of the prompt before it. A prompt that takes several calls
+            needs `decode_from`; the value `native.NEVER` evaluates a prompt without a tail.
 
         on_logits(rows): called after each ubatch with the logits of its tokens, float32 [tokens, n_vocab], without the
             memory that logits_all takes. The logits are overwritten after the call returns.
 
-        To go back, lower `n_tokens` first, as in llama_cpp. A ring may make this impossible; nothing is changed then.
+        To go back, lower `n_tokens` first, as in llama_cpp. If a ring makes going back impossible, an error is raised
+        and nothing is changed.
 
-        Raises `GenerationError` if the tokens don't fit, can't follow the first `n_tokens` or the engine fails,
-        `GenerationCancelled` after `cancel`. The tokens evaluated before the error stay valid, and the object stays
-        usable.
+        Raises `GenerationError` if the tokens don't fit, if they can't follow the first `n_tokens` or if the engine
+        fails, and `GenerationCancelled` after `cancel`. The tokens evaluated before the error stay valid, and the
+        object stays usable.
         """
         self._ctx.n_ctx()  # raises if this is closed
         room = min(self._n_ctx, self.input_ids.size)
@@ -201,7 +203,7 @@ class SwaaLlama(llama_cpp.Llama):
     # Generation
 
     def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Generator[int, Sequence[int] | None, None]:
-        """Generate as llama_cpp does; `last_timings` is reset."""
+        """Reset `last_timings`, and generate as llama_cpp does."""
         if not self._completions:
             self._forget_cancel()
         self._phases.sampled = None
@@ -228,7 +230,7 @@ class SwaaLlama(llama_cpp.Llama):
             upstream.close()
 
     def sample(self, *args: Any, idx: int | None = None, **kwargs: Any) -> int:
-        """Sample as llama_cpp does; `eval` recognizes the token when it is fed back.
+        """Sample a token as llama_cpp does, and remember the token so that `eval` recognizes it when it is fed back.
 
         Raises `GenerationError` if there are no logits because nothing was evaluated since a load, a reset or
         `load_state`.
@@ -261,7 +263,7 @@ class SwaaLlama(llama_cpp.Llama):
                 raise failure(self, error, batch.token[: batch.n_tokens]) from error
 
     def cancel(self) -> None:
-        """Stop the running evaluation or generation within one ubatch; it raises `GenerationCancelled`.
+        """Make the running evaluation or generation raise `GenerationCancelled` within one ubatch.
 
         Any thread may call this. If no evaluation is running, the next direct `eval` stops, but a new generation
         doesn't.
@@ -314,8 +316,8 @@ class SwaaLlama(llama_cpp.Llama):
     def load_state(self, state: Any) -> None:
         """Restore a state that `save_state` saved, in this object or in another one with the same model and settings.
 
-        Raises `StateError` for a state of another model, other settings or another adapter, or one that doesn't fit
-        the context or is damaged; this object is then unchanged, or reset if the damage is deep inside.
+        Raises `StateError` for a state of another model, other settings or another adapter, or one that doesn't fit the
+        context or is damaged; this object is then unchanged, or reset if only the engine notices the damage.
         """
         states.check(self, state, self._facts)
         self.reset()
@@ -323,7 +325,8 @@ class SwaaLlama(llama_cpp.Llama):
         states.load(self, state)
 
     def set_cache(self, cache: Any) -> None:
-        """Set the cache as in llama_cpp. Other models and settings may share it; their entries are misses here."""
+        """Set the cache as in llama_cpp. Other models and settings may share the cache; this object doesn't find their
+        entries."""
         super().set_cache(None if cache is None else states.OwnStates(cache, self._facts))
 
     # Copies and the end

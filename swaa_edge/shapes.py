@@ -10,9 +10,9 @@ Weights. Each matrix repeats one random block of rows that is quantized once, so
 minutes. No weight is zero, since some processors multiply by zero faster. The scale (std = 1 / sqrt(columns)) keeps
 activations in the same range as in a trained model.
 
-Vocabulary. Every command and the unpatched library can load the file. Its tokenizer is byte-level BPE with as many
-tokens as the real model's, and with a ChatML template. Each byte of text becomes one token. The other tokens are
-made-up words, which never result from tokenizing text. The output is noise.
+Vocabulary. Every command and the unpatched library can load the file. The file's tokenizer is byte-level BPE with as
+many tokens as the real model's, and has a ChatML template. Each byte of text becomes one token. The other tokens are
+made-up words, which never result from tokenizing text. The model's output is noise.
 """
 
 from __future__ import annotations
@@ -88,9 +88,9 @@ def write_shape(
 ) -> Path:
     """Write a GGUF of the shape `name` with random weights to `path`; return that path.
 
-    layers, vocab: numbers of layers and tokens, or None for those of the real model. ftype: one of `TYPES`, for every
-    matrix. The same arguments give the same bytes. Raises `ConfigError` for arguments out of range, `OutputError` if
-    `path` exists (without `force`) or can't be written.
+    layers, vocab: numbers of layers and of tokens in the vocabulary, or None for those of the real model. ftype: one of
+        `TYPES`, for every matrix. The same arguments give the same bytes. Raises `ConfigError` for arguments out of
+        range, `OutputError` if `path` exists (without `force`) or can't be written.
     """
     shape = _chosen(name, layers, ftype, vocab)
     with atomic_output(path, force=force) as temporary:

@@ -1,4 +1,4 @@
-"""Speed ratios of SWAA configurations to full attention, and of our attention kernels to llama.cpp's.
+"""Compares the speed of SWAA configurations with full attention, and of our attention kernels with llama.cpp's.
 
 report = bench("model.gguf", "quality,fast", [4096, 8192]); print(report)
 report = bench_attention("model.gguf", quick=True); report.to_dict()["decode_vs_no_flash"]

@@ -2,11 +2,12 @@
 
     report = bench_attention("model.gguf", quick=True, baseline="build/baseline/lib"); print(report)
 
-The KV cache is f16 or q8_0. The compared sides take turns, as in `bench`. Each turn prefills a prompt and decodes after
-it, then decodes after only `SHALLOW` tokens in the same process. The difference in decode time per token is the
-attention over the prompt. The attention time of a prefill is the part of each ubatch's time that grows with the number
-of visible keys (bound.py). The memory bandwidth is measured right after each turn, because it limits decoding
-(bandwidth.py). Each figure is defined in docs/bench.md.
+The KV cache is f16 or q8_0. The compared sides take turns, as in `bench`. Each turn prefills a prompt and decodes
+tokens after it, and then decodes tokens after a prompt of only `SHALLOW` tokens in the same process. The cost of
+attention over the long prompt is the difference between the times per decoded token after the two prompts. The
+attention time of a prefill is the part of each ubatch's time that grows with the number of visible keys (bound.py). The
+memory bandwidth is measured right after each turn, because it limits decoding (bandwidth.py). Each figure is defined in
+docs/bench.md.
 """
 
 from __future__ import annotations
@@ -53,13 +54,13 @@ def bench_attention(
 ) -> AttentionReport:
     """Time attention on the CPU for prompts of the given lengths.
 
-    model, decode: as in `bench`, which also describes early ends and errors.
-    configs: SWAA configurations to time with our kernels and with llama.cpp's, or None for full attention only.
+    model, decode: as in `bench`. Early ends and errors are also as in `bench`.
+    configs: the SWAA configurations to time with our kernels and with llama.cpp's, or None for full attention only.
     prompt_tokens: prompt lengths, or None for `LENGTHS` (`QUICK_LENGTHS` with quick) up to the context length.
-    quick: run at most five rounds, as many as fit into 270 seconds, and skip llama.cpp's kernels on a q8_0 cache.
+    quick: run five rounds, or as many as fit into 270 seconds, and skip llama.cpp's kernels on a q8_0 cache.
     repeat: rounds per length, or None for 3 (5 with quick).
-    engine: n_threads = None uses every core in prefill and decode. The cache type is ignored, since each side sets its
-        own, and nothing runs on a GPU.
+    engine: n_threads = None uses every core in prefill and decode. The engine's cache type is ignored, since each side
+        has its own; nothing runs on a GPU.
     baseline: folder of an unpatched build of the same llama.cpp, which becomes the reference. Without a baseline, the
         reference is the patched library with llama.cpp's own kernels (GGML_CPU_FATTN=0).
     """

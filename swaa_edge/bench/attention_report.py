@@ -46,8 +46,9 @@ class Side:
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """The times of one turn. deep: prefill of the prompt and decoding after it, in a context of n_ctx tokens. shallow:
-    decoding after a few tokens. read_gb_s: memory bandwidth right after the turn, in 1e9 bytes per second."""
+    """The times of one turn. deep: the prefill of the prompt and the decoding after it, in a context of n_ctx tokens.
+    shallow: the decoding after a few tokens. read_gb_s: the memory bandwidth right after the turn, in 1e9 bytes per
+    second."""
 
     deep: Timing
     shallow: Timing
@@ -57,7 +58,7 @@ class Sample:
 
 @dataclasses.dataclass
 class AttentionReport(Run):
-    """The samples so far, by (side, prompt length), one per round.
+    """The samples so far: one per round for each pair (side, prompt length).
 
     reference: the library that runs llama.cpp's own attention. skipped: one line for each measurement that was left
         out, with the reason.
@@ -115,16 +116,16 @@ class AttentionReport(Run):
         """Return the ratios. A ratio above 1 means that our kernels are faster, and None that a side was not measured.
 
         ratio_depth: prompt length at which the next three ratios are measured.
-        decode_vs_no_flash: our decoding speed divided by the reference's without flash attention, both with an f16
-            cache.
+        decode_vs_no_flash: our decoding speed divided by the reference's decoding speed without flash attention, both
+            with an f16 cache.
         prefill_attention_speedup: attention seconds of the reference divided by ours, both with an f16 cache; the
             reference runs with or without flash attention, whichever is faster.
-        q8_0_over_f16: our attention seconds with an f16 cache divided by those with a q8_0 cache.
+        q8_0_over_f16: the seconds of our attention with an f16 cache, divided by the seconds with a q8_0 cache.
         decode_ratio: like decode_vs_no_flash, for each prompt length and each of our cache types.
         decode_bandwidth_share: K and V bytes read per second as a fraction of the memory bandwidth, for each cache
             type, at the longest prompt.
-        swaa: our speed under each configuration divided by that of the reference's full attention, and by that of the
-            same configuration with llama.cpp's kernels.
+        swaa: two ratios for each configuration: our speed divided by the reference's speed under full attention, and
+            our speed divided by the speed of llama.cpp's kernels under the same configuration.
         """
         ours = {kind: Side(PATCHED, cache_type=kind) for kind in ("f16", "q8_0")}
         no_flash, flash = Side(self.reference, flash_attn=False), Side(self.reference)

@@ -4,8 +4,8 @@
 
 Decoding reads all weights and all of K and V for each token, so memory limits it. A machine's bandwidth changes within
 seconds (clocks, heat, other programs), so `bench_attention` measures it right after each decoding. Memory is read by
-NumPy's maximum of floats, which does little else and releases Python's lock. On the machines tried, a C++ loop was not
-faster.
+computing NumPy's maximum of floats, which does little besides reading and releases Python's lock. On the machines
+tried, a C++ loop was not faster.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ _WINDOWS = 5
 
 
 def bandwidth(threads: int, *, size: int = _BYTES, seconds: float = 0.04) -> float:
-    """Return the memory bandwidth in 1e9 bytes per second, while `threads` threads repeatedly read `size` bytes.
-    The result is the median of five time windows of `seconds` seconds each, after one in which clocks settle.
+    """Return the memory bandwidth in 1e9 bytes per second, while `threads` threads repeatedly read `size` bytes. The
+    result is the median of five time windows of `seconds` seconds each, measured after one more window in which the
+    processor's clocks settle.
     """
     import numpy as np
 

@@ -1,21 +1,21 @@
 """The bound on a configuration's prefill speed-up, which `bench` prints beside the measured speed-up.
 
-A sliding layer can save no more than the attention that it leaves out. The cost of attention depends on the model and
-the machine, so the bound is computed from the measured times of the patched library under full attention, not from a
-count of operations. Full attention and the configuration run the same kernels, so a measured speed-up can exceed the
+A sliding layer saves at most the time of the attention that it leaves out. The cost of attention depends on the model
+and the machine, so the bound is computed from the measured times of the patched library under full attention, not from
+a count of operations. Full attention and the configuration run the same kernels, so a measured speed-up can exceed the
 bound only by noise.
 
     line = fit_line(ubatch_seconds, n_ubatch=512)
     best = bound(line, config, n_tokens=8192, n_ubatch=512, heads=[16] * 4)
 
 Definition. A ubatch of u tokens from position p sees v = p + (u + 1) / 2 keys per query on average. Work other than
-attention takes the same time at every p, so under full attention the ubatch takes t = a + b * v. A weighted
-least-squares fit over the ubatches of a prompt gives a and b; b * v is the time for attention. In a sliding layer with
-W window tokens and S sinks, the query at position q sees min(q + 1, W + S) keys; a query in the tail of the prompt sees
-q + 1 keys if the layer decodes with full attention. Let k be the mean number of visible keys over the queries of a
-ubatch and over all query heads of the model. The configuration then needs at least a + b * k for the ubatch. The bound
-is the sum of the full-attention times of all ubatches, divided by the sum of these minimum times. A shorter last ubatch
-is weighted by its length.
+attention takes the same time at every position, so under full attention the ubatch takes the time t = a + b * v. A
+weighted least-squares fit over the ubatches of a prompt gives a and b; b * v is the time for attention. In a sliding
+layer with W window tokens and S sinks, the query at position q sees min(q + 1, W + S) keys; a query in the tail of the
+prompt sees q + 1 keys if the layer decodes with full attention. Let k be the mean number of visible keys over the
+queries of a ubatch and over all query heads of the model. A configuration then needs at least the time a + b * k for
+the ubatch. The bound is the sum of the full-attention times of all ubatches, divided by the sum of their minimum times
+under the configuration. A shorter last ubatch is weighted by its length.
 """
 
 from __future__ import annotations
@@ -40,13 +40,14 @@ def visible_full(start: int, count: int) -> float:
 
 
 def visible_sliding(start: int, count: int, reach: int) -> float:
-    """The mean number of keys that these queries see in a sliding layer; reach: its window and sink tokens together."""
+    """The mean number of keys that `count` queries from position `start` see in a sliding layer; reach: the number of
+    window and sink tokens together."""
     growing = range(min(start + 1, reach), min(start + count + 1, reach))
     return (sum(growing) + reach * (count - len(growing))) / max(count, 1)
 
 
 def ubatches(n_tokens: int, n_ubatch: int) -> Iterator[tuple[int, int]]:
-    """The ubatches of a prompt: (first position, number of tokens)."""
+    """The ubatches of a prompt, each as (first position, number of tokens)."""
     for start in range(0, n_tokens, n_ubatch):
         yield start, min(n_ubatch, n_tokens - start)
 
@@ -54,7 +55,7 @@ def ubatches(n_tokens: int, n_ubatch: int) -> Iterator[tuple[int, int]]:
 def fit_line(seconds: Sequence[float], n_ubatch: int) -> Line | None:
     """Fit a line to the times of full ubatches, listed from position 0, by least squares of relative errors.
 
-    With absolute errors, the slow late ubatches alone would determine the line. The line's value at position 0, which
+    With absolute errors, the slow late ubatches alone would determine the line, and its value at position 0, which
     decides the bound of a long prompt, would be uncertain. Returns None if there are fewer than three times, or if the
     times don't grow.
     """
@@ -69,7 +70,7 @@ def fit_line(seconds: Sequence[float], n_ubatch: int) -> Line | None:
 
 
 def prefill_seconds(line: Line, config: SwaaConfig | None, n_tokens: int, n_ubatch: int, heads: Sequence[int]) -> float:
-    """The modelled seconds of a prefill, in which attention costs time in proportion to the visible keys.
+    """The seconds of a prefill under `config`, if attention time is proportional to the number of visible keys.
 
     config: settings, or None for full attention. heads: the number of query heads of each layer.
     """

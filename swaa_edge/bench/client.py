@@ -43,8 +43,8 @@ main(sys.argv[1])
 class Job:
     """One measurement: prefill `tokens`, then decode `decode` more tokens, one at a time.
 
-    engine: its n_ubatch must not exceed its n_batch. overrides: llama.cpp's kv_overrides. flash_attn: may be False only
-        under full attention with an f16 cache.
+    engine: settings whose n_ubatch does not exceed their n_batch. overrides: llama.cpp's kv_overrides. flash_attn:
+        whether to use flash attention; False is allowed only under full attention with an f16 cache.
     """
 
     model: str
@@ -56,7 +56,8 @@ class Job:
 
     @property
     def n_ctx(self) -> int:
-        """The context size that the job needs, or a larger one in the engine settings, in whole blocks of cells."""
+        """The context size that the job needs, or the engine's if that is larger, rounded up to whole blocks of
+        cells."""
         # The warm-up takes a ubatch and one token.
         warm_up = min(len(self.tokens), self.engine.n_ubatch) + 1
         return round_up(max(len(self.tokens) + self.decode, warm_up, self.engine.n_ctx or 0))
@@ -163,9 +164,9 @@ def libraries(
 ) -> Iterator[dict[str, Runner]]:
     """Start one process per library; the names are `PATCHED`, and if requested `UNPATCHED` and `UPSTREAM_KERNELS`.
 
-    baseline: folder of an unpatched build, the library `UNPATCHED`. `UPSTREAM_KERNELS` is the patched library with
-    llama.cpp's own attention kernels on the CPU. Raises `NativeLibraryError` unless the libraries load and belong to
-    one llama.cpp release.
+    baseline: folder of an unpatched build, which becomes the library `UNPATCHED`. `UPSTREAM_KERNELS` is the patched
+        library with llama.cpp's own attention kernels on the CPU. Raises `NativeLibraryError` unless the libraries load
+        and belong to one llama.cpp release.
     """
     if baseline is not None and not any(Path(baseline).glob("*llama.*")):
         raise NativeLibraryError(

@@ -25,8 +25,8 @@ from swaa_edge.support.table import table
 @dataclasses.dataclass
 class Run:
     """The facts about a run that the documents of all benchmarks contain.
-    libraries: `client.described` of each library, by name. load: the system's load average over the minute before
-        the run, or None if the system doesn't provide one.
+    libraries: by name, the result of `client.described` for each library. load: the system's load average over the
+        minute before the run, or None if the system doesn't provide one.
     """
 
     work: Workload
@@ -63,7 +63,7 @@ class Run:
 
 @dataclasses.dataclass
 class Report(Run):
-    """The samples so far, by (configuration or `UNPATCHED`, prompt length), one Timing per round."""
+    """The samples so far: one Timing per round for each pair (configuration or `UNPATCHED`, prompt length)."""
 
     samples: dict[tuple[str, int], list[Timing]] = dataclasses.field(default_factory=dict)
 
@@ -234,8 +234,8 @@ def plot(document: dict[str, Any], path: str | os.PathLike[str], kind: str | Non
     """Draw the document of `Report.to_dict()` into the file `path`: speed and speed-up by prompt length, with the
     bound.
 
-    kind: "png", "svg" or "pdf", or None for the type that the file name's suffix names. Raises `ConfigError` without
-        matplotlib.
+    kind: the file type, "png", "svg" or "pdf", or None to choose the type by the suffix of `path`. Raises `ConfigError`
+        without matplotlib.
     """
     rows = document["rows"]
     with figure(path, size=(10, 4.2), kind=kind) as canvas:

@@ -47,15 +47,17 @@ def bench(
     """Time full attention and `configs` in turns, on prompts of the given lengths.
 
     model: a path or a `ModelFile`.
-    configs: in any form that `configurations` takes; {} with a baseline compares only full attention.
-    prompt_tokens: prompt lengths, or None for those of `LENGTHS` that fit the context (if none fits, one that does).
+    configs: the configurations, in any form that the function `configurations` takes; an empty mapping compares only
+        full attention with the baseline.
+    prompt_tokens: prompt lengths, or None for those of `LENGTHS` that fit the context (or one shorter length if none
+        fits).
     decode: number of tokens decoded after each prompt, or None for `DECODE`.
     repeat: rounds per length, or None for 3 (2 for prompts longer than 8192 tokens).
     baseline: folder of an unpatched build of the same llama.cpp, which then runs full attention as one more side.
 
     KeyboardInterrupt, or an error after the first measurement, ends the run early, with the reason in `Report.stopped`.
-    Raises `ConfigError` for a prompt that exceeds the context or settings that don't fit the model, `ModelFileError`,
-    `UnsupportedModelError`, `NativeLibraryError`, `GenerationError`.
+    Raises `ConfigError` for a prompt that exceeds the context or settings that don't fit the model. Also raises
+    `ModelFileError`, `UnsupportedModelError`, `NativeLibraryError` and `GenerationError`.
     """
     decode = DECODE if decode is None else decode
     work = Workload.of(model, prompt_tokens, decode=decode, engine=engine, default=LENGTHS)
@@ -106,7 +108,7 @@ def alternating(sides: Sequence[T], rounds: int) -> Iterator[Sequence[T]]:
 def progress_of(
     turns: Sequence[tuple[str, int]], on_progress: OnProgress | None
 ) -> Iterator[Callable[[int], None] | None]:
-    """Yield a callback for each turn (text, prompt tokens), which takes the number of prompt tokens that are done."""
+    """Yield one callback per turn (text, prompt tokens); a callback takes the number of prompt tokens done so far."""
     if on_progress is None:
         yield from [None] * len(turns)
         return

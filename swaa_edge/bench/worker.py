@@ -199,7 +199,7 @@ class _Engine:
     ) -> float:
         """Return the seconds of one llama_decode of `tokens` from position `at`.
 
-        decode_from: the decode boundary, a position. logits: compute the logits of the last token.
+        decode_from: the position of the decode boundary. logits: whether to compute the logits of the last token.
         """
         batch.n_tokens = len(tokens)
         for i, token in enumerate(tokens):

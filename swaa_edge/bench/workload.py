@@ -42,9 +42,11 @@ class Workload:
         engine: EngineSettings | None = None,
         default: Sequence[int] = (),
     ) -> Workload:
-        """The workload after validation. default: lengths to use, up to the context length, if `prompt_tokens` is None.
+        """Return a validated workload. default: lengths to use if `prompt_tokens` is None, without those that exceed
+        the context.
 
-        Raises `ConfigError` for a prompt that exceeds the context or settings out of range, `ModelFileError`.
+        Raises `ConfigError` for a prompt that exceeds the context or settings out of range, and `ModelFileError` if the
+        model can't be read.
         """
         engine = engine or EngineSettings()
         # As llama.cpp does; bench must know, since it cuts prompts into ubatches itself.
@@ -99,8 +101,8 @@ class Workload:
 def prompt_ids(model: ModelFile, count: int) -> list[int]:
     """Return `count` tokens for a prompt, the same in every run.
 
-    The tokens are from real text, repeated if necessary, namely Python's language reference, which ships with Python
-    for help(). A model without a tokenizer gets random tokens.
+    The tokens are from Python's language reference, which ships with Python for help(), and are repeated if necessary.
+    A model without a tokenizer gets random tokens.
     """
     if not model.has_tokenizer:
         generator = random.Random(0)

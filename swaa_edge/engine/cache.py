@@ -1,8 +1,9 @@
-"""The KV cache of a loaded model, with or without a ring buffer: going back, reuse of a prefix, context shift.
+"""The KV cache of a loaded model, with or without a ring buffer: going back to an earlier position, reuse of a prefix,
+context shift.
 
-A ring holds only the sinks, the window and a little more, so the engine is asked before the sequence goes back. If the
-ring doesn't reach back far enough, a snapshot of the ring may. If neither does, the caller evaluates the tokens again
-or gets an error.
+A ring holds only the sinks, the window and a little more, so the engine is asked whether the sequence can go back to a
+position. If the ring doesn't reach back far enough, a snapshot of the ring may. If neither the ring nor a snapshot
+does, the caller evaluates the tokens again or gets an error.
 
     end = cache.reach(llm.input_ids[: llm.n_tokens], prompt); cache.cut(end)
 """
@@ -34,16 +35,17 @@ class KVCache:
         memory = llama_cpp.llama_get_memory(self._context)
         if memory and not llama_cpp.llama_memory_seq_rm(memory, 0, n_tokens, -1):
             raise GenerationError(
-                f"the cache can't go back to {n_tokens} tokens: the ring no longer holds all tokens that they see; "
-                "call reset() and evaluate all tokens again, or load the model with swa_full=True"
+                f"the cache can't go back to {n_tokens} tokens: the ring no longer holds all tokens that the next token "
+                "must see; call reset() and evaluate all tokens again, or load the model with swa_full=True"
             )
 
     def reach(self, held: np.ndarray, tokens: list[int], has_logits: bool = False) -> int | None:
-        """Restore the cache so that llama_cpp can continue with `tokens`, if a ring prevents llama_cpp's own cut.
+        """If llama_cpp can't cut the cache itself because of a ring, restore the cache so that llama_cpp can continue
+        with `tokens`.
 
-        held: the tokens in the cache; has_logits: whether the engine holds the logits of the last token. Returns the
-            number of tokens that the cache now holds (0 if all must be evaluated again), or None if llama_cpp's own cut
-            works.
+        held: the tokens in the cache. has_logits: whether the engine holds the logits of the last token. Returns the
+            number of tokens that the cache now holds (0 if all must be evaluated again), or None if llama_cpp can cut
+            the cache itself.
         """
         length = min(len(held), len(tokens))
         differs = held[:length] != np.asarray(tokens[:length], np.intc)
@@ -84,7 +86,7 @@ class KVCache:
         )
 
     def shift(self, n_tokens: int, n_discard: int, n_keep: int) -> bool:
-        """Discard `n_discard` of `n_tokens` tokens after the first `n_keep`, and move the rest down.
+        """Discard the `n_discard` tokens after the first `n_keep`, and move the rest of the `n_tokens` tokens down.
 
         The numbers are those that `check_shift` returned. Returns False if the engine failed to move the remaining
         tokens; all tokens must then be evaluated again. Raises `GenerationError` if the engine refuses the shift; the
@@ -112,6 +114,7 @@ def shift_range(n_tokens: int, n_discard: int | None, n_keep: int | None, sinks:
     n_discard = rest // 2 if n_discard is None else n_discard
     if not 0 < n_discard < rest:
         raise GenerationError(
-            f"n_discard = {n_discard} must be from 1 to {rest - 1}: {rest} of {n_tokens} tokens follow n_keep"
+            f"n_discard = {n_discard} must be from 1 to {rest - 1}: "
+            f"{rest} of the {n_tokens} tokens follow the first n_keep"
         )
     return n_discard, n_keep

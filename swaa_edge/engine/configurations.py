@@ -36,10 +36,10 @@ def configurations(
     """The configurations to compare, by name, full attention first.
 
     model: a path or a `ModelFile`.
-    names: `FULL`, `NAIVE`, `FILE`, recipes and paths of JSON files, in a list or separated by commas; or a mapping from
-        names to configurations. The configuration in a JSON file is named after the file, without the extension.
+    names: a list or a comma-separated text of `FULL`, `NAIVE`, `FILE`, recipes and paths of JSON files; or a mapping
+        from names to configurations. The configuration in a JSON file is named after the file, without the extension.
     base: one whole configuration to compare with full attention, instead of `names`.
-    changes: fields of SwaaConfig to replace in each configuration; `NAIVE` takes only the window from them. Without
+    changes: fields of SwaaConfig to replace in each configuration (in `NAIVE`, only the window is replaced). Without
         `names` and `base`, these fields are a configuration of their own.
 
     Without names, base and changes, the result is the settings in the model file, or `DEFAULT` if the file has none.

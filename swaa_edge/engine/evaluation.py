@@ -24,7 +24,8 @@ OnLogits = Callable[[np.ndarray], object]
 
 
 def evaluate(llm: SwaaLlama, part: Part, on_logits: OnLogits | None = None) -> None:
-    """Evaluate the tokens of `part` after the first `llm.n_tokens`. on_logits and errors: as in `SwaaLlama.eval`."""
+    """Evaluate the tokens of `part`, which follow the first `llm.n_tokens` tokens. on_logits and errors are as in
+    `SwaaLlama.eval`."""
     tokens, phase = part.tokens, part.phase
     done, started, timings = 0, time.perf_counter(), llm.last_timings
     report = llm.on_prefill if phase is Phase.PREFILL else None
@@ -93,7 +94,7 @@ def _chunks(tokens: Sequence[int], n_batch: int, size: int) -> Iterator[Sequence
 
 
 def _decode(llm: SwaaLlama, tokens: Sequence[int], every_row: bool) -> None:
-    """Run one llama_decode; every_row: compute the logits of each token, not only of the last."""
+    """Run one llama_decode; every_row: whether to compute the logits of each token, not only of the last."""
     past, count = llm.n_tokens, len(tokens)
     llm._phases.rows = 0
     llm._batch.set_batch(batch=tokens, n_past=past, logits_all=every_row)

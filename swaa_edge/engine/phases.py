@@ -26,9 +26,9 @@ class Phase(enum.Enum):
 
 @dataclass(frozen=True)
 class Part:
-    """Tokens of one phase, and the decode boundary of their sequence: from this position on, tokens see everything.
+    """Tokens of one phase, and their sequence's decode boundary: the position from which tokens attend as in decode.
 
-    The boundary of a prompt lies T tokens before its end.
+    In a prompt, the boundary is the first position of the prompt's tail.
     """
 
     phase: Phase
@@ -111,7 +111,8 @@ class PhaseTracker:
     ) -> list[Part]:
         """Split `tokens`, which start at `position`, by phase, and record that they are evaluated.
 
-        tail_count: T. decode_from: the decode boundary, or None to infer it; tokens before the boundary are a prompt.
+        tail_count: number of tokens in a prompt's tail. decode_from: the decode boundary, or None to infer it; tokens
+            before the boundary are a prompt.
         """
         if decode_from is None:
             generated, end = self._generated(tokens, position), position + len(tokens)
@@ -132,7 +133,7 @@ class PhaseTracker:
         return [part for part in parts if len(part.tokens)]
 
     def _generated(self, tokens: Sequence[int], position: int) -> int:
-        """How many of the first tokens were generated."""
+        """How many tokens at the start of `tokens` were generated."""
         if self.turn:
             return 0 if self.turn.in_prompt else len(tokens)
         if self.sampled is None:

@@ -46,7 +46,7 @@ def resolve_swaa(
 
     swaa: as for `SwaaLlama`. kv_overrides: the caller's overrides, which stay in force. lora: a GGUF adapter, whose
         recipe applies if neither the overrides nor the model file hold settings. Raises `ModelFileError`,
-        `UnsupportedModelError`, or `ConfigError`, which includes an adapter that was trained under other settings.
+        `UnsupportedModelError`, or `ConfigError`, for example if the adapter was trained under other settings.
     """
     if not (swaa is None or swaa is False or isinstance(swaa, SwaaConfig)):
         raise ConfigError(
@@ -98,7 +98,8 @@ def check_context(
     type_v: int | None = None,
     **_: Any,
 ) -> None:
-    """Refuse a context that would crash llama.cpp, or that it would refuse without a reason. Raises `ConfigError`."""
+    """Refuse a context that would crash llama.cpp, or that llama.cpp would refuse without giving a reason. Raises
+    `ConfigError`."""
     whole_number("n_ctx", n_ctx, 0)
     for name, value in (("n_batch", n_batch), ("n_ubatch", n_ubatch)):
         if not 1 <= whole_number(name, value, 0) <= _MAX_BATCH:

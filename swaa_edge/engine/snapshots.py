@@ -1,8 +1,8 @@
 """Snapshots of a KV ring: copies that let a context go back further than the ring itself reaches.
 
-A ring holds the window and a ubatch. After a response longer than that, the ring no longer reaches back to the end of
-the prompt, and the whole prompt would have to be evaluated again. With a reasoning model, this would happen at each
-turn, because its reasoning is dropped from the conversation. So the ring is copied before it loses the end of a prompt.
+A ring holds the window and a ubatch. After a response longer than a ubatch, the ring no longer reaches back to the end
+of the prompt, and the whole prompt would have to be evaluated again. A reasoning model would cause this at each turn,
+because its reasoning is dropped from the conversation. So the ring is copied before it loses the end of a prompt.
 
     snapshots.mark(100); snapshots.advance(100, 512); snapshots.restore(100)
 """
@@ -17,8 +17,8 @@ from swaa_edge import native
 
 @dataclass
 class _Snapshot:
-    """A copy of the ring from when the next token had `position`; its tokens before `valid` are still in the
-    sequence."""
+    """A copy of the ring, made before the token at `position` was evaluated; the copy's tokens before `valid` are still
+    in the sequence."""
 
     position: int
     data: bytearray

@@ -1,7 +1,8 @@
 """Saved states of SwaaLlama: the facts they record about their origin, and the checks before a state is loaded.
 
-K and V are valid only under the model, the settings and the adapter that computed them. So a state records these three,
-and they are compared before it is loaded. A state that doesn't fit is refused with the reason, and nothing is changed.
+K and V are valid only under the model, the settings and the adapter that computed them. So a state records its model,
+settings and adapter, which must be the same when the state is loaded. A state that doesn't fit is refused with the
+reason, and nothing is changed.
 
     state = save(llm, facts); check(llm, state, facts); load(llm, state)
 """
@@ -100,7 +101,8 @@ def check(llm: llama_cpp.Llama, state: Any, facts: Facts) -> None:
         raise StateError(f"the state holds {state.n_tokens} tokens, but the context has room for {n_ctx}; raise n_ctx")
     if min(state.n_tokens, state.ring_cells) > ring > 0:
         raise StateError(
-            f"the state's ring has {state.ring_cells} cells, but this one has {ring}; raise n_ubatch, or {_AGAIN}"
+            f"the state's ring has {state.ring_cells} cells, but this context's ring has {ring}; "
+            f"raise n_ubatch, or {_AGAIN}"
         )
 
 

@@ -53,9 +53,9 @@ _KEEP_ARRAY = 1 << 14
 class Field:
     """One key and its value, at the bytes [start, end) of the file.
 
-    type: such as "uint32", "string", "array of bool". count: elements of an array, else 1.
-    value: int, float, bool, str, or a tuple of numbers, or None if the value was skipped (long, or a list of strings).
-        An invalid bool, whose byte is neither 0 nor 1, is stored as that byte, an int.
+    type: for example "uint32", "string" or "array of bool". count: number of elements of an array, or 1.
+    value: an int, float, bool, str or tuple of numbers, or None if the value was skipped because it is long or a list
+        of strings. A bool whose byte is neither 0 nor 1 is invalid, and is stored as the int in that byte.
     """
 
     key: str
@@ -322,7 +322,7 @@ def _one_line(text: str) -> str:
 
 
 def tensor_data(header: Header) -> Iterator[tuple[Tensor, range]]:
-    """Each tensor with the range of its bytes in the file, which is empty for a type unknown to the gguf package."""
+    """Each tensor with the range of its bytes in the file; the range is empty for a type unknown to gguf."""
     from gguf.constants import GGML_QUANT_SIZES  # takes a moment to import
 
     sizes = {int(kind): size for kind, size in GGML_QUANT_SIZES.items()}

@@ -51,7 +51,7 @@ class LoraAdapter:
     def check_recipe(self, requested: SwaaConfig | None, advice: str | None = None) -> None:
         """Raise `ConfigError` if the adapter has a recipe and `requested` (None: full attention) differs in some layer.
 
-        advice: the end of the error, which states how to resolve the conflict.
+        advice: text that ends the error message and states how to resolve the conflict.
         """
         if self.swaa is not None:
             training.check_recipe(self.swaa, requested, self.n_layers, self.label, advice or training.ADVICE)
@@ -60,8 +60,8 @@ class LoraAdapter:
 def read_lora(path: str | os.PathLike[str], model: str | os.PathLike[str]) -> LoraAdapter:
     """Read the adapter in the GGUF file `path`, and check that it fits `model` (a path or a `ModelFile`).
 
-    Raises `ModelFileError` if the file can't be read, isn't a LoRA adapter or has wrong SWAA keys,
-    `UnsupportedModelError` if it doesn't fit the model or llama.cpp can't apply it correctly.
+    Raises `ModelFileError` if the file can't be read, isn't a LoRA adapter or has wrong SWAA keys, and
+    `UnsupportedModelError` if the adapter doesn't fit the model or llama.cpp can't apply it correctly.
     """
     model = read_model(model)
     header = read_header(path)

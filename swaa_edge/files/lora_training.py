@@ -1,7 +1,7 @@
 """The recipe and the base model that a LoRA adapter was trained with, stored in its folder beside PEFT's files.
 
 An adapter silently degrades under any mask other than the one it was trained with. So training stores the recipe and
-the base model, and merging, converting and loading compare them.
+the base model, and merging, converting and loading check that the settings and the model in use are the same.
 
     save_training("adapter", Training(config, base=BaseModel.of("Qwen3-4B")))
     read_training("adapter").check_recipe(config, "adapter")
@@ -28,7 +28,8 @@ ADVICE = "leave the settings out to use its own, or train an adapter under yours
 
 @dataclasses.dataclass(frozen=True)
 class BaseModel:
-    """The base model of an adapter. name: its folder's name. fingerprint: `weights.fingerprint` of its weights."""
+    """The base model of an adapter. name: the name of its folder. fingerprint: what `weights.fingerprint` returns for
+    its files."""
 
     name: str
     n_layers: int
@@ -94,8 +95,8 @@ def check_recipe(
 ) -> None:
     """Raise `ConfigError` unless `trained` and `requested` are equal in each of `n_layers` layers.
 
-    requested: settings, or None for full attention. adapter: the adapter's name in the error. advice: the end of the
-        error.
+    requested: settings, or None for full attention. adapter: how the error message names the adapter. advice: text that
+        ends the error message.
     """
     ours, theirs = _by_layer(trained, n_layers), None if requested is None else _by_layer(requested, n_layers)
     if ours == theirs:
@@ -127,9 +128,11 @@ def save_training(folder: str | os.PathLike[str], training: Training) -> None:
 
 
 def read_training(folder: str | os.PathLike[str]) -> Training | None:
-    """Return what `save_training` wrote, or None if the folder has neither file, as for adapters from other tools.
+    """Return what `save_training` wrote, or None if the folder has none of its files, as with an adapter from another
+    tool.
 
-    Raises `ModelFileError` if one of the two files is missing or damaged, `ConfigError` for an invalid recipe.
+    Raises `ModelFileError` if only one of the two files exists or a file is damaged, and `ConfigError` for an invalid
+    recipe.
     """
     recipe, facts = (Path(folder) / name for name in (RECIPE_FILE, TRAINING_FILE))
     missing = [file.name for file in (recipe, facts) if not file.is_file()]

@@ -53,9 +53,10 @@ _WINDOW_IF_GIVEN = _names("gemma3 laguna mellum olmo2 plamo3 smallthinker")
 class ModelFile:
     """A model whose headers were read once; any function that takes a model's path takes a `ModelFile` too.
 
-    headers, paths: of all files, in order. n_heads, n_kv_heads: one count per layer. key_length, value_length: elements
-        per head. context_length: number of tokens that the model was trained for, 0 if the file doesn't state it.
-        tensor_types: number of tensors by ggml type name, most frequent first. size: bytes of all files.
+    headers, paths: the headers and paths of all files, in order. n_heads, n_kv_heads: numbers of heads, one per layer.
+        key_length, value_length: elements per head. context_length: number of tokens that the model was trained for, or
+        0 if the file doesn't state this number. tensor_types: number of tensors by ggml type name, most frequent first.
+        size: number of bytes of all files together.
     """
 
     headers: tuple[Header, ...]

@@ -29,8 +29,8 @@ def read_records(path: Path, fields: Sequence[str], needed: Sequence[str] = ()) 
 
     fields: the columns to read from a Parquet file. needed: columns that a Parquet file must have.
 
-    Raises `DataFileError` for another kind of file, a line that isn't JSON or a file that can't be read; `ConfigError`
-    for a Parquet file without pyarrow. `text` and `present` check the fields of a record.
+    Raises `DataFileError` for a file of another kind, a line that isn't JSON or a file that can't be read, and
+    `ConfigError` for a Parquet file if pyarrow is missing. `text` and `present` check the fields of a record.
     """
     extension = path.suffix.lower()
     if extension in _LINES:
@@ -65,8 +65,8 @@ def read_text(path: str | os.PathLike[str]) -> str:
 
 
 def text(source: str, record: dict[str, Any], field: str) -> str:
-    """Return the text in a field of a record. Raises `DataFileError` if it is missing, null, empty, not a string or not
-    valid Unicode."""
+    """Return the text in a field of a record. Raises `DataFileError` if the field is missing, null, empty, not a string
+    or not valid Unicode."""
     value = present(source, record, field)
     if not isinstance(value, str):
         raise DataFileError(f"{source}: {field} = {shown(value)} must be a string")
@@ -74,7 +74,7 @@ def text(source: str, record: dict[str, Any], field: str) -> str:
 
 
 def present(source: str, record: dict[str, Any], field: str) -> Any:
-    """Return the value of a field of a record. Raises `DataFileError` if it is missing or null."""
+    """Return the value of a field of a record. Raises `DataFileError` if the field is missing or null."""
     value = record.get(field)
     if value is None:
         what = "is null" if field in record else f"is missing; the record has {', '.join(map(str, record)) or 'none'}"
@@ -83,7 +83,7 @@ def present(source: str, record: dict[str, Any], field: str) -> Any:
 
 
 def sound(source: str, field: str, value: str) -> str:
-    """Return `value` unchanged. Raises `DataFileError` if it is only white space, or can't be encoded as UTF-8."""
+    """Return `value` unchanged. Raises `DataFileError` if `value` is only white space or can't be encoded as UTF-8."""
     if not value.strip():
         raise DataFileError(f"{source}: {field} is empty; it must be text")
     try:

@@ -22,7 +22,8 @@ _SAMPLE = 4096
 
 
 class StoredTensor(NamedTuple):
-    """One tensor of a safetensors file: type, such as "BF16"; shape, slowest dimension first; its bytes in the file."""
+    """One tensor of a safetensors file: its type (such as "BF16"), its shape (slowest dimension first) and the range of
+    its bytes."""
 
     dtype: str
     shape: tuple[int, ...]

@@ -40,10 +40,11 @@ class Answerer(Protocol):
 
 
 def reusable(before: Sequence[int] | None, prompt: Sequence[int], step: int) -> int:
-    """Count the first tokens of `prompt` that need no prefill after `before`; the result is a multiple of `step`.
+    """Count the tokens at the start of `prompt` that a cache of `before` already holds; the result is a multiple of
+    `step`.
 
     The last token of each prompt is not counted. The last bits of K and V depend on the batch that computed them. Both
-    prompts are prefilled from their start in batches of `step` tokens, so batches of equal tokens are bit-identical.
+    prompts are prefilled from their start in batches of `step` tokens, so equal batches have bit-identical K and V.
     """
     if before is None:
         return 0
@@ -53,7 +54,7 @@ def reusable(before: Sequence[int] | None, prompt: Sequence[int], step: int) -> 
 
 
 class LlamaAnswerer:
-    """An `Answerer` that runs a GGUF file in our engine. Ctrl-C stops it within one ubatch.
+    """An `Answerer` that runs a GGUF file in our engine. Ctrl-C stops the engine within one ubatch.
 
     llm: a model loaded with swaa=False, which `close` closes. sampling: keyword arguments of create_completion, without
         a seed.

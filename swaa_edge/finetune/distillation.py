@@ -33,8 +33,8 @@ from swaa_edge.support.progress import OnProgress
 
 @dataclasses.dataclass(frozen=True)
 class Distilled:
-    """collected: the responses. of: number of records to ask. skipped: number of records left out because they are too
-    long.
+    """collected: the responses. of: number of records to ask about. skipped: number of records left out because they
+    are too long.
 
     output: the file that was written, or None. journal: the file that keeps the responses, or None.
     settings: as plain JSON values.
@@ -57,7 +57,7 @@ class Distilled:
 
     @property
     def stopped(self) -> Stopped:
-        """The reason why there is no output, "interrupted" or the error, or None if there is output."""
+        """The reason why there is no output ("interrupted" or the error), or None if there is output."""
         found = self.collected
         if found.stopped or found.lines:
             return found.stopped
@@ -85,14 +85,15 @@ def distill(
     """Ask `model`, under full attention, about the records of `data`; write its correct responses to `output`.
 
     model: a GGUF, or a Hugging Face model directory. data: see `swaa_edge.evaluate.datafile`. output: a JSON Lines
-        file. settings: the fields of `DistillSettings`. force: replace `output` if it exists. journal_file: file that
-        keeps the responses, so that the same call resumes an interrupted run. By default, they are kept in the user's
-        cache folder until the run is complete. fresh: discard the responses of an earlier run.
+        file. settings: the fields of `DistillSettings`. force: replace `output` if it exists.
+    journal_file: file that keeps the responses, so that the same call resumes an interrupted run. By default, responses
+        are kept in the user's cache folder until the run is complete.
+    fresh: discard the responses of an earlier run.
     on_note: called with one line of text about reused responses.
 
-    Ctrl-C, or an error after the first response, ends the run early; `Distilled.stopped` reports it.
-    Raises `ConfigError`, `DataFileError` or `ModelFileError` for invalid input, `OutputError`, and the errors of
-    loading and running a model.
+    Ctrl-C, or an error after the first response, ends the run early; `Distilled.stopped` reports it. Raises
+    `ConfigError`, `DataFileError` or `ModelFileError` for invalid input, `OutputError` if the output can't be written,
+    and the errors of loading and running a model.
     """
     chosen, engine = DistillSettings(**settings), engine or EngineSettings()
     _check_output(output, force, (data, journal_file))
@@ -187,8 +188,8 @@ def _records(source: _Source, data: str | os.PathLike[str], settings: DistillSet
 def _key(
     source: _Source, settings: DistillSettings, engine: EngineSettings, output: str | os.PathLike[str] | None
 ) -> dict[str, Any]:
-    """Everything that a response depends on. output: identifies a run in the cache, or None if the user named a
-    journal."""
+    """Everything that a response depends on. output: the output's path, which identifies a run in the cache, or None if
+    the user named a journal."""
     return {
         "distill": 2,
         "model": source.identity,

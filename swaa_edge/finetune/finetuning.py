@@ -40,10 +40,10 @@ def finetune(
 ) -> Outcome:
     """Train an adapter for `model` under the mask of `swaa`, and write it to the folder `output`.
 
-    model: a Hugging Face model directory. data: JSON Lines or Parquet; see `swaa_edge.finetune.data`.
+    model: a Hugging Face model directory. data: a JSON Lines or Parquet file; see `swaa_edge.finetune.data`.
     settings: the fields of `Settings`.
-    plot_file: picture of the losses to write. json_file: JSON document of the outcome to write. force: replace existing
-        files and the adapter.
+    plot_file: file for a plot of the losses. json_file: file for the outcome as a JSON document. force: replace these
+        files and the adapter if they exist.
     on_note: called with lines for the user, such as the step that an interrupted run resumes from.
 
     Ctrl-C ends training after the current step and raises KeyboardInterrupt; the same call resumes it. Raises
@@ -77,7 +77,7 @@ def finetune(
 
 
 def _train(run: Run, on_progress: OnProgress | None, on_note: Callable[[str], object]) -> Outcome:
-    """Train to the end, or until Ctrl-C: the first one lets the current step finish, a second one does not."""
+    """Train to the end or until Ctrl-C; the first Ctrl-C lets the current step finish, a second one does not."""
     outcome = None
 
     def stop() -> None:

@@ -66,7 +66,8 @@ class AdapterFolder:
         return state
 
     def last_checkpoint(self) -> Checkpoint | None:
-        """The last complete checkpoint, which has a trainer_state.json because Trainer writes this file last."""
+        """The last complete checkpoint; a checkpoint is complete if it has trainer_state.json, which Trainer writes
+        last."""
         found = [
             Checkpoint(int(folder.name.rpartition("-")[2]), folder)
             for folder in (self.path / STATE).glob("checkpoint-*")
@@ -107,7 +108,7 @@ def _read(path: Path) -> Any:
 
 
 def _difference(stored: Any, key: dict[str, Any]) -> str:
-    """Describe the training state in the folder by how the stored key differs from `key`."""
+    """Describe a training state whose `stored` key differs from `key`."""
     stored = stored if isinstance(stored, dict) else {}
     settings = stored.get("settings")
     if isinstance(settings, dict) and settings.keys() != key.get("settings", {}).keys():

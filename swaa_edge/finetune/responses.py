@@ -36,10 +36,13 @@ from swaa_edge.support.progress import OnProgress, Progress
 class Collected:
     """lines: the training data, one dictionary per kept response, in the order of the records.
 
-    records: number of records done. without_correct: number of records without a correct response. responses: number of
-        all responses. incorrect: responses that failed the scorer. truncated: responses that did not end within the
-        token limit. duplicates: correct responses that equal a kept one. stopped: why the run ended early, or None if
-        it is complete.
+    records: number of records done.
+    without_correct: number of records without a correct response.
+    responses: number of all responses.
+    incorrect: number of responses that the scorer rejected.
+    truncated: number of responses that did not end within the token limit.
+    duplicates: number of correct responses that equal a kept one.
+    stopped: the reason why the run ended early, or None if it is complete.
     """
 
     lines: list[dict[str, Any]] = dataclasses.field(default_factory=list)
@@ -78,10 +81,11 @@ def collect(
 
     load(n_ctx): loads the model with room for `n_ctx` tokens. The function is called only if a response is missing, and
         the model is closed at the end.
-    settings: samples, keep, max_tokens and seed are used. Each response has its own seed, derived from this seed, the
-        record's name and the response's number, so a resumed run gives the same responses as an uninterrupted run.
-    journal: saves responses and supplies those of an earlier run, even one with other `samples` and `keep`. Responses
-        that another scorer judged (`DistillSettings.scored_by`) are judged again.
+    settings: the fields `samples`, `keep`, `max_tokens` and `seed` are used. Each response has a seed of its own,
+        derived from `seed`, the record's name and the response's number, so a resumed run gives the same responses as
+        an uninterrupted run.
+    journal: saves responses and supplies those of an earlier run, even if `samples` and `keep` were different.
+        Responses that another scorer judged (`DistillSettings.scored_by`) are judged again.
 
     KeyboardInterrupt, or an error after the first response, ends the run early, with the reason in `Collected.stopped`.
     Raises `ConfigError` if there are no records, and the errors of loading and running a model.

@@ -21,20 +21,21 @@ SAMPLES, MAX_TOKENS, TEMPERATURE = 4, 1024, 0.7
 class Settings:
     """Settings for training the adapter. Rank, alpha, rsLoRA and target modules default to those of arXiv 2512.10411.
 
-    lora_rank: rank of the LoRA matrices. lora_alpha: scale of the LoRA matrices, which is divided by the rank, or by
-        the rank's square root with rslora. lora_dropout: dropout of LoRA's input. target_modules: linear layers to
-        train LoRA matrices for.
-    epochs: training epochs; max_steps: optimizer steps instead of epochs.
-    batch_size: examples per batch. gradient_accumulation_steps: batches per optimizer step.
-    learning_rate: peak learning rate. warmup_ratio: fraction of the steps in which the learning rate rises to the peak;
-        afterwards it decays as a cosine.
+    lora_rank: rank of the LoRA matrices.
+    lora_alpha: scale of the LoRA matrices, which is divided by the rank, or with rslora by the rank's square root.
+    lora_dropout: dropout probability of the input of the LoRA matrices.
+    target_modules: names of the linear layers that get LoRA matrices.
+    epochs: number of training epochs. max_steps: number of optimizer steps, which replaces epochs if given.
+    batch_size: examples per batch. gradient_accumulation_steps: number of batches per optimizer step.
+    learning_rate: peak learning rate. warmup_ratio: fraction of the steps in which the learning rate rises to its peak,
+        before it falls along a cosine.
     max_length: maximum example length in tokens, or None for the model's context length. Longer examples are left out.
-    val_fraction: fraction of the examples held out to measure the validation loss. eval_steps: steps between two
-        validations, or None for a tenth of the run, at most 100. Each validation saves the training state.
-    patience: stop after this many validations without improvement; 0 never stops early.
-    gradient_checkpointing: recompute activations to save memory. bf16: compute in bfloat16, or None to do so if a GPU
-        supports it.
-    chat: format the examples with the model's chat template.
+    val_fraction: fraction of the examples held out to measure the validation loss. eval_steps: number of steps between
+        two validations, or None for a tenth of all steps, but at most 100. Each validation saves the training state.
+    patience: number of validations without improvement after which training stops, or 0 to never stop early.
+    gradient_checkpointing: whether to recompute activations to save memory.
+    bf16: whether to compute in bfloat16, or None to do so if a GPU supports bfloat16.
+    chat: whether to format the examples with the model's chat template.
 
     Raises `ConfigError` for a value out of range.
     """
@@ -83,12 +84,13 @@ class Settings:
 class DistillSettings:
     """Settings for generating, judging and keeping responses.
 
-    samples: maximum number of responses per record, or None for 4 (1 at temperature 0). keep: correct responses to keep
-        per record. max_tokens: token limit of a response; a response that does not end within it is not kept.
-    temperature, top_p, top_k, seed: how responses are sampled. chat: use the model's chat template.
+    samples: maximum number of responses per record, or None for 4 (1 at temperature 0).
+    keep: number of correct responses to keep per record.
+    max_tokens: token limit of a response; a response that does not end within this limit is not kept.
+    temperature, top_p, top_k, seed: how responses are sampled. chat: whether to use the model's chat template.
     scorer, judge, judge_model: how responses are judged, as for `eval`; the default is the scorer "contains".
-    limit: maximum number of records to ask, from the first. skip_long: leave out records that exceed the context
-        instead of raising an error.
+    limit: maximum number of records to ask about, starting with the first.
+    skip_long: whether to leave out records that exceed the context instead of raising an error.
 
     Raises `ConfigError` for values that contradict each other.
     """

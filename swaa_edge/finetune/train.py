@@ -36,10 +36,14 @@ from swaa_edge.support.progress import OnProgress, duration
 class Outcome:
     """model, output, swaa: as given to `Run`; swaa holds the adapter's name too.
 
-    stopped: whether `Run.stop` ended the run early, in which case there is no adapter yet. step, total: optimizer steps
-    done and planned. resumed: the step that this call resumed from. examples, val_examples, too_long: numbers of
-    training examples, validation examples and records left out. seconds: duration of this call. history: {"step",
-    "loss"}, and {"step", "val_loss"} for each validation; losses in nats per response token.
+    stopped: whether `Run.stop` ended the run early, in which case there is no adapter yet.
+    step, total: numbers of optimizer steps done and planned.
+    resumed: the step that this call resumed from.
+    examples, val_examples: numbers of training and validation examples.
+    too_long: number of records left out because they are too long.
+    seconds: duration of this call.
+    history: for each logged loss, {"step", "loss"} or (in a validation) {"step", "val_loss"}, in nats per response
+        token.
     """
 
     model: str
@@ -76,8 +80,8 @@ class Run:
     model: a Hugging Face model directory. data: see `swaa_edge.finetune.data`. output: the adapter's folder, created
     if it is missing. force: replace the adapter in it, or the training state of another run.
 
-    Raises `ModelFileError`, `DataFileError`, `ConfigError` or `UnsupportedModelError` for invalid input, `OutputError`
-    if `output` holds anything else.
+    Raises `ModelFileError`, `DataFileError`, `ConfigError` or `UnsupportedModelError` for invalid input, and
+    `OutputError` if `output` holds anything but the training state of this run.
     """
 
     def __init__(

@@ -49,7 +49,7 @@ class Control(transformers.TrainerCallback):
 
 
 def history(trainer: transformers.Trainer) -> list[dict[str, float]]:
-    """The losses so far: {"step", "loss"}, and {"step", "val_loss"} for each validation."""
+    """The losses so far: for each logged loss, {"step", "loss"} or (in a validation) {"step", "val_loss"}."""
     log = trainer.state.log_history
     return [
         {"step": line["step"], name: line[key]} for line in log for key, (_, name) in _LOSSES.items() if key in line
@@ -103,7 +103,7 @@ def arguments(settings: Settings, state: Path, n_examples: int, validates: bool)
 class CheckedTrainer(transformers.Trainer):
     """A Trainer that raises an error at a NaN or infinite loss, before a step damages the weights.
 
-    resume_hint: returns the end of the error message. more: arguments of Trainer.
+    resume_hint: returns text that ends the error message. more: arguments of Trainer.
     """
 
     def __init__(self, resume_hint: Callable[[], str], **more: Any) -> None:

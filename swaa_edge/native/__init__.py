@@ -26,8 +26,8 @@ NEVER = 2**31 - 1
 
 
 class Policy(enum.IntEnum):
-    """How sliding layers are computed: by a block table in the kernel, by gathering for the stock kernel, or by a full
-    mask."""
+    """How sliding layers are computed: with a block table in the kernel, by gathering K and V for the stock kernel, or
+    with a full mask."""
 
     AUTO = 0
     TABLE = 1
@@ -40,8 +40,8 @@ def _lib() -> ctypes.CDLL:
 
 
 def last_error() -> str:
-    """The reason why SWAA refused the last model, context, batch, state or sequence cut on this thread, or "" if it
-    didn't."""
+    """The reason why SWAA refused the last model, context, batch, state or sequence cut on this thread, or "" if
+    nothing was refused."""
     return (_lib().llama_swaa_last_error() or b"").decode("utf-8", "replace")
 
 
@@ -56,9 +56,10 @@ def model_config(model: int) -> SwaaConfig | None:
 
 
 def set_decode_from(context: int, position: int, sequence: int = -1) -> None:
-    """Set the decode boundary: later tokens of `sequence` (-1: of all) at positions from `position` on decode.
+    """Set the decode boundary of `sequence` (-1: of all sequences): tokens evaluated from now on at `position` or after
+    it are decode tokens.
 
-    position: or `AUTO`, or `NEVER`. Tokens of a prompt's tail count as decode tokens here.
+    position: a position, `AUTO` or `NEVER`. Tokens of a prompt's tail count as decode tokens here.
     """
     if _lib().llama_swaa_set_decode_from(context, sequence, position) != 0:
         raise ValueError(f"decode boundary {position} of sequence {sequence} must be -1 or a position of the context")
@@ -97,7 +98,8 @@ def ring_cells(context: int) -> int:
 
 
 def set_default_policy(policy: Policy) -> None:
-    """Set the policy of contexts created from now on, for comparisons and tests; AUTO lets each device choose."""
+    """Set the policy of all contexts created after this call, for comparisons and tests; AUTO lets each device
+    choose."""
     if _lib().llama_swaa_set_default_policy(policy) != 0:
         raise ValueError(f"policy {policy!r} must be one of {', '.join(map(str, list(Policy)))}")
 
@@ -105,9 +107,9 @@ def set_default_policy(policy: Policy) -> None:
 class AbortFlag:
     """A flag that stops a running llama_decode from any thread; llama_decode returns 2 after the current graph node.
 
-    ggml calls its abort callback before every node, a thousand times per token. A Python callback would
-    take the interpreter's lock each time, so the callback is C's own `strlen` on a string of one or no character. Its
-    result is true or false when read as a bool, and the call takes 3 ns.
+    ggml calls its abort callback before every node, a thousand times per token. A Python callback would take the
+    interpreter's lock each time, so the callback is C's own `strlen` on a string of one or no character. The result of
+    `strlen` reads as true or false, and the call takes 3 ns.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The C functions that the patched library must export: their version, their signatures, and the check for both.
+"""The C functions that the patched library must export: their version, their signatures, and the check of both.
 
 The functions are declared in patches/src/include/llama-swaa.h; this module mirrors the declarations in ctypes.
 

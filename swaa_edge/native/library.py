@@ -1,8 +1,8 @@
 """Find the patched llama.cpp library, load it under `llama_cpp`, and check the library and `llama_cpp`.
 
-The published llama-cpp-python loads any library that it is given. Its ctypes declarations fit only one version of
-llama.cpp, and with another version C code would read past the end of structs instead of failing. So this module checks
-everything first.
+The published llama-cpp-python loads any library that it is given. The ctypes declarations of llama-cpp-python fit only
+one version of llama.cpp, and with another version C code would read past the end of structs instead of failing. So this
+module checks the library and llama-cpp-python first.
 
     llama_cpp = load()
 """
@@ -45,9 +45,9 @@ _loaded: ModuleType | None = None
 def library_dir() -> Path:
     """The folder that holds the patched library and its backends.
 
-    The folder is SWAA_EDGE_LIB_PATH if this variable is set, else `lib` in this package, else `swaa_edge/lib` in an
-    entry of sys.path. If this source tree shadows an installed swaa-edge, the library is in such an entry. Raises
-    `NativeLibraryError` if there is no such folder.
+    The folder is the value of SWAA_EDGE_LIB_PATH if this variable is set, else `lib` in this package, else
+    `swaa_edge/lib` in an entry of sys.path. The library is in an entry of sys.path if this source tree shadows an
+    installed swaa-edge. Raises `NativeLibraryError` if there is no such folder.
     """
     given = os.environ.get(PATH_VARIABLE)
     if given:
@@ -74,11 +74,11 @@ def _holds_library(folder: Path) -> bool:
 
 
 def load() -> ModuleType:
-    """Return `llama_cpp` on the patched library; the first call loads and checks the library and `llama_cpp`.
+    """Return `llama_cpp`, running on the patched library; the first call loads and checks the library and `llama_cpp`.
 
     The environment variable LLAMA_CPP_LIB_PATH is for other programs, so it is removed while `llama_cpp` is imported,
-    and restored afterwards. If `llama_cpp` was imported before, it is accepted if it uses a patched library of this
-    version from any folder. Raises `NativeLibraryError`.
+    and restored afterwards. A `llama_cpp` that was imported before is accepted if it uses a patched library of this
+    version, in any folder. Raises `NativeLibraryError`.
     """
     global _loaded
     with _lock:

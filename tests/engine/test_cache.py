@@ -76,7 +76,7 @@ def test_going_back_further_than_the_ring_holds(load, cold):
     with pytest.raises(GenerationError) as caught:
         llm.eval([7])
     assert str(caught.value) == (
-        "the cache can't go back to 100 tokens: the ring no longer holds all tokens that they see; "
+        "the cache can't go back to 100 tokens: the ring no longer holds all tokens that the next token must see; "
         "call reset() and evaluate all tokens again, or load the model with swa_full=True"
     )
     # Nothing is changed: both ways out work.
@@ -199,7 +199,7 @@ def test_shifts_that_are_refused(load, cold):
     for arguments, message in [
         ({"n_keep": 299}, "n_keep = 299 must be at least 0 and leave at least 2 of the 300 tokens to discard from"),
         ({"n_keep": -1}, "n_keep = -1 must be at least 0"),
-        ({"n_discard": 0}, "n_discard = 0 must be from 1 to 297: 298 of 300 tokens follow n_keep"),
+        ({"n_discard": 0}, "n_discard = 0 must be from 1 to 297: 298 of the 300 tokens follow the first n_keep"),
         ({"n_discard": 298}, "n_discard = 298 must be"),
         ({"n_keep": 30, "n_discard": 265}, "the ring no longer holds all tokens that are visible after"),
         ({"n_keep": 0, "n_discard": 5}, "the ring no longer holds all tokens that are visible after"),
@@ -256,4 +256,4 @@ def test_the_numbers_of_a_shift():
     assert str(caught.value) == "n_keep = 1 must be at least 0 and leave at least 2 of the 2 tokens to discard from"
     with pytest.raises(GenerationError) as caught:
         shift_range(100, 99, 1, sinks=0)
-    assert str(caught.value) == "n_discard = 99 must be from 1 to 98: 99 of 100 tokens follow n_keep"
+    assert str(caught.value) == "n_discard = 99 must be from 1 to 98: 99 of the 100 tokens follow the first n_keep"

@@ -178,7 +178,9 @@ def test_a_context_that_is_too_small(load):
 def test_a_ring_that_is_too_small(load):
     llm = load(n_batch=256, n_ubatch=256)
     llm.eval(text(3, 700))
-    with pytest.raises(StateError, match="the state's ring has 512 cells, but this one has 256; raise n_ubatch"):
+    with pytest.raises(
+        StateError, match="the state's ring has 512 cells, but this context's ring has 256; raise n_ubatch"
+    ):
         load().load_state(llm.save_state())
 
 
