@@ -3,8 +3,8 @@
 The model (swaa_edge/models/README.md) was trained from scratch with full attention to find facts anywhere in 2,048
 tokens. The demo asks this model the same questions under full attention, a bare sliding window, each recipe, the recipe
 `fast` without its tail, and the layers that `calibrate` chooses. The prompts fill the model's whole context. Prompts of
-2,048 tokens show little of the speed, so the demo also times a long prompt in a few layers of a real model's shape with
-random weights. The demo measures accuracy and speed on this machine, and downloads nothing.
+2,048 tokens are too short to show the speed-up, so the demo also times a long prompt, on a few layers that have the
+shape of a real model and random weights. The demo measures accuracy and speed on this machine, and downloads nothing.
 
     print(demo())
 """
@@ -61,7 +61,7 @@ class Demo(Comparison):
 
 
 def configurations() -> dict[str, Configuration]:
-    """Full attention, the bare window, the recipes, and `fast` without its tail, in this model's size."""
+    """The configurations to compare, with window, sinks and tail reduced to suit the model's short context."""
     recipes = {
         name: dataclasses.replace(
             recipe.config, window_size=WINDOW, sink_count=SINKS, tail_count=min(recipe.config.tail_count, TAIL)
@@ -124,7 +124,7 @@ def demo(
 
 
 def _long_prompt(engine: EngineSettings, on_progress: OnProgress | None) -> tuple[dict[str, Any] | None, Stopped]:
-    """The times of the long prompt, and why there are none."""
+    """The times of the long prompt, and None; if the measurement ended early, None and the reason."""
     from swaa_edge.bench import bench
     from swaa_edge.shapes import write_shape
 

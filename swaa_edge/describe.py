@@ -53,7 +53,10 @@ def describe(model: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _kv_memory(model: ModelFile, swaa: SwaaConfig | None, n_ctx: int) -> dict[str, Any]:
-    """KV cache bytes by cache type (per kind of layer, in total, in total without rings), or None if unusable."""
+    """Bytes of the KV cache for each cache type; a type that the model can't use has None.
+
+    The bytes are given per kind of layer, in total, and in total without rings.
+    """
     memory: dict[str, Any] = {"context": n_ctx, "ring_cells": kv_size(model, swaa, n_ctx=n_ctx).ring_cells}
     for kind in CACHE_TYPES:
         try:

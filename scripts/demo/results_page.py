@@ -145,8 +145,8 @@ def _sentences(rows: dict[str, Any]) -> list[str]:
     together = max(others, key=lambda name: (rows[name]["accuracy"], rows[name]["prefill_ratio"]))
     return [
         f"- A bare window keeps {kept('naive')} of full attention's accuracy.",
-        f"- The best single strategy is {single}, which keeps {kept(single)} of it.",
-        f"- The best combination here, {together}, keeps {kept(together)} of it, with a prefill "
+        f"- The best single strategy is {single}, which keeps {kept(single)} of full attention's accuracy.",
+        f"- The best combination here, {together}, keeps {kept(together)} of full attention's accuracy, with a prefill "
         f"speed-up of {rows[together]['prefill_ratio']:.2f}.",
     ]
 

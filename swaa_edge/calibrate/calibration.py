@@ -44,7 +44,7 @@ _ANSWER_ROOM = 64
 class Calibration:
     """model: path of the model. name: name of the model in its metadata. report: the measurements and the choice.
 
-    prompt_tokens: length of a sample, answer included. written: paths of the settings and model files written.
+    prompt_tokens: length of a sample, answer included. written: paths of the files with the chosen settings.
     """
 
     model: str
@@ -90,14 +90,14 @@ def calibrate(
 ) -> Calibration:
     """Choose the layers of the GGUF `model` that should keep full attention, by the loss of reference answers.
 
-    swaa: window, sinks and FA decode; its FA layers serve only as one choice to compare with. By default, the recipe
-        fast applies, with window and sinks shortened to fit the prompts.
+    swaa: settings for window, sinks, tail and FA decode (default: the recipe fast, with window and sinks reduced to fit
+        the prompts). The FA layers in these settings are used only for comparison with the chosen layers.
     settings: fields of `CalibrateSettings`.
     output: path for the chosen settings as JSON. annotate: path for a copy of the model that contains them.
     in_place: write the chosen settings into the model file. force: replace existing files.
     json_file, plot_file: paths for the result of a complete run as a JSON document and as a picture.
-    journal_file: file that keeps the measurements, so that an equal call resumes an interrupted run; by default a file
-        in the user's cache folder that is deleted when the run is complete.
+    journal_file: file that keeps the measurements, so that the same call resumes an interrupted run (default: a file in
+        the user's cache folder, deleted when the run is complete).
     on_note: function called with one line of text if measurements are reused.
 
     After Ctrl-C, or an error after the first measurement, the result is incomplete and its `stopped` holds the reason.
@@ -154,7 +154,7 @@ def _prompt_tokens(file: ModelFile, requested: int | None) -> int:
 
 
 def _sliding(swaa: SwaaConfig | None, length: int) -> SwaaConfig:
-    """Return `swaa`, or if it is None, the recipe fast shortened to fit prompts of `length` tokens."""
+    """Return `swaa`; by default, the recipe fast with window and sinks reduced to fit prompts of `length` tokens."""
     if swaa is None:
         fast = RECIPES["fast"].config
         window = min(fast.window_size, length // 4)
@@ -191,7 +191,7 @@ def _cases(
 
 
 def _key(file: ModelFile, swaa: SwaaConfig, engine: EngineSettings, cases: list[Case]) -> dict[str, Any]:
-    """The inputs that determine a loss. The method is left out, so that another method can reuse the losses."""
+    """The inputs that determine a loss. The method is not among them, so another method can reuse the losses."""
     tokens = hashlib.sha256(json.dumps([(case.id, case.prompt, case.answer) for case in cases]).encode())
     lora = [] if engine.lora_path is None else [read_lora(engine.lora_path, file).fingerprint]
     return {

@@ -50,11 +50,11 @@ def from_samples(samples: Sequence[Sample], prompts: Prompts) -> list[Case]:
 def from_text(
     tokens: Sequence[int], *, head: Sequence[int] = (), length: int, answer: int, count: int, held_out: bool = False
 ) -> tuple[list[Case], list[Case]]:
-    """Cut a text into windows of `length` tokens, start tokens `head` included; the last `answer` are the answer.
+    """Cut a text into windows of `length` tokens; the last `answer` tokens of a window are its reference answer.
 
-    Returns at most `count` windows, spread over the text, and with held_out equally many other windows between them.
-    Raises `ConfigError` if the text is too short for one window (two with held_out), or if no token is left for a
-    prompt.
+    A window begins with the start tokens `head`, which count towards `length`. Returns at most `count` windows, spread
+    over the text; with held_out, also an equal number of other windows, which lie between them. Raises `ConfigError` if
+    the text is too short for one window (two with held_out), or if no token is left for a prompt.
     """
     if not 1 <= answer < length - len(head):
         raise ConfigError(f"answer_tokens = {answer} must be from 1 to {length - len(head) - 1} in windows of {length}")

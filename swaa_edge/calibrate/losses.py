@@ -4,8 +4,8 @@
     losses.of([]).loss - losses.of(range(28)).loss      # what sliding in all layers costs
 
 The loss is the negative log likelihood of the answers' tokens, in nats per token. A prompt is evaluated as prefill and
-its answer as decode, so FA decode helps as much as it would in use. FA decode helps all tokens of an answer except the
-first, which is predicted by the last token of the prompt.
+its answer as decode, so FA decode lowers the loss as it would in normal use. FA decode helps all tokens of an answer
+except the first, which is predicted by the last token of the prompt.
 """
 
 from __future__ import annotations
@@ -65,14 +65,14 @@ class Counter:
         self._report, self._done, self._total = on_progress, 0, total
 
     def advance(self, layers: str, prompts: int) -> None:
-        """Count prompts as done. layers: the full-attention layers being measured, as progress text."""
+        """Count prompts as done. layers: text that names the full-attention layers being measured."""
         self._done += prompts
         if self._report:
             self._report(Progress(self._done, max(self._total, self._done), f"full attention in layers: {layers}"))
 
 
 class Losses:
-    """Losses of `cases` under `swaa` for any choice of full-attention layers, each measured once.
+    """Losses of `cases` under `swaa` for any choice of full-attention layers; each choice is measured once.
 
     journal: stores the loss of each case, and supplies the losses of an earlier run. Raises `ConfigError` if `cases` is
     empty. The method `of` raises the engine's errors, and Ctrl-C stops it within one ubatch.

@@ -39,9 +39,11 @@ class Ranked:
 class Report:
     """The results of a search so far.
 
-    full, sliding, loss: losses with full attention in all layers, in no layer, and in the `chosen` layers, or None if
-    not measured yet. compared: one row of the document per choice of layers, measured on held-out cases. rows: the
-    ranking, unsorted. stopped: the reason if the run ended early ("interrupted" or the error), or None.
+    full: loss with full attention in all layers. sliding: loss with full attention in no layer. loss: loss with full
+        attention in the `chosen` layers. Each of the three is None until it is measured.
+    compared: the comparison on held-out cases, with one row of the document per choice of layers.
+    rows: the ranking, unsorted.
+    stopped: the reason if the run ended early ("interrupted" or the error), or None.
     """
 
     swaa: SwaaConfig
@@ -68,7 +70,7 @@ class Report:
         return with_layers(self.swaa, self.chosen) if self.chosen else None
 
     def recovered(self) -> float | None:
-        """The fraction of the loss added by sliding that the chosen layers remove, or None if sliding adds no loss."""
+        """The chosen layers remove this fraction of the loss that sliding adds; None if sliding adds no loss."""
         if self.full is None or self.sliding is None or self.loss is None:
             return None
         gap = self.sliding.loss - self.full.loss

@@ -5,10 +5,10 @@
     report.chosen            # (2, 5, 9, ...)
 
 The method nll ranks layers by the loss added when only this layer slides (after arXiv 2606.27791). The method keep
-ranks layers by the loss saved when only this layer keeps full attention. It suits a model that can do without any
-single layer, where nll measures no difference. The method greedy starts with all layers sliding and repeatedly adds the
-FA layer that lowers the loss most, so it accounts for layers that work together. Finally, greedy exchanges chosen
-layers while an exchange lowers the loss.
+ranks layers by the loss saved when only this layer keeps full attention. The method keep is useful if a model can
+compensate for any one sliding layer, because nll then measures no difference. The method greedy starts with all layers
+sliding and repeatedly adds the FA layer that lowers the loss most, so it accounts for layers that work together. As a
+last step, greedy replaces chosen layers as long as this lowers the loss.
 """
 
 from __future__ import annotations
@@ -37,11 +37,12 @@ def search(
     journal: Journal | None = None,
     on_progress: OnProgress | None = None,
 ) -> Report:
-    """Choose the FA layers of a model with `n_layers` layers, under `swaa` without its own FA layers.
+    """Choose the FA layers of a model with `n_layers` layers under the settings `swaa`, ignoring their FA layers.
 
     settings: only method, keep, candidates and swaps are used.
-    held_out: cases for comparing the choice with periodic patterns of about equal size, the FA layers of `swaa`, all
-        layers and no layers. If held_out is empty, nothing is compared.
+    held_out: cases for comparing full attention in the chosen layers with full attention in periodic patterns of about
+        equal size, in the FA layers of `swaa`, in all layers and in no layer. If held_out is empty, nothing is
+        compared.
     journal: stores losses, and supplies the losses of an earlier run.
 
     After KeyboardInterrupt, or an error after the first measurement, the report has the results so far, and
@@ -70,7 +71,7 @@ def search(
 
 
 def periodic(n_layers: int, keep: int) -> dict[str, frozenset[int]]:
-    """Every k-th layer, one choice per offset, keyed by --fa-layers text. The period k keeps about `keep` layers."""
+    """Patterns of every k-th layer, by their --fa-layers text; k is such that a pattern has about `keep` layers."""
     period = max(1, round(n_layers / keep))
     return {f"{first}::{period}": frozenset(range(first, n_layers, period)) for first in range(period)}
 
@@ -123,9 +124,9 @@ def _greedy(report: Report, losses: Losses, sliding: Measured, settings: Calibra
 def _exchange(
     losses: Losses, chosen: Sequence[int], pool: Iterable[int], current: Measured, swaps: int
 ) -> tuple[list[int], list[Ranked], Measured] | None:
-    """Find the first exchange of one of the `swaps` weakest chosen layers that lowers the loss, or return None.
+    """Replace one of the `swaps` weakest chosen layers so that the loss is lower, or return None.
 
-    Returns the remaining layers, the candidates for the free place (best first), and the loss with the best candidate.
+    Returns the other chosen layers, the candidates for the replacement (best first), and the loss with the best one.
     """
     if not swaps:
         return None
@@ -141,7 +142,7 @@ def _exchange(
 def _best_addition(
     losses: Losses, chosen: Sequence[int], pool: Iterable[int], current: Measured
 ) -> tuple[list[Ranked], Measured]:
-    """The gain of adding each layer of `pool` to the chosen ones, best first, and the loss with the best."""
+    """The gains of adding each layer of `pool` to the chosen layers, best first, and the loss with the best one."""
     found = {layer: losses.of({*chosen, layer}) for layer in pool if layer not in chosen}
     order = sorted(found, key=lambda layer: (found[layer].loss, layer))
     return [Ranked(layer, *current.above(found[layer])) for layer in order], found[order[0]]

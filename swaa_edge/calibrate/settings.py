@@ -26,13 +26,14 @@ class CalibrateSettings:
 
     method: one of the methods in `swaa_edge.calibrate.search`.
     keep: number of layers that keep full attention, or their fraction of all layers.
-    candidates: for greedy, number of layers to try, which are the best in the ranking of keep (default: all layers).
-    swaps: for greedy, number of the weakest chosen layers to try to exchange in the end.
+    candidates: for greedy, how many of the layers that rank highest with the method `keep` to try (default: all).
+    swaps: for greedy, how many of the weakest chosen layers to try replacing as a last step.
     compare: compare the choice with periodic patterns on held-out samples.
     task: retrieval tasks, separated by commas. text: path of a UTF-8 text to measure on instead ("-" means stdin).
-    samples: number of samples per task, or of windows of the text (`SAMPLES` or `WINDOWS` by default).
-    prompt_tokens: length of a sample, answer included (`PROMPT_TOKENS` by default, or the model's context length if
-        it is smaller). answer_tokens: number of tokens at the end of each window of the text whose loss is measured.
+    samples: number of samples per task (default: `SAMPLES`), or of windows of the text (default: `WINDOWS`).
+    prompt_tokens: length of a sample in tokens, answer included (default: `PROMPT_TOKENS`, or the model's context
+        length if that is smaller).
+    answer_tokens: with a text, the loss is measured on this many tokens at the end of each window.
     seed: seed of the retrieval tasks. chat: use the model's chat template.
 
     Raises `ConfigError` for a value out of range.

@@ -34,7 +34,7 @@ COMMANDS = {
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are those of `COMMANDS`, and whose errors are one line on stderr.
+    """A click group with the commands in `COMMANDS`, which reports an error as one line on stderr.
 
     The exit code is 0 for success, 1 for an error, 2 for a wrong command line, and 130 after an interrupt.
     """

@@ -45,20 +45,17 @@ _SHAPE, _LAYERS, _QUICK_LAYERS = "qwen3-0.6b", 4, 2
 @click.option(
     "--attention",
     is_flag=True,
-    help="Compare the CPU attention of swaa-edge and llama.cpp, with and without flash attention, with f16 and q8_0.",
+    help="Compare swaa-edge's CPU attention with llama.cpp's (with and without flash attention), in f16 and q8_0.",
 )
 @click.option("--quick", is_flag=True, help="With --attention: a shorter run, of at most about 5 minutes on two cores.")
 @click.option(
-    "--decode",
-    type=click.IntRange(0),
-    metavar="N",
-    help="Tokens decoded after each prompt.  [default: 32; --attention: 64]",
+    "--decode", type=click.IntRange(0), metavar="N", help="Tokens decoded per prompt.  [default: 32; --attention: 64]"
 )
 @click.option(
     "--repeat",
     type=click.IntRange(1),
     metavar="N",
-    help="Number of measured rounds per prompt length.  [default: 3, above 8192 tokens 2; --attention: 3; --quick: 5]",
+    help="Measured rounds per prompt length.  [default: 3, or 2 above 8192 tokens; --attention: 3; --quick: 5]",
 )
 @json_option
 @click.option("--plot", "plot_file", metavar="FILE.png", help="Plot speed and speed-up over the prompt length.")
@@ -71,10 +68,7 @@ _SHAPE, _LAYERS, _QUICK_LAYERS = "qwen3-0.6b", 4, 2
 )
 @click.option("--layers", type=click.IntRange(1), metavar="N", help="With --shape: number of layers.")
 @click.option(
-    "--type",
-    "ftype",
-    metavar="TYPE",
-    help=f"With --shape: type of the weights ({', '.join(TYPES)}).  [default: {TYPES[0]}]",
+    "--type", "ftype", metavar="TYPE", help=f"With --shape: weight type ({', '.join(TYPES)}).  [default: {TYPES[0]}]"
 )
 @click.option("--vocab", type=click.IntRange(1), metavar="N", help="With --shape: size of the vocabulary.")
 @progress_option
@@ -98,8 +92,8 @@ def bench(
     """Compare the speed of full attention and SWAA configurations.
 
     All configurations are measured in turns in one run, and the table shows medians. A ratio above 1 means faster than
-    full attention. The bound is the prefill speed-up to expect if the attention of a sliding layer cost no more than
-    the keys that it sees. After Ctrl-C, the results so far are printed.
+    full attention. The bound is the prefill speed-up to expect if a sliding layer spent attention time only on the keys
+    that it sees. After Ctrl-C, the results so far are printed.
 
     \b
     swaa-edge bench model.gguf --prompt-tokens 4096,16384 --configs quality,balanced

@@ -39,25 +39,25 @@ class _Keep(click.ParamType):
 
 @click.command()
 @click.argument("model", metavar="MODEL.gguf")
-@_setting("--text", str, "FILE", "UTF-8 text to measure on instead of retrieval tasks; - means stdin.")
+@_setting("--text", str, "FILE", "Measure on this UTF-8 text instead of on retrieval tasks; - means stdin.")
 @_setting("--task", str, "NAME,...", "Retrieval tasks.")
 @_setting(
     "--samples",
     click.IntRange(1),
     "N",
-    f"Samples per task, or windows of the text.  [default: {SAMPLES}; with --text {WINDOWS}]",
+    f"Number of samples per task; with --text, number of windows.  [default: {SAMPLES}; with --text: {WINDOWS}]",
 )
 @_setting(
     "--prompt-tokens",
     click.IntRange(16),
     "N",
-    f"Length of a sample, answer included.  [default: {PROMPT_TOKENS}, or the model's context length]",
+    f"Length of a sample in tokens, answer included.  [default: {PROMPT_TOKENS}, or the model's context length]",
 )
 @_setting(
     "--answer-tokens",
     click.IntRange(1),
     "N",
-    "With --text: number of tokens at the end of each window on which the loss is measured.",
+    "With --text: measure the loss on the last N tokens of each window.",
 )
 @_setting("--seed", int, "N", "Seed of the retrieval tasks.")
 @_setting("--keep", _Keep(), "N|F", "Number of layers that keep full attention, or their fraction of all layers.")
@@ -65,17 +65,20 @@ class _Keep(click.ParamType):
     "--method",
     click.Choice(METHODS),
     None,
-    "Rank layers by the loss added when only this layer slides (nll), the loss saved when only this layer keeps full "
-    "attention (keep), or the loss saved by adding this layer to those already chosen (greedy).",
+    "Rank each layer by the loss added when it alone slides (nll), the loss saved when it alone keeps full attention "
+    "(keep), or the loss saved when it is added to the layers already chosen (greedy).",
 )
 @_setting(
     "--candidates",
     click.IntRange(1),
     "N",
-    "With --method greedy: try only the N best layers in the ranking of --method keep.",
+    "With --method greedy: try only the N layers that --method keep ranks highest.",
 )
 @_setting(
-    "--swaps", click.IntRange(0), "N", "With --method greedy: try in the end to exchange the N weakest chosen layers."
+    "--swaps",
+    click.IntRange(0),
+    "N",
+    "With --method greedy: in the end, try replacing the N weakest chosen layers.",
 )
 @click.option("--compare", is_flag=True, help="Compare the chosen layers with periodic patterns, on held-out samples.")
 @click.option("-o", "--output", metavar="CONFIG.json", help="Write the chosen settings to a file for --config.")

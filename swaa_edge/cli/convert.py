@@ -25,7 +25,9 @@ from swaa_edge.config import SwaaConfig
 @click.option("--quantize", metavar="TYPE", help="Quantize with llama.cpp: Q4_K_M, Q5_K_M, Q8_0, ...")
 @click.option("--lora", metavar="DIR", help="Merge this LoRA adapter, saved by PEFT, into the model.")
 @click.option(
-    "--adapter-only", is_flag=True, help="Convert only the adapter given with --lora, to a GGUF for run --lora."
+    "--adapter-only",
+    is_flag=True,
+    help="Convert only the adapter given with --lora, to a GGUF that run --lora can apply.",
 )
 @click.option("--pre", metavar="NAME", help="Pre-tokenizer to use if the tokenizer is not recognized.")
 @force_option

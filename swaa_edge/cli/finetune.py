@@ -81,10 +81,10 @@ def finetune(
 ) -> None:
     """Train a LoRA adapter under the SWAA mask.
 
-    In training, prompts and answers have the attention masks of prefill and decode in the engine, and only answer
-    tokens contribute to the loss. `distill` creates training data from the model's own responses. The adapter stores
-    its recipe. `convert --lora DIR` merges the adapter into a GGUF model, or with --adapter-only converts the adapter
-    alone. After Ctrl-C, the same command resumes the run.
+    In training, prompts use the attention mask of prefill in the engine, and answers use the mask of decode. Only
+    answer tokens contribute to the loss. `distill` creates training data from the model's own responses. The adapter
+    stores its recipe. `convert --lora DIR` merges the adapter into a GGUF model, or with --adapter-only converts the
+    adapter alone. After Ctrl-C, the same command resumes the run.
 
     \b
     swaa-edge finetune Qwen3-4B --data distilled.jsonl --output adapter --recipe quality

@@ -118,7 +118,7 @@ def _range(counts: int | list[int]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Remove characters from a text that could move the terminal's cursor."""
+    """Replace unprintable characters, which could move the terminal's cursor, with question marks."""
     return "".join(char if char.isprintable() else "?" for char in text)
 
 

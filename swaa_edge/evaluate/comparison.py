@@ -86,8 +86,8 @@ def compare(
     on_note: function called with one line of text if answers are reused. on_progress: as in `run.evaluate`.
     questions: fields of `Questions`.
 
-    After Ctrl-C, or an error after the first answer, the result is incomplete, its `stopped` holds the reason, and an
-    equal call resumes the run. Raises `ConfigError`, `DataFileError`, `OutputError` and the errors of loading a model.
+    After Ctrl-C, or an error after the first answer, the result is incomplete, its `stopped` holds the reason, and the
+    same call resumes the run. Raises `ConfigError`, `DataFileError`, `OutputError` and the errors of loading a model.
     """
     asked, model = Questions(**questions), read_model(model)
     loader = _Loader(model, engine or EngineSettings())
@@ -158,7 +158,7 @@ def _measure(
     journals: Mapping[str, Journal],
     on_progress: OnProgress | None,
 ) -> tuple[Report, PerplexityReport | None]:
-    """Measure answers, then perplexity. If either of them ends early, `Report.stopped` holds the reason."""
+    """Measure answers, then perplexity. If either measurement ends early, `Report.stopped` holds the reason."""
     report, found = Report(dict(sides), prepared.samples, []), None
     if journal := journals.get("answers"):
         together = loader.model.size * len(sides) <= TOGETHER

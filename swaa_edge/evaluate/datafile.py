@@ -9,7 +9,7 @@ A record is a JSON object on its own line, or a row of a Parquet file, with thes
 
 - prompt: the long text, a string. The prompt may contain the question, as in the SWAA authors' files.
 - question: a string, optional. The question is appended to the prompt, unless the last `SEEN` characters of the prompt
-  contain it. A judge sees the question in either case.
+  contain it. A judge sees the question whether or not the prompt contains it.
 - answer: a string, a number, or a list of these. The scorers `contains`, `in-order` and `regex` require all answers of
   a list; the scorer `exact` requires one of them.
 - id: a string or a whole number, unique in the file, optional; the default is the number of the line or row, from 1.
@@ -47,9 +47,9 @@ class Asks(Protocol):
 def read_samples(path: str | os.PathLike[str], prompts: Asks, *, limit: int | None = None) -> list[Sample]:
     """Read the samples of a file, in file order, so that the engine can reuse a prefix that adjacent prompts share.
 
-    limit: maximum number of samples; the rest of the file is not read. The task of a sample is the file's name
-    without extension, and the id is "<task>/<id>". Raises `DataFileError` with the line of an invalid record, and
-    `ConfigError` for a wrong `limit`, or for a Parquet file if pyarrow is missing.
+    limit: maximum number of samples; the rest of the file is not read. The task of a sample is the file's name without
+    extension, and the sample's id is "<task>/<id of the record>". Raises `DataFileError` with the line of an invalid
+    record, and `ConfigError` for a wrong `limit`, or for a Parquet file if pyarrow is missing.
     """
     path = Path(path)
     if limit is not None and limit < 1:

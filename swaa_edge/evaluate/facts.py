@@ -53,8 +53,8 @@ def number_fact(name: str, number: str) -> str:
 def ask_chain(links: Sequence[str], style: Style) -> Question:
     """Ask for the number at the end of the chain.
 
-    links: names followed by a number, where the code of each name is the next link. For a direct answer, the model must
-    resolve all links before the first token; a spoken response names the links one by one.
+    links: the names of the chain, then a number; the code of each name is the next link. For a direct answer, the model
+    must resolve all links before the first token; a spoken response names the links one by one.
     """
     text = f"a code that is a word names another code; what is the number behind the code of {links[0]}?"
     if style == "direct":

@@ -30,7 +30,8 @@ class Haystack:
     def prose(self, rng: random.Random, count: int) -> list[list[int]]:
         """Consecutive sentences from a random place, `count` tokens in all; the last sentence is truncated to fit.
 
-        A text with fewer than `count` tokens is repeated. With the same seed, a larger `count` extends a smaller one.
+        A text with fewer than `count` tokens is repeated. With the same seed, a larger `count` gives the same tokens
+        and more.
         """
         place = rng.randrange(len(self.sentences))
         run: list[list[int]] = []

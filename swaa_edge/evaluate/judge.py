@@ -125,7 +125,7 @@ class Judge:
 
 
 def verdict_of(answer: str) -> bool | None:
-    """Whether the first or last word after any reasoning is yes (True) or no (False), or None for neither or both."""
+    """True if the first or last word after any reasoning is yes, False if it is no, None for neither or for both."""
     words = re.findall(r"\w+", final(answer).casefold())
     found = {word for word in (*words[:1], *words[-1:]) if word in ("yes", "no")}
     return found.pop() == "yes" if len(found) == 1 else None

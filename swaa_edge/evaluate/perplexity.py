@@ -99,8 +99,8 @@ def measure(
 ) -> PerplexityReport:
     """Measure each of `configs` (by name) on the text `tokens`, split into windows of `length` tokens.
 
-    tokens: the text, without a start token. The first token of a window is never predicted, and a start token replaces
-        it if the model uses one. A remainder shorter than a window is dropped.
+    tokens: the text, without a start token. The first token of a window is never predicted; if the model uses a start
+        token, the start token takes its place. A remainder shorter than a window is dropped.
     windows: maximum number of windows, taken from the start of the text.
     load: function that loads the model, as in `evaluate`, with contexts of `length` tokens.
     journal: stores the results of each window, and supplies the results of an earlier run.
@@ -166,7 +166,7 @@ class _Run:
                     self._window(window, base, None, [name])
 
     def _window(self, window: int, base: SwaaLlama, other: SwaaLlama | None, names: Sequence[str]) -> None:
-        """Measure one window and store a record for each of `names`. The model `other` runs the last of `names`."""
+        """Measure one window and store a record for each of `names`. `other` runs the last configuration of `names`."""
         name = names[-1]
         part = list(self._parts[window])
         if base._model.add_bos_token():

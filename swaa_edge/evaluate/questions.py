@@ -49,7 +49,7 @@ class Questions:
     max_tokens: maximum length of an answer. chat: whether prompts use the model's chat template.
     scorer: how questions from files are scored, `JUDGE` or a key of `SCORERS`; built-in tasks always use `in_order`.
     judge, judge_model: address and model of a judge. limit: maximum number of questions per file.
-    skip_long: skip questions of files that exceed the context instead of raising.
+    skip_long: skip questions from files if they exceed the context, instead of raising an error.
     text: text file for perplexity (default: the haystack).
 
     Raises `ConfigError` for an unknown task or an incomplete judge.
@@ -90,7 +90,7 @@ class Questions:
         return split_tasks(self.tasks)[1]
 
     def lengths(self, context: int) -> tuple[int, ...]:
-        """The prompt lengths. context: size in tokens, 0 if unknown. Raises `ConfigError` if a prompt exceeds it."""
+        """The prompt lengths. Raises `ConfigError` if a prompt and its answer exceed `context` tokens (0: unknown)."""
         if self.prompt_tokens is None:
             return (min(PROMPT_TOKENS, context - self.max_tokens if context else PROMPT_TOKENS),)
         lengths = (self.prompt_tokens,) if isinstance(self.prompt_tokens, int) else tuple(self.prompt_tokens)

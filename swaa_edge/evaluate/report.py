@@ -82,7 +82,7 @@ class Report:
         return statistics.median(ratios) if ratios else None
 
     def cells(self) -> list[dict[str, Any]]:
-        """Accuracy by configuration, task, length, depth and style, which are None where they don't apply."""
+        """Accuracy by configuration, task, length, depth and style; a field that doesn't apply to a task is None."""
         found: dict[tuple[Any, ...], list[Record]] = {}
         for (name, sample_id), record in self._records.items():
             sample = self._samples[sample_id]

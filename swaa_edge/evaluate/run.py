@@ -46,7 +46,7 @@ def evaluate(
     """Ask every sample under each of `configs` (by name), decode greedily, and score the responses.
 
     together: load one copy of the model per configuration and let the copies take turns, sample by sample, so that
-        times stay comparable if the machine's speed drifts. Otherwise one configuration runs after the other.
+        times stay comparable if the machine's speed drifts. If false, one configuration runs after the other.
     journal: stores each answer; questions that are answered in the journal are not asked again.
     on_progress: called before and after each answer; the unit of work is a prompt token.
 

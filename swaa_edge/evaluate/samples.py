@@ -21,7 +21,8 @@ class Sample:
     length: requested length of the prompt in tokens (None for data files).
     depth: position of a needle in the document, from 0 to 1 (None for other tasks).
     style: requested form of answer to a built-in question.
-    source, document, name: line ("questions.jsonl:3"), prompt and id of a data file's record, else empty.
+    source: place of the record in a data file, such as "questions.jsonl:3" (empty for built-in tasks).
+    document: prompt of this record, else empty. name: id of this record, else empty.
     """
 
     id: str

@@ -39,7 +39,7 @@ def conclusion(rows: Sequence[Row]) -> str | None:
 
 
 def keeps(row: Row, full: Row) -> str:
-    """How much accuracy of full attention a configuration keeps, in words."""
+    """Text that says how much of full attention's accuracy a configuration keeps."""
     fraction = row["accuracy"] / full["accuracy"]
     return f"keeps {fraction:.0%} of full attention's accuracy ({row['accuracy']:.1%} of {full['accuracy']:.1%})"
 

@@ -34,11 +34,12 @@ class TaskSettings:
     lengths: prompt lengths in tokens, chat template included.
     samples: questions per task and length, spread over depths and styles. Each document gets one question per style,
         one after the other, so that the engine can reuse the document's prefix.
-    depths: positions of the needle, used in turn, where 0 is the start. By default, and in other tasks, positions are
-        random.
+    depths: positions of the needle, used in turn; 0 is the start of the document and 1 its end. By default, and in the
+        other tasks, positions are random.
     beyond: minimum number of tokens from the facts to the end of the prompt, so that a window of up to this size hides
         the facts from the last token. A needle at a larger depth moves towards the start as far as necessary.
-    needles: facts per multi-needle document. pairs: pairs per kv document. hops: facts per chain.
+    needles: number of facts in a multi-needle document. pairs: number of pairs in a kv document. hops: number of facts
+        in a chain.
     haystack: the prose (default: `sample_text.real_text`).
 
     Raises `ConfigError` with the field, its value and its limit.
@@ -148,7 +149,7 @@ def _document(
 def _places(
     rng: random.Random, case: _Case, count: int, depth: float | None, room: int, high: int, most: int
 ) -> list[float]:
-    """Numbers of prose tokens, out of `room`, before each of `count` pieces; at most `most` before asked pieces."""
+    """For each of `count` pieces, how many of `room` prose tokens precede it; at most `most` for asked pieces."""
     if depth is None:
         depths = [rng.random() * high / max(room, 1) for _ in range(case.asked)]
     else:
@@ -175,7 +176,7 @@ def _multi_needle(rng: random.Random, settings: TaskSettings) -> _Case:
 
 
 def _chain(rng: random.Random, settings: TaskSettings) -> _Case:
-    """Build the chain of the question and a second chain, so that the document has more than one number."""
+    """Build the chain that the question is about, and a second chain as a distractor with a number of its own."""
     names = rng.sample(WORDS, 2 * settings.hops)
     asked, other = ([*part, _number(rng)] for part in (names[: settings.hops], names[settings.hops :]))
     pieces = [facts.code_fact(*link) for links in (asked, other) for link in itertools.pairwise(links)]

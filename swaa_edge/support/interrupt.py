@@ -1,4 +1,4 @@
-"""Makes Ctrl-C stop a model within one ubatch, even during a C call, and end a run early with its results.
+"""Lets Ctrl-C stop a model within one ubatch, even during a C call, and lets a stopped run keep its results so far.
 
 with interruptible(llm): llm.eval(tokens)
 with ends_early(report, lambda: journal.records): measure(report)
@@ -28,7 +28,7 @@ def interruptible(llm: Cancellable) -> Iterator[None]:
     """Within this block, Ctrl-C cancels `llm` and raises KeyboardInterrupt; a second Ctrl-C interrupts Python itself.
 
     Python runs a signal handler only after the C call returns, which can take seconds. So the interpreter writes the
-    number of each signal into a socket as it arrives, and a thread reads it there.
+    number of each signal into a socket as soon as the signal arrives, and a thread reads the socket.
     """
     before = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or before in (signal.SIG_IGN, None):

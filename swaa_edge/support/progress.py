@@ -38,7 +38,7 @@ OnProgress = Callable[[Progress], None]
 
 @contextlib.contextmanager
 def progress_bar(wanted: bool | None) -> Iterator[OnProgress | None]:
-    """Yield an `on_progress` callback that shows a run on stderr, or None if progress is off.
+    """Yield an `on_progress` callback that shows the progress of a run on stderr, or None if progress is off.
 
     wanted: as for `progress_stream`. A terminal shows a bar that disappears at the end; any other stream gets a line
         whenever the text changes. The time left is estimated from the work of this run alone.
@@ -75,7 +75,7 @@ def progress_bar(wanted: bool | None) -> Iterator[OnProgress | None]:
 
 @contextlib.contextmanager
 def byte_bar(label: str) -> Iterator[Callable[[int, int], None] | None]:
-    """Yield an `on_progress(done, total)` callback that draws a bar of bytes on stderr, or None without a terminal."""
+    """Yield `on_progress(done, total)`, which draws a bar of bytes on stderr, or None if stderr is not a terminal."""
     if not sys.stderr.isatty():
         yield None
         return

@@ -23,7 +23,7 @@ from swaa_edge.evaluate.scoring import SCORERS
 
 
 def eval_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options to a command, named like the arguments of `evaluate.compare`, but --no-chat as `no_chat`."""
+    """Add the options of `eval`, which arrive as arguments of `evaluate.compare`, except --no-chat (as `no_chat`)."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command

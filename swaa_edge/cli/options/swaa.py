@@ -36,7 +36,7 @@ class Chosen:
 
     @property
     def config(self) -> SwaaConfig | None:
-        """The one configuration that the options describe, or None if none was given."""
+        """The one configuration that the options describe, or None if no option was given."""
         if self.base is not None:
             return dataclasses.replace(self.base, recipe=CUSTOM, **self.changes) if self.changes else self.base
         if not self.changes:
@@ -63,7 +63,7 @@ def raw_swaa_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def swaa_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the SWAA options to a command, and pass it their configuration as `swaa`, or None without options."""
+    """Add the SWAA options to a command, and pass their configuration to it as `swaa` (None if no option is given)."""
 
     @functools.wraps(command)
     def with_config(*args: Any, chosen: Chosen, **kwargs: Any) -> Any:
@@ -73,7 +73,7 @@ def swaa_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def swaa_options_or_full(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Like `swaa_options`, and add --full-attention, which passes `swaa=FULL_ATTENTION`."""
+    """Do the same as `swaa_options`, and add the option --full-attention, which passes `swaa=FULL_ATTENTION`."""
 
     @functools.wraps(command)
     def with_choice(*args: Any, swaa: SwaaConfig | None, full_attention: bool, **kwargs: Any) -> Any:
