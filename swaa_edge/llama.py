@@ -54,17 +54,17 @@ class SwaaLlama(llama_cpp.Llama):
 
     model_path: a path or a `ModelFile`.
     swaa: a SwaaConfig to run under, None for the settings in the model file, or False for full attention.
-    on_prefill(done, total): called while a prompt is evaluated, first with done = 0 and then after each ubatch. done
-        and total are numbers of tokens, without those of a reused prefix. The call is made in the evaluating thread.
+    on_prefill(done, total): called in the evaluating thread while a prompt is evaluated, first with done = 0 and then
+        after each ubatch. done and total are numbers of tokens, without those of a reused prefix.
     flash_attn: on by default, since SWAA is fast only with it.
-    swa_full: with True, layers that need only a window also keep K and V of the whole context instead of a ring, so
-        that every prefix can be reused. None means False under SWAA, and llama_cpp's default without SWAA.
+    swa_full: True makes layers that need only a window keep K and V of the whole context instead of a ring, so that
+        every prefix can be reused; None means False under SWAA, and llama_cpp's default without SWAA.
     ring_snapshots: number of copies of the ring to keep; each copy allows one prompt to be reused after a long
         response.
     n_ctx: context size in tokens, which is rounded up to a multiple of 256, as in llama.cpp.
-    lora_path: a GGUF adapter (`convert --lora DIR --adapter-only`). The adapter's recipe, if it has one, applies if
-        neither `swaa` nor the model file holds settings; other settings raise a `ConfigError`. lora_scale is passed to
-        llama.cpp unchanged and scales the adapter's contribution; 0 runs the model without the adapter.
+    lora_path: a GGUF adapter (`convert --lora DIR --adapter-only`). The adapter's recipe, if any, applies if neither
+        `swaa` nor the model file holds settings; settings that differ from the recipe raise a `ConfigError`. lora_scale
+        scales the adapter's contribution, as in llama.cpp; 0 runs the model without the adapter.
 
     These errors are raised before any model is loaded: `ModelFileError` for a file that is missing, truncated or not a
     GGUF, or has wrong SWAA keys; `UnsupportedModelError` for an architecture without support for SWAA; `ConfigError`
@@ -287,7 +287,7 @@ class SwaaLlama(llama_cpp.Llama):
         """Make room in the context: discard the `n_discard` tokens after the first `n_keep`, and move the rest down.
 
         K and V stay as they were computed, so the remaining tokens still carry information from the discarded ones.
-        n_keep: by default the number of sinks, and at least 1. n_discard: by default half of the tokens after n_keep.
+        n_keep: by default the number of sinks, but at least 1. n_discard: by default half of the tokens after n_keep.
         Don't call this while `generate` runs.
 
         Raises `GenerationError` if the numbers are out of range, or if the model or its ring can't make this shift;

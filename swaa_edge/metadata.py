@@ -92,7 +92,8 @@ class _Given:
 
 
 def read_swaa(path: str | os.PathLike[str], kv_overrides: Mapping[str, Any] | None = None) -> SwaaConfig | None:
-    """The settings in effect for a GGUF file: its keys, replaced by the keys in `kv_overrides` (in llama.cpp's form).
+    """The settings in effect for a GGUF file: its SWAA keys, each replaced by its override in `kv_overrides` (in
+    llama.cpp's form) if there is one.
 
     Returns None for full attention, if there are no SWAA keys or `swaa.enabled` is false. The result's `fa_layers` is a
     tuple of layers. Raises `ModelFileError`, which names the key, its value and the limit, if the file is not a GGUF,
@@ -215,8 +216,8 @@ def _checked(name: str, given: Mapping[str, Field | _Given], n_layers: int) -> A
 
 
 def _given_overrides(overrides: Mapping[str, Any]) -> dict[str, _Given]:
-    """The overrides of our keys with GGUF types; llama.cpp's overrides are int, bool, or text of 0 and 1 for an
-    array."""
+    """The overrides of SWAA keys, with GGUF types; llama.cpp's overrides are ints, bools, and for arrays texts of 0 and
+    1."""
     given = {}
     for name, value in overrides.items():
         if not name.startswith(PREFIX):

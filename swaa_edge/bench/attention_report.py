@@ -118,12 +118,12 @@ class AttentionReport(Run):
         ratio_depth: prompt length at which the next three ratios are measured.
         decode_vs_no_flash: our decoding speed divided by the reference's decoding speed without flash attention, both
             with an f16 cache.
-        prefill_attention_speedup: attention seconds of the reference divided by ours, both with an f16 cache; the
-            reference runs with or without flash attention, whichever is faster.
+        prefill_attention_speedup: the seconds of the reference's attention divided by the seconds of ours, both with an
+            f16 cache; the reference runs with or without flash attention, whichever is faster.
         q8_0_over_f16: the seconds of our attention with an f16 cache, divided by the seconds with a q8_0 cache.
         decode_ratio: like decode_vs_no_flash, for each prompt length and each of our cache types.
-        decode_bandwidth_share: K and V bytes read per second as a fraction of the memory bandwidth, for each cache
-            type, at the longest prompt.
+        decode_bandwidth_share: for each cache type, the bytes of K and V read per second at the longest prompt, as a
+            fraction of the memory bandwidth.
         swaa: two ratios for each configuration: our speed divided by the reference's speed under full attention, and
             our speed divided by the speed of llama.cpp's kernels under the same configuration.
         """

@@ -35,8 +35,8 @@ class KVCache:
         memory = llama_cpp.llama_get_memory(self._context)
         if memory and not llama_cpp.llama_memory_seq_rm(memory, 0, n_tokens, -1):
             raise GenerationError(
-                f"the cache can't go back to {n_tokens} tokens: the ring no longer holds all tokens that the next token "
-                "must see; call reset() and evaluate all tokens again, or load the model with swa_full=True"
+                f"the cache can't go back to {n_tokens} tokens: the ring no longer holds all tokens that the next "
+                "token must see; call reset() and evaluate all tokens again, or load the model with swa_full=True"
             )
 
     def reach(self, held: np.ndarray, tokens: list[int], has_logits: bool = False) -> int | None:

@@ -1,8 +1,8 @@
 """Snapshots of a KV ring: copies that let a context go back further than the ring itself reaches.
 
 A ring holds the window and a ubatch. After a response longer than a ubatch, the ring no longer reaches back to the end
-of the prompt, and the whole prompt would have to be evaluated again. A reasoning model would cause this at each turn,
-because its reasoning is dropped from the conversation. So the ring is copied before it loses the end of a prompt.
+of the prompt, and the whole prompt would have to be evaluated again (with a reasoning model at each turn, because the
+reasoning is dropped from the conversation). So the ring is copied before it loses the end of a prompt.
 
     snapshots.mark(100); snapshots.advance(100, 512); snapshots.restore(100)
 """

@@ -53,7 +53,8 @@ _KEEP_ARRAY = 1 << 14
 class Field:
     """One key and its value, at the bytes [start, end) of the file.
 
-    type: for example "uint32", "string" or "array of bool". count: number of elements of an array, or 1.
+    type: for example "uint32", "string" or "array of bool". count: number of elements in an array, or 1 for any other
+        type.
     value: an int, float, bool, str or tuple of numbers, or None if the value was skipped because it is long or a list
         of strings. A bool whose byte is neither 0 nor 1 is invalid, and is stored as the int in that byte.
     """
@@ -155,7 +156,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
 
 
 class _Parser:
-    """One pass over the header, which checks every length against the rest of the file before using it."""
+    """One pass over the header; every length is compared with the rest of the file before it is used."""
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self.path, self.file = path, file
@@ -283,7 +284,7 @@ class _Parser:
             raise self.damaged(f"{what} at byte {self.at - length} is not UTF-8 text") from None
 
     def length(self, what: str, width: int) -> int:
-        """Read a count of elements of at least `width` bytes each, which together must fit in the rest of the file."""
+        """Read a count; that many elements of at least `width` bytes each must fit in the rest of the file."""
         count = self.number("<Q", what)
         if count * width > self.size - self.at:
             raise self.truncated(f"{what} claims {count} {'bytes' if width == 1 else 'elements'}")

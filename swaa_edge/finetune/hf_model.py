@@ -21,7 +21,7 @@ from swaa_edge.errors import ModelFileError
 def load(kind: Any, folder: str | os.PathLike[str], **options: Any) -> Any:
     """Load `folder` with `kind`, a class of transformers such as AutoTokenizer. Raises `ModelFileError`.
 
-    options: arguments of its `from_pretrained`.
+    options: arguments of `kind.from_pretrained`.
     """
     try:
         with quiet(), contextlib.redirect_stdout(None):

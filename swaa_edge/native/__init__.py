@@ -77,8 +77,8 @@ def fingerprint(context: int) -> int:
 
 
 def can_continue(context: int, sequence: int, position: int) -> bool:
-    """Whether `sequence` can be cut at `position`, because the cache still holds all keys that a token there must
-    see."""
+    """Whether `sequence` can be cut at `position`: the cache must still hold all keys that a token at `position`
+    sees."""
     return _lib().llama_swaa_can_continue(context, sequence, position)
 
 
