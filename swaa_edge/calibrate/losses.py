@@ -5,7 +5,7 @@
 
 The loss is the negative log likelihood of the answers' tokens, in nats per token. A prompt is evaluated as prefill and
 its answer as decode, so FA decode lowers the loss as it would in normal use. FA decode helps all tokens of an answer
-except the first, which is predicted by the last token of the prompt.
+except the first. The first is predicted by the last token of the prompt, which sees the whole prompt only with a tail.
 """
 
 from __future__ import annotations

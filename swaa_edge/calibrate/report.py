@@ -40,7 +40,7 @@ class Report:
     """The results of a search so far.
 
     full: loss with full attention in all layers. sliding: loss with full attention in no layer. loss: loss with full
-        attention in the `chosen` layers. Each of the three is None until it is measured.
+        attention in the `chosen` layers. Each of these losses is None until it is measured.
     compared: the comparison on held-out cases, with one row of the document per choice of layers.
     rows: the ranking, unsorted.
     stopped: the reason if the run ended early ("interrupted" or the error), or None.

@@ -2,7 +2,7 @@
 
     document = report.to_dict(); plot_accuracy(document, "eval.png"); plot_heatmap(document, "needle.png")
 
-The functions take the document of `swaa-edge eval --json`, so they need no model. They raise `ConfigError` if
+The functions take the document of `swaa-edge eval --json`, so they need no model. The functions raise `ConfigError` if
 matplotlib is missing, or if the document has no data to plot.
 """
 

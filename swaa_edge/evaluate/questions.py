@@ -1,4 +1,4 @@
-"""The questions of a comparison: built-in tasks, data files and text for perplexity, with the scorer of responses.
+"""The input of a comparison: questions from tasks and data files, text for perplexity, and the scorer for responses.
 
 questions = Questions(tasks="needle,own.jsonl", prompt_tokens=4096)
 prepared = questions.prepare("model.gguf", context=32768); prepared.samples

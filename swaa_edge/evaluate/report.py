@@ -48,7 +48,7 @@ class Report:
     def rows(self) -> list[dict[str, Any]]:
         """One row of plain JSON values per configuration with at least one answer.
 
-        accuracy: fraction of correct answers over all tasks. interval: its 95% interval (Wilson).
+        accuracy: fraction of correct answers over all tasks. interval: 95% interval of the accuracy (Wilson).
         prefill_seconds: median time over the prompts that were evaluated whole, without a reused prefix.
         prefill_ratio: median speed-up over full attention on the same prompts (None without full attention).
         """

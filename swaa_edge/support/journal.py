@@ -20,7 +20,7 @@ _MARK = "swaa_edge_journal"
 
 
 class Journal(contextlib.AbstractContextManager):
-    """The records of this run and of its interrupted parts, in a JSON Lines file whose first line identifies the run.
+    """The records of a run and its interrupted attempts, in a JSON Lines file whose first line identifies the run.
 
     path: the file, or None to keep the records only in memory. An incomplete last line is dropped; other damage is an
         error.

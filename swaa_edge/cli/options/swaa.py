@@ -131,7 +131,7 @@ _OPTIONS = [
         "sink_count",
         type=int,
         metavar="N",
-        help="Sink count S: the first N tokens stay visible.  [default: 0]",
+        help="Sink count S: the first S tokens stay visible.  [default: 0]",
     ),
     click.option(
         "--fa-layers",
@@ -148,6 +148,6 @@ _OPTIONS = [
         "tail_count",
         type=int,
         metavar="N",
-        help="Tail T: the last N tokens of a prompt see all tokens, in layers with FA decode.  [default: 0]",
+        help="Tail T: the last T tokens of a prompt see all tokens, in layers with FA decode.  [default: 0]",
     ),
 ]
