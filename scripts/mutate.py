@@ -41,7 +41,7 @@ TIMEOUT_SECONDS = 1800
 
 @dataclass(frozen=True)
 class Mutation:
-    """An edit that replaces `old`, which must occur exactly once in `file`, by `new`."""
+    """An edit that replaces `old` by `new` in `file`, where `old` must occur exactly once."""
 
     name: str
     file: str

@@ -59,7 +59,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--work", type=Path, default=Path("gpu-check-work"), help="folder for builds and results")
     add("--out", type=Path, default=ROOT / "docs" / "gpu", help="folder for the report")
     add("--backend", choices=("cuda", "cpu"), default="cuda")
-    add("--arch", type=_arch, help="build for this compute capability, like 90 (default: the card's)")
+    add("--arch", type=_arch, help="build for this compute capability, like 90 (default: that of the GPU)")
     add("--seconds", type=float, default=570.0, help="time limit of this call (default: %(default)s)")
     add("--size", choices=("full", "tiny"), default="full", help="tiny is a quick trial run of the check itself")
     add("--only", metavar="NAME,...", help="run only stages whose names start with these words: ops, oracle, off, ...")

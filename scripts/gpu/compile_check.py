@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Compile CUDA flash attention unpatched and patched, and compare registers, spills and machine code kernel by kernel.
+"""Compile the unpatched and the patched CUDA flash attention, and compare registers, spills and code per kernel.
 
 The check needs nvcc 12.8 or newer and no GPU. If the toolkit has no cuBLAS headers, the headers of the pip package
 nvidia-cublas are used. The exit code is 1 if a patched kernel without a block table needs more registers than
