@@ -12,6 +12,11 @@ Queries of prompt tokens slide; under FA decode, those of generated tokens see e
 attention. Without it, the rule is the engine's: one token after a KV cache is decode, all others are prefill. So
 `decode_mask` is needed to train under FA decode, and to verify several drafted tokens in one pass.
 
+A tail of T tokens (`SwaaConfig.tail_count`) needs no further argument: with `decode_mask`, the T tokens before each
+generated token see what it sees. Without `decode_mask`, the tokens of one forward pass are the new tokens of one turn,
+and the last T of each sequence are the tail. A prompt that is split over several passes therefore needs a `decode_mask`
+of False in all passes but the last.
+
 On a GPU, attention runs on torch's flex attention with a block mask, whose memory does not grow with the square of
 the length. Elsewhere it runs on torch's scaled dot-product attention with a bool mask [batch, 1, queries, keys] for
 each kind of layer in the model, up to three: 1 byte per pair, and 4 more per pair while a layer is computed. Both
@@ -128,7 +133,7 @@ class _BatchMask:
     arguments: dict[str, Any]
     #: Key index of each sequence's first token, [batch]; None without padding, where position_ids determine it.
     first: torch.Tensor | None
-    #: Masks by kind of layer: whether it slides, and whether it has generated tokens that decode with full attention.
+    #: Masks by kind of layer: whether it slides, and whether some of its tokens decode with full attention.
     masks: dict[tuple[bool, bool], Any] = dataclasses.field(default_factory=dict)
     # transformers passes a mask of four dimensions on unchanged.
     ndim = 4
@@ -143,18 +148,40 @@ class _BatchMask:
         decode: bool [batch, queries], the generated tokens. positions: position_ids [batch or 1, queries].
         """
         slides = self.sliding[layer]
-        kind = (slides, self.fa_decode[layer] and decode is not None)
+        kind = (slides, self.fa_decode[layer] and (decode is not None or self.swaa.tail_count > 0))
         if kind not in self.masks:
             mask_function = self.arguments["mask_function"]
             if slides:
-                mask_function = and_masks(mask_function, self._window(decode if kind[1] else None, positions))
+                full = self._full(decode, positions) if kind[1] else None
+                mask_function = and_masks(mask_function, self._window(full, positions))
             make = flex_attention_mask if self.flex else sdpa_mask
             options = {"mask_function": mask_function, "allow_is_causal_skip": False, "use_vmap": False}
             self.masks[kind] = make(**self.arguments | options)
         return self.masks[kind]
 
-    def _window(self, decode: torch.Tensor | None, positions: torch.Tensor | None) -> Callable[..., torch.Tensor]:
-        """The rule of a sliding layer as a mask function of transformers, whose indices include cached tokens."""
+    def _full(self, decode: torch.Tensor | None, positions: torch.Tensor | None) -> torch.Tensor | None:
+        """The tokens that see everything under FA decode, bool [batch, queries]: generated tokens and the tail."""
+        if self.swaa.tail_count == 0:
+            return decode
+        start, offset = self._start(positions), self.arguments["q_offset"]
+        # True at the last token of each sequence, and where padding begins or ends.
+        ends = start.diff(append=start[:, -1:] + 1).bool()
+        if self.first is not None:
+            real = self.arguments["attention_mask"][:, offset : offset + start.shape[1]].bool()
+            ends[:, :-1] |= real.diff()
+        # True at the last token before each generated one; without `decode`, a generated token follows each sequence.
+        last = ends if decode is None else decode.roll(-1, 1) & ~ends
+        index = torch.arange(start.shape[1], device=start.device).expand_as(start)
+        # The nearest token, from each one on, that is True in either.
+        near = index.masked_fill(~(last | ends), start.shape[1]).flip(1).cummin(1).values.flip(1)
+        tail = last.gather(1, near) & (near - index < self.swaa.tail_count)
+        return tail if decode is None else tail | decode
+
+    def _window(self, full: torch.Tensor | None, positions: torch.Tensor | None) -> Callable[..., torch.Tensor]:
+        """The rule of a sliding layer as a mask function of transformers, whose indices include cached tokens.
+
+        full: bool [batch, queries], the tokens that see everything.
+        """
         window, sinks, offset = self.swaa.window_size, self.swaa.sink_count, self.arguments["q_offset"]
         start = self._start(positions)
 
@@ -162,7 +189,7 @@ class _BatchMask:
             # A difference would take eight bytes per pair; a comparison of one value per query and one per key doesn't.
             near = key > query - window
             sink = key < start[batch, query - offset] + sinks
-            return near | sink if decode is None else near | sink | decode[batch, query - offset]
+            return near | sink if full is None else near | sink | full[batch, query - offset]
 
         return visible
 
