@@ -12,10 +12,10 @@ Queries of prompt tokens slide; under FA decode, those of generated tokens see e
 attention. Without it, the rule is the engine's: one token after a KV cache is decode, all others are prefill. So
 `decode_mask` is needed to train under FA decode, and to verify several drafted tokens in one pass.
 
-A tail of T tokens (`SwaaConfig.tail_count`) needs no further argument: with `decode_mask`, the T tokens before each
-generated token see what it sees. Without `decode_mask`, the tokens of one forward pass are the new tokens of one turn,
-and the last T of each sequence are the tail. A prompt that is split over several passes therefore needs a `decode_mask`
-of False in all passes but the last.
+A tail of T tokens (`SwaaConfig.tail_count`) needs no further argument. With `decode_mask`, the tail consists of the T
+tokens before each generated token. Without `decode_mask`, several tokens in one forward pass are the new tokens of one
+turn, and the last T tokens of each sequence are its tail. If a prompt is split over several passes, all passes but the
+last therefore need a `decode_mask` that is False.
 
 On a GPU, attention runs on torch's flex attention with a block mask, whose memory does not grow with the square of
 the length. Elsewhere it runs on torch's scaled dot-product attention with a bool mask [batch, 1, queries, keys] for
@@ -152,15 +152,38 @@ class _BatchMask:
         if kind not in self.masks:
             mask_function = self.arguments["mask_function"]
             if slides:
-                full = self._full(decode, positions) if kind[1] else None
-                mask_function = and_masks(mask_function, self._window(full, positions))
+                seeing = self._with_tail(decode, positions) if kind[1] else None
+                mask_function = and_masks(mask_function, self._window(seeing, positions))
             make = flex_attention_mask if self.flex else sdpa_mask
             options = {"mask_function": mask_function, "allow_is_causal_skip": False, "use_vmap": False}
             self.masks[kind] = make(**self.arguments | options)
         return self.masks[kind]
 
-    def _full(self, decode: torch.Tensor | None, positions: torch.Tensor | None) -> torch.Tensor | None:
-        """The tokens that see everything under FA decode, bool [batch, queries]: generated tokens and the tail."""
+    def _window(self, decode: torch.Tensor | None, positions: torch.Tensor | None) -> Callable[..., torch.Tensor]:
+        """The rule of a sliding layer as a mask function of transformers, whose indices include cached tokens."""
+        window, sinks, offset = self.swaa.window_size, self.swaa.sink_count, self.arguments["q_offset"]
+        start = self._start(positions)
+
+        def visible(batch: Any, head: Any, query: Any, key: Any) -> Any:
+            # A difference would take eight bytes per pair; a comparison of one value per query and one per key doesn't.
+            near = key > query - window
+            sink = key < start[batch, query - offset] + sinks
+            return near | sink if decode is None else near | sink | decode[batch, query - offset]
+
+        return visible
+
+    def _start(self, positions: torch.Tensor | None) -> torch.Tensor:
+        """Key index of the first token of each query's sequence, [batch, queries]."""
+        shape = (self.arguments["batch_size"], self.arguments["q_length"])
+        index = torch.arange(shape[1], device=self.arguments["device"]) + self.arguments["q_offset"]
+        if self.first is not None:
+            return self.first[:, None].expand(shape).contiguous()
+        if positions is None or positions.ndim != 2:
+            return torch.zeros(shape, dtype=index.dtype, device=index.device)
+        return (index - positions).expand(shape).contiguous()
+
+    def _with_tail(self, decode: torch.Tensor | None, positions: torch.Tensor | None) -> torch.Tensor | None:
+        """The tokens that see everything under FA decode: the generated tokens, `decode`, and the tail."""
         if self.swaa.tail_count == 0:
             return decode
         start, offset = self._start(positions), self.arguments["q_offset"]
@@ -176,32 +199,6 @@ class _BatchMask:
         near = index.masked_fill(~(last | ends), start.shape[1]).flip(1).cummin(1).values.flip(1)
         tail = last.gather(1, near) & (near - index < self.swaa.tail_count)
         return tail if decode is None else tail | decode
-
-    def _window(self, full: torch.Tensor | None, positions: torch.Tensor | None) -> Callable[..., torch.Tensor]:
-        """The rule of a sliding layer as a mask function of transformers, whose indices include cached tokens.
-
-        full: bool [batch, queries], the tokens that see everything.
-        """
-        window, sinks, offset = self.swaa.window_size, self.swaa.sink_count, self.arguments["q_offset"]
-        start = self._start(positions)
-
-        def visible(batch: Any, head: Any, query: Any, key: Any) -> Any:
-            # A difference would take eight bytes per pair; a comparison of one value per query and one per key doesn't.
-            near = key > query - window
-            sink = key < start[batch, query - offset] + sinks
-            return near | sink if full is None else near | sink | full[batch, query - offset]
-
-        return visible
-
-    def _start(self, positions: torch.Tensor | None) -> torch.Tensor:
-        """Key index of the first token of each query's sequence, [batch, queries]."""
-        shape = (self.arguments["batch_size"], self.arguments["q_length"])
-        index = torch.arange(shape[1], device=self.arguments["device"]) + self.arguments["q_offset"]
-        if self.first is not None:
-            return self.first[:, None].expand(shape).contiguous()
-        if positions is None or positions.ndim != 2:
-            return torch.zeros(shape, dtype=index.dtype, device=index.device)
-        return (index - positions).expand(shape).contiguous()
 
 
 def swaa_mask(

@@ -207,11 +207,11 @@ def test_an_adapter_brings_its_recipe_and_refuses_another(base, data, tmp_path):
     hf.load_adapter(model, tmp_path / "mine")
     assert hf.applied(model) == RECIPE
     other = AutoModelForCausalLM.from_pretrained(base)
-    hf.apply(other, SwaaConfig(13, 2, [1], True))
-    with pytest.raises(ConfigError, match=r"trained under another recipe: its window_size is 12, but 13 was requested"):
-        hf.load_adapter(other, tmp_path / "mine")
     hf.apply(other, NO_TAIL)
     with pytest.raises(ConfigError, match=r"another recipe: its tail_count is 5, but 0 was requested"):
+        hf.load_adapter(other, tmp_path / "mine")
+    hf.apply(other, SwaaConfig(13, 2, [1], True))
+    with pytest.raises(ConfigError, match=r"trained under another recipe: its window_size is 12, but 13 was requested"):
         hf.load_adapter(other, tmp_path / "mine")
     with pytest.raises(UnsupportedModelError, match="is for tiny-qwen3 with 3 layers; the model has 2"):
         hf.load_adapter(copy.deepcopy(tiny_model("qwen3", seed=2, layers=2)), tmp_path / "mine")
