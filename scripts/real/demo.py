@@ -43,7 +43,7 @@ def texts(model: Path, swaa: Configuration, threads: int | None = None) -> tuple
     with contextlib.closing(EngineSettings(n_threads=threads, n_gpu_layers=0).load(model, swaa=swaa, n_ctx=512)) as llm:
         message = {"role": "user", "content": f"{STORY}\n{QUESTION}"}
         answer = llm.create_chat_completion([message], max_tokens=24, temperature=0.0)
-        copied = llm.create_completion(f"{STORY}\n{REPEATED}", max_tokens=20, temperature=0.0)
+        copied = llm.create_completion(f"{STORY}\n{REPEATED}", max_tokens=16, temperature=0.0)
         return answer["choices"][0]["message"]["content"], copied["choices"][0]["text"]
 
 
