@@ -151,11 +151,11 @@ def test_golden_text(name, threads):
     """Full attention and a window of 256 tokens with a tail write the same; the window alone loses the beginning."""
     answer, copied = demo.texts(real_model().q8_0, demo.CONFIGURATIONS[name], threads)
     assert answer == "The lighthouse at Cape Merrin was built by an engineer named Tobias Hale, who was a sailor."
-    assert copied == " forty blankets, on the back of a patient mule called Duchess.\nIn the valley below,"
+    assert copied == " forty blankets, on the back of a patient mule called Duchess.\nIn"
 
 
 def test_a_window_alone_loses_the_beginning():
-    answer, copied = demo.texts(real_model().q8_0, demo.CONFIGURATIONS["window"], 2)
+    answer, copied = demo.texts(real_model().q8_0, demo.CONFIGURATIONS["window"], 1)
     assert "Hale" not in answer and "blankets" not in copied
 
 
@@ -192,7 +192,7 @@ def test_the_commands_work_on_it(f16, tmp_path):
     assert found["swaa"]["window_size"] == 64 and found["swaa"]["tail_count"] == 24
     annotated = tmp_path / "fast.gguf"
     run("annotate", real_model().q4_k_m, "-o", annotated, "--recipe", "fast", "--window", 256, "--sinks", 16)
-    assert "fast" in run("inspect", annotated)
+    assert "\n  window      256 tokens\n  sinks       16 tokens\n" in run("inspect", annotated)
     (tmp_path / "prompt.txt").write_text(f"{demo.STORY}\n{demo.REPEATED}", encoding="utf-8")
     printed = run("run", annotated, "-f", tmp_path / "prompt.txt", "-n", 8, "--temp", 0, "--json")
     report = json.loads(printed)
