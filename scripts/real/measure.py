@@ -46,7 +46,7 @@ def quick(threads: int) -> None:
 def measure(threads: int) -> None:
     from real.run import measure_all
 
-    DATA.write_text(dumped(measure_all(threads, _committed())), encoding="utf-8")
+    DATA.write_text(dumped(measure_all(threads, _committed() if DATA.is_file() else None)), encoding="utf-8")
     print(f"{DATA.relative_to(ROOT)} written; next: {Path(sys.argv[0]).name} --write", file=sys.stderr)
 
 
@@ -61,8 +61,8 @@ def dumped(document: dict) -> str:
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
-def _committed() -> dict | None:
-    return json.loads(DATA.read_text(encoding="utf-8")) if DATA.is_file() else None
+def _committed() -> dict:
+    return json.loads(DATA.read_text(encoding="utf-8"))
 
 
 def write(threads: int) -> None:
@@ -85,9 +85,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         given.action(given.threads)
     except KeyboardInterrupt:
-        print("interrupted; the same command continues", file=sys.stderr)
+        print("interrupted" + "; the same command continues" * (given.action is measure), file=sys.stderr)
         return 130
-    except SwaaError as error:
+    except (SwaaError, OSError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
     return 0

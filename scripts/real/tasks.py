@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from swaa_edge.calibrate.cases import Case
+from swaa_edge.errors import ConfigError
 from swaa_edge.evaluate.facts import WORDS
 from swaa_edge.evaluate.haystack import Haystack
 
@@ -194,7 +195,7 @@ def _planted(
             inside |= {seam for seam in allowed if starts[at] < starts[seam] < starts[at] + size}
     seams = [at for at in allowed if at not in inside]
     if len(taken) < passages or len(seams) < len(pieces):
-        raise ValueError(f"a text with {len(sentences)} sentences has no room for {passages} passages")
+        raise ConfigError(f"a text with {len(sentences)} sentences has no room for {passages} passages")
     planted = dict(zip(rng.sample(seams, len(pieces)), pieces, strict=True))
     body = [token for at, sentence in enumerate(sentences) for token in (*planted.get(at, ()), *sentence)]
     return body, [flat[start : start + size] for start in taken]

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+from types import SimpleNamespace
 
 import pytest
 from real import cells, measure, reading, run, tasks
@@ -131,6 +132,35 @@ def test_a_ratio_is_of_the_full_attention_read_last():
     found = run.ratios([*records, record("y", 2.0)])
     assert found[1, "x"] == [2.0, 3.0]
     assert found[1, "y"] == [4.0]
+
+
+@pytest.mark.parametrize(
+    ("option", "text"), [([], "interrupted; the same command continues"), (["--quick"], "interrupted")]
+)
+def test_ctrl_c_says_whether_the_command_continues(option, text, monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "measure_all", interrupt)
+    monkeypatch.setattr(run, "measure_quick", interrupt)
+    assert measure.main(option) == 130
+    assert capsys.readouterr().err == f"interrupted{more}\n"
+
+
+def test_other_texts_than_those_of_the_committed_results_are_named(monkeypatch, capsys):
+    class Stop(Exception):
+        pass
+
+    def stop(path):
+        raise Stop
+
+    fake = SimpleNamespace(texts={"python": "other"}, path="")
+    monkeypatch.setattr(run, "Real", lambda threads: fake)
+    monkeypatch.setattr(run, "Prompts", stop)
+    for corpus, said in (({"python": "x"}, True), (run.fingerprints(fake.texts), False)):
+        with pytest.raises(Stop):
+            run.measure_all(1, {"corpus": corpus})
+        assert ("texts differ" in capsys.readouterr().err) is said
 
 
 # Figures

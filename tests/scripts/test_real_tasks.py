@@ -7,6 +7,7 @@ import pytest
 from real import corpus, tasks
 
 from support.fakes.real import TEXT, WordPrompts
+from swaa_edge.errors import ConfigError
 
 LENGTH = 1024
 
@@ -66,7 +67,7 @@ def test_the_same_texts_give_the_same_documents(documents):
 
 
 def test_a_text_without_seams_is_refused():
-    with pytest.raises(ValueError, match="has no room for 3 passages"):
+    with pytest.raises(ConfigError, match="has no room for 3 passages"):
         tasks.build(LENGTH, 1, WordPrompts(), {"one": TEXT.replace(".", "")}, asked=3)
 
 
