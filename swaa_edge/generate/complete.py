@@ -103,11 +103,11 @@ def complete(
     started = time.perf_counter()
     llm = engine.load(model, swaa=swaa, n_ctx=n_ctx, on_prefill=on_prefill)
     load_seconds = time.perf_counter() - started
-    if note := asked.note(model, llm.swaa):
-        on_note(note)
     pieces: list[str] = []
     reason = None
     with contextlib.closing(llm), using(llm):
+        if note := asked.note(model, llm.swaa):
+            on_note(note)
         for chunk in llm.create_completion(tokens, max_tokens=max_tokens, stream=True, **sampling):
             choice = chunk["choices"][0]
             pieces.append(choice["text"])

@@ -223,7 +223,7 @@ def test_questions_that_can_not_be_asked(instruct, model, edited):
     raw = "leave out -q to continue a text"
     broken = edited(b"{% endfor %}", b"{% enxfor %}")
     silent = edited(b"message['content']", b"message['role']   ")
-    failing = edited(b"message['content']", b"message['no'] + 1 ")
+    failing = edited(b"message['content']", b"message['role']+1 ")
     for path, arguments, line in (
         (instruct, ["-p", "x", "-q", " \n"], "the question is empty; give a text after -q"),
         (instruct, ["-p", "x", "--system", "y"], "--system is for a question, and there is none; add -q QUESTION"),
