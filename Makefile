@@ -28,7 +28,7 @@ export CCACHE_BASEDIR            := $(CURDIR)
 export CCACHE_NOHASHDIR          := 1
 unexport PYTHONPATH PYTHONHOME LLAMA_CPP_LIB_PATH
 
-.PHONY: help setup native demo test baseline op-tests arm-check wheel lint clean distclean
+.PHONY: help setup native demo real test baseline op-tests arm-check wheel lint clean distclean
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -42,6 +42,11 @@ native:  ## build the library again, after an edit in vendor/llama.cpp-patched
 
 demo: setup  ## set up, then the main job on real input, in about a minute
 	$(BIN)/swaa-edge demo
+
+real: setup  ## set up, fetch a real model of 135M parameters (93 MB), show it at work, and measure it in a short table
+	$(BIN)/python scripts/real/fetch.py
+	$(BIN)/python scripts/real/demo.py
+	$(BIN)/python scripts/real/measure.py --quick
 
 test: setup baseline op-tests  ## set up, then all tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -14,6 +14,11 @@ arguments on to its attention. Without `decode_mask`, the engine's rule applies:
 decode, and all other tokens are prefill. `decode_mask` is therefore needed to train under FA decode, and to verify
 several drafted tokens in one pass.
 
+A tail of T tokens (`SwaaConfig.tail_count`) needs no further argument. With `decode_mask`, the tail consists of the T
+tokens before each generated token. Without `decode_mask`, several tokens in one forward pass are the new tokens of one
+turn, and the last T tokens of each sequence are its tail. If a prompt is split over several passes, all passes but the
+last therefore need a `decode_mask` that is False.
+
 On a GPU, attention runs on torch's flex attention with a block mask, whose memory does not grow with the square of
 the length. Elsewhere it runs on torch's scaled dot-product attention with a bool mask [batch, 1, queries, keys] for
 each of up to three kinds of layers. The mask takes 1 byte per pair of query and key, and a layer takes 4 more bytes per
@@ -131,7 +136,7 @@ class _BatchMask:
     arguments: dict[str, Any]
     #: Key index of each sequence's first token, [batch]; None without padding, where position_ids determine it.
     first: torch.Tensor | None
-    #: Masks by kind of layer: whether it slides, and whether it has generated tokens that decode with full attention.
+    #: Masks by kind of layer: whether it slides, and whether some of its tokens decode with full attention.
     masks: dict[tuple[bool, bool], Any] = dataclasses.field(default_factory=dict)
     # transformers passes a mask of four dimensions on unchanged.
     ndim = 4
@@ -146,11 +151,12 @@ class _BatchMask:
         decode: bool [batch, queries], the generated tokens. positions: position_ids [batch or 1, queries].
         """
         slides = self.sliding[layer]
-        kind = (slides, self.fa_decode[layer] and decode is not None)
+        kind = (slides, self.fa_decode[layer] and (decode is not None or self.swaa.tail_count > 0))
         if kind not in self.masks:
             mask_function = self.arguments["mask_function"]
             if slides:
-                mask_function = and_masks(mask_function, self._window(decode if kind[1] else None, positions))
+                seeing = self._with_tail(decode, positions) if kind[1] else None
+                mask_function = and_masks(mask_function, self._window(seeing, positions))
             make = flex_attention_mask if self.flex else sdpa_mask
             options = {"mask_function": mask_function, "allow_is_causal_skip": False, "use_vmap": False}
             self.masks[kind] = make(**self.arguments | options)
@@ -179,6 +185,24 @@ class _BatchMask:
         if positions is None or positions.ndim != 2:
             return torch.zeros(shape, dtype=index.dtype, device=index.device)
         return (index - positions).expand(shape).contiguous()
+
+    def _with_tail(self, decode: torch.Tensor | None, positions: torch.Tensor | None) -> torch.Tensor | None:
+        """The tokens that see everything under FA decode: the generated tokens, `decode`, and the tail."""
+        if self.swaa.tail_count == 0:
+            return decode
+        start, offset = self._start(positions), self.arguments["q_offset"]
+        # True at the last token of each sequence, and where padding begins or ends.
+        ends = start.diff(append=start[:, -1:] + 1).bool()
+        if self.first is not None:
+            real = self.arguments["attention_mask"][:, offset : offset + start.shape[1]].bool()
+            ends[:, :-1] |= real.diff()
+        # True at the last token before each generated one; without `decode`, a generated token follows each sequence.
+        last = ends if decode is None else decode.roll(-1, 1) & ~ends
+        index = torch.arange(start.shape[1], device=start.device).expand_as(start)
+        # The nearest token, from each one on, that is True in either.
+        near = index.masked_fill(~(last | ends), start.shape[1]).flip(1).cummin(1).values.flip(1)
+        tail = last.gather(1, near) & (near - index < self.swaa.tail_count)
+        return tail if decode is None else tail | decode
 
 
 def swaa_mask(

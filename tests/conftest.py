@@ -29,6 +29,15 @@ def pytest_runtest_setup(item):
             native.library_dir()
         except NativeLibraryError as error:
             pytest.skip(str(error))
+    if item.get_closest_marker("real"):
+        from real.fetch import real_model
+
+        from swaa_edge.errors import ModelFileError
+
+        try:
+            real_model()
+        except ModelFileError as error:
+            pytest.skip(str(error))
 
 
 @pytest.fixture

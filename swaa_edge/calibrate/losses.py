@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 #: load(swaa, n_ctx): the model under this configuration. The caller closes it.
 Load = Callable[[Configuration, int], "SwaaLlama"]
+OnRows = Callable[[np.ndarray, Sequence[int]], object]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,32 +131,46 @@ def label(fa_layers: Collection[int], n_layers: int) -> str:
 
 
 def answer_nll(llm: SwaaLlama, case: Case) -> float:
-    """The negative log likelihood of the answer after the prompt, in nats.
+    """The negative log likelihood of the answer after the prompt, in nats. A prefix is reused as in `read_answer`."""
+    found: list[float] = []
+    read_answer(llm, case, lambda rows, tokens: found.extend(nll(rows, tokens)))
+    return math.fsum(found)
+
+
+def read_answer(llm: SwaaLlama, case: Case, on_rows: OnRows, tail_count: int | None = None) -> None:
+    """Evaluate the prompt and its answer; on_rows(rows, tokens) gets the logits before each of the answer's tokens.
+
+    on_rows: called several times; the logits [tokens, n_vocab] are overwritten when it returns.
+    tail_count: T, instead of the model's own.
 
     Prompt tokens that are still in the engine's cache are not evaluated again, so cases about one document should
     follow one another.
     """
     from swaa_edge.native import can_continue
 
-    shared, boundary = _shared(llm, case.prompt), len(case.prompt) - (llm.swaa.tail_count if llm.swaa else 0)
+    if tail_count is None:
+        tail_count = llm.swaa.tail_count if llm.swaa else 0
+    boundary = max(len(case.prompt) - tail_count, 0)
+    # The engine holds no tail, so it can share only what precedes the tail of this prompt.
+    shared = min(_shared(llm, case.prompt), boundary)
     if shared and can_continue(llm.ctx, 0, shared):
         llm.n_tokens = shared
     else:
         llm.reset()
         shared = 0
-    found: list[float] = []
+    done = 0
 
     def add(rows: np.ndarray) -> None:
-        start = len(found)
-        found.extend(nll(rows, case.answer[start : start + len(rows)]))
+        nonlocal done
+        on_rows(rows, case.answer[done : done + len(rows)])
+        done += len(rows)
 
     # Of the prompt, only the last token's logits are needed.
     llm.eval(case.prompt[shared:-1], decode_from=boundary)
     llm.eval(case.prompt[-1:], decode_from=boundary, on_logits=add)
     llm.eval(case.answer[:-1], decode_from=boundary, on_logits=add)
     # No later prompt may reuse what saw more than a prompt does.
-    llm.n_tokens = max(boundary, 0)
-    return math.fsum(found)
+    llm.n_tokens = boundary
 
 
 def _shared(llm: SwaaLlama, prompt: Sequence[int]) -> int:

@@ -20,7 +20,7 @@ COMMANDS = {
     "convert": ("swaa_edge.cli.convert:convert", "Convert a Hugging Face model directory to GGUF, with SWAA keys."),
     "annotate": ("swaa_edge.cli.annotate:annotate", "Write SWAA keys into an existing GGUF, or remove them."),
     "inspect": ("swaa_edge.cli.inspect:inspect", "Show a model, its SWAA settings, layers and KV memory."),
-    "run": ("swaa_edge.cli.run:run", "Complete one prompt, streamed to stdout."),
+    "run": ("swaa_edge.cli.run:run", "Complete one prompt, or answer one question about it, streamed to stdout."),
     "chat": ("swaa_edge.cli.chat:chat", "Chat with a model."),
     "serve": ("swaa_edge.cli.serve:serve", "Serve a model over OpenAI's API."),
     "bench": ("swaa_edge.cli.bench:bench", "Compare the speed of full attention and SWAA configurations."),

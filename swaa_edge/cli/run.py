@@ -1,6 +1,6 @@
-"""`swaa-edge run`: complete one prompt, streamed to stdout.
+"""`swaa-edge run`: complete one prompt, or answer one question about it, streamed to stdout.
 
-swaa-edge run model.gguf -f report.txt -n 200
+swaa-edge run model.gguf -f report.txt -q "Who wrote this report?"
 """
 
 from __future__ import annotations
@@ -23,8 +23,15 @@ from swaa_edge.support.progress import PrefillProgress, progress_stream
 
 @click.command()
 @click.argument("model", metavar="MODEL.gguf")
-@click.option("-p", "--prompt", metavar="TEXT", help="Text to continue.")
-@click.option("-f", "--file", metavar="FILE", help="Read the prompt from a UTF-8 file; - means stdin.")
+@click.option("-p", "--prompt", metavar="TEXT", help="Text to continue, or to ask about.")
+@click.option("-f", "--file", metavar="FILE", help="Read the text from a UTF-8 file; - means stdin.")
+@click.option(
+    "-q",
+    "--question",
+    metavar="QUESTION",
+    help="Question about the text, or on its own. It goes through the model's chat template.",
+)
+@click.option("--system", metavar="TEXT", help="System prompt for -q.")
 @click.option(
     "-n",
     "--max-tokens",
@@ -43,6 +50,8 @@ def run(
     model: str,
     prompt: str | None,
     file: str | None,
+    question: str | None,
+    system: str | None,
     max_tokens: int,
     as_json: bool,
     progress: bool | None,
@@ -50,20 +59,24 @@ def run(
     engine: EngineSettings,
     swaa: Configuration | None,
 ) -> None:
-    """Complete one prompt, streamed to stdout.
+    """Complete one prompt, or answer one question about it, streamed to stdout.
+
+    Without -q the model continues the text as it is, which suits base models. With -q the model gets one message in
+    its chat template: the text, and then the question. The question comes last so that the tail covers it.
 
     By default the model runs with the SWAA settings in its file; the options below replace them. The context is just
     large enough for the prompt and --max-tokens new tokens, unless --ctx is given.
 
     \b
     swaa-edge run model.gguf -p "Once upon a time"
-    swaa-edge run model.gguf -f report.txt -n 200 --recipe quality
+    swaa-edge run model.gguf -f report.txt -q "Who wrote this report?" --recipe quality
     """
-    if (prompt is None) == (file is None):
+    given = [source for source in (prompt, file) if source is not None]
+    if len(given) > 1 or (not given and question is None):
         raise click.UsageError("give the prompt with either -p TEXT or -f FILE (- means stdin)")
     text = prompt if file is None else read_text(file)
-    if not text:
-        raise ConfigError("the prompt is empty; give a text to continue")
+    if given and not text:
+        raise ConfigError(f"the prompt is empty; give a text to {'continue' if question is None else 'ask about'}")
 
     from swaa_edge.generate import complete
 
@@ -72,7 +85,9 @@ def run(
     try:
         completion = complete(
             model,
-            text,
+            text or "",
+            question=question,
+            system=system,
             max_tokens=max_tokens,
             swaa=swaa,
             engine=engine,
@@ -80,6 +95,7 @@ def run(
             using=interruptible,
             on_text=None if as_json else print_piece,
             on_prefill=shown,
+            on_note=lambda line: click.echo(line, err=True),
         )
     finally:
         if shown:

@@ -93,6 +93,9 @@ class _Run:
                 self._report(name)
                 with interruptible(llms[name]):
                     record = self._ask(llms[name], sample)
+                if (config := self.configs[name]) and config.tail_count:
+                    # The next prompt may not reuse what saw more than a prompt does, or the order would matter.
+                    llms[name].n_tokens = max(len(sample.prompt) - config.tail_count, 0)
                 correct = self.scorer(sample, record["reply"])
                 self.journal.add(record | {"config": name, "sample": sample.id, "correct": correct})
                 self._done.add((name, sample.id))

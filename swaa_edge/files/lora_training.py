@@ -116,6 +116,7 @@ def _by_layer(config: SwaaConfig, n_layers: int) -> dict[str, Any]:
         "sink_count": config.sink_count,
         "list of FA layers": [layer for layer, slides in enumerate(sliding) if not slides],
         "list of FA-decode layers": [layer for layer, full in enumerate(decode) if full],
+        "tail_count": config.tail_count if any(decode) else 0,
     }
 
 

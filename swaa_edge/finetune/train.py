@@ -102,10 +102,11 @@ class Run:
         swaa.fa_decode_layers(self.base.n_layers)
         label = swaa.adapter or os.path.basename(os.path.abspath(output))[:LABEL_LIMIT]
         self.swaa = dataclasses.replace(swaa, adapter=label)
+        ignored = ("recipe", "adapter") if swaa.tail_count else ("recipe", "adapter", "tail_count")  # 0.2 has no tail
         key = {
             "base": self.base.fingerprint,
             "data": _sha256(data),
-            "swaa": {name: value for name, value in self.swaa.to_dict().items() if name not in ("recipe", "adapter")},
+            "swaa": {name: value for name, value in self.swaa.to_dict().items() if name not in ignored},
             "settings": dataclasses.asdict(self.settings),
         }
         self._hf_dir, self._key = os.fspath(model), json.loads(json.dumps(key))

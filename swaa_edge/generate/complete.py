@@ -1,6 +1,7 @@
-"""Complete one prompt and measure the time, as `swaa-edge run` does.
+"""Complete one prompt, or answer a question about it, and measure the time, as `swaa-edge run` does.
 
 print(complete("model.gguf", "Once upon a time", max_tokens=64).to_dict())
+print(complete("model.gguf", report, question="Who wrote this report?").text)
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from swaa_edge.config import Configuration, SwaaConfig
 from swaa_edge.engine.settings import EngineSettings
-from swaa_edge.errors import GenerationError
-from swaa_edge.files.model import read_model
+from swaa_edge.errors import ConfigError, GenerationError, ModelFileError
+from swaa_edge.files.model import ModelFile, read_model
 
 if TYPE_CHECKING:
     from swaa_edge.llama import SwaaLlama, Timings
+
+_TEMPLATE = "tokenizer.chat_template"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +70,8 @@ def complete(
     model: str | os.PathLike[str],
     prompt: str,
     *,
+    question: str | None = None,
+    system: str | None = None,
     max_tokens: int = 128,
     swaa: Configuration | None = None,
     engine: EngineSettings | None = None,
@@ -74,23 +79,27 @@ def complete(
     using: Callable[[SwaaLlama], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
     on_text: Callable[[str], object] | None = None,
     on_prefill: Callable[[int, int], object] | None = None,
+    on_note: Callable[[str], object] = lambda line: None,
 ) -> Completion:
     """Load `model`, complete `prompt` with at most `max_tokens` tokens, and close the model.
+
+    With a `question`, the model answers it instead. `prompt`, which may be empty, and then the question are one user
+    message in the file's chat template, after the system prompt `system`. Special tokens in the message are only text.
 
     swaa: settings, as for `SwaaLlama`. engine: engine settings; if n_ctx is None, the context is just large enough
     for the prompt and `max_tokens`. sampling: arguments of create_completion; without a seed, a random seed is chosen.
     on_text: function called with each piece of text as it is generated. using(llm): context manager that is active
-    during generation, such as `interruptible`.
+    during generation, such as `interruptible`. on_note: function called with one line if the file has a chat template
+    that isn't used, or if the question is longer than the tail.
 
-    Raises `GenerationError` if the prompt doesn't fit the context, and the errors of loading the model.
+    Raises `GenerationError` if the prompt doesn't fit the context, `ConfigError` for an empty question,
+    `ModelFileError` if the file's chat template is missing or fails, and the errors of loading the model.
     """
-    from swaa_edge.engine.tokenizer import tokenize  # imports llama_cpp, which takes seconds
-
     model, engine = read_model(model), engine or EngineSettings()
-    sampling = {"seed": None, **(sampling or {})}
+    asked = _Prompt.of(model, prompt, question, system)
+    tokens, sampling = asked.tokens, {"seed": None, "stop": asked.stops, **(sampling or {})}
     if sampling["seed"] is None:
         sampling["seed"] = random.SystemRandom().randrange(2**32 - 1)
-    tokens = tokenize(model, prompt)
     n_ctx = fitting_context(model, len(tokens), max_tokens, engine.n_ctx)
     started = time.perf_counter()
     llm = engine.load(model, swaa=swaa, n_ctx=n_ctx, on_prefill=on_prefill)
@@ -98,6 +107,8 @@ def complete(
     pieces: list[str] = []
     reason = None
     with contextlib.closing(llm), using(llm):
+        if note := asked.note(model, llm.swaa):
+            on_note(note)
         for chunk in llm.create_completion(tokens, max_tokens=max_tokens, stream=True, **sampling):
             choice = chunk["choices"][0]
             pieces.append(choice["text"])
@@ -114,6 +125,56 @@ def complete(
             policy=llm.swaa_policy,
             load_seconds=load_seconds,
             timings=llm.last_timings,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prompt:
+    """Tokens of a prompt, and the texts that end the response. asking: as `Prompts.asking`; 0 without a question."""
+
+    tokens: list[int]
+    stops: list[str] = dataclasses.field(default_factory=list)
+    asking: int = 0
+
+    @classmethod
+    def of(cls, model: ModelFile, text: str, question: str | None, system: str | None) -> _Prompt:
+        """Arguments and errors are those of `complete`.
+
+        The template is rendered with a placeholder for the user's message, and the message is tokenized on its own
+        without special tokens. So a document that contains "<|im_end|>" can't end the user's turn.
+        """
+        from swaa_edge.engine.tokenizer import tokenize  # imports llama_cpp, which takes seconds
+        from swaa_edge.generate.prompts import Prompts
+
+        if question is None:
+            if system is not None:
+                raise ConfigError("--system is for a question, and there is none; add -q QUESTION")
+            return cls(tokenize(model, text))
+        text, question = text.rstrip(), question.strip()
+        if not question:
+            raise ConfigError("the question is empty; give a text after -q")
+        if _TEMPLATE not in model.header.fields:
+            raise ModelFileError(
+                f"{model} has no chat template, which a question needs; "
+                "leave out -q to continue a text, or give the file of an instruct model"
+            )
+        with Prompts(model, system=system, advice="leave out -q to continue a text") as prompts:
+            tokens = prompts.ask(text, question) if text else prompts.ask(question, "")
+            return cls(list(tokens), prompts.stops, prompts.asking(question))
+
+    def note(self, model: ModelFile, swaa: SwaaConfig | None) -> str | None:
+        """What the user should know before the model answers under `swaa`, in one line."""
+        if not self.asking:
+            unused = f"{model} has a chat template, which -p and -f alone don't use; -q QUESTION asks through it"
+            return unused if _TEMPLATE in model.header.fields else None
+        # Without FA decode there is no tail, and a prompt within window and sinks sees everything anyway.
+        if swaa is None or not swaa.fa_decode or len(self.tokens) <= swaa.window_size + swaa.sink_count:
+            return None
+        if self.asking <= swaa.tail_count:
+            return None
+        return (
+            f"the question and the end of its turn have {self.asking} tokens, but the tail has {swaa.tail_count}; "
+            f"to cover the question, add --tail {self.asking} to the SWAA settings"
         )
 
 

@@ -27,11 +27,20 @@ class Prompts:
     """Writes prompts for `model` (a path or a `ModelFile`) with its chat template, or as plain text.
 
     chat: whether to use the chat template; a model without a template gets plain text. Only the vocabulary is loaded.
+    system: the system prompt, which needs a template. advice: how to avoid a failing template, for the error message.
     Raises `ModelFileError` for a file without a vocabulary, or for an invalid template.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, chat: bool = True) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        chat: bool = True,
+        system: str | None = None,
+        advice: str = "use --no-chat",
+    ) -> None:
         self._path, self._stack = os.fspath(path), contextlib.ExitStack()
+        self._system, self._advice = system, advice
         header = read_model(path).header
         template = header.value("tokenizer.chat_template") if chat else None
         self._vocabulary = self._stack.enter_context(open_vocabulary(path))
@@ -75,22 +84,33 @@ class Prompts:
         head, tail = self._around(question)
         return len(head), len(tail)
 
+    def asking(self, question: str) -> int:
+        """Number of tokens from the start of `question` to the end of the prompt, in a prompt that `ask` makes."""
+        return len(self.tokenize(question)) + self.around("")[1]
+
+    @property
+    def stops(self) -> list[str]:
+        """Names of the tokens that end a text or a turn; a response ends where the model spells one out."""
+        ends = (self._vocabulary.token_eos(), self._vocabulary.token_eot())
+        return sorted({self._name(token) for token in ends} - {""})
+
     def _around(self, question: str) -> tuple[list[int], list[int]]:
         content = asked(_MARK, question)
         text = content + PLAIN_END if self._format is None else self._rendered(content)
         head, mark, tail = text.partition(_MARK)
         if not mark:
-            raise ModelFileError(f"{self._path}: its chat template omits the user's message; use --no-chat")
+            raise ModelFileError(f"{self._path}: its chat template omits the user's message; {self._advice}")
         return self._special(head, self._format is None), self._special(tail, False)
 
     def _special(self, text: str, start: bool) -> list[int]:
         return self._vocabulary.tokenize(text.encode("utf-8"), start, True)
 
     def _rendered(self, content: str) -> str:
+        system = [{"role": "system", "content": self._system}] if self._system else []
         try:
-            return self._format(messages=[{"role": "user", "content": content}]).prompt
-        except (jinja2.TemplateError, ValueError) as error:
-            raise ModelFileError(f"{self._path}: its chat template fails ({error}); use --no-chat") from error
+            return self._format(messages=[*system, {"role": "user", "content": content}]).prompt
+        except (jinja2.TemplateError, ValueError, TypeError) as error:
+            raise ModelFileError(f"{self._path}: its chat template fails ({error}); {self._advice}") from error
 
     def _formatter(self, template: str) -> Any:
         from llama_cpp.llama_chat_format import Jinja2ChatFormatter

@@ -8,7 +8,8 @@ import pytest
 
 from swaa_edge import SwaaConfig
 from swaa_edge.calibrate.cases import Case
-from swaa_edge.calibrate.losses import Losses, Measured, answer_nll, label
+from swaa_edge.calibrate.losses import Losses, Measured, answer_nll, label, read_answer
+from swaa_edge.evaluate.perplexity import nll
 
 
 def test_labels_of_choices():
@@ -85,6 +86,31 @@ def test_a_reused_prefix_changes_nothing_but_the_time(load, swa_full, fa_decode)
         assert answer_nll(warm, case) == pytest.approx(answer_nll(cold, case), abs=0.02), case.id
         if case is not cases[0] and (swa_full or fa_decode):
             assert sum(evaluated) < 50, "the document is not evaluated again"
+
+
+@pytest.mark.native
+def test_no_prompt_reuses_what_its_own_tail_must_see(load):
+    """The tail of a short question begins earlier in the document than that of a long one."""
+    document = random_tokens(300, 0)
+    cases = [Case(str(size), (*document, *random_tokens(size, size)), random_tokens(5, 9)) for size in (30, 4, 60)]
+    swaa = SwaaConfig(24, 2, fa_decode=True, tail_count=20)
+    warm = load(swaa, 512)
+    for case in cases:
+        assert answer_nll(warm, case) == pytest.approx(answer_nll(load(swaa, 512), case), abs=0.02), case.id
+
+
+@pytest.mark.native
+def test_one_model_reads_answers_with_any_tail(load):
+    """read_answer with tail_count gives what a model loaded with that tail gives, after other tails on the way."""
+    case = Case("x", random_tokens(300, 5), random_tokens(8, 6))
+    warm, found = load(SwaaConfig(24, 2, fa_decode=True), 512), {}
+    for tail in (0, 1, 40, 16, 400, 0):
+        losses: list[float] = []
+        read_answer(warm, case, lambda rows, tokens, to=losses: to.extend(nll(rows, tokens)), tail)
+        cold = load(SwaaConfig(24, 2, fa_decode=True, tail_count=tail), 512)
+        assert math.fsum(losses) == pytest.approx(answer_nll(cold, case), abs=0.02), tail
+        found[tail] = math.fsum(losses)
+    assert abs(found[0] - found[40]) > 0.1  # the tail matters here
 
 
 @pytest.mark.native

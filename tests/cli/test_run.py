@@ -1,10 +1,12 @@
-"""`swaa-edge run`: output, JSON, errors by their exact line, Ctrl-C."""
+"""`swaa-edge run`: output, JSON, questions, errors by their exact line, Ctrl-C."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -17,7 +19,8 @@ TEXT = "The function returns a list of all the keys that the object has, and rai
 
 
 @pytest.fixture(scope="module")
-def model(gguf_model):
+def instruct(gguf_model):
+    """A model with a chat template."""
     from swaa_edge import native
 
     try:
@@ -25,6 +28,25 @@ def model(gguf_model):
     except NativeLibraryError as error:
         pytest.skip(str(error))
     return str(gguf_model("qwen3", layers=4))
+
+
+@pytest.fixture(scope="module")
+def edited(instruct, tmp_path_factory):
+    """edited(old, new): that model with one text in its file replaced by another of the same length."""
+
+    def edit(old, new):
+        path, data = tmp_path_factory.mktemp("edited") / "model.gguf", Path(instruct).read_bytes()
+        assert (data.count(old), len(old)) == (1, len(new))
+        path.write_bytes(data.replace(old, new))
+        return str(path)
+
+    return edit
+
+
+@pytest.fixture(scope="module")
+def model(edited):
+    """A base model: it has no chat template."""
+    return edited(b"tokenizer.chat_template", b"tokenizer.chat_temperat")
 
 
 def swaa_edge(*arguments, **options):
@@ -39,7 +61,7 @@ def test_help_needs_no_library():
     code = "import sys; from swaa_edge.cli import cli; cli(['run', '--help'], standalone_mode=False); "
     code += "print({'llama_cpp', 'torch'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "Complete one prompt, streamed to stdout." in done.stdout
+    assert "Complete one prompt, or answer one question about it, streamed to stdout." in done.stdout
     assert done.stdout.endswith("set()\n"), done.stderr
 
 
@@ -52,7 +74,13 @@ def test_help_needs_no_library():
             2,
             "give the prompt with either -p TEXT or -f FILE (- means stdin); see swaa-edge run --help",
         ),
+        (
+            ["-p", "x", "-f", "y", "-q", "z"],
+            2,
+            "give the prompt with either -p TEXT or -f FILE (- means stdin); see swaa-edge run --help",
+        ),
         (["-p", ""], 1, "the prompt is empty; give a text to continue"),
+        (["-p", "", "-q", "z"], 1, "the prompt is empty; give a text to ask about"),
         (["-f", "/none/there.txt"], 1, "cannot read /none/there.txt: No such file or directory; give a text file"),
         (
             ["-p", "x", "--full-attention", "--window", "4"],
@@ -118,6 +146,103 @@ def test_the_text_is_streamed_and_the_same_as_the_librarys(model, tmp_path):
     )
 
 
+SLIDING = ["--window", 16, "--sinks", 2, "--fa-decode"]
+GREEDY = ["-n", 12, "--temp", 0]
+QUESTION = "Which keys does the object have?"
+
+
+@pytest.mark.native
+def test_a_question_is_one_message_after_the_document(instruct, tmp_path):
+    from swaa_edge import SwaaConfig, SwaaLlama
+    from swaa_edge.generate import Conversation, complete
+
+    file = tmp_path / "report.txt"
+    file.write_text(TEXT * 5 + "\n\n")
+    swaa = SwaaConfig(16, 2, fa_decode=True, tail_count=64)
+    expected = {}
+    with contextlib.closing(SwaaLlama(instruct, swaa=swaa, n_ctx=1024, verbose=False)) as llm:
+        for message in (f"{(TEXT * 5).strip()}\n\n{QUESTION}", QUESTION):
+            for system in (None, "You are brief."):
+                sampling = {"temperature": 0.0, "top_p": 0.95, "top_k": 40}
+                talk = Conversation(llm, system=system, max_tokens=12, sampling=sampling)
+                expected[message == QUESTION, system] = talk.ask(message)
+    assert len(set(expected.values())) == 4
+    for (alone, system), text in expected.items():
+        arguments = [] if alone else ["-f", file]
+        arguments += ["--system", system] if system else []
+        found = swaa_edge("run", instruct, *arguments, "-q", f" {QUESTION}\n", *GREEDY, *SLIDING, "--tail", 64)
+        assert found == (0, text + "\n" * (not text.endswith("\n")), "")
+        prompt = "" if alone else TEXT * 5
+        sampling = {"temperature": 0.0}
+        answer = complete(
+            instruct, prompt, question=QUESTION, system=system, max_tokens=12, swaa=swaa, sampling=sampling
+        )
+        assert answer.text == text
+
+
+@pytest.mark.native
+def test_a_question_that_the_tail_does_not_cover(instruct):
+    def note(*arguments):
+        code, out, error = swaa_edge("run", instruct, "-q", QUESTION, "-n", 1, "--json", *arguments)
+        assert code == 0 and set(json.loads(out)) == {
+            *("model", "text", "finish_reason", "prompt_tokens", "generated_tokens", "seed", "n_ctx", "swaa"),
+            *("policy", "timings"),
+        }
+        return error
+
+    document = ["-p", TEXT * 5]
+    length = len(tokens_of(instruct, QUESTION)) + len(tokens_of(instruct, "<|im_end|>\n<|im_start|>assistant\n"))
+    line = "the question and the end of its turn have {} tokens, but the tail has {}; to cover the question, "
+    line += "add --tail {} to the SWAA settings\n"
+    for tail in (0, length - 1):
+        assert note(*document, *SLIDING, "--tail", tail) == line.format(length, tail, length)
+    assert note(*document, *SLIDING, "--tail", length) == ""
+    assert note(*document, *SLIDING[:4]) == ""  # without FA decode a tail has no effect
+    assert note(*document) == ""  # full attention
+    total = len(tokens_of(instruct, f"<|im_start|>user\n{QUESTION}")) + length - len(tokens_of(instruct, QUESTION))
+    for window, sinks in ((total - 1, 0), (total, 0), (total - 3, 2), (total - 3, 3)):
+        # Window and sinks together may cover the whole prompt.
+        assert bool(note("--window", window, "--sinks", sinks, "--fa-decode")) == (window + sinks < total)
+
+
+def tokens_of(model, text):
+    from swaa_edge.engine.tokenizer import tokenize
+
+    return tokenize(model, text)
+
+
+@pytest.mark.native
+def test_a_chat_template_that_is_not_used(instruct):
+    hint = f"{instruct} has a chat template, which -p and -f alone don't use; -q QUESTION asks through it\n"
+    code, out, error = swaa_edge("run", instruct, "-p", TEXT, "-n", 4, "--json")
+    assert (code, error) == (0, hint) and json.loads(out)["prompt_tokens"] == len(tokens_of(instruct, TEXT))
+
+
+@pytest.mark.native
+def test_questions_that_can_not_be_asked(instruct, model, edited):
+    raw = "leave out -q to continue a text"
+    broken = edited(b"{% endfor %}", b"{% enxfor %}")
+    silent = edited(b"message['content']", b"message['role']   ")
+    failing = edited(b"message['content']", b"message['role']+1 ")
+    for path, arguments, line in (
+        (instruct, ["-p", "x", "-q", " \n"], "the question is empty; give a text after -q"),
+        (instruct, ["-p", "x", "--system", "y"], "--system is for a question, and there is none; add -q QUESTION"),
+        (
+            model,
+            ["-p", "x", "-q", "y"],
+            f"{model} has no chat template, which a question needs; {raw}, or give the file of an instruct model",
+        ),
+        (silent, ["-q", "y"], f"{silent}: its chat template omits the user's message; {raw}"),
+    ):
+        assert swaa_edge("run", path, *arguments) == (1, "", f"Error: {line}\n")
+    code, out, error = swaa_edge("run", broken, "-q", "y")
+    assert (code, out) == (1, "")
+    assert error.startswith(f"Error: {broken} has a chat template that is not valid Jinja: ") and error.count("\n") == 1
+    code, out, error = swaa_edge("run", failing, "-q", "y")
+    assert (code, out) == (1, "")
+    assert error.startswith(f"Error: {failing}: its chat template fails (") and error.endswith(f"); {raw}\n")
+
+
 @pytest.mark.native
 def test_json_is_one_document(model):
     arguments = ["run", model, "-p", TEXT, "-n", 4, "--window", 8, "--fa-layers", "1::2", "--fa-decode", "--json"]
@@ -138,6 +263,7 @@ def test_json_is_one_document(model):
             "sink_count": 0,
             "fa_layers": [1, 3],
             "fa_decode": True,
+            "tail_count": 0,
             "recipe": "custom",
             "adapter": None,
         },

@@ -31,7 +31,7 @@ from swaa_edge.metadata import read_swaa
 
 LAYERS = 4
 # Layer 0 slides and decodes with full attention, 1 keeps it, 2 and 3 slide always.
-RECIPE = SwaaConfig(24, 2, fa_layers=[1], fa_decode=[0], recipe="mine")
+RECIPE = SwaaConfig(24, 2, fa_layers=[1], fa_decode=[0], tail_count=9, recipe="mine")
 KINDS = {"plain": {}, "rslora": {"use_rslora": True}}
 TARGETS = ("q_proj", "k_proj", "v_proj", "down_proj")
 PROMPT = [(37 * n * n + 11 * n) % 700 + 6 for n in range(90)]
@@ -396,11 +396,13 @@ def test_the_recipe_in_force(base, adapters, tmp_path):
     config, overrides = resolved.config, resolved.kv_overrides
     assert (config, config.recipe, config.adapter) == (RECIPE, "mine", "tuned-plain")
     assert (overrides["swaa.window_size"], overrides["swaa.sliding_layers"]) == (24, "1011")
-    same = SwaaConfig(24, 2, "1:2", [0, 1], recipe="spelled otherwise")
+    same = SwaaConfig(24, 2, "1:2", [0, 1], 9, recipe="spelled otherwise")
     config = resolve_swaa(str(base), same, None, adapters["plain"]).config
     assert (config, config.recipe, config.adapter) == (RECIPE, "spelled otherwise", "tuned-plain")
     annotate(base, tmp_path / "same.gguf", same)
     assert resolve_swaa(str(tmp_path / "same.gguf"), None, None, adapters["plain"]).kv_overrides is None
+    with pytest.raises(ConfigError, match="its tail_count is 9, but 0 was requested"):
+        resolve_swaa(str(base), dataclasses.replace(RECIPE, tail_count=0), None, adapters["plain"])
     with pytest.raises(ConfigError, match="full attention was requested"):
         resolve_swaa(str(tmp_path / "same.gguf"), None, {"swaa.enabled": False}, adapters["plain"])
 

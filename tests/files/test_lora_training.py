@@ -10,7 +10,7 @@ from swaa_edge import SwaaConfig
 from swaa_edge.errors import ConfigError, ModelFileError, UnsupportedModelError
 from swaa_edge.files.lora_training import BaseModel, Training, read_training, save_training
 
-RECIPE = SwaaConfig(window_size=9, sink_count=2, fa_layers=[1], fa_decode=True, recipe="mine", adapter="tuned")
+RECIPE = SwaaConfig(9, 2, fa_layers=[1], fa_decode=True, tail_count=7, recipe="mine", adapter="tuned")
 BASE = BaseModel("Tiny-1B", 4, "0123abcd")
 
 
@@ -20,6 +20,19 @@ def test_what_is_saved_is_read_back(tmp_path):
     assert (found.swaa, found.swaa.recipe, found.swaa.adapter) == (RECIPE, "mine", "tuned")
     assert (found.base, found.more) == (BASE, {"loss": 1.5})
     assert SwaaConfig.from_json(tmp_path / "swaa.json") == RECIPE
+
+
+def test_an_adapter_recorded_without_a_tail_has_none(tmp_path):
+    save_training(tmp_path, Training(RECIPE, BASE))
+    recipe = {"window_size": 9, "sink_count": 2, "fa_layers": [1], "fa_decode": True, "recipe": "quality"}
+    (tmp_path / "swaa.json").write_text(json.dumps(recipe))
+    assert read_training(tmp_path).swaa == SwaaConfig(9, 2, [1], True, tail_count=0)
+
+
+def test_the_tail_counts_only_where_layers_decode_with_full_attention():
+    trained = Training(SwaaConfig(9, 2, [1], fa_decode=False, tail_count=7), BASE)
+    trained.check_recipe(SwaaConfig(9, 2, [1]), "tuned")
+    trained.check_recipe(SwaaConfig(9, 2, [1], fa_decode=[1], tail_count=5), "tuned")  # layer 1 doesn't slide
 
 
 def test_an_adapter_from_elsewhere_has_neither_file(tmp_path):
@@ -51,8 +64,10 @@ def test_damage_is_named(tmp_path, damage, message):
 @pytest.mark.parametrize(
     ("requested", "difference"),
     [
-        (SwaaConfig(9, 2, "1", "all"), None),
-        (SwaaConfig(9, 2, [1], [0, 2, 3]), None),
+        (SwaaConfig(9, 2, "1", "all", 7), None),
+        (SwaaConfig(9, 2, [1], [0, 2, 3], 7), None),
+        (SwaaConfig(9, 2, [1], True), "its tail_count is 7, but 0 was requested"),
+        (SwaaConfig(9, 2, [1], True, 8), "its tail_count is 7, but 8 was requested"),
         (None, "full attention was requested"),
         (SwaaConfig(10, 2, [1], True), "its window_size is 9, but 10 was requested"),
         (SwaaConfig(9, 0, [1], True), "its sink_count is 2, but 0 was requested"),

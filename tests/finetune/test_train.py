@@ -1,6 +1,7 @@
 """LoRA under the SWAA mask: it learns, stops, resumes and keeps its recipe; the engine runs what was trained."""
 
 import copy
+import dataclasses
 import json
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from swaa_edge.files.lora_training import read_training
 from swaa_edge.finetune.settings import Settings
 from swaa_edge.finetune.train import Run
 
-RECIPE = SwaaConfig(12, 2, [1], True)
+RECIPE = SwaaConfig(12, 2, [1], True, tail_count=5)
+NO_TAIL = dataclasses.replace(RECIPE, tail_count=0)
 FAST = {"lora_rank": 4, "batch_size": 2, "gradient_accumulation_steps": 1, "bf16": False, "seed": 5}
 QUICK = Settings(learning_rate=5e-3, val_fraction=0.2, eval_steps=2, patience=0, epochs=2, **FAST)
 
@@ -83,8 +85,9 @@ def test_the_state_of_another_run_is_not_resumed(base, data, tmp_path):
     run = Run(base, data, tmp_path / "mine", RECIPE, QUICK)
     run.train(on_progress=lambda at: run.stop())
     other = SwaaConfig(13, 2, [1], True)
-    with pytest.raises(OutputError, match=r"the training of another run \(different swaa\); choose another folder"):
-        Run(base, data, tmp_path / "mine", other, QUICK)
+    for recipe in (other, NO_TAIL):
+        with pytest.raises(OutputError, match=r"the training of another run \(different swaa\); choose another folder"):
+            Run(base, data, tmp_path / "mine", recipe, QUICK)
     with pytest.raises(OutputError, match=r"the training of another run \(different settings\)"):
         Run(base, data, tmp_path / "mine", RECIPE, Settings(lora_rank=8))
     outcome = Run(base, data, tmp_path / "mine", other, QUICK, force=True).train()
@@ -93,6 +96,14 @@ def test_the_state_of_another_run_is_not_resumed(base, data, tmp_path):
         Run(base, data, tmp_path / "mine", other, QUICK)
     with pytest.raises(OutputError, match="is not empty"):
         Run(base, data, base, other, QUICK)
+
+
+def test_the_state_of_a_version_without_tails_is_resumed(base, data, tmp_path):
+    run = Run(base, data, tmp_path / "mine", NO_TAIL, QUICK)
+    run.train(on_progress=lambda at: run.stop())
+    stored = json.loads((tmp_path / "mine" / "training" / "run.json").read_text())
+    assert stored["swaa"] == {"window_size": 12, "sink_count": 2, "fa_layers": [1], "fa_decode": True}
+    assert Run(base, data, tmp_path / "mine", NO_TAIL, QUICK).folder.last_checkpoint().step == 2
 
 
 def test_the_state_of_another_version_is_refused(base, data, tmp_path):
@@ -196,6 +207,9 @@ def test_an_adapter_brings_its_recipe_and_refuses_another(base, data, tmp_path):
     hf.load_adapter(model, tmp_path / "mine")
     assert hf.applied(model) == RECIPE
     other = AutoModelForCausalLM.from_pretrained(base)
+    hf.apply(other, NO_TAIL)
+    with pytest.raises(ConfigError, match=r"another recipe: its tail_count is 5, but 0 was requested"):
+        hf.load_adapter(other, tmp_path / "mine")
     hf.apply(other, SwaaConfig(13, 2, [1], True))
     with pytest.raises(ConfigError, match=r"trained under another recipe: its window_size is 12, but 13 was requested"):
         hf.load_adapter(other, tmp_path / "mine")
@@ -230,11 +244,21 @@ def test_the_engine_runs_what_was_trained(base, data, tmp_path):
         expected = tuned(torch.tensor([tokens]), decode_mask=decode).logits[0].numpy()
         with tuned.disable_adapter():
             before = tuned(torch.tensor([tokens]), decode_mask=decode).logits[0].numpy()
+        wrong = {}
+        for tail in (0, 4, 6):
+            hf.apply(model, dataclasses.replace(RECIPE, tail_count=tail))
+            wrong[tail] = tuned(torch.tensor([tokens]), decode_mask=decode).logits[0].numpy()
     llm = SwaaLlama(str(merged), n_ctx=256, n_threads=1, verbose=False, logits_all=True)
     llm.eval(tokens[:prompt])
     for token in tokens[prompt:]:
         llm.eval([token])
     got = np.array(llm.scores[: len(tokens)])
+    llm.reset()
+    llm.eval(tokens, decode_from=prompt - RECIPE.tail_count)
+    at_once = np.array(llm.scores[: len(tokens)])
     llm.close()
-    assert np.abs(got - expected).max() < WORST_F16 * expected.std()
+    for found in (got, at_once):
+        assert np.abs(found - expected).max() < WORST_F16 * expected.std()
+        for tail, other in wrong.items():
+            assert np.abs(found - other).max() > 2 * WORST_F16 * expected.std(), tail
     assert np.abs(before - expected).max() > 5 * WORST_F16 * expected.std()

@@ -318,7 +318,7 @@ def test_reading_op_tests():
     with pytest.raises(CheckError, match="ran no case"):
         operators.read_ops("FLASH_ATTN_EXT", "2/2 backends passed\n", "", 0)
     assert operators.read_ops("FLASH_ATTN_EXT", "  0/0 tests passed\n", "", 0)["total"] == 0
-    with pytest.raises(CheckError, match="has no case of --version"):
+    with pytest.raises(CheckError, match="has no matching case of --version"):
         operators.run_ops(Path("/bin/echo"), "0/0 tests passed", "--version", seconds=9)
 
 

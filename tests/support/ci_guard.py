@@ -1,7 +1,7 @@
-"""Makes a skipped native test fail where the library must be there: in CI.
+"""Makes a skipped test fail in CI if it needs the library (`native`) or the real model (`real`).
 
-A native test skips itself when the library is not built, which is right on a desk and would hide a broken build in CI.
-A module that skips itself as a whole counts too, since what it holds is then unknown. pyproject.toml loads this plugin.
+Such a test skips itself where these are missing, which is right on a desk and would hide a broken build in CI. A module
+that skips itself as a whole counts too, since what it holds is then unknown. pyproject.toml loads this plugin.
 
     CI=true pytest tests/native/test_library.py
 """
@@ -17,8 +17,9 @@ _in_ci = bool(os.environ.get("CI"))
 def pytest_runtest_makereport(item, call):
     report = yield
     expected = hasattr(report, "wasxfail")  # pytest reports an expected failure as skipped
-    if _in_ci and report.skipped and not expected and item.get_closest_marker("native"):
-        _fail(report, "a native test")
+    for marker in ("native", "real"):
+        if _in_ci and report.skipped and not expected and item.get_closest_marker(marker):
+            _fail(report, f"a {marker} test")
     return report
 
 

@@ -11,17 +11,18 @@ from support import ROOT
 CASES = {
     "skip": "@pytest.mark.native\ndef test_it():\n    pytest.skip('no library')\n",
     "skipif": "@pytest.mark.native\n@pytest.mark.skipif(True, reason='no library')\ndef test_it():\n    pass\n",
+    "real": "@pytest.mark.real\ndef test_it():\n    pytest.skip('no model')\n",
     "module": "pytest.skip('no library', allow_module_level=True)\n",
     "xfail": "@pytest.mark.native\n@pytest.mark.xfail\ndef test_it():\n    assert False\n",
     "not native": "def test_it():\n    pytest.skip('no display')\n",
 }
-FAIL_IN_CI = {"skip", "skipif", "module"}
+FAIL_IN_CI = {"skip", "skipif", "real", "module"}
 
 
 @pytest.mark.parametrize("ci", [False, True], ids=["desk", "ci"])
 @pytest.mark.parametrize("case", CASES)
 def test_guard(tmp_path, case, ci):
-    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = native\n")
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n  native\n  real\n")
     (tmp_path / "test_case.py").write_text("import pytest\n" + CASES[case])
     env = {key: value for key, value in os.environ.items() if key not in ("CI", "PYTEST_ADDOPTS")}
     env |= {"PYTHONPATH": str(ROOT / "tests"), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}

@@ -55,6 +55,7 @@ class FakePrompts(Prompts):
 
     def __init__(self, pattern, template):
         self._path, self._stack, self._spaced = "model.gguf", contextlib.ExitStack(), False
+        self._system, self._advice = None, "use --no-chat"
         self._vocabulary, self._template = Vocabulary(pattern), template
         self._format = template and self._fill
         self.chat = template is not None

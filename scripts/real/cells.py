@@ -1,0 +1,144 @@
+"""The plan of measure.py: which configurations are measured, at which lengths, windows and tails, in which order.
+
+    for stage in plan({}): print(stage.length, [row.name for row in stage.rows])
+
+A row is a configuration; its tails share one reading of each document, since the tail begins behind the document.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from swaa_edge.config import FULL_ATTENTION, TAIL, Configuration, SwaaConfig
+
+SINKS = 16
+TAILS = (0, 1, 16, 64, 128, 256)
+#: Without the tail, and with that of the recipes.
+WITHOUT_AND_WITH = (0, TAIL)
+#: Documents per length: at least 100, 40 and 16 samples of each task, five per document (four at 8k).
+DOCUMENTS = {2048: 20, 4096: 8, 8192: 4}
+#: Windows of text per length for the perplexity.
+TEXTS = {2048: 5, 4096: 2, 8192: 2}
+#: The recipes are these rows.
+RECIPES = {
+    "quality": "sinks + 1::2 + FA decode",
+    "balanced": "sinks + 1::4 + FA decode",
+    "fast": "sinks + FA decode",
+    "memory": "sinks + 1::2",
+    "stream": "sinks",
+}
+#: Seconds of one thread per token read in a prefill, and how much attention adds per 1,000 visible tokens; measured.
+_TOKEN, _VISIBLE = 0.0038, 0.0009
+#: Tokens of a question, about.
+_QUESTION = 26
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A configuration without a tail, and the tails that it is measured with. window: None for full attention."""
+
+    name: str
+    swaa: Configuration
+    tails: Sequence[int] = (0,)
+
+    @property
+    def window(self) -> int | None:
+        return self.swaa.window_size if self.swaa else None
+
+    @property
+    def key(self) -> str:
+        return f"{self.name} @ {self.window}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """Rows that take turns on the same documents."""
+
+    length: int
+    documents: int
+    rows: Sequence[Row]
+
+
+FULL = Row("full", FULL_ATTENTION)
+
+
+def row(window: int, sinks: bool, fa_layers: str, fa_decode: bool, tails: Sequence[int] = (0,)) -> Row:
+    """The row of these strategies, named after them."""
+    parts = (["sinks"] if sinks else []) + ([fa_layers] if fa_layers != "none" else [])
+    name = " + ".join(parts + (["FA decode"] if fa_decode else [])) or "naive"
+    return Row(name, SwaaConfig(window, SINKS if sinks else 0, fa_layers, fa_decode), tails)
+
+
+def calibrated(window: int, name: str, layers: Sequence[int]) -> Row:
+    return Row(f"calibrated {name}", SwaaConfig(window, SINKS, list(layers), True), WITHOUT_AND_WITH)
+
+
+def headline(length: int) -> list[Row]:
+    """Full attention, and for both windows the bare one and the recipes without FA layers."""
+    rows = [FULL]
+    for window in (length // 16, length // 8):
+        rows += [
+            row(window, False, "none", False),
+            row(window, True, "none", True, TAILS if length < 8192 else (0, 128)),
+        ]
+    return rows
+
+
+def others(length: int, chosen: Mapping[str, Sequence[int]]) -> list[Row]:
+    """What `headline` leaves out. chosen: the layers of each calibration, by name."""
+    rows: list[Row] = []
+    small, large = length // 16, length // 8
+    for window in (small, large):
+        if length == 2048 and window == small:
+            for sinks in (True, False):
+                for layers in ("none", "1::4", "1::2"):
+                    rows += [row(window, sinks, layers, False)] if sinks or layers != "none" else []
+                    if not sinks or layers != "none":
+                        rows.append(row(window, sinks, layers, True, WITHOUT_AND_WITH))
+        else:
+            rows += [row(window, True, "none", False), row(window, True, "1::2", False)]
+            rows += [row(window, True, layers, True, WITHOUT_AND_WITH) for layers in ("1::4", "1::2")]
+    names = [name for name in chosen if length == 2048 or "greedy" in name]
+    return [*rows, *(calibrated(small, name, chosen[name]) for name in names)]
+
+
+def plan(chosen: Mapping[str, Sequence[int]]) -> list[Stage]:
+    """All stages, the most telling first."""
+    return [
+        Stage(length, documents, rows)
+        for length, documents in DOCUMENTS.items()
+        for rows in (headline(length), others(length, chosen))
+    ]
+
+
+def quick() -> Stage:
+    """The headline in about a minute."""
+    window = 2048 // 8
+    fast = row(window, True, "none", True, WITHOUT_AND_WITH)
+    return Stage(2048, 2, [FULL, row(window, False, "none", False), fast, row(window, True, "1::4", True, (TAIL,))])
+
+
+def texts_of(length: int, chosen: Mapping[str, Sequence[int]]) -> list[Row]:
+    """Rows whose perplexity is measured, above 2k with the smaller window only.
+
+    Each choice of layers once: FA decode makes no difference to text that is all prompt.
+    """
+    found: dict[Configuration, Row] = {}
+    for each in (*headline(length), *others(length, chosen)):
+        if each.swaa and (length == 2048 or each.window == length // 16):
+            swaa = dataclasses.replace(each.swaa, fa_decode=False)
+            found.setdefault(swaa, Row(each.name.replace(" + FA decode", "").replace("FA decode", "naive"), swaa))
+    return [FULL, *found.values()]
+
+
+def seconds(stage: Stage, questions: Mapping[int, int]) -> float:
+    """The expected time of a stage on one thread. questions: their number per document, by tokens of their answer."""
+    total = 0.0
+    for each in stage.rows:
+        visible = stage.length / 2 if each.window is None else min(each.window, stage.length / 2)
+        total += stage.length * (_TOKEN + _VISIBLE * visible / 1000)
+        for tail in each.tails:
+            for tokens, count in questions.items():
+                total += count * (max(tail, _QUESTION) + tokens) * (_TOKEN + _VISIBLE * stage.length / 1000)
+    return total * stage.documents

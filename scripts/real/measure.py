@@ -1,0 +1,97 @@
+#!/usr/bin/env python3
+"""Measure what each strategy of SWAA costs and brings on a real model, and write docs/results-real.md.
+
+scripts/real/measure.py --plan     # the cells and the expected time
+scripts/real/measure.py --quick    # the headline in about a minute, printed only
+scripts/real/measure.py            # everything: docs/results/real.json; hours; resumes an interrupted run
+scripts/real/measure.py --write    # docs/results-real.md from it
+scripts/real/measure.py --check    # fails if that page is stale
+
+The model is SmolLM2-135M-Instruct (scripts/real/fetch.py fetches it), the texts are those of this machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+if __name__ == "__main__":
+    sys.path[:1] = [str(ROOT), str(ROOT / "scripts")]  # where swaa_edge and this package lie
+
+from real.page import page
+from swaa_edge.errors import SwaaError
+
+DATA = ROOT / "docs" / "results" / "real.json"
+PAGE = ROOT / "docs" / "results-real.md"
+
+
+def show_plan(threads: int) -> None:
+    from real.run import plan_table
+
+    print(plan_table(threads))
+
+
+def quick(threads: int) -> None:
+    from real.page import quick_table
+    from real.run import measure_quick
+
+    print(quick_table(measure_quick(threads)))
+
+
+def measure(threads: int) -> None:
+    from real.run import measure_all
+
+    DATA.write_text(dumped(measure_all(threads, _committed() if DATA.is_file() else None)), encoding="utf-8")
+    print(f"{DATA.relative_to(ROOT)} written; next: {Path(sys.argv[0]).name} --write", file=sys.stderr)
+
+
+def dumped(document: dict) -> str:
+    """The document as JSON with one line per entry of its lists, so that it is short and its changes can be read."""
+    lines = []
+    for key, value in document.items():
+        text = json.dumps(value)
+        if isinstance(value, list):
+            text = "[\n  " + ",\n  ".join(map(json.dumps, value)) + "\n ]"
+        lines.append(f" {json.dumps(key)}: {text}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _committed() -> dict:
+    return json.loads(DATA.read_text(encoding="utf-8"))
+
+
+def write(threads: int) -> None:
+    PAGE.write_text(page(_committed()), encoding="utf-8")
+
+
+def check(threads: int = 0) -> None:
+    """Fail if the page is stale."""
+    if PAGE.read_text(encoding="utf-8") != page(_committed()):
+        sys.exit("docs/results-real.md is stale: scripts/real/measure.py --write")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    action = parser.add_mutually_exclusive_group()
+    for name, function in (("plan", show_plan), ("quick", quick), ("write", write), ("check", check)):
+        action.add_argument(f"--{name}", dest="action", action="store_const", const=function, default=measure)
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), metavar="N", help="default: all cores")
+    given = parser.parse_args(arguments)
+    try:
+        given.action(given.threads)
+    except KeyboardInterrupt:
+        print("interrupted" + "; the same command continues" * (given.action is measure), file=sys.stderr)
+        return 130
+    except (SwaaError, OSError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,246 @@
+"""The run behind docs/results-real.md: stages, calibration and perplexity, put together into one document.
+
+    document = measure_all(threads=2, committed=None)      # scripts/real/measure.py
+
+Everything that is measured is kept in build/real-*.jsonl, from which the same command continues.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from real.cells import DOCUMENTS, FULL, SINKS, TAILS, TEXTS, Row, Stage, plan, quick, seconds, texts_of
+from real.corpus import corpus, fingerprints
+from real.fetch import real_model
+from real.reading import measure_stage, measured, place
+from real.tasks import CUE, SCORED, SEED, TASKS, Document, build, digest
+from swaa_edge import SwaaConfig, SwaaLlama
+from swaa_edge.bench.bound import Line, bound
+from swaa_edge.calibrate.cases import Case
+from swaa_edge.calibrate.search import search
+from swaa_edge.calibrate.settings import CalibrateSettings
+from swaa_edge.config import Configuration
+from swaa_edge.engine.settings import EngineSettings
+from swaa_edge.evaluate import perplexity
+from swaa_edge.files.model import read_model
+from swaa_edge.generate.prompts import Prompts
+from swaa_edge.support.interrupt import Stopped
+from swaa_edge.support.journal import Journal, Record
+from swaa_edge.support.machine import machine
+from swaa_edge.support.table import table
+
+BUILD = Path(__file__).resolve().parents[2] / "build"
+#: Layers that calibration keeps, as many as the periodic patterns 1::4 and 1::2 have.
+KEPT = {"quarter": 8, "half": 15}
+#: Length of the documents that calibration reads, their number, place in the text, passages per document, and tail.
+CALIBRATION = {"length": 1024, "documents": 2, "part": 70, "asked": 2, "tail": 32, "candidates": 16}
+
+
+class Real:
+    """The model, its texts and the engine."""
+
+    def __init__(self, threads: int) -> None:
+        self.path = real_model().q8_0
+        self.model = read_model(self.path)
+        # swa_full: every row reuses the document's prefix, also those whose cache would be a ring.
+        self.engine = EngineSettings(n_threads=threads, n_gpu_layers=0, swa_full=True)
+        self.texts = corpus()
+        self.threads = threads
+
+    def load(self, swaa: Configuration, n_ctx: int) -> SwaaLlama:
+        return self.engine.load(self.path, swaa=swaa, n_ctx=n_ctx)
+
+    def documents(self, length: int, count: int, prompts: Prompts, asked: int = 5) -> list[Document]:
+        """Documents of Python's reference and Debian's manuals in turn."""
+        read = {name: text for name, text in self.texts.items() if name != "docstrings"}
+        return build(length, count, prompts, read, 4 if length == 8192 else asked)
+
+
+def plan_table(threads: int) -> str:
+    """The cells and the expected time on `threads` threads."""
+    rows: list[Sequence[str]] = [("prompt", "window", "configuration", "tails", "documents", "minutes")]
+    total = 0.0
+    chosen = {f"{size} {method}": range(count) for size, count in KEPT.items() for method in ("greedy", "nll")}
+    for stage in plan(chosen):
+        again = [] if stage.rows[0] is FULL else [dataclasses.replace(FULL, name="full, for its time", tails=())]
+        for row in (*again, *stage.rows):
+            minutes = expected(Stage(stage.length, stage.documents, [row])) / threads / 60
+            total += minutes
+            tails = ", ".join(map(str, row.tails))
+            rows.append(
+                (f"{stage.length:,}", str(row.window or "-"), row.name, tails, str(stage.documents), f"{minutes:.1f}")
+            )
+    calibration = _calibration_seconds() / threads / 60
+    count = str(CALIBRATION["documents"])
+    rows.append((f"{CALIBRATION['length']:,}", "-", "calibration", "", count, f"{calibration:.1f}"))
+    for length, windows in TEXTS.items():
+        found = texts_of(length, chosen)
+        minutes = 2.6 * windows * len(found) * seconds(Stage(length, 1, [FULL]), {}) / threads / 60
+        total += minutes
+        rows.append((f"{length:,}", "-", f"perplexity of {len(found)}", "", str(windows), f"{minutes:.1f}"))
+    return table(rows, left=4) + f"\n\nAbout {(total + calibration) / 60:.1f} hours on {threads} threads."
+
+
+def expected(stage: Stage) -> float:
+    return seconds(stage, {SCORED: 4 if stage.length == 8192 else 5, SCORED - 1: 5, 10: 6})
+
+
+def _calibration_seconds() -> float:
+    """Greedy adds layers from the best candidates, exchanges one, and nll ranks all 30."""
+    keep, pool = KEPT["half"], CALIBRATION["candidates"]
+    choices = 30 + sum(pool - at for at in range(keep)) + 2 * keep + 33
+    one = Stage(CALIBRATION["length"], CALIBRATION["documents"], [Row("", SwaaConfig(128), (CALIBRATION["tail"],))])
+    return choices * seconds(one, {SCORED: 2 * CALIBRATION["asked"], 10: CALIBRATION["asked"] + 1})
+
+
+def measure_quick(threads: int) -> dict[str, Any]:
+    """The document of a short run: one length, few samples."""
+    real, stage = Real(threads), quick()
+    with Prompts(real.path) as prompts:
+        documents = real.documents(stage.length, stage.documents, prompts, asked=3)
+    with Journal(None, {}) as journal:
+        measure_stage(stage, documents, real.load, journal, _say)
+        return _document(real, {stage.length: documents}, [stage], journal.records)
+
+
+def measure_all(threads: int, committed: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Measure everything that the journals lack. committed: the document of an earlier run, to compare the texts."""
+    real = Real(threads)
+    hashes = fingerprints(real.texts)
+    if committed and committed["corpus"] != hashes:
+        print("These texts differ from those of the committed results; so will the figures.", file=sys.stderr)
+    with Prompts(real.path) as prompts:
+        documents = {length: real.documents(length, count, prompts) for length, count in DOCUMENTS.items()}
+        source = {"docstrings": real.texts["docstrings"]}
+        given = [CALIBRATION[name] for name in ("length", "documents")]
+        calibrating = build(*given, prompts, source, CALIBRATION["asked"], CALIBRATION["part"])
+        tokens = prompts.tokenize(real.texts["docstrings"])
+    key = {"model": _sha256(real.path), "corpus": hashes, "asked": {n: digest(each) for n, each in documents.items()}}
+    BUILD.mkdir(exist_ok=True)
+    with Journal(BUILD / "real-answers.jsonl", key) as journal:
+        first = plan({})[0]
+        measure_stage(first, documents[first.length], real.load, journal, _say)
+        found = _calibrate(real, calibrating, key)
+        stages = plan({name: layers for name, (layers, _) in found.items()})
+        texts = {}
+        for stage in stages:
+            measure_stage(stage, documents[stage.length], real.load, journal, _say)
+            if stage is not stages[0] and stage.length not in texts:
+                chosen = {name: layers for name, (layers, _) in found.items()}
+                texts[stage.length] = _perplexity(real, stage.length, tokens, chosen, key)
+        document = _document(real, documents, stages, journal.records)
+    calibration = {name: {"layers": layers, "loss": loss} for name, (layers, loss) in found.items()}
+    return document | {"calibration": calibration, "perplexity": texts}
+
+
+def _calibrate(real: Real, documents: Sequence[Document], key: Mapping[str, Any]) -> dict[str, tuple[list[int], float]]:
+    """The layers that each method keeps, by size and method, and the loss with them; on documents of their own."""
+    cases = [document.case(question) for document in documents for question in document.questions]
+    cases = [Case(f"{at}", case.prompt, case.answer) for at, case in enumerate(cases)]
+    base = SwaaConfig(CALIBRATION["length"] // 8, SINKS, "none", True, CALIBRATION["tail"])
+    found = {}
+    key = {"model": key["model"], "cases": digest(documents), "settings": CALIBRATION}
+    with Journal(BUILD / "real-calibration.jsonl", key) as journal:
+        for size, keep in KEPT.items():
+            for method, candidates in (("greedy", CALIBRATION["candidates"]), ("nll", None)):
+                settings = CalibrateSettings(method, keep, candidates)
+                report = search(real.load, base, real.model.n_layers, cases, settings, journal=journal)
+                _finished(report.stopped)
+                found[f"{size} {method}"] = (list(report.chosen), round(report.loss.loss, 4))
+    return found
+
+
+def _perplexity(
+    real: Real, length: int, tokens: Sequence[int], chosen: Mapping[str, Sequence[int]], key: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    configs = {row.key: row.swaa for row in texts_of(length, chosen)}
+    key = {**key, "configs": {name: config and config.to_dict() for name, config in configs.items()}}
+    with Journal(BUILD / f"real-perplexity-{length}.jsonl", key) as journal:
+        report = perplexity.measure(real.load, configs, tokens, length, windows=TEXTS[length], journal=journal)
+    _finished(report.stopped)
+    names = ("windows", "tokens", "ppl", "kl", "kl_error", "nll_increase", "nll_increase_error", "same_top")
+    return [{"row": row["config"]} | {name: row[name] for name in names} for row in report.rows()]
+
+
+def _finished(stopped: Stopped) -> None:
+    if stopped == "interrupted":
+        raise KeyboardInterrupt
+    if stopped:
+        raise stopped
+
+
+def _document(
+    real: Real, documents: Mapping[int, Sequence[Document]], stages: Sequence[Stage], records: Sequence[Record]
+) -> dict[str, Any]:
+    """The raw results as plain JSON values."""
+    known, times = measured(records), ratios(records)
+    rows, cells = [], []
+    unique = {(stage.length, row.key): (stage.length, row) for stage in stages for row in stage.rows}
+    for length, row in unique.values():
+        name = {"length": length, "row": row.key}
+        swaa = row.swaa.to_dict() if row.swaa else None
+        about = {"config": row.name, "window": row.window, "swaa": swaa, "prefill": times.get((length, row.key))}
+        rows.append(name | about | {"pairs": {str(tail): _pairs(row, tail, length, real) for tail in row.tails}})
+        for tail in map(str, row.tails):
+            found = [known[place(length, row, document)]["answers"][tail] for document in documents[length]]
+            for task in TASKS:
+                own = [
+                    [answer for answer, question in zip(answers, each.questions, strict=True) if question.task == task]
+                    for answers, each in zip(found, documents[length], strict=True)
+                ]
+                nll, hits = ([[answer[at] for answer in answers] for answers in own] for at in (0, 1))
+                cells.append(name | {"tail": int(tail), "task": task, "nll": nll, "hits": hits})
+    asked = [
+        {"length": length, "task": task, "scored": [[q.scored for q in d.questions if q.task == task] for d in each]}
+        for length, each in documents.items()
+        for task in TASKS
+    ]
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=BUILD.parent, capture_output=True, text=True, check=False)
+    settings = {"sinks": SINKS, "tails": TAILS, "cue": CUE, "scored": SCORED, "seed": SEED, "calibration": CALIBRATION}
+    about = {"file": real.path.name, "layers": real.model.n_layers, "sha256": _sha256(real.path)}
+    return {
+        "model": about,
+        "machine": machine(),
+        "threads": real.threads,
+        "commit": commit.stdout.strip(),
+        "corpus": fingerprints(real.texts),
+        "settings": settings,
+        "rows": rows,
+        "asked": asked,
+        "cells": cells,
+    }
+
+
+def ratios(records: Sequence[Record]) -> dict[tuple[int, str], list[float]]:
+    """Full attention's reading time over each row's own, document by document, by length and row.
+
+    Full attention was read shortly before: its record is the last one of that document.
+    """
+    found: dict[tuple[int, str], list[float]] = {}
+    full: dict[tuple[int, str], float] = {}
+    for record in records:
+        if record["row"] == FULL.key:
+            full[record["length"], record["document"]] = record["seconds"]
+        base = full[record["length"], record["document"]]
+        found.setdefault((record["length"], record["row"]), []).append(round(base / record["seconds"], 3))
+    return found
+
+
+def _pairs(row: Row, tail: int, length: int, real: Real) -> float:
+    """The query-key pairs that a prefill computes, as a fraction of full attention's."""
+    swaa = dataclasses.replace(row.swaa, tail_count=tail) if row.swaa else None
+    return round(1 / bound(Line(0.0, 1.0), swaa, length, length, [1] * real.model.n_layers), 4)
+
+
+def _say(record: Record) -> None:
+    print(f"{record['length']:,} {record['row']} {record['document']}: {record['seconds']:.1f} s", file=sys.stderr)
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

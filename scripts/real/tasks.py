@@ -1,0 +1,201 @@
+"""Documents of real English and the questions that measure.py asks about them.
+
+    documents = build(2048, 20, prompts, texts); documents[0].case(documents[0].questions[0])
+
+passages: a passage that stands far back, asked for by its first tokens; the next ones are scored. shuffled: the same
+with a passage of shuffled tokens, which only copying can know. facts: a sentence hidden in the document, asked for
+through the chat template; of the response "The secret code of fence is 706", the tokens of 706 are scored.
+
+Every document of a length stands behind the head of the chat template, and all its questions share it as their prefix.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from swaa_edge.calibrate.cases import Case
+from swaa_edge.errors import ConfigError
+from swaa_edge.evaluate.facts import WORDS
+from swaa_edge.evaluate.haystack import Haystack
+
+if TYPE_CHECKING:
+    from swaa_edge.generate.prompts import Prompts
+
+TASKS = ("passages", "shuffled", "facts")
+#: Tokens of a passage that the question repeats, and those that are scored.
+CUE, SCORED = 24, 40
+#: Tokens of a context that are kept free for a question and its answer.
+RESERVED = 96
+#: Characters of text per token of a document; prose needs about four.
+CHARACTERS = 6
+SEED = 71
+_NAMES = (
+    "Anna",
+    "Bruno",
+    "Clara",
+    "David",
+    "Emma",
+    "Felix",
+    "Greta",
+    "Henry",
+    "Irene",
+    "Jacob",
+    "Karen",
+    "Lucas",
+    "Maria",
+    "Noah",
+    "Olga",
+    "Peter",
+)
+_TOWNS = (
+    "Bergen",
+    "Dublin",
+    "Geneva",
+    "Lisbon",
+    "Madrid",
+    "Naples",
+    "Prague",
+    "Riga",
+    "Seville",
+    "Turin",
+    "Vienna",
+    "Warsaw",
+)
+_COLORS = ("red", "green", "blue", "yellow", "purple", "orange", "brown", "black", "white", "pink")
+_JOBS = ("baker", "teacher", "doctor", "farmer", "nurse", "lawyer", "pilot", "singer", "painter", "butcher")
+_DOGS = ("Rufus", "Bella", "Max", "Luna", "Rocky", "Daisy", "Buddy", "Molly")
+_NUMBERS = tuple(map(str, range(100, 1000)))
+_YEARS = tuple(map(str, range(1700, 1990)))
+
+
+@dataclass(frozen=True)
+class Fact:
+    """Texts about a name, {}: what the response begins with and the value follows, what follows that, the question."""
+
+    lead: str
+    end: str
+    question: str
+    names: Sequence[str]
+    values: Sequence[str]
+
+
+#: One of each kind per document: of two facts of one kind, the model confuses names even under full attention.
+FACTS = (
+    Fact("The secret code of {} is", ".", "What is the secret code of {}?", WORDS, _NUMBERS),
+    Fact("The price of the {} is", " dollars.", "What is the price of the {}?", WORDS, _NUMBERS),
+    Fact("The favorite color of {} is", ".", "What is the favorite color of {}?", _NAMES, _COLORS),
+    Fact("{} works as a", ".", "What does {} work as?", _NAMES, _JOBS),
+    Fact("The bridge in {} was built in", ".", "When was the bridge in {} built?", _TOWNS, _YEARS),
+    Fact("{} has a dog named", ".", "What is the name of {}'s dog?", _NAMES, _DOGS),
+)
+
+
+@dataclass(frozen=True)
+class Question:
+    """tail: tokens of the prompt after the document. answer: the correct response; its last `scored` tokens count."""
+
+    task: str
+    tail: tuple[int, ...]
+    answer: tuple[int, ...]
+    scored: int
+
+
+@dataclass(frozen=True)
+class Document:
+    """tokens: the shared prefix of the prompts of all `questions`, the template's head included."""
+
+    name: str
+    tokens: tuple[int, ...]
+    questions: tuple[Question, ...]
+
+    def case(self, question: Question) -> Case:
+        return Case(self.name, (*self.tokens, *question.tail), question.answer)
+
+
+def build(
+    length: int, count: int, prompts: Prompts, texts: Mapping[str, str], asked: int = 5, part: int = 0
+) -> list[Document]:
+    """`count` documents for contexts of `length` tokens, from `texts` in turn, no text twice.
+
+    asked: passages per document, and as many shuffled ones; facts: one more, at most all of `FACTS`.
+    part: the first place in the texts, in documents of this length. An eighth of the context or more follows
+    everything that is asked for.
+    """
+    documents = []
+    for number, name in zip(range(count), itertools.cycle(texts), strict=False):
+        start = (part + number // len(texts)) * length * CHARACTERS
+        text = texts[name][start : start + length * CHARACTERS]
+        documents.append(_document(f"{name}/{length}/{part}/{number}", text, length, prompts, asked))
+    return documents
+
+
+def digest(documents: Sequence[Document]) -> str:
+    """A sha256 that changes with any token of any document or question."""
+    return hashlib.sha256(repr(documents).encode()).hexdigest()
+
+
+def _document(name: str, text: str, length: int, prompts: Prompts, asked: int) -> Document:
+    rng = random.Random(f"{SEED}/{name}")
+    hay = Haystack(text, prompts.tokenize)
+    facts = [_fact(rng, kind, prompts) for kind in rng.sample(FACTS, min(asked + 1, len(FACTS)))]
+    shuffled = [_shuffled(rng, hay) for _ in range(asked)]
+    pieces = [*shuffled, *(piece for piece, _ in facts)]
+    head = prompts.ask([], "")[: prompts.around("")[0]]
+    body, passages = _planted(rng, hay, length - len(head) - RESERVED, pieces, asked, beyond=length // 8)
+    questions = [_passage("passages", tokens) for tokens in passages]
+    questions += [_passage("shuffled", tokens) for tokens in shuffled]
+    questions += [question for _, question in facts]
+    assert all(len(question.tail) + len(question.answer) <= RESERVED for question in questions)
+    return Document(name, (*head, *body), tuple(questions))
+
+
+def _passage(task: str, tokens: Sequence[int]) -> Question:
+    return Question(task, tuple(tokens[:CUE]), tuple(tokens[CUE:]), SCORED)
+
+
+def _shuffled(rng: random.Random, hay: Haystack) -> list[int]:
+    tokens = [token for sentence in hay.prose(rng, CUE + SCORED) for token in sentence]
+    rng.shuffle(tokens)
+    return tokens
+
+
+def _fact(rng: random.Random, kind: Fact, prompts: Prompts) -> tuple[list[int], Question]:
+    """The sentence to hide, and the question about it."""
+    name, value = rng.choice(kind.names), rng.choice(kind.values)
+    lead, scored = prompts.tokenize(kind.lead.format(name)), prompts.tokenize(f" {value}")
+    question = kind.question.format(name)
+    prompt = prompts.ask([], question)
+    tail = tuple(prompt[prompts.around(question)[0] :])
+    piece = prompts.tokenize(f" {kind.lead.format(name)} {value}{kind.end}")
+    return piece, Question("facts", tail, (*lead, *scored), len(scored))
+
+
+def _planted(
+    rng: random.Random, hay: Haystack, count: int, pieces: Sequence[Sequence[int]], passages: int, beyond: int
+) -> tuple[list[int], list[list[int]]]:
+    """A body of `count` tokens with `pieces` between its sentences, and passages of the prose in it.
+
+    Pieces and passages don't overlap, and end at least `beyond` tokens before the body does.
+    """
+    sentences = hay.prose(rng, count - sum(map(len, pieces)))
+    starts = [0, *itertools.accumulate(map(len, sentences))]
+    flat = [token for sentence in sentences for token in sentence]
+    size = CUE + SCORED
+    allowed = [at for at, start in enumerate(starts) if start + size <= len(flat) - beyond]
+    inside: set[int] = set()
+    taken: list[int] = []
+    for at in rng.sample(allowed, len(allowed)):
+        if len(taken) < passages and all(abs(starts[at] - other) >= size for other in taken):
+            taken.append(starts[at])
+            inside |= {seam for seam in allowed if starts[at] < starts[seam] < starts[at] + size}
+    seams = [at for at in allowed if at not in inside]
+    if len(taken) < passages or len(seams) < len(pieces):
+        raise ConfigError(f"a text with {len(sentences)} sentences has no room for {passages} passages")
+    planted = dict(zip(rng.sample(seams, len(pieces)), pieces, strict=True))
+    body = [token for at, sentence in enumerate(sentences) for token in (*planted.get(at, ()), *sentence)]
+    return body, [flat[start : start + size] for start in taken]

@@ -1,0 +1,99 @@
+"""docs/results-real.md: written from its data, and its sentences follow the figures."""
+
+import json
+
+import pytest
+from real import cells, measure, tasks
+from real.page import page, quick_table
+
+from support.fakes.real import TEXT, WordPrompts, results
+
+CHOSEN = {"quarter greedy": [0, 1], "quarter nll": [2, 3], "half greedy": [4, 5], "half nll": [6, 7]}
+
+
+def made(loss=None, length=2048, stages=None):
+    documents = {length: tasks.build(length, 3, WordPrompts(), {"python": TEXT}, asked=2)}
+    stages = stages or [stage for stage in cells.plan(CHOSEN) if stage.length == length]
+    document = results(stages, documents, loss or usual)
+    calibration = {name: {"layers": layers, "loss": 0.5} for name, layers in CHOSEN.items()}
+    texts = [{"row": row.key, "kl": 0.25, "kl_error": 0.01} for row in cells.texts_of(length, CHOSEN)]
+    return document | {"calibration": calibration, "perplexity": {str(length): texts}}
+
+
+def usual(row, tail, task, at):
+    """Sinks bring little, FA decode half, FA layers more, the tail the rest."""
+    if row is cells.FULL:
+        return 0.5
+    swaa = row.swaa
+    rest = 3 - 0.1 * bool(swaa.sink_count) - 1.5 * bool(swaa.fa_decode) - 0.4 * (swaa.fa_layers != "none")
+    return 0.5 + rest * (0.2 if tail > 16 and swaa.fa_decode else 1) + 0.05 * at
+
+
+@pytest.mark.skipif(not measure.DATA.is_file(), reason="docs/results/real.json is not there yet")
+def test_the_page_is_what_its_data_give():
+    measure.check()
+
+
+def test_a_stale_page_is_noticed(tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "DATA", tmp_path / "real.json")
+    monkeypatch.setattr(measure, "PAGE", tmp_path / "real.md")
+    document = made()
+    measure.DATA.write_text(measure.dumped(document), encoding="utf-8")
+    assert measure.main(["--write"]) == 0
+    assert measure.main(["--check"]) == 0
+    document["cells"][0]["nll"][0][0] += 50
+    measure.DATA.write_text(measure.dumped(document), encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"docs/results-real.md is stale: scripts/real/measure.py --write"):
+        measure.main(["--check"])
+
+
+def test_every_cell_is_a_line_of_the_page():
+    document = made()
+    lines = page(document).splitlines()
+    for row in document["rows"]:
+        mine = [line for line in lines if line.startswith((f"| {row['config']} |", f"| {row['config']} (`"))]
+        assert len(mine) >= len(row["pairs"]), row["row"]
+
+
+def test_full_attention_has_no_excess_and_the_bare_window_all_of_it():
+    lines = page(made()).splitlines()
+    full = next(line for line in lines if line.startswith("| full |"))
+    naive = next(line for line in lines if line.startswith("| naive |"))
+    assert "| 0.50 ± 0.00 | 0% |" in full
+    assert "| 100.0% [100.0, 100.0] |" in naive
+    assert "0.250 ± 0.010" in naive and "0.250" not in full
+
+
+def test_the_summary_names_the_best_configuration_and_each_strategy_alone():
+    text = " ".join(page(made()).split())
+    # 3 - 0.1 - 1.5 - 0.4 = 1, a fifth of it with the tail, and 0.05 on average for the document, of 3.05.
+    assert "sinks + 1::4 + FA decode with T = 128 leaves least of that, 8% [7, 10]" in text
+    assert "sinks leaves 97%" in text and "FA decode leaves 51%" in text
+    assert "FA decode with a tail of 128 leaves 11%" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "verdict"), [(-0.2, "better than"), (0.2, "worse than"), (0, "neither better nor worse than")]
+)
+def test_the_verdict_on_calibrate_follows_the_interval(change, verdict):
+    def loss(row, tail, task, at):
+        return usual(row, tail, task, at) + (change if row.name == "calibrated quarter greedy" else 0)
+
+    text = " ".join(page(made(loss)).split())
+    assert f"the greedy quarter is {verdict} the periodic one" in text
+
+
+def test_the_quick_table():
+    stage = cells.quick()
+    document = made(stages=[stage])
+    lines = quick_table(json.loads(json.dumps(document))).splitlines()
+    assert lines[0] == "SmolLM2-135M-Instruct, 2,048 tokens, window 256"
+    words = [" ".join(line.split()) for line in lines]
+    assert words[2] == "configuration T passages excess shuffled excess facts prefill"
+    assert words[3] == "full - 0.50 0% 0.50 0% 9/9 1.00x"
+    assert words[4] == "naive - 3.55 100% 3.55 100% 0/9 2.00x"
+    assert [" ".join(line.split()[:-6]) for line in lines[5:8]] == [
+        "sinks + FA decode 0",
+        "sinks + FA decode 128",
+        "sinks + 1::4 + FA decode 128",
+    ]
