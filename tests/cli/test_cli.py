@@ -22,7 +22,8 @@ Commands:
   convert    Convert a Hugging Face model directory to GGUF, with SWAA keys.
   annotate   Write SWAA keys into an existing GGUF, or remove them.
   inspect    Show a model, its SWAA settings, layers and KV memory.
-  run        Complete one prompt, streamed to stdout.
+  run        Complete one prompt, or answer one question about it, streamed to
+             stdout.
   chat       Chat with a model.
   serve      Serve a model over OpenAI's API.
   bench      Compare the speed of full attention and SWAA configurations.

@@ -1,7 +1,8 @@
 // The KV plan of a ubatch: which blocks of the KV cache each kind of layer attends over.
 //
 // Why: a ubatch of a sliding layer needs a few blocks of the cache, whatever the layout of its cells. The plan is a
-// pure function of cells, positions and phases: it needs no model, context or graph, and is tested without them.
+// pure function of cells, positions and decode boundaries: it needs no model, context or graph, and is tested without
+// them.
 //
 // The rule (one definition for plan and mask): in a sliding layer the query at position p sees the key at position j of
 // its sequence iff
