@@ -99,11 +99,11 @@ def _calibration_seconds() -> float:
     return choices * seconds(one, {SCORED: 2 * CALIBRATION["asked"], 10: CALIBRATION["asked"] + 1})
 
 
-def measure_quick(threads: int) -> dict[str, Any]:
-    """The document of a short run: one length, few samples."""
+def measure_quick(threads: int, asked: int = 3) -> dict[str, Any]:
+    """The document of a short run: one length, few samples. asked: as for `build`."""
     real, stage = Real(threads), quick()
     with Prompts(real.path) as prompts:
-        documents = real.documents(stage.length, stage.documents, prompts, asked=3)
+        documents = real.documents(stage.length, stage.documents, prompts, asked)
     with Journal(None, {}) as journal:
         measure_stage(stage, documents, real.load, journal, _say)
         return _document(real, {stage.length: documents}, [stage], journal.records)

@@ -225,7 +225,7 @@ def test_the_tail_brings_back_what_a_bare_window_loses_on_the_real_model(monkeyp
         dataclasses.replace(row, swaa=row.swaa and dataclasses.replace(row.swaa, window_size=128)) for row in short.rows
     ]
     monkeypatch.setattr(run, "quick", lambda: cells.Stage(1024, 1, rows[:3]))
-    document = run.measure_quick(threads=2)
+    document = run.measure_quick(threads=1, asked=1)
     found = Figures(document)
     fast = "sinks + FA decode @ 128"
     full, naive = (found.loss(1024, row, 0, "shuffled").value for row in (FULL, "naive @ 128"))
