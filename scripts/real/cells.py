@@ -83,7 +83,7 @@ def headline(length: int) -> list[Row]:
     for window in (length // 16, length // 8):
         rows += [
             row(window, False, "none", False),
-            row(window, True, "none", True, TAILS if length < 8192 else (0, 128)),
+            row(window, True, "none", True, TAILS if length < 8192 and window == length // 16 else WITHOUT_AND_WITH),
         ]
     return rows + [row(length // 16, True, layers, True, WITHOUT_AND_WITH) for layers in ("0:5", "0:10")]
 
@@ -92,7 +92,7 @@ def others(length: int, chosen: Mapping[str, Sequence[int]]) -> list[Row]:
     """What `headline` leaves out. chosen: the layers of each calibration, by name."""
     rows: list[Row] = []
     small, large = length // 16, length // 8
-    for window in (small, large):
+    for window in (small, large) if length < 8192 else (small,):
         if length == 2048 and window == small:
             for sinks in (True, False):
                 for layers in ("none", "1::4", "1::2"):
@@ -100,8 +100,9 @@ def others(length: int, chosen: Mapping[str, Sequence[int]]) -> list[Row]:
                     if not sinks or layers != "none":
                         rows.append(row(window, sinks, layers, True, WITHOUT_AND_WITH))
         else:
+            tails = WITHOUT_AND_WITH if window == small else (TAIL,)
             rows += [row(window, True, "none", False), row(window, True, "1::2", False)]
-            rows += [row(window, True, layers, True, WITHOUT_AND_WITH) for layers in ("1::4", "1::2")]
+            rows += [row(window, True, layers, True, tails) for layers in ("1::4", "1::2")]
     names = [name for name in chosen if length == 2048 or "greedy" in name]
     return [*rows, *(calibrated(small, name, chosen[name]) for name in names)]
 

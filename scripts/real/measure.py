@@ -4,6 +4,7 @@
 scripts/real/measure.py --plan     # the cells and the expected time
 scripts/real/measure.py --quick    # the headline in about a minute, printed only
 scripts/real/measure.py            # everything: docs/results/real.json; hours; resumes an interrupted run
+scripts/real/measure.py --first 10 # only the first rows of the plan, on ten documents
 scripts/real/measure.py --write    # docs/results-real.md from it
 scripts/real/measure.py --check    # fails if that page is stale
 
@@ -43,10 +44,10 @@ def quick(threads: int) -> None:
     print(quick_table(measure_quick(threads)))
 
 
-def measure(threads: int) -> None:
+def measure(threads: int, first: int | None = None) -> None:
     from real.run import measure_all
 
-    DATA.write_text(dumped(measure_all(threads, _committed() if DATA.is_file() else None)), encoding="utf-8")
+    DATA.write_text(dumped(measure_all(threads, _committed() if DATA.is_file() else None, first)), encoding="utf-8")
     print(f"{DATA.relative_to(ROOT)} written; next: {Path(sys.argv[0]).name} --write", file=sys.stderr)
 
 
@@ -81,9 +82,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, function in (("plan", show_plan), ("quick", quick), ("write", write), ("check", check)):
         action.add_argument(f"--{name}", dest="action", action="store_const", const=function, default=measure)
     parser.add_argument("--threads", type=int, default=os.cpu_count(), metavar="N", help="default: all cores")
+    action.add_argument("--first", type=int, metavar="N")
     given = parser.parse_args(arguments)
     try:
-        given.action(given.threads)
+        given.action(given.threads) if given.first is None else measure(given.threads, given.first)
     except KeyboardInterrupt:
         print("interrupted" + "; the same command continues" * (given.action is measure), file=sys.stderr)
         return 130

@@ -33,7 +33,7 @@ def page(document: dict[str, Any]) -> str:
         summary="\n".join(_summary(figures)),
         tables="\n\n".join(_tables(figures)),
         tails="\n".join(_tails(figures, settings["tails"])),
-        calibrated="\n".join(_calibrated(figures)),
+        calibrated="\n".join(_calibrated(figures) if document["calibration"] else ["Not measured yet."]),
     )
 
 

@@ -109,8 +109,12 @@ def measure_quick(threads: int, asked: int = 3) -> dict[str, Any]:
         return _document(real, {stage.length: documents}, [stage], journal.records)
 
 
-def measure_all(threads: int, committed: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Measure everything that the journals lack. committed: the document of an earlier run, to compare the texts."""
+def measure_all(threads: int, committed: Mapping[str, Any] | None, first: int | None = None) -> dict[str, Any]:
+    """Measure everything that the journals lack.
+
+    committed: the document of an earlier run, whose texts are compared with those of this machine.
+    first: number of documents of the first stage to measure, and nothing else; None for the whole plan.
+    """
     real = Real(threads)
     hashes = fingerprints(real.texts)
     if committed and committed["corpus"] != hashes:
@@ -124,8 +128,13 @@ def measure_all(threads: int, committed: Mapping[str, Any] | None) -> dict[str, 
     key = {"model": _sha256(real.path), "corpus": hashes, "asked": {n: digest(each) for n, each in documents.items()}}
     BUILD.mkdir(exist_ok=True)
     with Journal(BUILD / "real-answers.jsonl", key) as journal:
-        first = plan({})[0]
-        measure_stage(first, documents[first.length], real.load, journal, _say)
+        stage = plan({})[0]
+        documents[stage.length] = documents[stage.length][:first]
+        measure_stage(stage, documents[stage.length], real.load, journal, _say)
+        if first is not None:
+            measured_only = {stage.length: documents[stage.length]}
+            document = _document(real, measured_only, [stage], journal.records)
+            return document | {"calibration": {}, "perplexity": {}}
         found = _calibrate(real, calibrating, key)
         stages = plan({name: layers for name, (layers, _) in found.items()})
         texts = {}
