@@ -36,7 +36,7 @@ def test_the_page_is_what_its_data_give():
 
 def test_a_page_of_the_first_rows_only():
     document = made(stages=cells.plan({})[:1]) | {"calibration": {}, "perplexity": {}}
-    assert "Not measured yet." in page(document) and "sinks + 0:10 + FA decode" in page(document)
+    assert "Not measured yet." in page(document) and "sinks + 0:8 + FA decode" in page(document)
 
 
 def test_a_stale_page_is_noticed(tmp_path, monkeypatch):
