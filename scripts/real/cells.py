@@ -77,7 +77,7 @@ def calibrated(window: int, name: str, layers: Sequence[int]) -> Row:
 def headline(length: int) -> list[Row]:
     """Full attention, both bare windows, the recipe `fast` in both windows, and full attention in the first layers.
 
-    The model has 30 layers. With the first 8 of them in full attention, attention costs about 40 percent of the full cost.
+    With the first 8 of the model's 30 layers in full attention, attention costs about 40 percent of its full cost.
     """
     rows = [FULL]
     for window in (length // 16, length // 8):
