@@ -110,7 +110,7 @@ def check(given: argparse.Namespace, found: tools.Tools) -> dict[str, Any]:
 
 
 def needed(path: str) -> bool:
-    """Whether ggml's CPU library or test-backend-ops needs the file at `path` in a llama.cpp tree."""
+    """Return whether ggml's CPU library or test-backend-ops needs the file at `path` in a llama.cpp tree."""
     in_ggml_src = path.startswith("ggml/src/") and path.count("/") == 2
     ours = path.startswith("tests/test-kv-") and path.endswith(".h")
     single = path in ("LICENSE", "ggml/CMakeLists.txt", "tests/test-backend-ops.cpp")
@@ -148,7 +148,10 @@ def run_op(program: Program, op: str, params: str | None, threads: int) -> dict[
 
 
 def judge(level: Mapping[str, Any], filtered: bool) -> list[str]:
-    """One line per failure of one -march. filtered: cases were filtered, so some kernels may not have run."""
+    """Return one line for each check that failed for one -march.
+
+    filtered: whether only a part of the cases ran, so that some instructions of the kernels may not have run.
+    """
     march, wrong = level["march"], []
     if level["vector"] != "neon":
         wrong.append(f"{march}: the kernels were compiled for {level['vector'] or 'no vector'}, not neon")

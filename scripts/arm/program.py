@@ -58,7 +58,12 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Program:
-    """A build of test-backend-ops. tree: the exported sources. folder: the build folder. march: as for g++'s -march."""
+    """A build of test-backend-ops.
+
+    tree: the folder of the exported sources.
+    folder: the build folder.
+    march: the value for g++'s option -march.
+    """
 
     tools: Tools
     tree: Path
@@ -66,10 +71,10 @@ class Program:
     march: str
 
     def build(self, jobs: int) -> None:
-        """Configure, and compile changed files.
+        """Configure the build, and compile the files that changed.
 
-        Object files that do not depend on -march are shared with builds for other values of -march. Raises `CheckError`
-        with the compiler's first errors.
+        Object files that do not depend on -march are shared with builds for other values of -march. Raises
+        `CheckError`, which names the compiler's first errors.
         """
         objects = (sys.executable, _OBJECTS, self.folder.parent / "objects", self.tree, self.folder)
         launcher = ";".join(map(str, objects))
@@ -92,7 +97,7 @@ class Program:
         run_logged(f"{what} for {self.march}", self.folder / f"{what}.log", [*map(str, command)])
 
     def vector(self) -> str | None:
-        """FATTN_SIMD_NAME of the kernels, obtained by running their compile command with the preprocessor only."""
+        """Return the kernels' macro FATTN_SIMD_NAME, as the preprocessor defines it with the options of the build."""
         commands = json.loads((self.folder / "compile_commands.json").read_text())
         entry = next((entry for entry in commands if entry["file"].endswith("fattn/fattn-tile.cpp")), None)
         if entry is None:
@@ -127,11 +132,14 @@ class Program:
         return read_code(done.stdout, parts)
 
     def run_op(self, op: str, params: str | None, threads: int) -> dict[str, Any]:
-        """Run the cases of `op` whose parameters match the expression `params`; None runs all cases.
+        """Run the cases of `op` whose parameters match the expression `params`, or all cases if `params` is None.
 
-        Returns the fields of `gpu.operators.read_ops` and these: ops, ours, reference, threads (all None if the program
-        ended early), addresses (of our instructions that ran) and seconds. Raises `CheckError` if qemu cannot run the
-        program.
+        The result has the fields of `gpu.operators.read_ops` and six more fields:
+        ops, ours, reference, threads: the program's own counts, all None if the program ended early.
+        addresses: the addresses of our instructions that ran.
+        seconds: the time that the run took.
+
+        Raises `CheckError` if qemu cannot run the program.
         """
         log = self.folder / f"{op}.code"
         log.unlink(missing_ok=True)
@@ -178,7 +186,7 @@ def read_code(text: str, parts: list[Part]) -> Code:
 
 
 def count(code: Code, ran: Collection[int]) -> dict[str, dict[str, Any]]:
-    """For each source: number of instructions, number that ran, and {notable instruction: [present, run]}."""
+    """For each source file, count its instructions, those that ran, and both numbers for each notable instruction."""
     found: dict[str, dict[str, Any]] = {}
     for address, (source, text) in sorted(code.items(), key=lambda item: item[1]):
         row = found.setdefault(source, {"instructions": 0, "ran": 0, "notable": {}})
@@ -193,7 +201,7 @@ def count(code: Code, ran: Collection[int]) -> dict[str, dict[str, Any]]:
 
 
 def read(op: str, output: str, errors: str, code: int) -> dict[str, Any]:
-    """Parse the output of `run_op`; the total is 0 if a filter matches no case of this op."""
+    """Parse the output of test-backend-ops; the total is 0 if the filter matches no case of `op`."""
     counts = _COUNTS.search(errors)
     counted = map(int, counts.groups()) if counts else [None] * 4
     return read_ops(op, output, errors, code) | dict(zip(("ops", "ours", "reference", "threads"), counted, strict=True))

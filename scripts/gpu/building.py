@@ -34,10 +34,13 @@ _DRIVERS = ("usr/lib/*/libcuda.so*", "usr/lib64/libcuda.so*", "usr/local/nvidia/
 
 @dataclasses.dataclass(frozen=True)
 class Build:
-    """How the patched and the unpatched library are built.
+    """Settings for building the patched and the unpatched library.
 
-    top: the unpacked archive. work: folder for builds. arch: compute capability like "90", for `cuda`. objects: folder
-    of shared object files. native: build for this machine's processor instead of any processor with AVX2.
+    top: folder of the unpacked archive.
+    work: folder for the builds.
+    arch: compute capability like "90", for the backend `cuda`.
+    objects: folder for the object files that both builds share.
+    native: whether to build for this machine's processor instead of any processor with AVX2.
     """
 
     top: Path
@@ -49,11 +52,14 @@ class Build:
     native: bool = True
 
     def library(self, side: str) -> Path:
-        """Folder with the libraries of a side ("patched" or "baseline"); "patched" also has test-backend-ops there."""
+        """Return the folder of the "patched" or "baseline" libraries; the first also holds test-backend-ops."""
         return self.work / f"build-{side}" / "bin"
 
     def run(self, side: str, seconds: float = float("inf")) -> None:
-        """Build a side incrementally. Raises `CheckError`, or `OutOfTime` after `seconds`; the next call resumes."""
+        """Build what is missing or out of date for the side "patched" or "baseline".
+
+        Raises `CheckError` if the build fails. Raises `OutOfTime` after `seconds`; the next call resumes the build.
+        """
         deadline = time.monotonic() + seconds
         folder = self.library(side).parent
         folder.mkdir(parents=True, exist_ok=True)
@@ -107,7 +113,7 @@ def card_arch() -> str:
 
 
 def card_name() -> str | None:
-    """Name, memory and driver of the first GPU, or None without a GPU."""
+    """Name, memory and driver of the first GPU, or None if there is no GPU."""
     return _card("name,memory.total,driver_version")
 
 
@@ -121,13 +127,13 @@ def _card(facts: str) -> str | None:
 
 
 def search_path() -> str:
-    """PATH and then the folder of this Python's programs, where a virtual environment has cmake and ninja."""
+    """Return PATH, followed by the folder of this Python's programs, because a virtual environment has cmake there."""
     return os.pathsep.join([os.environ.get("PATH", os.defpath), sysconfig.get_path("scripts")])
 
 
 @functools.cache
 def tool_path(top: Path, work: Path) -> str:
-    """A PATH on which cmake and ninja are found: this machine's programs, or else those in the archive's wheels."""
+    """Return a PATH that includes cmake and ninja, either from this machine or from the archive's wheels."""
     path = search_path()
     for tool in ("cmake", "ninja"):
         if shutil.which(tool, path=path):

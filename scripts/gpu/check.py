@@ -7,8 +7,8 @@
 The GPU machine needs Python 3.10 or newer with numpy, nvcc with cuBLAS, a C++ compiler and CMake, but no network. If
 `pack --arch 90` built the libraries already, the GPU machine needs only Python with numpy and CUDA's libraries. A
 complete check takes two calls of about ten minutes on 16 cores: each call continues where the previous call stopped. In
-a checkout, `run` packs first. The exit code is 0 if all checks passed, 1 if a check failed, and 3 if the check is not
-finished; in this case, run the command again.
+a checkout, `run` makes the archive first. The exit code is 0 if all checks passed, 1 if a check failed, and 3 if the
+check is not finished; in this case, run the command again.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="pack|run")
     shared = argparse.ArgumentParser(add_help=False)
     add = shared.add_argument
-    add("--jobs", type=int, default=os.cpu_count() or 1, help="compilers to run in parallel")
+    add("--jobs", type=int, default=os.cpu_count() or 1, help="number of compilers to run in parallel")
     add("--all-kernels", action="store_true", help="compile every kernel, which takes far longer")
     add("--cases", type=int, metavar="N", help="run only the first N end-to-end cases")
 
@@ -61,12 +61,12 @@ def make_parser() -> argparse.ArgumentParser:
     add("--backend", choices=("cuda", "cpu"), default="cuda")
     add("--arch", type=_arch, help="build for this compute capability, like 90 (default: that of the GPU)")
     add("--seconds", type=float, default=570.0, help="time limit of this call (default: %(default)s)")
-    add("--size", choices=("full", "tiny"), default="full", help="tiny is a quick trial run of the check itself")
-    add("--only", metavar="NAME,...", help="run only stages whose names start with these words: ops, oracle, off, ...")
+    add("--size", choices=("full", "tiny"), default="full", help="full, or tiny for a quick trial of the check itself")
+    add("--only", metavar="NAME,...", help="run only stages whose names start with one of these: ops, oracle, off, ...")
     add = run.add_argument_group("built libraries, instead of building (all three)").add_argument
     add("--patched", type=Path, metavar="DIR")
     add("--baseline", type=Path, metavar="DIR")
-    add("--op-tests", type=Path, metavar="FILE", help="test-backend-ops of the patched tree")
+    add("--op-tests", type=Path, metavar="FILE", help="the program test-backend-ops of the patched tree")
     return parser
 
 

@@ -63,7 +63,7 @@ def main() -> int:
     parser.add_argument("--arch", action="append", default=[], metavar="90", help="compute capability (repeatable)")
     parser.add_argument("--all", action="store_true", help="compile every flash attention file of a default build")
     parser.add_argument("--only", default="", metavar="TEXT", help="compile only files with TEXT in their names")
-    parser.add_argument("--jobs", type=int, default=2, help="compilers to run in parallel (default: 2)")
+    parser.add_argument("--jobs", type=int, default=2, help="number of compilers to run in parallel (default: 2)")
     parser.add_argument("--write", type=Path, metavar="FILE", help="also write the table to this file")
     args = parser.parse_args()
     if not shutil.which("nvcc"):
@@ -130,7 +130,7 @@ def kernels(log: str, cubin: Path) -> Iterator[tuple[str, Kernel]]:
 
 
 def sections(elf: bytes) -> dict[str, bytes]:
-    """{name: content} of the sections of a 64-bit little-endian ELF file."""
+    """Map the name of each section of a 64-bit little-endian ELF file to the section's content."""
     offset = struct.unpack_from("<Q", elf, 0x28)[0]
     size, count, names = struct.unpack_from("<HHH", elf, 0x3A)
     headers = [struct.unpack_from("<IIQQQQ", elf, offset + i * size) for i in range(count)]

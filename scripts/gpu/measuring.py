@@ -1,4 +1,4 @@
-"""Defines the benchmark of the GPU check: its shapes, prompts and caches, in order. swaa_edge.bench measures them.
+"""Defines the benchmark of the GPU check: its shapes, prompts and caches, in order. `swaa_edge.bench` runs it.
 
 A workload is one model, cache type, ubatch and prompt length. Each workload compares every recipe on the patched
 library with full attention on the unpatched library. The most informative workloads come first, since time may run out.
@@ -48,7 +48,10 @@ class Workload:
 
 
 def workloads(size: str) -> Iterator[Workload]:
-    """The workloads in their order. size: "full", or "tiny" for a trial run of a few seconds on a CPU."""
+    """Yield the workloads in the order in which they are measured.
+
+    size: "full", or "tiny" for a trial run that takes a few seconds on a CPU.
+    """
     if size == "tiny":
         small = {"layers": 2, "vocab": 512, "ubatch": 64, "decode": 3, "repeat": 1, "threads": 1}
         yield Workload("qwen3-0.6b", (96, 320), recipes=(), **small)
@@ -72,7 +75,7 @@ def workloads(size: str) -> Iterator[Workload]:
 
 
 def write_model(workload: Workload, folder: Path) -> Path:
-    """Path of the workload's model in `folder`; the model is written unless it exists."""
+    """Write the workload's model to `folder` unless the model exists there; return its path."""
     from swaa_edge.shapes import write_shape
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -83,7 +86,10 @@ def write_model(workload: Workload, folder: Path) -> Path:
 
 
 def measure(workload: Workload, model: Path, patched: Path, baseline: Path, runner: Runner, *, gpu: bool) -> Result:
-    """The rows of a workload, measured by `bench.bench`. Raises `CheckError`, or `OutOfTime` with the finished rows."""
+    """Measure a workload with `bench.bench`; return its rows.
+
+    Raises `CheckError` if the benchmark fails, and `OutOfTime`, which holds the finished rows, when time runs out.
+    """
     from swaa_edge.bench import bench
     from swaa_edge.engine.configurations import FULL
     from swaa_edge.engine.settings import EngineSettings
@@ -127,8 +133,8 @@ def measure(workload: Workload, model: Path, patched: Path, baseline: Path, runn
 def _row(workload: Workload, row: dict[str, Any]) -> dict[str, Any]:
     """A row of the check's document, with the seconds of the median round.
 
-    In this document, "full" is full attention on the unpatched library, the reference of the ratios, and "off" is full
-    attention on the patched library, the reference of the bound.
+    In this document, "full" is full attention on the unpatched library, and "off" is full attention on the patched
+    library. The ratios are relative to "full", and the bound is relative to "off".
     """
     name, decode = row.pop("config"), row["decode_tokens"] / row["decode_tok_s"] if row["decode_tok_s"] else 0.0
     ours = {

@@ -56,9 +56,9 @@ def _key(tree: Path, build: Path, command: Sequence[str]) -> str:
 
 
 def _inputs(depfile: str, tree: Path, build: Path) -> str | None:
-    """A hash of the files that a depfile lists, and of all folders of the tree that hold files with the same names.
+    """Hash the files that a depfile lists, and the paths of all files in the tree that have the same names.
 
-    The folders matter because in another tree the compiler may find a header that this tree lacks. Returns None if the
+    The paths matter because the compiler may find a header in another tree that this tree lacks. Returns None if the
     depfile lists no file in the tree or the build folder.
     """
     roots = tuple(f"{folder.resolve()}{os.sep}" for folder in (tree, build))

@@ -33,9 +33,12 @@ def run_ops(
 ) -> Result:
     """Run test-backend-ops for one op; returns the fields of `read_ops`.
 
-    seconds: time limit. params: run only cases whose parameters match this regular expression. wrapper: command that
-    runs test-backend-ops, such as compute-sanitizer. Raises `OutOfTime` with the finished cases after the time limit,
-    and `CheckError` if no case was run.
+    seconds: time limit.
+    params: regular expression; only cases whose parameters match it are run.
+    wrapper: command that runs test-backend-ops, such as compute-sanitizer.
+
+    Raises `OutOfTime`, which holds the results of the finished cases, at the time limit. Raises `CheckError` if no case
+    was run.
     """
     command = [*wrapper, str(program), "test", "-b", backend, "-o", op]
     command += (["-p", params] if params else []) + (["-j", str(jobs)] if jobs > 1 else [])
@@ -54,8 +57,10 @@ def run_ops(
 def read_ops(op: str, output: str, errors: str, code: int | None) -> Result:
     """Parse the output of test-backend-ops: passed, total, unsupported, exit_code and failures (at most 20 lines).
 
-    code: the exit code, or None for a run that was stopped. The result of such a run has `truncated` set and counts
-    only finished cases. Raises `CheckError` if no case was run.
+    code: the exit code, or None for a run that was stopped.
+
+    The result of a run that was stopped has `truncated` set and counts only finished cases. Raises `CheckError` if no
+    case was run.
     """
     lines = [_COLOURS.sub("", line).strip() for line in output.splitlines()]
     # The error of a case that fails stands before its name.

@@ -38,10 +38,12 @@ _ALL_LAYERS = 1 << 20
 
 
 def prepare(folder: Path, lines: Sequence[str], models_of: Sequence[str] = ()) -> None:
-    """Replace `folder` with cases.json and expected.npz for the cases in `lines`, and the models to run.
+    """Replace the content of `folder` by cases.json, expected.npz and models.
 
-    The models are those of the cases in `lines` and in `models_of`. This needs torch, transformers, and tests/ on
-    sys.path.
+    lines: cases for which cases.json and expected.npz are written, and also their models.
+    models_of: more cases, for which only the models are written.
+
+    The function needs torch, transformers, and tests/ on sys.path.
     """
     from support.oracle import verdict
     from support.oracle.grid import Case, schedule
@@ -65,7 +67,10 @@ def prepare(folder: Path, lines: Sequence[str], models_of: Sequence[str] = ()) -
 
 
 def chosen_rows(case: Case, fed: Schedule) -> np.ndarray:
-    """Indexes (int64) in the concatenated sequences of the rows to compare: all decoded rows and up to _ROWS others."""
+    """Return the indexes of the rows to compare (int64, in the concatenated sequences).
+
+    All decoded rows are compared, and at most _ROWS others.
+    """
     flags = np.concatenate([np.array(flags, dtype=bool) for flags in fed.is_decode])
     starts = np.cumsum([0, *map(len, fed.tokens)])[:-1]
     edges = (0, case.window - 1, case.window, case.window + case.sinks, case.n_ubatch, case.n_batch, 256, 512)
@@ -79,9 +84,11 @@ def chosen_rows(case: Case, fed: Schedule) -> np.ndarray:
 
 
 def check(folder: Path, library: Path, *, gpu: bool) -> Iterator[dict[str, Any]]:
-    """Run the prepared cases with the library; yields a dict per case, whose `problems` are [] if the case passed.
+    """Run the prepared cases with the library; yields a dict per case.
 
-    gpu: put all layers on the GPU; a case fails if a layer is not on the GPU.
+    The list `problems` of a case is empty if the case passed.
+
+    gpu: whether to put all layers on the GPU. If so, a case fails if a layer is not on the GPU.
     """
     from support.engine.process import Engine, EngineError
     from support.oracle.grid import Case, schedule
@@ -111,7 +118,7 @@ def check(folder: Path, library: Path, *, gpu: bool) -> Iterator[dict[str, Any]]
 
 
 def judge(case: Case, figures: Figures, plain: Figures) -> list[str]:
-    """One line per error that is too large relative to the error of full attention on this device.
+    """Return one line per error that is too large relative to the error of full attention on this device.
 
     If the error of full attention itself is too large, one more line reports it.
     """
@@ -124,11 +131,11 @@ def judge(case: Case, figures: Figures, plain: Figures) -> list[str]:
 
 
 def same_bits(folder: Path, ours: Path, theirs: Path, lines: Sequence[str], *, gpu: bool) -> Iterator[dict[str, Any]]:
-    """Compare the logits of `ours`, with SWAA off, and of the unpatched library `theirs`, bit for bit.
+    """Compare the logits of library `ours`, with SWAA off, bit for bit with those of the unpatched library `theirs`.
 
-    SWAA is off in two ways: without keys, and by the key `swaa.enabled`. Yields a dict per case. On the CPU, upstream's
-    kernels compute attention in both libraries. If two runs of the unpatched library differ, `repeats` is false and
-    `problems` reports it.
+    SWAA is turned off in two ways: by a model without SWAA keys, and by the key `swaa.enabled`. On the CPU, upstream's
+    kernels compute attention in both libraries. The function yields a dict per case. If two runs of the unpatched
+    library differ, `repeats` is false and `problems` reports the difference.
     """
     from support.engine.process import Engine, EngineError
     from support.oracle.grid import Case, schedule

@@ -67,7 +67,7 @@ _LEFT_OUT = (
 
 
 def needed(path: str) -> bool:
-    """Whether the build needs a file of a llama.cpp tree. path: its path in the tree."""
+    """Return whether the build needs the file at `path` in a llama.cpp tree."""
     in_ggml_src = path.startswith("ggml/src/") and path.count("/") == 2
     our_cases = path.startswith("tests/test-kv-") and path.endswith(".h")
     # CMake reads the list of every vendored library, used or not.
@@ -89,11 +89,11 @@ def pack(
     """Write the archive, a .tar.gz or a .tar.xz; returns the content of its PACK.json.
 
     prepared: the folder that `gpu.oracle.prepare` wrote.
-    wheels: wheels to add, such as CMake's.
-    all_kernels: keep all kernel instances.
-    built: folders of the libraries "patched" (with test-backend-ops) and "baseline", to pack instead of sources. They
-    must have been built from an archive of the same sources.
-    built_for: the compute capability that these libraries were built for.
+    wheels: Python wheels to add, such as the wheel of CMake.
+    all_kernels: whether to keep all kernel instances.
+    built: folders of the libraries "patched" (with test-backend-ops) and "baseline", to pack instead of sources. The
+    libraries must have been built from an archive of the same sources.
+    built_for: the compute capability that the libraries in `built` were built for.
 
     Raises FileNotFoundError if `scripts/patches.py apply` has not made the trees.
     """
@@ -165,7 +165,7 @@ def _packages() -> Iterator[tuple[str, bytes]]:
 
 
 def commit(root: Path, *paths: str) -> dict[str, Any]:
-    """The commit of `root` (None if unknown), and whether `paths` (default: all) have uncommitted changes."""
+    """Return the commit of `root` (None if unknown), and whether `paths` (default: all) have uncommitted changes."""
 
     def git(*words: str) -> str:
         with contextlib.suppress(FileNotFoundError):

@@ -20,8 +20,9 @@ OFF_RATIO = (0.98, 1.02)
 def make_document(facts: dict[str, Any], results: dict[str, Any], still_open: dict[str, str]) -> dict[str, Any]:
     """Make the JSON document of a run.
 
-    facts: fields about the whole run; `card` and `commit` go into every row too. results: the result of each stage, or
-    None. still_open: {stage that did not finish: reason}.
+    facts: fields about the whole run. The fields `card` and `commit` are also copied into every row.
+    results: the result of each stage, or None for a stage without a result.
+    still_open: the stages that did not finish, each with the reason.
     """
     done = {name: result for name, result in results.items() if result is not None}
     own = {"card": facts["card"], "commit": facts["commit"]}
@@ -44,7 +45,7 @@ def make_document(facts: dict[str, Any], results: dict[str, Any], still_open: di
 
 
 def problems(document: dict[str, Any]) -> list[str]:
-    """One line per failed check. Stages that did not run don't count; they are in the document's field `open`."""
+    """Return one line per failed check. Stages that did not run are in the document's field `open` instead."""
     found = list(document["stopped"])
     for result in document["ops"]:
         if result["failures"] or result["passed"] != result["total"] or result["exit_code"]:

@@ -31,7 +31,7 @@ class CheckError(Exception):
 
 
 class OutOfTime(Exception):
-    """The time limit of this call has passed. `partial` is the stage's incomplete result."""
+    """The time limit of this call was exceeded. `partial` is the stage's incomplete result."""
 
     def __init__(self, partial: Result | None = None) -> None:
         super().__init__("out of time")
@@ -61,7 +61,11 @@ def execute(command: Sequence[str], seconds: float = math.inf, **options: Any) -
 
 
 class Runner:
-    """Runs stages and keeps their results in `work`/results. deadline: time.monotonic() at the end of this call."""
+    """Runs stages and keeps their results.
+
+    work: folder in whose subfolder results/ the results are stored.
+    deadline: the value of time.monotonic() at which this call must end.
+    """
 
     def __init__(self, work: Path, deadline: float = float("inf"), say: Callable[[str], object] | None = None) -> None:
         self.folder = work / "results"
@@ -76,9 +80,12 @@ class Runner:
         return self.deadline - time.monotonic()
 
     def run(self, name: str, inputs: Any, work: Callable[[], Result], needs: float = 0.0) -> Result | None:
-        """Return the stored result of stage `name`, or else run `work()` and return its result; None without a result.
+        """Return the stored result of stage `name`, or else call `work()` and return its result.
 
-        inputs: plain JSON values that the result depends on. needs: seconds that must be left to start the stage.
+        inputs: the plain JSON values that the result depends on.
+        needs: the number of seconds that must be left for the stage to start.
+
+        Returns None if the stage has no result.
         """
         fingerprint = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
         kept = self._kept(name)

@@ -98,7 +98,7 @@ class Stages:
                 yield name, self.runner.run(name, [self.built, self.device, detail], work, _CHECK_SECONDS)
 
     def _checks(self) -> Iterator[tuple[str, str | None, Callable[[], Result]]]:
-        """Each stage after the builds: its name, its inputs besides the libraries, and the function that runs it."""
+        """Yield each stage after the builds: its name, its inputs besides the libraries, and the function to run it."""
         params = None if self.given.size == "full" else _TINY_PARAMS
         for op in reversed(operators.OPS):
             yield f"ops-{op}", params, partial(self._ops, op, params)
@@ -144,6 +144,6 @@ class Stages:
 
 
 def _stamp(path: Path) -> list[Any]:
-    """Names, sizes and modification times of a built file, or of the libraries in a folder."""
+    """Return the names, sizes and modification times of a built file, or of all libraries in a folder."""
     files = [path] if path.is_file() else sorted(path.glob("*llama.*")) + sorted(path.glob("libggml*"))
     return [str(path), *((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)]

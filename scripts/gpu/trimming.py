@@ -38,10 +38,10 @@ _STUBS = {
 def trim(
     tree: Mapping[str, bytes], *, heads: Collection[int] | None = None, matrices: Collection[str] | None = MATRICES
 ) -> dict[str, bytes]:
-    """A copy of `tree`, {path: content}, with fewer kernel instances.
+    """Return a copy of `tree`, {path: content}, with fewer kernel instances.
 
-    heads: head sizes for which flash attention is kept, None for all. matrices: types for which quantized matrix
-    products are kept, None for all.
+    heads: head sizes for which flash attention is kept, or None to keep all head sizes.
+    matrices: types for which quantized matrix products are kept, or None to keep all types.
     """
     left_out: dict[str, list[str]] = {}
 

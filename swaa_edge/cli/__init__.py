@@ -1,7 +1,7 @@
 """The `swaa-edge` command: a group that imports a command's module only when that command runs.
 
 Torch, llama_cpp and the native library take seconds to import and may be missing; `swaa-edge --help` needs none of
-them. So the commands and their one-line helps are in the table `COMMANDS`.
+them. So the commands and their one-line help texts are in the table `COMMANDS`.
 
     swaa-edge --help
 """
@@ -92,7 +92,7 @@ def _in_one_line(error: click.UsageError) -> click.UsageError:
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="swaa-edge")
 def cli() -> None:
-    """Long prompts fast on laptops: sliding-window attention adaptation (SWAA) for GGUF models.
+    """Run long prompts fast on laptops, with sliding-window attention adaptation (SWAA) of GGUF models.
 
     \b
     swaa-edge annotate model.gguf -o model-swaa.gguf --recipe balanced

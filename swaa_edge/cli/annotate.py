@@ -34,7 +34,9 @@ def annotate(model: str, output: str | None, in_place: bool, strip: bool, force:
     if strip and swaa is not None:
         raise click.UsageError("--strip removes the keys; give --strip or SWAA settings, not both")
     if not strip and swaa is None:
-        raise click.UsageError("no settings given; use --recipe NAME, --config FILE.json or --window N, or --strip")
+        raise click.UsageError(
+            "no settings given; use --recipe NAME, --config FILE.json or --window N, or remove the keys with --strip"
+        )
 
     from swaa_edge.convert.annotate import annotate as write_keys
 

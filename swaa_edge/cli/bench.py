@@ -49,16 +49,16 @@ _SHAPE, _LAYERS, _QUICK_LAYERS = "qwen3-0.6b", 4, 2
 )
 @click.option("--quick", is_flag=True, help="With --attention: a shorter run, of at most about 5 minutes on two cores.")
 @click.option(
-    "--decode", type=click.IntRange(0), metavar="N", help="Tokens decoded per prompt.  [default: 32; --attention: 64]"
+    "--decode", type=click.IntRange(0), metavar="N", help="Tokens to decode per prompt.  [default: 32; --attention: 64]"
 )
 @click.option(
     "--repeat",
     type=click.IntRange(1),
     metavar="N",
-    help="Measured rounds per prompt length.  [default: 3, or 2 above 8192 tokens; --attention: 3; --quick: 5]",
+    help="Number of rounds per prompt length.  [default: 3, or 2 above 8192 tokens; --attention: 3; --quick: 5]",
 )
 @json_option
-@click.option("--plot", "plot_file", metavar="FILE.png", help="Plot speed and speed-up over the prompt length.")
+@click.option("--plot", "plot_file", metavar="FILE.png", help="Plot speed and speed-up against prompt length.")
 @force_option
 @click.option(
     "--shape",
@@ -91,9 +91,9 @@ def bench(
 ) -> None:
     """Compare the speed of full attention and SWAA configurations.
 
-    All configurations are measured in turns in one run, and the table shows medians. A ratio above 1 means faster than
-    full attention. The bound is the prefill speed-up to expect if a sliding layer spent attention time only on the keys
-    that it sees. After Ctrl-C, the results so far are printed.
+    In one run, the configurations take turns in every round, and the table shows the medians of all rounds. A ratio
+    above 1 means faster than full attention. The bound is the prefill speed-up to expect if a sliding layer spent
+    attention time only on the keys that it sees. After Ctrl-C, the results so far are printed.
 
     \b
     swaa-edge bench model.gguf --prompt-tokens 4096,16384 --configs quality,balanced

@@ -39,7 +39,7 @@ class _Keep(click.ParamType):
 
 @click.command()
 @click.argument("model", metavar="MODEL.gguf")
-@_setting("--text", str, "FILE", "Measure on this UTF-8 text instead of on retrieval tasks; - means stdin.")
+@_setting("--text", str, "FILE", 'Measure on this UTF-8 text instead of on retrieval tasks; "-" means stdin.')
 @_setting("--task", str, "NAME,...", "Retrieval tasks.")
 @_setting(
     "--samples",
@@ -51,7 +51,8 @@ class _Keep(click.ParamType):
     "--prompt-tokens",
     click.IntRange(16),
     "N",
-    f"Length of a sample in tokens, answer included.  [default: {PROMPT_TOKENS}, or the model's context length]",
+    f"Length of a sample in tokens, answer included.  "
+    f"[default: {PROMPT_TOKENS}, or the model's context length if that is less]",
 )
 @_setting(
     "--answer-tokens",
@@ -65,8 +66,9 @@ class _Keep(click.ParamType):
     "--method",
     click.Choice(METHODS),
     None,
-    "Rank each layer by the loss added when it alone slides (nll), the loss saved when it alone keeps full attention "
-    "(keep), or the loss saved when it is added to the layers already chosen (greedy).",
+    "How to rank a layer. nll: by the increase of the loss if only this layer slides. keep: by the decrease of the "
+    "loss if only this layer keeps full attention. greedy: by the decrease of the loss if this layer, in addition to "
+    "the layers already chosen, keeps full attention.",
 )
 @_setting(
     "--candidates",
@@ -78,14 +80,14 @@ class _Keep(click.ParamType):
     "--swaps",
     click.IntRange(0),
     "N",
-    "With --method greedy: in the end, try replacing the N weakest chosen layers.",
+    "With --method greedy: as a last step, try to replace the N weakest of the chosen layers.",
 )
 @click.option("--compare", is_flag=True, help="Compare the chosen layers with periodic patterns, on held-out samples.")
 @click.option("-o", "--output", metavar="CONFIG.json", help="Write the chosen settings to a file for --config.")
 @click.option("--annotate", metavar="OUT.gguf", help="Write a copy of the model with the chosen settings.")
 @click.option("--in-place", is_flag=True, help="Write the chosen settings into MODEL.gguf.")
 @json_option
-@click.option("--plot", "plot_file", metavar="FILE.png", help="Plot the gains of the layers as bars.")
+@click.option("--plot", "plot_file", metavar="FILE.png", help="Plot a bar chart with the gain of each layer.")
 @force_option
 @click.option(
     "--journal",

@@ -36,7 +36,7 @@ HELP = "/clear starts a new conversation, /exit or Ctrl-D quits, Ctrl-C stops an
     "--max-tokens",
     type=click.IntRange(1),
     metavar="N",
-    help="Maximum number of tokens per answer.  [default: what the context holds]",
+    help="Maximum number of tokens per answer.  [default: as many as fit in the context]",
 )
 @progress_option
 @sampling_options

@@ -31,7 +31,7 @@ from swaa_edge.config import SwaaConfig
 )
 @click.option("--pre", metavar="NAME", help="Pre-tokenizer to use if the tokenizer is not recognized.")
 @force_option
-@click.option("-v", "--verbose", is_flag=True, help="Show the logs of all steps.")
+@click.option("-v", "--verbose", is_flag=True, help="Show the log output of every step.")
 @swaa_options
 def convert(
     model: str,

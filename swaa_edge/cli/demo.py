@@ -20,9 +20,9 @@ _PLOT = "swaa-edge-demo.png"
 @click.option(
     "--plot", metavar="FILE.png", help=f"File for the plot; an existing file is replaced.  [default: {_PLOT}]"
 )
-@click.option("--no-plot", is_flag=True, help="Draw no plot.")
+@click.option("--no-plot", is_flag=True, help="Do not draw a plot.")
 @click.option(
-    "--samples", type=click.IntRange(1), metavar="N", default=8, show_default=True, help="Questions per task."
+    "--samples", type=click.IntRange(1), metavar="N", default=8, show_default=True, help="Number of questions per task."
 )
 @click.option("--threads", type=click.IntRange(1), metavar="N", help="CPU threads.  [default: all cores]")
 @progress_option

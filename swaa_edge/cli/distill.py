@@ -27,7 +27,7 @@ _setting = functools.partial(setting_option, DistillSettings)
     metavar="FILE",
     help="JSON Lines or Parquet file with the fields prompt, question and answer.",
 )
-@click.option("-o", "--output", required=True, metavar="OUT.jsonl", help="The file to write.")
+@click.option("-o", "--output", required=True, metavar="OUT.jsonl", help="Output file in JSON Lines.")
 @_setting(
     "--samples",
     click.IntRange(1, 10**6),

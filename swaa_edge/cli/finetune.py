@@ -40,7 +40,7 @@ class _Names(click.ParamType):
 @click.option(
     "--rslora/--no-rslora",
     default=Settings.rslora,
-    help="Divide --lora-alpha by the square root of the rank (rsLoRA), or by the rank.  [default: rslora]",
+    help="Divide --lora-alpha by the square root of the rank (rsLoRA) instead of by the rank.  [default: rslora]",
 )
 @_setting("--lora-dropout", float, "X", "Dropout on the input of the LoRA matrices.")
 @_setting("--target-modules", _Names(), "NAME,...", "Linear layers that get LoRA matrices.")
@@ -58,7 +58,8 @@ class _Names(click.ParamType):
     "--eval-steps",
     int,
     "N",
-    "Steps between validations, each of which saves a checkpoint.  [default: a tenth of all steps, up to 100]",
+    "Number of steps between validations; each validation saves a checkpoint.  "
+    "[default: a tenth of all steps, up to 100]",
 )
 @_setting("--patience", int, "N", "Stop after N validations without improvement; 0 disables this.")
 @click.option("--gradient-checkpointing", is_flag=True, help="Save memory by recomputing activations.")

@@ -23,13 +23,13 @@ from swaa_edge.support.progress import PrefillProgress, progress_stream
 
 @click.command()
 @click.argument("model", metavar="MODEL.gguf")
-@click.option("-p", "--prompt", metavar="TEXT", help="Text to continue, or to ask about.")
-@click.option("-f", "--file", metavar="FILE", help="Read the text from a UTF-8 file; - means stdin.")
+@click.option("-p", "--prompt", metavar="TEXT", help="Text to continue, or text that the question (-q) is about.")
+@click.option("-f", "--file", metavar="FILE", help='Read the text from a UTF-8 file; "-" means stdin.')
 @click.option(
     "-q",
     "--question",
     metavar="QUESTION",
-    help="Question about the text, or on its own. It goes through the model's chat template.",
+    help="Question about the text, or a question without a text; formatted with the model's chat template.",
 )
 @click.option("--system", metavar="TEXT", help="System prompt for -q.")
 @click.option(
@@ -61,8 +61,8 @@ def run(
 ) -> None:
     """Complete one prompt, or answer one question about it, streamed to stdout.
 
-    Without -q the model continues the text as it is, which suits base models. With -q the model gets one message in
-    its chat template: the text, and then the question. The question comes last so that the tail covers it.
+    Without -q the model continues the text as it is, which suits base models. With -q the prompt is one message in
+    the model's chat template: first the text, then the question. The question comes last so that the tail covers it.
 
     By default the model runs with the SWAA settings in its file; the options below replace them. The context is just
     large enough for the prompt and --max-tokens new tokens, unless --ctx is given.
@@ -73,7 +73,7 @@ def run(
     """
     given = [source for source in (prompt, file) if source is not None]
     if len(given) > 1 or (not given and question is None):
-        raise click.UsageError("give the prompt with either -p TEXT or -f FILE (- means stdin)")
+        raise click.UsageError('give the prompt with either -p TEXT or -f FILE ("-" means stdin)')
     text = prompt if file is None else read_text(file)
     if given and not text:
         raise ConfigError(f"the prompt is empty; give a text to {'continue' if question is None else 'ask about'}")

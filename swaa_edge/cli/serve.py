@@ -32,7 +32,7 @@ from swaa_edge.engine.settings import EngineSettings
     show_default=True,
     help="Port to listen on; 0 selects a free port.",
 )
-@click.option("--api-key", metavar="KEY", help="Refuse requests without this key.")
+@click.option("--api-key", metavar="KEY", help="API key; requests without this key are refused.")
 @engine_options
 @swaa_options_or_full
 def serve(

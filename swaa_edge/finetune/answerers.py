@@ -21,8 +21,12 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Response:
-    """text: the response without its end token. ended: whether it ended before the token limit. tokens: generated
-    tokens."""
+    """A response of a model.
+
+    text: the response without its end token.
+    ended: whether the response ended before the token limit.
+    tokens: number of generated tokens.
+    """
 
     text: str
     ended: bool
@@ -40,11 +44,14 @@ class Answerer(Protocol):
 
 
 def reusable(before: Sequence[int] | None, prompt: Sequence[int], step: int) -> int:
-    """Count the tokens at the start of `prompt` that a cache of `before` already holds; the result is a multiple of
-    `step`.
+    """Count the tokens at the start of `prompt` that need no prefill, because the cache holds them after `before`.
 
-    The last token of each prompt is not counted. The last bits of K and V depend on the batch that computed them. Both
-    prompts are prefilled from their start in batches of `step` tokens, so equal batches have bit-identical K and V.
+    before: the prompt that was prefilled last, or None.
+    step: number of tokens in a prefill batch.
+
+    The result is a multiple of `step`. The last token of each prompt is not counted. The last bits of K and V depend on
+    the batch that computed them. Both prompts are prefilled from their start in batches of `step` tokens, so equal
+    batches have bit-identical K and V.
     """
     if before is None:
         return 0
@@ -56,8 +63,8 @@ def reusable(before: Sequence[int] | None, prompt: Sequence[int], step: int) -> 
 class LlamaAnswerer:
     """An `Answerer` that runs a GGUF file in our engine. Ctrl-C stops the engine within one ubatch.
 
-    llm: a model loaded with swaa=False, which `close` closes. sampling: keyword arguments of create_completion, without
-        a seed.
+    llm: a model loaded with swaa=False. The method `close` closes this model.
+    sampling: keyword arguments of create_completion, without a seed.
     """
 
     def __init__(self, llm: SwaaLlama, *, max_tokens: int, sampling: Mapping[str, Any]) -> None:

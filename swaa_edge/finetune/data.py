@@ -39,8 +39,13 @@ IGNORED = -100
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Example:
-    """tokens: the whole conversation. generated: for each token, whether it belongs to a response; only these tokens
-    count in the loss, and they see the same tokens as in decode. source: the record's place in the file, for errors."""
+    """A record of the data file as tokens.
+
+    tokens: the tokens of the whole conversation.
+    generated: for each token, whether it belongs to a response. Only these tokens count in the loss, and they see the
+        same tokens as in decode.
+    source: the record's place in the file, for error messages.
+    """
 
     tokens: list[int]
     generated: list[bool]
@@ -50,12 +55,14 @@ class Example:
 def read_examples(
     path: str | os.PathLike[str], tokenizer: Any, *, max_length: int, chat: bool = True
 ) -> tuple[list[Example], int]:
-    """The examples in a file, in file order, and the number of records left out because they are too long.
+    """Return the examples in a file, in file order, and the number of records left out because they are too long.
 
-    tokenizer: a tokenizer of transformers. max_length: maximum length in tokens; longer records are left out, since a
-        truncated prompt may lack what its answer needs. chat: use the chat template instead of plain text.
+    tokenizer: a tokenizer of transformers.
+    max_length: maximum length in tokens. Longer records are left out, since a truncated prompt may lack what its answer
+        needs.
+    chat: whether to use the chat template instead of plain text.
 
-    Raises `DataFileError` if a record is invalid, naming its line, or if no record is left.
+    Raises `DataFileError` if a record is invalid (the message names its line) or if no record is left.
     """
     path, kept, too_long = Path(path), [], 0
     writer = _Writer(tokenizer, chat)
@@ -125,7 +132,7 @@ class _Writer:
         return Example(tokens, generated, source)
 
     def _plain(self, source: str, record: dict[str, Any]) -> list[tuple[str, bool]]:
-        """The texts of prompt and answer, each paired with a bool that marks the response."""
+        """Return the texts of prompt and answer, each paired with a bool that marks the response."""
         question = text(source, record, "question") if record.get("question") not in (None, "") else ""
         prompt = text(source, record, "prompt")
         content = asked(prompt, to_ask(prompt, question))
@@ -144,7 +151,7 @@ class _Writer:
         return [(f"{start}{content}{PLAIN_END}", False), (answer + (self._tokenizer.eos_token or ""), True)]
 
     def _turns(self, source: str, messages: Any) -> list[tuple[str, bool]]:
-        """The texts of a conversation in order, each paired with a bool that marks responses.
+        """Return the texts of a conversation in order, each paired with a bool that marks responses.
 
         A response is the text that the template adds when one more message is rendered.
         """
@@ -188,7 +195,7 @@ class _Writer:
             )
         except (jinja2.TemplateError, ValueError, TypeError) as error:
             what = " ".join(str(error).split())
-            raise DataFileError(f"{source}: the model's chat template rejects it: {what}") from error
+            raise DataFileError(f"{source}: the model's chat template rejects this record: {what}") from error
 
     def _generated(self, rendered: str) -> str:
         """The part of a rendered response that a model generates; a template may add a line break after it."""

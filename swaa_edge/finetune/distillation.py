@@ -33,11 +33,14 @@ from swaa_edge.support.progress import OnProgress
 
 @dataclasses.dataclass(frozen=True)
 class Distilled:
-    """collected: the responses. of: number of records to ask about. skipped: number of records left out because they
-    are too long.
+    """The result of `distill`.
 
-    output: the file that was written, or None. journal: the file that keeps the responses, or None.
-    settings: as plain JSON values.
+    collected: the responses.
+    of: number of records to ask about.
+    skipped: number of records left out because they are too long.
+    output: the file that was written, or None.
+    journal: the file that keeps the responses, or None.
+    settings: the settings, as plain JSON values.
     """
 
     collected: Collected
@@ -84,12 +87,15 @@ def distill(
 ) -> Distilled:
     """Ask `model`, under full attention, about the records of `data`; write its correct responses to `output`.
 
-    model: a GGUF, or a Hugging Face model directory. data: see `swaa_edge.evaluate.datafile`. output: a JSON Lines
-        file. settings: the fields of `DistillSettings`. force: replace `output` if it exists.
+    model: a GGUF file or a Hugging Face model directory.
+    data: a JSON Lines or Parquet file; `swaa_edge.evaluate.datafile` describes its records.
+    output: the JSON Lines file to write.
+    settings: values for the fields of `DistillSettings`.
+    force: whether to replace `output` if it exists.
     journal_file: file that keeps the responses, so that the same call resumes an interrupted run. By default, responses
         are kept in the user's cache folder until the run is complete.
-    fresh: discard the responses of an earlier run.
-    on_note: called with one line of text about reused responses.
+    fresh: whether to discard the responses of an earlier run.
+    on_note: function that is called with one line of text about reused responses.
 
     Ctrl-C, or an error after the first response, ends the run early; `Distilled.stopped` reports it. Raises
     `ConfigError`, `DataFileError` or `ModelFileError` for invalid input, `OutputError` if the output can't be written,
@@ -127,10 +133,12 @@ def _check_output(output: str | os.PathLike[str], force: bool, others: Iterable[
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-    """The model that is asked. prompts: a context manager that builds its prompts. context: limit in tokens, or 0 for
-    none.
+    """The model that is asked.
 
-    identity: plain JSON values that differ between models with different responses. load(n_ctx): loads the model.
+    prompts: context manager that provides the object that builds the prompts for the model.
+    context: maximum context size in tokens, or 0 for no limit.
+    identity: plain JSON values that differ between models with different responses.
+    load(n_ctx): loads the model.
     """
 
     prompts: Any
@@ -188,8 +196,10 @@ def _records(source: _Source, data: str | os.PathLike[str], settings: DistillSet
 def _key(
     source: _Source, settings: DistillSettings, engine: EngineSettings, output: str | os.PathLike[str] | None
 ) -> dict[str, Any]:
-    """Everything that a response depends on. output: the output's path, which identifies a run in the cache, or None if
-    the user named a journal."""
+    """Return everything that a response depends on.
+
+    output: path of the output file, which identifies the run in the cache folder, or None if the user named a journal.
+    """
     return {
         "distill": 2,
         "model": source.identity,

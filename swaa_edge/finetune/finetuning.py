@@ -40,11 +40,13 @@ def finetune(
 ) -> Outcome:
     """Train an adapter for `model` under the mask of `swaa`, and write it to the folder `output`.
 
-    model: a Hugging Face model directory. data: a JSON Lines or Parquet file; see `swaa_edge.finetune.data`.
-    settings: the fields of `Settings`.
-    plot_file: file for a plot of the losses. json_file: file for the outcome as a JSON document. force: replace these
-        files and the adapter if they exist.
-    on_note: called with lines for the user, such as the step that an interrupted run resumes from.
+    model: a Hugging Face model directory.
+    data: a JSON Lines or Parquet file; `swaa_edge.finetune.data` describes its records.
+    settings: values for the fields of `Settings`.
+    plot_file: file for a plot of the losses.
+    json_file: file for the outcome as a JSON document.
+    force: whether to replace the adapter, `plot_file` and `json_file` if they exist.
+    on_note: function that is called with lines for the user, such as the step that an interrupted run resumes from.
 
     Ctrl-C ends training after the current step and raises KeyboardInterrupt; the same call resumes it. Raises
     `SwaaError` if torch, transformers or PEFT is missing, and the errors of `swaa_edge.finetune.train.Run`.

@@ -73,11 +73,12 @@ class HfPrompts:
 class HfAnswerer:
     """An `Answerer` that calls `generate` of the model in `folder`, on the accelerator that torch finds or on the CPU.
 
-    sampling: temperature (0: greedy), top_p and top_k; the model's generation_config.json sets the rest, such as a
-    repetition penalty. threads: number of CPU threads, or None for torch's default. Each answer seeds torch's
-    generators.
+    sampling: temperature (0 means greedy), top_p and top_k. The model's generation_config.json sets everything else,
+        such as a repetition penalty.
+    threads: number of CPU threads, or None for torch's default.
 
-    Raises `ModelFileError` if the model can't be loaded.
+    Before each response, torch's random number generators are seeded. Raises `ModelFileError` if the model can't be
+    loaded.
     """
 
     def __init__(

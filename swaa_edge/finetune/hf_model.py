@@ -40,8 +40,10 @@ def context_length(folder: str | os.PathLike[str]) -> int | None:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether torch raised `error` because memory ran out. Torch has an error class for GPU memory, but for CPU memory
-    only a message."""
+    """Return whether torch raised `error` because memory ran out.
+
+    Torch has an error class for lack of GPU memory. Lack of CPU memory can be recognized only by the error message.
+    """
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 

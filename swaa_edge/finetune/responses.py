@@ -41,7 +41,7 @@ class Collected:
     responses: number of all responses.
     incorrect: number of responses that the scorer rejected.
     truncated: number of responses that did not end within the token limit.
-    duplicates: number of correct responses that equal a kept one.
+    duplicates: number of correct responses that equal a kept response.
     stopped: the reason why the run ended early, or None if it is complete.
     """
 
@@ -79,9 +79,9 @@ def collect(
 ) -> Collected:
     """Ask a model for responses to `records`, and keep those that `scorer` accepts.
 
-    load(n_ctx): loads the model with room for `n_ctx` tokens. The function is called only if a response is missing, and
-        the model is closed at the end.
-    settings: the fields `samples`, `keep`, `max_tokens` and `seed` are used. Each response has a seed of its own,
+    load(n_ctx): function that loads the model with room for `n_ctx` tokens. `load` is called only if a response is
+        missing, and the model is closed at the end.
+    settings: only the fields `samples`, `keep`, `max_tokens` and `seed` are used. Each response has a seed of its own,
         derived from `seed`, the record's name and the response's number, so a resumed run gives the same responses as
         an uninterrupted run.
     journal: saves responses and supplies those of an earlier run, even if `samples` and `keep` were different.

@@ -22,16 +22,21 @@ class Settings:
     """Settings for training the adapter. Rank, alpha, rsLoRA and target modules default to those of arXiv 2512.10411.
 
     lora_rank: rank of the LoRA matrices.
-    lora_alpha: scale of the LoRA matrices, which is divided by the rank, or with rslora by the rank's square root.
+    lora_alpha: scale of the LoRA matrices, before the division by the rank or its square root.
+    rslora: whether to divide lora_alpha by the square root of the rank (rsLoRA) instead of by the rank.
     lora_dropout: dropout probability of the input of the LoRA matrices.
     target_modules: names of the linear layers that get LoRA matrices.
-    epochs: number of training epochs. max_steps: number of optimizer steps, which replaces epochs if given.
-    batch_size: examples per batch. gradient_accumulation_steps: number of batches per optimizer step.
-    learning_rate: peak learning rate. warmup_ratio: fraction of the steps in which the learning rate rises to its peak,
+    epochs: number of training epochs.
+    max_steps: number of optimizer steps, which replaces epochs if given.
+    batch_size: number of examples per batch.
+    gradient_accumulation_steps: number of batches per optimizer step.
+    learning_rate: peak learning rate.
+    warmup_ratio: fraction of the steps in which the learning rate rises to its peak,
         before it falls along a cosine.
     max_length: maximum example length in tokens, or None for the model's context length. Longer examples are left out.
-    val_fraction: fraction of the examples held out to measure the validation loss. eval_steps: number of steps between
-        two validations, or None for a tenth of all steps, but at most 100. Each validation saves the training state.
+    val_fraction: fraction of the examples held out to measure the validation loss.
+    eval_steps: number of steps between two validations, or None for a tenth of all steps, but at most 100. Each
+        validation saves the training state.
     patience: number of validations without improvement after which training stops, or 0 to never stop early.
     gradient_checkpointing: whether to recompute activations to save memory.
     bf16: whether to compute in bfloat16, or None to do so if a GPU supports bfloat16.
@@ -87,8 +92,9 @@ class DistillSettings:
     samples: maximum number of responses per record, or None for 4 (1 at temperature 0).
     keep: number of correct responses to keep per record.
     max_tokens: token limit of a response; a response that does not end within this limit is not kept.
-    temperature, top_p, top_k, seed: how responses are sampled. chat: whether to use the model's chat template.
-    scorer, judge, judge_model: how responses are judged, as for `eval`; the default is the scorer "contains".
+    temperature, top_p, top_k, seed: settings for sampling the responses.
+    chat: whether to use the model's chat template.
+    scorer, judge, judge_model: settings for judging the responses, as in `eval`. The default is the scorer "contains".
     limit: maximum number of records to ask about, starting with the first.
     skip_long: whether to leave out records that exceed the context instead of raising an error.
 
@@ -113,7 +119,8 @@ class DistillSettings:
         check_judge(self.scorer, self.judge, self.judge_model)
         if self.temperature == 0 and (self.samples or 1) > 1:
             raise ConfigError(
-                f"samples = {self.samples} at temperature 0 would all be equal; use 1 sample, or a higher temperature"
+                f"samples = {self.samples} at temperature 0 would give equal responses; "
+                "use 1 sample, or a higher temperature"
             )
         if self.samples is None:
             object.__setattr__(self, "samples", SAMPLES if self.temperature else 1)

@@ -34,10 +34,13 @@ from swaa_edge.support.progress import OnProgress, duration
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """model, output, swaa: as given to `Run`; swaa holds the adapter's name too.
+    """The outcome of a training run.
 
+    model, output: the values given to `Run`.
+    swaa: the recipe given to `Run`, with the name of the adapter added.
     stopped: whether `Run.stop` ended the run early, in which case there is no adapter yet.
-    step, total: numbers of optimizer steps done and planned.
+    step: number of optimizer steps done.
+    total: number of optimizer steps planned.
     resumed: the step that this call resumed from.
     examples, val_examples: numbers of training and validation examples.
     too_long: number of records left out because they are too long.
@@ -77,8 +80,10 @@ class Outcome:
 class Run:
     """One training run; creating it checks the input and loads the model.
 
-    model: a Hugging Face model directory. data: see `swaa_edge.finetune.data`. output: the adapter's folder, created
-    if it is missing. force: replace the adapter in it, or the training state of another run.
+    model: a Hugging Face model directory.
+    data: a JSON Lines or Parquet file; `swaa_edge.finetune.data` describes its records.
+    output: the adapter's folder, which is created if it is missing.
+    force: whether to replace an adapter or the training state of another run in `output`.
 
     Raises `ModelFileError`, `DataFileError`, `ConfigError` or `UnsupportedModelError` for invalid input, and
     `OutputError` if `output` holds anything but the training state of this run.

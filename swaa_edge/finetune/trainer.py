@@ -103,7 +103,8 @@ def arguments(settings: Settings, state: Path, n_examples: int, validates: bool)
 class CheckedTrainer(transformers.Trainer):
     """A Trainer that raises an error at a NaN or infinite loss, before a step damages the weights.
 
-    resume_hint: returns text that ends the error message. more: arguments of Trainer.
+    resume_hint: function that returns the text at the end of the error message.
+    more: arguments of Trainer.
     """
 
     def __init__(self, resume_hint: Callable[[], str], **more: Any) -> None:
@@ -116,8 +117,8 @@ class CheckedTrainer(transformers.Trainer):
         loss = found[0] if isinstance(found, tuple) else found
         if not bool(torch.isfinite(loss)):
             raise TrainingError(
-                f"the loss became {loss.item()} at step {self.state.global_step + 1}; lower --learning-rate, now "
-                f"{self.args.learning_rate:g}{', or train with --no-bf16' if self.args.bf16 else ''}"
+                f"the loss became {loss.item()} at step {self.state.global_step + 1}; lower --learning-rate (now "
+                f"{self.args.learning_rate:g}){', or train with --no-bf16' if self.args.bf16 else ''}"
                 f"{self._resume_hint()}"
             )
         return found

@@ -218,7 +218,9 @@ def test_greedy_responses_are_asked_for_once(fake):
     result = run(*SMALL, "--temp", 0, "--json")
     assert json.loads(result.stdout)["settings"]["samples"] == 1 and len(Talker.asked) == 8
     result = run(*SMALL, "--temp", 0, "--samples", 2)
-    assert result.exit_code == 1 and result.stderr.startswith("Error: samples = 2 at temperature 0 would all be equal")
+    assert result.exit_code == 1 and result.stderr.startswith(
+        "Error: samples = 2 at temperature 0 would give equal responses"
+    )
 
 
 @pytest.mark.parametrize(

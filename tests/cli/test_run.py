@@ -68,16 +68,16 @@ def test_help_needs_no_library():
 @pytest.mark.parametrize(
     ("arguments", "code", "line"),
     [
-        ([], 2, "give the prompt with either -p TEXT or -f FILE (- means stdin); see swaa-edge run --help"),
+        ([], 2, 'give the prompt with either -p TEXT or -f FILE ("-" means stdin); see swaa-edge run --help'),
         (
             ["-p", "x", "-f", "y"],
             2,
-            "give the prompt with either -p TEXT or -f FILE (- means stdin); see swaa-edge run --help",
+            'give the prompt with either -p TEXT or -f FILE ("-" means stdin); see swaa-edge run --help',
         ),
         (
             ["-p", "x", "-f", "y", "-q", "z"],
             2,
-            "give the prompt with either -p TEXT or -f FILE (- means stdin); see swaa-edge run --help",
+            'give the prompt with either -p TEXT or -f FILE ("-" means stdin); see swaa-edge run --help',
         ),
         (["-p", ""], 1, "the prompt is empty; give a text to continue"),
         (["-p", "", "-q", "z"], 1, "the prompt is empty; give a text to ask about"),
@@ -85,7 +85,7 @@ def test_help_needs_no_library():
         (
             ["-p", "x", "--full-attention", "--window", "4"],
             2,
-            "--full-attention turns SWAA off; give it or SWAA settings, not both; see swaa-edge run --help",
+            "--full-attention turns SWAA off; give either --full-attention or SWAA settings; see swaa-edge run --help",
         ),
         (
             ["-p", "x", "--recipe", "qualty"],

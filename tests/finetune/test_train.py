@@ -127,7 +127,7 @@ def test_a_loss_of_nan_stops_before_it_spoils_the_weights(base, data, tmp_path, 
     monkeypatch.setattr(Trainer, "compute_loss", broken)
     with pytest.raises(
         TrainingError,
-        match=r"the loss became nan at step 6; lower --learning-rate, now 0.005; the checkpoint of step 4",
+        match=r"the loss became nan at step 6; lower --learning-rate \(now 0.005\); the checkpoint of step 4",
     ):
         run.train()
     monkeypatch.undo()

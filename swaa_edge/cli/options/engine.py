@@ -18,7 +18,10 @@ from swaa_edge.engine.settings import CACHE_TYPES, EngineSettings
 
 
 def engine_options(command: Callable[..., Any], *, lora: bool = True) -> Callable[..., Any]:
-    """Add the options for `EngineSettings` to a command, and pass them as `engine`. lora: whether to add --lora."""
+    """Add the options for `EngineSettings` to a command, which receives an `EngineSettings` as `engine`.
+
+    lora: whether to add the option --lora.
+    """
 
     @functools.wraps(command)
     def with_engine(*args: Any, **kwargs: Any) -> Any:
@@ -34,9 +37,10 @@ def engine_options(command: Callable[..., Any], *, lora: bool = True) -> Callabl
 def sampling_options(
     command: Callable[..., Any], *, default_temp: float = 0.8, default_seed: int | None = None
 ) -> Callable[..., Any]:
-    """Add the sampling options to a command, and pass it `sampling`: keyword arguments of create_completion.
+    """Add the sampling options to a command, which receives them as `sampling`, keyword arguments of create_completion.
 
-    Without --seed, the seed is `default_seed`.
+    default_temp: the temperature without --temp.
+    default_seed: the seed without --seed.
     """
 
     @functools.wraps(command)
@@ -56,7 +60,7 @@ _ENGINE_OPTIONS = [
         "n_batch",
         type=click.IntRange(1),
         metavar="N",
-        help="Logical batch size in tokens, as llama.cpp's n_batch.  [default: 512, or --ubatch if that is more]",
+        help="Logical batch size in tokens (llama.cpp's n_batch).  [default: 512, or --ubatch if that is more]",
     ),
     click.option(
         "--ubatch",
@@ -65,7 +69,7 @@ _ENGINE_OPTIONS = [
         metavar="N",
         default=EngineSettings.n_ubatch,
         show_default=True,
-        help="Physical batch size in tokens, as llama.cpp's n_ubatch.",
+        help="Physical batch size in tokens (llama.cpp's n_ubatch).",
     ),
     click.option(
         "--threads",

@@ -23,7 +23,10 @@ from swaa_edge.evaluate.scoring import SCORERS
 
 
 def eval_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of `eval`, which arrive as arguments of `evaluate.compare`, except --no-chat (as `no_chat`)."""
+    """Add the options of `eval` to a command.
+
+    The command receives them under the names of the parameters of `evaluate.compare`, except --no-chat as `no_chat`.
+    """
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
@@ -37,7 +40,7 @@ def file_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def check_options(tasks: tuple[str, ...], plot_file: str | None, heatmap_file: str | None, **options: Any) -> None:
-    """Raise `click.UsageError` for an option whose task is not given, and `ConfigError` for an unknown task."""
+    """Raise `click.UsageError` for an option without a task that uses it, and `ConfigError` for an unknown task."""
     names, files = split_tasks(tasks)
     for name in ("scorer", "judge", "judge_model", "limit", "skip_long"):
         if options[name] and not files:
@@ -90,7 +93,7 @@ _FILE_OPTIONS = [
     ),
     click.option("--judge-model", metavar="NAME", help="Name of the judge's model."),
     click.option("--limit", type=click.IntRange(1), metavar="N", help="Use only the first N questions of each file."),
-    click.option("--skip-long", is_flag=True, help="Skip questions from files if they exceed the context."),
+    click.option("--skip-long", is_flag=True, help="Skip questions from files if their prompts exceed the context."),
     force_option,
     click.option(
         "--journal",
@@ -116,9 +119,9 @@ _OPTIONS = [
         type=Numbers(int, 16, 2**31 - 1, "4096,8192"),
         metavar="N,...",
         help="Prompt lengths in tokens, chat template included.  "
-        f"[default: what the context holds, up to {PROMPT_TOKENS}]",
+        f"[default: as many as fit in the context, up to {PROMPT_TOKENS}]",
     ),
-    _setting("--samples", click.IntRange(1, 10**6), "N", "Questions per task and prompt length."),
+    _setting("--samples", click.IntRange(1, 10**6), "N", "Number of questions per task and prompt length."),
     _setting(
         "--depths",
         Numbers(float, 0, 1, "0,0.5,1"),
@@ -129,13 +132,13 @@ _OPTIONS = [
         "--style",
         click.Choice(["direct", "spoken", "both"]),
         None,
-        "Ask for the answer as the first token (direct), which prefill must find, or in a sentence (spoken), which "
-        "decode can find.",
+        "direct: ask for the answer as the first token, so that prefill must find it. spoken: ask for the answer in a "
+        "sentence, so that decode can find it.",
     ),
     _setting("--beyond", click.IntRange(0), "N", "Hide facts at least N tokens before the end of the prompt."),
-    _setting("--needles", int, "N", "Needles per multi-needle prompt."),
-    _setting("--pairs", int, "N", "Key-value pairs per kv prompt."),
-    _setting("--hops", int, "N", "Facts per chain."),
+    _setting("--needles", int, "N", "Number of needles per prompt of the task multi-needle."),
+    _setting("--pairs", int, "N", "Number of key-value pairs per prompt of the task kv."),
+    _setting("--hops", int, "N", "Number of facts per chain in the task chain."),
     _setting("--seed", int, "N", "Random seed of the questions."),
     click.option(
         "--haystack",
@@ -143,7 +146,9 @@ _OPTIONS = [
         help="UTF-8 text in which the facts are hidden.  [default: Python's language reference, built in]",
     ),
     _setting("--max-tokens", click.IntRange(1), "N", "Maximum number of tokens per answer."),
-    click.option("--text", metavar="FILE", help=f"UTF-8 text for the task {PERPLEXITY}.  [default: the haystack]"),
+    click.option(
+        "--text", metavar="FILE", help=f"UTF-8 text for the task {PERPLEXITY}.  [default: the text of --haystack]"
+    ),
     click.option(
         "--configs",
         metavar="NAME,...",
@@ -152,7 +157,7 @@ _OPTIONS = [
         f"[default: {FILE} if it has settings, else {','.join(DEFAULT)}]",
     ),
     json_option,
-    click.option("--plot", "plot_file", metavar="FILE.png", help="Plot accuracy over prefill speed-up."),
+    click.option("--plot", "plot_file", metavar="FILE.png", help="Plot accuracy against prefill speed-up."),
     click.option(
         "--heatmap", "heatmap_file", metavar="FILE.png", help="Plot needle accuracy by depth and prompt length."
     ),

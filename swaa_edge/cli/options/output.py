@@ -22,7 +22,7 @@ progress_option = click.option(
     "--progress/--no-progress", default=None, help="Show progress on stderr.  [default: if stderr is a terminal]"
 )
 json_option = click.option(
-    "--json", "json_file", metavar="FILE", help="Write the results as one JSON document; - means stdout."
+    "--json", "json_file", metavar="FILE", help='Write the results as one JSON document; "-" means stdout.'
 )
 #: For commands whose result goes to stdout anyway.
 json_flag = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
@@ -30,7 +30,10 @@ force_option = click.option("--force", is_flag=True, help="Overwrite existing ou
 
 
 def run_shown(function: Callable[..., Any], *args: Any, progress: bool | None, **options: Any) -> Any:
-    """Call `function`, showing its progress and notes on stderr. progress: the value of `progress_option`."""
+    """Call `function` and show its progress and notes on stderr.
+
+    progress: the value of the option that `progress_option` adds.
+    """
     with progress_bar(progress) as on_progress:
         return function(*args, on_progress=on_progress, on_note=lambda line: click.echo(line, err=True), **options)
 

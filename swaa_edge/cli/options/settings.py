@@ -13,7 +13,12 @@ import click
 
 
 def setting_option(settings: type, flag: str, kind: Any, metavar: str | None, text: str) -> Callable[..., Any]:
-    """The option `flag`, of type `kind`, for the field of `settings` with the same name. text: the option's help."""
+    """Return a click option for the field of `settings` that has the name of the option.
+
+    flag: name of the option, such as --seed.
+    kind: click type of the option.
+    text: help text of the option, without the default value.
+    """
     default = getattr(settings, flag.removeprefix("--").replace("-", "_"))
     shown = (
         ",".join(part if isinstance(part, str) else f"{part:g}" for part in default)

@@ -25,9 +25,12 @@ from swaa_edge.support.table import table
 
 @dataclasses.dataclass(frozen=True)
 class Chosen:
-    """The SWAA options of a command line. base: the configuration of --recipe or --config.
+    """The SWAA options of a command line.
 
-    changes: values of single options, by field of `SwaaConfig`. Raises `click.UsageError` if options exclude each
+    base: the configuration from --recipe or --config, or None.
+    changes: the values of the other options, by field of `SwaaConfig`.
+
+    Raises `click.UsageError` if options exclude each
     other, and `ConfigError` for a wrong value.
     """
 
@@ -78,7 +81,7 @@ def swaa_options_or_full(command: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(command)
     def with_choice(*args: Any, swaa: SwaaConfig | None, full_attention: bool, **kwargs: Any) -> Any:
         if full_attention and swaa is not None:
-            raise click.UsageError("--full-attention turns SWAA off; give it or SWAA settings, not both")
+            raise click.UsageError("--full-attention turns SWAA off; give either --full-attention or SWAA settings")
         return command(*args, swaa=FULL_ATTENTION if full_attention else swaa, **kwargs)
 
     help_text = "Run full attention and ignore the SWAA keys in the file."
@@ -148,6 +151,6 @@ _OPTIONS = [
         "tail_count",
         type=int,
         metavar="N",
-        help="Tail T: the last T tokens of a prompt see all tokens, in layers with FA decode.  [default: 0]",
+        help="Tail T: in layers with FA decode, the last T tokens of a prompt see all tokens.  [default: 0]",
     ),
 ]
