@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def check(given: argparse.Namespace, found: tools.Tools) -> dict[str, Any]:
-    """Build and run the tests for every -march in `given`, and judge the results; returns the document of `--json`."""
+    """Build and run the tests for every -march in `given`, and judge the results; return the document for `--json`."""
     work = given.work.resolve()
     facts = commit(ROOT, "patches")
     export(ROOT, work / "tree")

@@ -41,18 +41,26 @@ class Tools:
 
 
 def processor(march: str) -> str:
-    """The processor that qemu emulates for a -march."""
+    """Return the name of the processor that qemu emulates for this value of -march."""
     return LEVELS.get(march, "max")
 
 
 def compiler(which: Callable[[str], str | None], tool: str) -> str | None:
-    """Path of the cross `gcc` or `g++`: the one without a version in its name, or else the newest."""
+    """Return the path of the cross compiler `tool` (gcc or g++), or None.
+
+    A compiler without a version in its name is preferred; otherwise, the newest version is chosen.
+    """
     names = [f"aarch64-linux-gnu-{tool}", *(f"aarch64-linux-gnu-{tool}-{version}" for version in _VERSIONS)]
     return next(filter(None, map(which, names)), None)
 
 
 def find(which: Callable[[str], str | None] | None = None) -> Tools:
-    """Find all tools; raises `MissingTools`. which: function that returns a program's path by its name."""
+    """Find all tools.
+
+    which: function that returns the path of a program, given its name.
+
+    Raises `MissingTools`, which names the packages to install.
+    """
     which = which or functools.partial(shutil.which, path=building.search_path())
     cc, cxx, objdump = compiler(which, "gcc"), compiler(which, "g++"), which("aarch64-linux-gnu-objdump")
     qemu = which("qemu-aarch64") or which("qemu-aarch64-static")

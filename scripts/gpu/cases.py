@@ -1,8 +1,14 @@
 """The end-to-end cases of the GPU check, in the syntax of tests/support/oracle/grid.py, chosen to reveal kernel errors.
 
-The cases cover head sizes 64, 80, 96, 128 and 256, one KV head for up to four query heads, windows and sinks that end
-at or near block edges, prompts longer than a batch, ubatches that are not a multiple of a tile, several sequences in
-one cache or in streams, and every policy and KV type.
+The cases cover:
+
+- head sizes 64, 80, 96, 128 and 256;
+- one KV head for up to four query heads;
+- windows and sinks that end at or near block edges;
+- prompts longer than a batch;
+- ubatches that are not a multiple of a tile;
+- several sequences, in a unified cache or with one stream per sequence;
+- every policy and every KV type.
 
     for line in CASES: Case.parse(line)
 """

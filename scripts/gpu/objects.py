@@ -1,9 +1,9 @@
 """A compiler launcher that lets two builds share object files.
 
 The patched and the unpatched llama.cpp have most source files in common, and compiling a CUDA source takes up to a
-minute. An object file is reused under two conditions: the compiler and its arguments, including those in response
-files, are the same; and all source files and headers in the tree or the build folder, as listed by the compiler, have
-the same content. Paths are compared relative to the tree and the build folder. System headers are ignored, since both
+minute. An object file is reused if two things are the same: first, the compiler and its arguments, including those in
+response files; second, the content of all source files and headers that the compiler lists in the tree or the build
+folder. Paths are compared relative to the tree and the build folder. System headers are ignored, since both
 builds run on one machine. This module uses only the standard library.
 
     cmake ... "-DCMAKE_CUDA_COMPILER_LAUNCHER=python3;objects.py;CACHE_FOLDER;TREE;BUILD_FOLDER"

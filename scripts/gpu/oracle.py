@@ -1,6 +1,6 @@
 """Compares the engine's logits on the GPU machine with the oracle's logits, which were computed during packing.
 
-`prepare` needs torch and transformers, `check` needs the GPU. The archive holds a selection of each case's rows of
+`prepare` needs torch and transformers; only `check` needs the GPU. The archive holds a selection of each case's rows of
 logits: all decoded rows, the first rows after edges (such as the window's end), and a sample of the others. The archive
 also holds logits under full attention: a GPU multiplies in TF32 or half precision, so the error of full attention shows
 how much of a case's error is rounding.

@@ -125,7 +125,7 @@ def _built(folders: Mapping[str, Path]) -> Iterator[tuple[str, bytes]]:
 
 
 def _sources(root: Path, all_kernels: bool) -> tuple[dict[str, bytes], dict[str, str]]:
-    """The sources of both trees, where a file that is the same in both is a link.
+    """Collect the source files of both trees; a file that is the same in both trees becomes a link.
 
     Returns {path in the archive: content} of the files, and {path in the archive: path it links to} of the links.
     """

@@ -41,7 +41,9 @@ class OutOfTime(Exception):
 def execute(command: Sequence[str], seconds: float = math.inf, **options: Any) -> tuple[int | None, str, str]:
     """Run a command for at most `seconds`; returns its exit code (None if it was killed), stdout and stderr.
 
-    The command gets a process group of its own, so that its child processes, such as compilers, are killed with it.
+    The command gets a process group of its own, so killing the command also kills its child processes, such as
+    compilers.
+
     options: arguments of Popen.
     """
     child = subprocess.Popen(command, text=True, errors="replace", start_new_session=True, **options)

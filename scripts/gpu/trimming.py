@@ -1,8 +1,9 @@
 """Leaves kernel instances out of a CUDA tree, so that the tree compiles in minutes instead of half an hour.
 
 The unpatched library is only timed, so its flash attention is needed only for the head size of the timed models.
-Quantized matrix products are needed only for the types of the models. A kernel that is left out still links: its
-function aborts with a message, so it cannot be measured by mistake. The other kernels are upstream's unchanged source.
+Quantized matrix products are needed only for the types of the models. A left-out kernel is replaced by a
+function that aborts with a message, so the program links, and nobody measures a missing kernel by mistake. The other
+kernels stay unchanged.
 
     smaller = trim(tree, heads=(128,), matrices=("Q8_0", "Q4_0"))
 """
@@ -66,7 +67,7 @@ def trim(
 
 
 def _without_products(text: str) -> str:
-    """An mmq instance file with functions that abort instead of multiplying."""
+    """Return the text of an mmq instance file whose functions abort instead of multiplying."""
     lines = "".join(
         f"template void mul_mat_q_case<{arguments}{', GGML_PREC_Q4' if macro.endswith('_W4A4') else ''}>"
         "(ggml_backend_cuda_context &, const mmq_args &, cudaStream_t);\n"

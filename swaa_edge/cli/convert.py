@@ -48,8 +48,8 @@ def convert(
     """Convert a Hugging Face model directory to GGUF, with SWAA keys.
 
     The weights must be safetensors files of an architecture that llama.cpp's converter supports. Without SWAA settings,
-    the result is a plain GGUF, to which annotate can add settings later. An adapter that was trained under a recipe
-    provides the settings, and other settings are refused.
+    the result is a plain GGUF, to which annotate can add settings later. If an adapter was trained under a recipe,
+    the recipe provides the settings, and other settings are refused.
 
     \b
     swaa-edge convert Qwen3-4B -o qwen3-4b.gguf --quantize Q4_K_M --recipe balanced

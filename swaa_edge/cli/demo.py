@@ -32,8 +32,9 @@ def demo(
     """Show what SWAA costs and gains, in a minute, on a small model.
 
     The model ships with the package and was trained to find facts anywhere in its context of 2,048 tokens. The
-    model answers the same questions under full attention, a bare sliding window, each recipe, and the layers that
-    calibrate chooses. The table shows the accuracy and the prefill time of each configuration.
+    model answers the same questions under full attention, with only a sliding window, with each recipe, and with full
+    attention in the layers that calibrate chooses. The table shows the accuracy and the prefill time of each
+    configuration.
 
     \b
     swaa-edge demo

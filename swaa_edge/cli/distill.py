@@ -58,8 +58,8 @@ def distill(
 
     MODEL is a GGUF, or a Hugging Face model directory (which needs torch). The model runs under full
     attention, even if the file has SWAA settings. The model answers each record until --keep responses are correct, at
-    most --samples times. After Ctrl-C, the same command resumes the run, and the options --samples, --keep,
-    --limit and --scorer may differ.
+    most --samples times. After Ctrl-C, the same command resumes the run, even if --samples, --keep,
+    --limit or --scorer has changed.
 
     \b
     swaa-edge distill model.gguf --data questions.jsonl -o data.jsonl

@@ -32,10 +32,10 @@ def evaluate(
 ) -> None:
     """Compare long-context accuracy and speed of full attention and SWAA configurations.
 
-    Every configuration answers the same questions. Built-in tasks hide facts in prose; prompts have exactly
-    --prompt-tokens tokens. After Ctrl-C, the same command resumes the run. Configurations take turns if the copies of
-    the model together take at most 1 GiB of memory, and run one after the other otherwise. An adapter (--lora) that was
-    trained under a recipe is by default compared with full attention without the adapter.
+    Every configuration answers the same questions. Built-in tasks hide facts in prose, and their prompts have
+    exactly --prompt-tokens tokens. After Ctrl-C, the same command resumes the run. If the copies of the model
+    together take at most 1 GiB of memory, the configurations take turns; otherwise, they run one after another. By
+    default, an adapter (--lora) that was trained under a recipe is compared with full attention without the adapter.
 
     \b
     swaa-edge eval model.gguf --task needle,kv --prompt-tokens 4096,8192 --json eval.json --plot eval.png

@@ -82,7 +82,7 @@ def finetune(
 ) -> None:
     """Train a LoRA adapter under the SWAA mask.
 
-    In training, prompts use the attention mask of prefill in the engine, and answers use the mask of decode. Only
+    In training, prompts use the engine's attention mask for prefill, and answers use its mask for decode. Only
     answer tokens contribute to the loss. `distill` creates training data from the model's own responses. The adapter
     stores its recipe. `convert --lora DIR` merges the adapter into a GGUF model, or with --adapter-only converts the
     adapter alone. After Ctrl-C, the same command resumes the run.

@@ -5,8 +5,8 @@
 
 A record of the JSON Lines or Parquet file has one of these forms:
 
-- prompt, answer: strings; an optional question is appended to the prompt, as in the files that `eval` reads. `distill`
-writes such files. If the answer is a list, its first element is used.
+- prompt, answer: strings; an optional question is appended to the prompt, as in the files that `eval` reads and
+`distill` writes. If the answer is a list, its first element is used.
 - messages: a conversation, a list of {"role", "content"}; the model learns every response of the assistant.
 
 Prompts and messages are formatted with the model's chat template. A response is tokenized as the engine would have

@@ -79,7 +79,7 @@ def finetune(
 
 
 def _train(run: Run, on_progress: OnProgress | None, on_note: Callable[[str], object]) -> Outcome:
-    """Train to the end or until Ctrl-C; the first Ctrl-C lets the current step finish, a second one does not."""
+    """Train to the end or until Ctrl-C; the first Ctrl-C lets the current step finish, and a second Ctrl-C does not."""
     outcome = None
 
     def stop() -> None:

@@ -37,7 +37,8 @@ class AdapterFolder:
     def check(self, key: dict[str, Any], force: bool = False) -> None:
         """Raise `OutputError` if the folder holds anything other than the training state of the run with this key.
 
-        force: delete the state of another run, and leave an adapter or other files for `save` to replace.
+        force: whether to accept any content instead. The training state of another run is then deleted here, and `save`
+            replaces an adapter or other files.
         """
         run = self.path / STATE / _RUN
         stored = _read(run)
@@ -56,7 +57,10 @@ class AdapterFolder:
             raise OutputError(f"{self.path} is not empty; choose another folder, or write into it with --force")
 
     def open(self, key: dict[str, Any]) -> Path:
-        """Create the folder for the training state of the run with this key, unless it exists. Raises `OutputError`."""
+        """Create the folder for the training state of the run with this key, unless it exists; return its path.
+
+        Raises `OutputError` if the folder can't be written.
+        """
         state = self.path / STATE
         try:
             state.mkdir(parents=True, exist_ok=True)
@@ -66,8 +70,10 @@ class AdapterFolder:
         return state
 
     def last_checkpoint(self) -> Checkpoint | None:
-        """The last complete checkpoint; a checkpoint is complete if it has trainer_state.json, which Trainer writes
-        last."""
+        """Return the last complete checkpoint, or None.
+
+        A checkpoint is complete if it has the file trainer_state.json, which Trainer writes last.
+        """
         found = [
             Checkpoint(int(folder.name.rpartition("-")[2]), folder)
             for folder in (self.path / STATE).glob("checkpoint-*")
@@ -76,7 +82,7 @@ class AdapterFolder:
         return max(found, default=None)
 
     def resume_hint(self) -> str:
-        """The end of an error line, which names the checkpoint to resume from, or "" if there is none."""
+        """Return the end of an error line, which names the checkpoint to resume from; "" if there is no checkpoint."""
         last = self.last_checkpoint()
         return "" if last is None else f"; the checkpoint of step {last.step} is kept; the same command resumes from it"
 

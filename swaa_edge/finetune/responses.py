@@ -1,15 +1,15 @@
 """Self-distillation data: the model's own correct responses to long prompts, under full attention.
 
-Training under a sliding window should teach a model only to work with the window. The model's own responses achieve
-this, since they are already in its style. The authors of SWAA (arXiv 2512.10411) make their data this way.
+Training under a sliding window should teach a model only to work with the window. The model's own responses are
+suitable, since they are already in its style. The authors of SWAA (arXiv 2512.10411) make their data this way.
 
     load = lambda n_ctx: LlamaAnswerer(SwaaLlama("model.gguf", swaa=False, n_ctx=n_ctx), max_tokens=1024, sampling={})
     collected = collect(load, read_samples("questions.jsonl", prompts), contains, DistillSettings())
     collected.lines
 
-The model answers each record up to `samples` times, until `keep` responses are correct. The first correct responses are
-kept, so an easy record costs a single response. Keeping the shortest responses would teach the model to be brief. All
-responses are sampled, because greedy responses of reasoning models tend to repeat themselves.
+The model answers each record until `keep` responses are correct, at most `samples` times. The first correct responses
+are kept, so an easy record costs a single response. Keeping the shortest responses would teach the model to be brief.
+All responses are sampled, because greedy responses of reasoning models tend to repeat themselves.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def collect(
 def _until_correct(
     run: _Run, record: Sample, settings: DistillSettings, kept: set[str], found: Collected
 ) -> Iterator[int]:
-    """Add a record's responses to `found`, and yield each response's number before the model is asked.
+    """Collect a record's responses in `found`; yield the number of each response before the model is asked for it.
 
     kept: identities of the kept responses to all records.
     """
@@ -150,14 +150,14 @@ def seed_of(seed: int, name: str, number: int) -> int:
 
 
 def prompt_digest(record: Sample) -> str:
-    """Identity of a record: its name, prompt, question and reference answers."""
+    """Return a hash of a record's name, prompt, question and reference answers, which identifies the record."""
     found = hashlib.sha256(json.dumps([record.name, record.answers, record.question]).encode())
     found.update(record.prompt.tobytes())
     return found.hexdigest()[:16]
 
 
 class _Run:
-    """Responses from the journal or from a model, which is loaded when the first response is missing."""
+    """Supplies responses from the journal, or from a model that is loaded only when a response is missing."""
 
     def __init__(
         self, load: Callable[[], Answerer], scorer: Scorer, settings: DistillSettings, journal: Journal
@@ -167,7 +167,11 @@ class _Run:
         self._known = {(entry.get("record"), entry.get("sample")): entry for entry in journal.records}
 
     def response(self, record: Sample, digest: str, number: int) -> Record:
-        """Response `number` to a record with this digest, as a dictionary with "response", "ended" and "correct"."""
+        """Return a response to `record` as a dictionary with "response", "ended" and "correct", among other keys.
+
+        digest: the digest of the record.
+        number: the number of the response, from 0.
+        """
         entry = self._known.get((digest, number))
         if entry is not None and entry.get("scored_by") == self._scored_by:
             return entry
@@ -182,5 +186,5 @@ class _Run:
 
 
 def write_lines(lines: Iterable[Mapping[str, Any]]) -> str:
-    """The training data as JSON Lines, in the form that `finetune` reads."""
+    """Return the training data as JSON Lines, in the form that `finetune` reads."""
     return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)

@@ -129,7 +129,7 @@ class DistillSettings:
 
     @property
     def scored_by(self) -> str:
-        """Identity of the scorer."""
+        """A text that identifies the scorer, or the judge and its model."""
         return f"{self.judge} {self.judge_model}" if self.judge else self.scorer or ""
 
     @property

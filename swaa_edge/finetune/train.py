@@ -4,7 +4,8 @@
     outcome = run.train(on_progress=print)
 
 The adapter's folder gets the recipe and the identity of the base model (`files.lora_training`). Until training ends,
-the folder also holds the training state in `training`, from which the same call resumes an interrupted run.
+the folder also holds the training state, in the subfolder `training`. The same call resumes an interrupted run from
+this state.
 """
 
 from __future__ import annotations
