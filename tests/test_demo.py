@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from support import ROOT
 from swaa_edge import SwaaConfig
 from swaa_edge.cli import cli
+from swaa_edge.evaluate.table import speed_up
 
 TASKS = ("needle", "multi-needle", "kv", "chain")
 
@@ -65,8 +66,8 @@ def test_what_the_demo_shows_is_so(tmp_path, monkeypatch):
     assert 2 / 8 <= rows["fast, no tail"]["accuracy"] <= 6 / 8
     timed = report["long_prompt"]
     assert (timed["prompt_tokens"], timed["config"]) == (4096, "fast")
-    assert timed["prefill_ratio"] == timed["full_seconds"] / timed["seconds"] > 1
-    end = f", and evaluates a prompt of 4,096 tokens at a speed-up of {timed['prefill_ratio']:.2f}x."
+    assert timed["prefill_ratio"] == timed["full_seconds"] / timed["seconds"]
+    end = f", and evaluates a prompt of 4,096 tokens at a {speed_up(timed['prefill_ratio'])}."
     assert report["conclusion"].startswith("fast keeps ") and report["conclusion"].endswith(end)
     assert plot.read_bytes().startswith(b"\x89PNG") and plot.stat().st_size > 10_000
     assert list((tmp_path / "cache").rglob("*.jsonl")) == []

@@ -144,7 +144,7 @@ def same_bits(folder: Path, ours: Path, theirs: Path, lines: Sequence[str], *, g
     with Engine(ours, own_kernels=False) as our, Engine(theirs) as their:
         for line in lines:
             case = Case.parse(line)
-            fed = schedule(dataclasses.replace(case, phases="auto"))
+            fed = schedule(dataclasses.replace(case, boundary="auto"))
             row: dict[str, Any] = {"case": line, "problems": []}
             try:
                 first, again = (_bits(_run(their, folder, case, fed, {}, gpu)) for _ in range(2))
