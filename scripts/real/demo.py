@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Show what a window takes from a real model's text, and what sinks, FA decode and a dense tail bring back.
+"""Show what a real model can no longer answer with a bare window, and what sinks, FA decode and a dense tail restore.
 
     scripts/real/demo.py    # after scripts/real/fetch.py; some seconds
 
-The model reads story.txt, 420 tokens, with a window of 256 tokens. It answers a question about the beginning, and it
-continues a line from the beginning that the prompt repeats. Sampling is greedy.
+The prompt is story.txt, which has 420 tokens; the window has 256 tokens. The model answers a question about the
+beginning of the story. It also continues a line from the beginning, which the prompt repeats at its end. Sampling is
+greedy.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ CONFIGURATIONS: dict[str, Configuration] = {
 
 
 def texts(model: Path, swaa: Configuration, threads: int | None = None) -> tuple[str, str]:
-    """The answer to `QUESTION`, and the continuation of `REPEATED`, under the settings `swaa`."""
+    """Return the answer to `QUESTION` and the continuation of `REPEATED` under the settings `swaa`."""
     with contextlib.closing(EngineSettings(n_threads=threads, n_gpu_layers=0).load(model, swaa=swaa, n_ctx=512)) as llm:
         message = {"role": "user", "content": f"{STORY}\n{QUESTION}"}
         answer = llm.create_chat_completion([message], max_tokens=24, temperature=0.0)
@@ -56,7 +57,9 @@ def report(threads: int | None = None) -> Iterator[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), metavar="N", help="CPU threads (default: all)")
+    parser.add_argument(
+        "--threads", type=int, default=os.cpu_count(), metavar="N", help="CPU threads (default: all cores)"
+    )
     try:
         for part in report(parser.parse_args(arguments).threads):
             print(part, flush=True)

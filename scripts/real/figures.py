@@ -1,8 +1,8 @@
-"""What the page says about a cell, from the raw results: means, and intervals by bootstrap over documents.
+"""Computes the figures of docs/results-real.md from the raw results: means, with bootstrap intervals over documents.
 
     figures = Figures(document); figures.excess(2048, "sinks + FA decode @ 256", 128, "passages")
 
-Questions about one document are not independent, so whole documents are drawn, with replacement.
+Questions about one document are not independent, so each bootstrap sample draws whole documents, with replacement.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FULL = "full @ None"
 
 
 class Value(NamedTuple):
-    """A figure and its 95 % interval."""
+    """A figure with the ends of its 95 % interval."""
 
     value: float
     low: float
@@ -28,7 +28,7 @@ class Value(NamedTuple):
 
 
 class Figures:
-    """The figures of a document of measure.py."""
+    """The figures of one JSON document of results that measure.py wrote."""
 
     def __init__(self, document: dict[str, Any]) -> None:
         self.document = document
@@ -52,29 +52,35 @@ class Figures:
         return [int(tail) for tail in self.rows[length, row]["pairs"]]
 
     def cells(self, length: int, window: int) -> list[tuple[str, int]]:
-        """Row and tail of each line of a table: full attention, then rows of this window, fewer strategies first."""
+        """Return the row and tail of each line of the table for this window.
+
+        Full attention comes first, then rows with fewer strategies before rows with more, and calibrated rows last.
+        """
         rows = [row for (at, row), about in self.rows.items() if at == length and about["window"] == window]
         rows.sort(key=lambda row: (row.startswith("calibrated"), row.count(" + "), not row.startswith("naive")))
         return [(row, tail) for row in (FULL, *rows) for tail in self.tails(length, row)]
 
     def decodes(self, length: int, row: str) -> bool:
-        """Whether the row has FA decode, so that a tail has an effect."""
+        """Return whether the row has FA decode, without which a tail has no effect."""
         swaa = self.rows[length, row]["swaa"]
         return bool(swaa and swaa["fa_decode"])
 
     def named(self, length: int, config: str, window: int | None) -> str | None:
-        """The row of this configuration and window, if it was measured."""
+        """Return the row of this configuration and window, or None if it was not measured."""
         row = f"{config} @ {window}"
         return row if (length, row) in self.rows else None
 
     def loss(self, length: int, row: str, tail: int, task: str) -> Value:
-        """Nats per token."""
+        """Return the mean loss in nats per token."""
         nll, tokens = self._nll(length, row, tail, task), self._tokens(length, task)
         draws = _draws(len(nll))
         return _value(nll.sum() / tokens.sum(), nll[draws].sum(axis=1) / tokens[draws].sum(axis=1))
 
     def excess(self, length: int, row: str, tail: int, task: str) -> Value:
-        """The loss above full attention's, as a fraction of what a bare window of the same size adds."""
+        """Return the loss that the row adds to full attention's, as a fraction of the loss that a bare window adds.
+
+        The bare window has the same size as the row's.
+        """
         naive = f"naive @ {self.rows[length, row]['window']}"
         full, bare, own = (self._nll(length, name, at, task) for name, at in ((FULL, 0), (naive, 0), (row, tail)))
         draws = _draws(len(full))
@@ -82,13 +88,13 @@ class Figures:
         return _value((own - full).sum() / (bare - full).sum(), over)
 
     def apart(self, length: int, one: tuple[str, int], other: tuple[str, int], task: str) -> Value:
-        """The loss of one row and tail above that of another, in nats per token."""
+        """Return the loss of `one` minus the loss of `other`, in nats per token; each is a row and a tail."""
         over, tokens = self._nll(length, *one, task) - self._nll(length, *other, task), self._tokens(length, task)
         draws = _draws(len(over))
         return _value(over.sum() / tokens.sum(), over[draws].sum(axis=1) / tokens[draws].sum(axis=1))
 
     def exact(self, length: int, row: str, tail: int, task: str) -> Value:
-        """The fraction of the scored tokens that the model predicts."""
+        """Return the fraction of the scored tokens that the model predicts correctly."""
         hits, tokens = (
             np.array([sum(each) for each in self._cell(length, row, tail, task)["hits"]]),
             self._tokens(length, task),
@@ -97,7 +103,10 @@ class Figures:
         return _value(hits.sum() / tokens.sum(), hits[draws].sum(axis=1) / tokens[draws].sum(axis=1))
 
     def facts(self, length: int, row: str, tail: int) -> tuple[int, int, Value]:
-        """The facts that full attention gets right: how many the row gets right, of how many, and Wilson's interval."""
+        """Score the row on the facts for which full attention gives the correct value.
+
+        Returns how many of these facts the row gets right, how many there are, and the fraction with Wilson's interval.
+        """
         known = self._right(length, FULL, 0)
         own = [mine for mine, full in zip(self._right(length, row, tail), known, strict=True) if full]
         low, high = wilson(sum(own), len(own))
@@ -107,14 +116,17 @@ class Figures:
         return sum(map(len, self._scored[length, task]))
 
     def prefill(self, length: int, row: str) -> float:
-        """Speed-up over full attention: the median over the documents."""
+        """Return the speed-up of the prefill over full attention: the median over the documents."""
         return statistics.median(self.rows[length, row]["prefill"])
 
     def pairs(self, length: int, row: str, tail: int) -> float:
         return self.rows[length, row]["pairs"][str(tail)]
 
     def text(self, length: int, row: str) -> dict[str, Any] | None:
-        """Perplexity and KL: of text without decode, so that FA decode changes nothing."""
+        """Return the row's perplexity and KL divergence, or None if they were not measured.
+
+        The text is all prompt, so FA decode has no effect, and the values are those of the same row without FA decode.
+        """
         config, _, window = row.partition(" @ ")
         plain = " + ".join(part for part in config.split(" + ") if part != "FA decode") or "naive"
         return self._texts.get((length, f"{plain} @ {window}"))
@@ -130,7 +142,7 @@ class Figures:
         return self._cells[length, row, tail, task]
 
     def _nll(self, length: int, row: str, tail: int, task: str) -> np.ndarray:
-        """Nats per document."""
+        """Return the loss of each document in nats, summed over its questions."""
         return np.array([sum(each) for each in self._cell(length, row, tail, task)["nll"]])
 
     def _tokens(self, length: int, task: str) -> np.ndarray:
@@ -139,7 +151,7 @@ class Figures:
 
 @functools.cache
 def _draws(count: int) -> np.ndarray:
-    """Documents drawn with replacement: [DRAWS, count], always the same."""
+    """Return the bootstrap samples: [DRAWS, count] document numbers, drawn with replacement from a fixed seed."""
     return np.random.default_rng(0).integers(0, count, (DRAWS, count))
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measure what each strategy of SWAA costs and brings on a real model, and write docs/results-real.md.
+"""Measure how each strategy of SWAA changes accuracy and speed on a real model, and write docs/results-real.md.
 
 scripts/real/measure.py --plan     # the cells and the expected time
 scripts/real/measure.py --quick    # the headline in about a minute, printed only
@@ -8,7 +8,7 @@ scripts/real/measure.py --first 10 # only the first rows of the plan, on ten doc
 scripts/real/measure.py --write    # docs/results-real.md from it
 scripts/real/measure.py --check    # fails if that page is stale
 
-The model is SmolLM2-135M-Instruct (scripts/real/fetch.py fetches it), the texts are those of this machine.
+The model is SmolLM2-135M-Instruct, which scripts/real/fetch.py fetches. The texts come from this machine (corpus.py).
 """
 
 from __future__ import annotations
@@ -52,7 +52,10 @@ def measure(threads: int, first: int | None = None) -> None:
 
 
 def dumped(document: dict) -> str:
-    """The document as JSON with one line per entry of its lists, so that it is short and its changes can be read."""
+    """Return the document as JSON in which each element of a top-level list is one line.
+
+    This keeps the file short and its diffs readable.
+    """
     lines = []
     for key, value in document.items():
         text = json.dumps(value)
@@ -71,7 +74,7 @@ def write(threads: int) -> None:
 
 
 def check(threads: int = 0) -> None:
-    """Fail if the page is stale."""
+    """Exit with an error if docs/results-real.md is stale."""
     if PAGE.read_text(encoding="utf-8") != page(_committed()):
         sys.exit("docs/results-real.md is stale: scripts/real/measure.py --write")
 
@@ -81,7 +84,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     action = parser.add_mutually_exclusive_group()
     for name, function in (("plan", show_plan), ("quick", quick), ("write", write), ("check", check)):
         action.add_argument(f"--{name}", dest="action", action="store_const", const=function, default=measure)
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), metavar="N", help="default: all cores")
+    parser.add_argument(
+        "--threads", type=int, default=os.cpu_count(), metavar="N", help="CPU threads (default: all cores)"
+    )
     action.add_argument("--first", type=int, metavar="N")
     given = parser.parse_args(arguments)
     try:

@@ -1,4 +1,4 @@
-"""The text of docs/results-real.md: tables of the figures that measure.py measured, and sentences made from them.
+"""Writes the text of docs/results-real.md: tables of the figures that measure.py measured, and sentences with them.
 
 text = page(document)
 """
@@ -19,7 +19,10 @@ _CALLED = {row: name for name, row in RECIPES.items()}
 
 
 def page(document: dict[str, Any]) -> str:
-    """The text of docs/results-real.md for a document of measure.py."""
+    """Return the text of docs/results-real.md.
+
+    document: the results that measure.py wrote.
+    """
     figures, settings = Figures(document), document["settings"]
     return _PAGE.format(
         model=document["model"] | {"sha256": document["model"]["sha256"][:16]},
@@ -42,24 +45,30 @@ _PAGE = """\
 
 <!-- Written by scripts/real/measure.py from docs/results/real.json; edit neither. -->
 
-SmolLM2-135M-Instruct (`{model[file]}`, {model[layers]} layers, trained for 8,192 tokens) reads documents
-of real English, Python's language reference and Debian's manuals, under every configuration, through the engine,
-without training. The window is a sixteenth or an eighth of the context; the sinks are the first {sinks} tokens. The
-text that a question asks for is always further from the end of the prompt than the window reaches.
+SmolLM2-135M-Instruct (`{model[file]}`, {model[layers]} layers, trained for 8,192 tokens) answers questions about
+documents of real English text under every configuration, in the engine and without fine-tuning. The documents are made
+from Python's language reference and Debian's manuals. The window is a sixteenth or an eighth of the context; the sinks
+are the first {sinks} tokens. The text that a question asks about always lies further from the end of the prompt than
+the window reaches.
 
-- *passages*: the prompt ends with the first {cue} tokens of a passage of the document; the loss of the passage's next
-  {scored} tokens in nats per token. *exact*: the fraction of these tokens that the model predicts. *shuffled*: the same
-  loss for a planted passage of shuffled tokens, which the model can only copy.
-- *excess*: the loss added to that of full attention, as a fraction of what a bare window of the same size adds.
-- *facts*: a sentence hidden in the document, asked for through the chat template; the model sees the beginning of the
-  right response and must continue it with the name or number. Only facts that full attention gets right count.
-- *KL*: divergence from full attention on other text, docstrings of Python's library, all of it read as a prompt, so
-  that FA decode and the tail make no difference.
-- *pairs*: query-key pairs that the prefill computes, as a fraction of full attention's. *prefill*: speed-up over full
-  attention when reading the document, which the tail follows; median over the documents, the configurations taking
-  turns, on {machine[cpu]} ({threads} threads). So small a model spends much of its time outside attention.
+- *passages*: the prompt ends with the first {cue} tokens of a passage of the document. The figure is the model's loss
+  on the passage's next {scored} tokens, in nats per token.
+- *exact*: the fraction of these tokens that the model predicts correctly.
+- *shuffled*: the same loss for a planted passage of shuffled tokens, which the model can predict only by copying.
+- *excess*: the loss that a configuration adds to full attention's, as a fraction of the loss that a bare window of the
+  same size adds.
+- *facts*: the question is about a sentence hidden in the document, and is asked through the chat template. The prompt
+  includes the beginning of the correct response, which the model must continue with the name or number. A fact counts
+  only if full attention continues it correctly.
+- *KL*: the KL divergence from full attention on another text, the docstrings of Python's library. All tokens of this
+  text are prompt tokens, so FA decode and the tail have no effect.
+- *pairs*: the number of query-key pairs that the prefill computes, as a fraction of full attention's.
+- *prefill*: the speed-up over full attention for prefilling the document without a tail: the median over the documents.
+  The configurations took turns on each document, on {machine[cpu]} ({threads} threads). Such a small model spends much
+  of its time outside attention.
 
-Brackets and ± are 95 % intervals: by bootstrap over the documents, Wilson's for facts; ± for KL is one standard error.
+Brackets and ± give 95 % intervals by bootstrap over the documents; for facts they give Wilson intervals. For KL, ± is
+one standard error.
 
 {summary}
 
@@ -67,7 +76,8 @@ Brackets and ± are 95 % intervals: by bootstrap over the documents, Wilson's fo
 
 ## What the tail brings
 
-The last T tokens of the prompt see the whole document in layers with FA decode. Excess over full attention:
+In layers with FA decode, the last T tokens of the prompt attend to the whole document. The table gives the excess for
+each T:
 
 {tails}
 
@@ -82,7 +92,7 @@ scripts/real/fetch.py && scripts/real/measure.py && scripts/real/measure.py --wr
 ```
 
 Commit `{commit}`; model sha256 `{model[sha256]}`.
-Texts: {corpus}. Other versions of Python and other Debian packages have other texts, and give other figures.
+Texts: {corpus}. Other versions of Python and of Debian's packages contain other texts, so their figures differ.
 """
 
 
@@ -93,7 +103,8 @@ def _tables(figures: Figures) -> Iterator[str]:
         known = figures.facts(length, FULL, 0)[1]
         yield (
             f"## {length:,} tokens\n\n{documents} documents with {asked} passages of each kind and "
-            f"{figures.asked(length, 'facts')} facts, of which full attention gets {known} right and which count."
+            f"{figures.asked(length, 'facts')} facts. Full attention continues {known} of these facts correctly; only "
+            "these facts count."
         )
         for window in figures.windows(length):
             yield f"### Window {window}\n\n" + "\n".join(_table(figures, length, window))
@@ -152,7 +163,10 @@ def _plus_minus(value: Value) -> str:
 
 
 def _summary(figures: Figures) -> Iterator[str]:
-    """What the figures decide: the damage, the strategies one by one, and the best configuration of each length."""
+    """Yield a summary for each length and window, and a last line about each strategy alone.
+
+    The summary gives the loss that a bare window adds and the best configuration.
+    """
     for length in figures.lengths:
         for window in figures.windows(length):
             full, naive = (figures.loss(length, row, 0, "passages").value for row in (FULL, f"naive @ {window}"))
@@ -164,8 +178,8 @@ def _summary(figures: Figures) -> Iterator[str]:
             excess = _percent(figures.excess(length, *best, "passages"))
             yield textwrap.fill(
                 f"- {length:,} tokens, window {window}: a bare window raises the loss on far passages from {full:.2f} "
-                f"to {naive:.2f}. {name}{_with(best[1])} leaves least of that, {excess}, for "
-                f"{figures.pairs(length, *best):.0%} of the query-key pairs.",
+                f"to {naive:.2f}. {name}{_with(best[1])} leaves the least of this increase, {excess}, "
+                f"with {figures.pairs(length, *best):.0%} of the query-key pairs.",
                 120,
                 subsequent_indent="  ",
             )
@@ -188,7 +202,7 @@ def _with(tail: int) -> str:
 
 
 def _tails(figures: Figures, tails: list[int]) -> Iterator[str]:
-    """A line per row that was measured with every T, and task."""
+    """Yield one line of the table for each task of each row that was measured with every T."""
     yield f"| configuration | tokens | window | asked | {' | '.join(f'T {tail}' for tail in tails)} |"
     yield "|" + "---|" * (4 + len(tails))
     for (length, row), about in figures.rows.items():
@@ -203,9 +217,10 @@ def _calibrated(figures: Figures) -> Iterator[str]:
     chosen = figures.document["calibration"]
     settings = figures.document["settings"]["calibration"]
     yield textwrap.fill(
-        f"`calibrate` read {settings['documents']} other documents of {settings['length']:,} tokens with a tail of "
-        f"{settings['tail']}. The layers that it keeps in full attention, beside every fourth and every second layer, "
-        f"all with sinks, FA decode and a tail of {TAIL}; excess on far passages:",
+        f"`calibrate` measured losses on {settings['documents']} other documents of {settings['length']:,} tokens, "
+        f"with a tail of {settings['tail']}. The table compares the layers that it keeps in full attention with every "
+        f"fourth and every second layer, all with sinks, FA decode and a tail of {TAIL}. "
+        "It gives the excess on far passages:",
         120,
     )
     lengths = [length for length in figures.lengths if figures.named(length, "calibrated quarter greedy", length // 16)]
@@ -224,7 +239,10 @@ def _calibrated(figures: Figures) -> Iterator[str]:
 
 
 def _verdicts(figures: Figures, lengths: list[int]) -> Iterator[str]:
-    """Whether the greedy choice beats the periodic one of its size, by the interval of the difference."""
+    """Yield sentences on whether the layers that `greedy` chose beat as many periodic layers.
+
+    A choice beats the other if the interval of their difference excludes 0.
+    """
     for size, rival in (("quarter", RECIPES["balanced"]), ("half", RECIPES["quality"])):
         for length in lengths:
             mine = figures.named(length, f"calibrated {size} greedy", length // 16)
@@ -241,14 +259,14 @@ def _verdicts(figures: Figures, lengths: list[int]) -> Iterator[str]:
             )
             yield ""
             yield textwrap.fill(
-                f"At {length:,} tokens the greedy {size} is {verdict} the periodic one, by their difference of "
-                f"{apart.value:+.3f} nats per token [{apart.low:+.3f}, {apart.high:+.3f}].",
+                f"At {length:,} tokens, the greedy {size} of the layers is {verdict} the periodic {size}: its loss is "
+                f"different by {apart.value:+.3f} nats per token [{apart.low:+.3f}, {apart.high:+.3f}].",
                 120,
             )
 
 
 def quick_table(document: dict[str, Any]) -> str:
-    """The table of a short run, for a terminal."""
+    """Return the table of a short run for a terminal."""
     figures = Figures(document)
     length = figures.lengths[0]
     window = figures.windows(length)[0]
@@ -263,6 +281,7 @@ def quick_table(document: dict[str, Any]) -> str:
         rows.append([*cells, f"{right}/{count}", f"{figures.prefill(length, row):.2f}x"])
     return (
         f"SmolLM2-135M-Instruct, {length:,} tokens, window {window}\n\n{table(rows)}\n\n"
-        f"Loss in nats per token of {figures.asked(length, 'passages')} passages that stand far back; excess: the part "
-        "of a bare window's damage that is left.\nDetails, intervals and longer prompts: docs/results-real.md"
+        f"passages, shuffled: loss in nats per token on {figures.asked(length, 'passages')} far passages of each kind\n"
+        "excess: the fraction of the loss added by a bare window that remains\n"
+        "Details, intervals and longer prompts: docs/results-real.md"
     )

@@ -1,9 +1,10 @@
-"""The engine's part of measure.py: each document is read once per configuration and asked everything.
+"""Runs the engine for measure.py: prefills each document once per configuration and then asks all its questions.
 
     measure_stage(stage, documents, load, journal, on_progress)
 
-The rows of a stage are loaded together and take turns document by document, so that their times are comparable. One
-record per document and row goes into the journal; an interrupted run loses at most the one that it was measuring.
+All rows of a stage stay loaded, and each document is measured under every row before the next document, so that the
+times are comparable. The journal gets one record per document and row; an interrupted run loses at most the record that
+it was measuring.
 """
 
 from __future__ import annotations
@@ -30,19 +31,19 @@ OnDocument = Callable[[Record], object]
 
 
 def place(length: int, row: Row, document: Document) -> tuple[int, str, str]:
-    """What identifies a record."""
+    """Return the key of a record: the prompt length, the row's key and the document's name."""
     return length, row.key, document.name
 
 
 def measured(records: Sequence[Record]) -> dict[tuple[int, str, str], Record]:
-    """The records with answers, by place."""
+    """Return the records that contain answers, by the key from `place`."""
     return {(each["length"], each["row"], each["document"]): each for each in records if each["answers"]}
 
 
 def measure_stage(
     stage: Stage, documents: Sequence[Document], load: Load, journal: Journal, on_document: OnDocument | None = None
 ) -> None:
-    """Measure every row on every document unless the journal has it. Raises KeyboardInterrupt after Ctrl-C."""
+    """Measure each row on each document, unless the journal has the record. Raises KeyboardInterrupt after Ctrl-C."""
     with contextlib.ExitStack() as stack:
         llms: dict[str, SwaaLlama] = {}
         for document in documents:
@@ -64,7 +65,10 @@ def measure_stage(
 
 
 def _read(llm: SwaaLlama, row: Row, document: Document, asked: bool) -> Record:
-    """Seconds of reading the document, and for each tail the figures of every question."""
+    """Prefill the document. Returns the seconds of the prefill and, for each tail, the results of all questions.
+
+    asked: False to skip the questions.
+    """
     from swaa_edge.native import NEVER
 
     llm.reset()
@@ -78,7 +82,7 @@ def _read(llm: SwaaLlama, row: Row, document: Document, asked: bool) -> Record:
 
 
 def ask(llm: SwaaLlama, document: Document, question: Question, tail_count: int) -> tuple[float, int]:
-    """The loss of the scored tokens in nats, and how many of them the model predicts."""
+    """Return the summed loss of the scored tokens in nats, and how many of them the model predicts correctly."""
     losses: list[float] = []
     hits: list[bool] = []
 

@@ -1,8 +1,8 @@
-"""The run behind docs/results-real.md: stages, calibration and perplexity, put together into one document.
+"""Measures the stages, the calibration and the perplexity for docs/results-real.md, as one JSON document.
 
     document = measure_all(threads=2, committed=None)      # scripts/real/measure.py
 
-Everything that is measured is kept in build/real-*.jsonl, from which the same command continues.
+Results are kept in build/real-*.jsonl, so the same command resumes an interrupted run.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ CALIBRATION = {"length": 1024, "documents": 2, "part": 70, "asked": 2, "tail": 3
 
 
 class Real:
-    """The model, its texts and the engine."""
+    """The model, the texts that it is measured on, and the engine's settings."""
 
     def __init__(self, threads: int) -> None:
         self.path = real_model().q8_0
@@ -57,13 +57,13 @@ class Real:
         return self.engine.load(self.path, swaa=swaa, n_ctx=n_ctx)
 
     def documents(self, length: int, count: int, prompts: Prompts, asked: int = 5) -> list[Document]:
-        """Documents of Python's reference and Debian's manuals in turn."""
+        """Return `count` documents, made in turn from Python's reference and from Debian's manuals."""
         read = {name: text for name, text in self.texts.items() if name != "docstrings"}
         return build(length, count, prompts, read, 4 if length == 8192 else asked)
 
 
 def plan_table(threads: int) -> str:
-    """The cells and the expected time on `threads` threads."""
+    """Return the plan as a table, with the time that each row is expected to take on `threads` threads."""
     rows: list[Sequence[str]] = [("prompt", "window", "configuration", "tails", "documents", "minutes")]
     total = 0.0
     chosen = {f"{size} {method}": range(count) for size, count in KEPT.items() for method in ("greedy", "nll")}
@@ -92,7 +92,10 @@ def expected(stage: Stage) -> float:
 
 
 def _calibration_seconds() -> float:
-    """Greedy adds layers from the best candidates, exchanges one, and nll ranks all 30."""
+    """Return the seconds that both calibrations are expected to take on one thread.
+
+    The method nll ranks all 30 layers. The method greedy adds layers from the best candidates and exchanges one layer.
+    """
     keep, pool = KEPT["half"], CALIBRATION["candidates"]
     choices = 30 + sum(pool - at for at in range(keep)) + 2 * keep + 33
     one = Stage(CALIBRATION["length"], CALIBRATION["documents"], [Row("", SwaaConfig(128), (CALIBRATION["tail"],))])
@@ -100,7 +103,10 @@ def _calibration_seconds() -> float:
 
 
 def measure_quick(threads: int, asked: int = 3) -> dict[str, Any]:
-    """The document of a short run: one length, few samples. asked: as for `build`."""
+    """Measure one length with few samples, and return the document.
+
+    asked: as in `tasks.build`.
+    """
     real, stage = Real(threads), quick()
     with Prompts(real.path) as prompts:
         documents = real.documents(stage.length, stage.documents, prompts, asked)
@@ -110,15 +116,17 @@ def measure_quick(threads: int, asked: int = 3) -> dict[str, Any]:
 
 
 def measure_all(threads: int, committed: Mapping[str, Any] | None, first: int | None = None) -> dict[str, Any]:
-    """Measure everything that the journals lack.
+    """Measure everything that is missing from the journals, and return the document.
 
     committed: the document of an earlier run, whose texts are compared with those of this machine.
-    first: number of documents of the first stage to measure, and nothing else; None for the whole plan.
+    first: measure only this number of documents, and only the first stage; None measures the whole plan.
     """
     real = Real(threads)
     hashes = fingerprints(real.texts)
     if committed and committed["corpus"] != hashes:
-        print("These texts differ from those of the committed results; so will the figures.", file=sys.stderr)
+        print(
+            "This machine's texts differ from those of the committed results, and so will the figures.", file=sys.stderr
+        )
     with Prompts(real.path) as prompts:
         documents = {length: real.documents(length, count, prompts) for length, count in DOCUMENTS.items()}
         source = {"docstrings": real.texts["docstrings"]}
@@ -149,7 +157,10 @@ def measure_all(threads: int, committed: Mapping[str, Any] | None, first: int | 
 
 
 def _calibrate(real: Real, documents: Sequence[Document], key: Mapping[str, Any]) -> dict[str, tuple[list[int], float]]:
-    """The layers that each method keeps, by size and method, and the loss with them; on documents of their own."""
+    """Return the layers that calibration chose and the loss with them, by the names of size and method.
+
+    documents: the documents for calibration, which are not used in any stage.
+    """
     cases = [document.case(question) for document in documents for question in document.questions]
     cases = [Case(f"{at}", case.prompt, case.answer) for at, case in enumerate(cases)]
     base = SwaaConfig(CALIBRATION["length"] // 8, SINKS, "none", True, CALIBRATION["tail"])
@@ -187,7 +198,7 @@ def _finished(stopped: Stopped) -> None:
 def _document(
     real: Real, documents: Mapping[int, Sequence[Document]], stages: Sequence[Stage], records: Sequence[Record]
 ) -> dict[str, Any]:
-    """The raw results as plain JSON values."""
+    """Return the raw results as plain JSON values."""
     known, times = measured(records), ratios(records)
     rows, cells = [], []
     unique = {(stage.length, row.key): (stage.length, row) for stage in stages for row in stage.rows}
@@ -227,9 +238,10 @@ def _document(
 
 
 def ratios(records: Sequence[Record]) -> dict[tuple[int, str], list[float]]:
-    """Full attention's reading time over each row's own, document by document, by length and row.
+    """Return each row's prefill speed-ups over full attention, one per document, by length and row.
 
-    Full attention was read shortly before: its record is the last one of that document.
+    The time of full attention is that of its latest record for the document, measured shortly before the row.
+
     """
     found: dict[tuple[int, str], list[float]] = {}
     full: dict[tuple[int, str], float] = {}
@@ -242,7 +254,7 @@ def ratios(records: Sequence[Record]) -> dict[tuple[int, str], list[float]]:
 
 
 def _pairs(row: Row, tail: int, length: int, real: Real) -> float:
-    """The query-key pairs that a prefill computes, as a fraction of full attention's."""
+    """Return the number of query-key pairs that a prefill computes, as a fraction of full attention's."""
     swaa = dataclasses.replace(row.swaa, tail_count=tail) if row.swaa else None
     return round(1 / bound(Line(0.0, 1.0), swaa, length, length, [1] * real.model.n_layers), 4)
 

