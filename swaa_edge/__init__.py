@@ -1,4 +1,4 @@
-"""swaa-edge makes long prompts fast on laptops by sliding-window attention adaptation, without pretraining.
+"""swaa-edge makes long prompts fast on laptops: it runs full-attention models under sliding-window attention.
 
 from swaa_edge import SwaaConfig, SwaaLlama
 llm = SwaaLlama("model.gguf", swaa=SwaaConfig.from_recipe("balanced"), n_ctx=32768)

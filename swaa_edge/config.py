@@ -1,4 +1,4 @@
-"""SWAA settings: which layers slide, how far they see, and which decode with full attention.
+"""SWAA settings: which layers slide, how far they see, and which layers decode with full attention.
 
 Every tool and the engine take the settings as one frozen, hashable object, which is validated when it is created.
 
@@ -40,14 +40,15 @@ class SwaaConfig:
     fa_layers: the layers that keep full attention (FA): a list of layer indices from 0, a slice
         "start:stop:step" over the layers with Python's rules (negative numbers count from the end),
         "none" or "all". A list can't hold negative indices. The value is stored as text or as a sorted tuple.
-    fa_decode: which sliding layers decode with full attention, given as True (all), False (none) or the layers in any
-        form that `fa_layers` takes; FA layers among them are ignored. The value is stored as a bool, text or tuple.
+    fa_decode: the sliding layers that decode with full attention, given as True (all), False (none) or the layers in
+        any form that `fa_layers` takes; FA layers in the list are ignored. The value is stored as a bool, text or
+        tuple.
     tail_count: the number T of tokens at the end of a prompt that attend like decode tokens, so that a question at the
         end sees the whole document; from 0 to 2**31 - 1. The tail has no effect in layers without FA decode.
-    recipe: name of the preset, or "custom". adapter: name of the fine-tune in the weights, if any. Comparisons ignore
-        both.
+    recipe: name of the preset, or "custom"; ignored when settings are compared.
+    adapter: name of the fine-tune that is merged into the weights, if any; ignored when settings are compared.
 
-    Raises `ConfigError` naming the setting, its value and the limit.
+    Raises `ConfigError`, whose message names the setting, its value and the limit.
     """
 
     window_size: int
@@ -76,8 +77,8 @@ class SwaaConfig:
         return self.window_size + self.sink_count
 
     def sliding_layers(self, n_layers: int) -> list[bool]:
-        """One bool per layer of a model with `n_layers` layers, true for sliding layers and false for full-attention
-        layers.
+        """Return one bool per layer of a model with `n_layers` layers: true for a sliding layer, false for a
+        full-attention layer.
 
         Raises `ConfigError` if `fa_layers` names a layer that the model doesn't have.
         """
@@ -85,7 +86,7 @@ class SwaaConfig:
         return [layer not in full for layer in range(n_layers)]
 
     def fa_decode_layers(self, n_layers: int) -> list[bool]:
-        """One bool per layer, true for layers that slide in prefill but use full attention in decode.
+        """Return one bool per layer, true for layers that slide in prefill but use full attention in decode.
 
         Raises `ConfigError` if `fa_layers` or `fa_decode` names a layer that the model doesn't have.
         """
@@ -96,7 +97,7 @@ class SwaaConfig:
         return [slides and layer in full for layer, slides in enumerate(sliding)]
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as plain JSON values, which `from_dict` reads back."""
+        """Return the settings as plain JSON values, which `from_dict` reads back."""
         settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
 
@@ -112,12 +113,13 @@ class SwaaConfig:
         recipe: str = CUSTOM,
         adapter: str | None = None,
     ) -> SwaaConfig:
-        """Settings from one bool per layer, the form that GGUF files and the engine use.
+        """Create settings from one bool per layer, the form that GGUF files and the engine use.
 
         sliding: for each layer, whether it slides.
-        fa_decode: for each layer, whether it decodes with full attention (FA); ignored for layers that don't slide. The
-            result lists layers by index, but the result's `fa_decode` is a bool if all sliding layers have the same
-            value.
+        fa_decode: for each layer, whether it decodes with full attention (FA); ignored for layers that don't slide.
+
+        In the result, `fa_layers` and `fa_decode` are tuples of layer indices; but `fa_decode` is a bool if all sliding
+        layers agree.
         """
         decode = tuple(layer for layer, slides in enumerate(sliding) if slides and fa_decode[layer])
         return cls(
@@ -132,7 +134,8 @@ class SwaaConfig:
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> SwaaConfig:
-        """Settings from a mapping whose keys are our field names, the SWAA paper's names, or a consistent mix of both.
+        """Create settings from a mapping whose keys are our field names, the SWAA paper's names, or a mix without
+        contradictions.
 
         The paper's keys are sliding_window_size, keep_first, force_fa_decode and non_sliding_layers. Only the window
         size is required. Raises `ConfigError`.
@@ -150,7 +153,8 @@ class SwaaConfig:
             if name in chosen and _normal(name, chosen[name][1]) != _normal(name, value):
                 first, other = chosen[name]
                 raise ConfigError(
-                    f"{first} = {shown(other)} contradicts {key} = {shown(value)}: they are the same setting; give one"
+                    f"{first} = {shown(other)} contradicts {key} = {shown(value)}: "
+                    "they are the same setting; give only one"
                 )
             chosen.setdefault(name, (key, value))
         if "window_size" not in chosen:
@@ -159,7 +163,7 @@ class SwaaConfig:
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> SwaaConfig:
-        """Settings from a JSON file that holds one object, with the keys that `from_dict` takes. Raises
+        """Read settings from a JSON file that holds one object, with the keys that `from_dict` takes. Raises
         `ConfigError`."""
         try:
             with open(path, encoding="utf-8") as file:
@@ -173,14 +177,14 @@ class SwaaConfig:
 
     @classmethod
     def from_recipe(cls, name: str) -> SwaaConfig:
-        """The preset called `name`, one of `RECIPES`. Raises `ConfigError` for an unknown name."""
+        """Return the preset called `name`, one of `RECIPES`. Raises `ConfigError` for an unknown name."""
         if not isinstance(name, str) or name not in RECIPES:
             raise ConfigError(_unknown(f"recipe {shown(name)}", name, list(RECIPES)))
         return RECIPES[name].config
 
     @classmethod
     def from_gguf(cls, path: str | os.PathLike[str]) -> SwaaConfig:
-        """The settings in a GGUF file, with `fa_layers` as an explicit tuple of layers.
+        """Read the settings in a GGUF file, with `fa_layers` as an explicit tuple of layers.
 
         Raises `ModelFileError` if the file is not a valid GGUF or its SWAA keys are missing or wrong.
         For a file without SWAA keys, `swaa_edge.metadata.read_swaa` returns None instead.
@@ -243,12 +247,13 @@ TAIL = 128
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """A preset and its published figures (Qwen3-4B, arXiv 2512.10411), which are only printed, not used in any
+    """A preset and its published figures (Qwen3-4B, arXiv 2512.10411), which are printed but not used in any
     computation.
 
     The figures were published for the same settings without a tail.
 
-    accuracy: accuracy on LongMemEval with 24k tokens, in percent, of the thinking model and of the instruct model.
+    accuracy: accuracy in percent on LongMemEval with 24k tokens, first of the thinking model and then of the instruct
+        model.
     accuracy_lora: the same accuracies with the authors' LoRA adapter.
     seconds: time for a prompt of 128k tokens and 512 generated tokens.
     """

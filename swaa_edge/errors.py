@@ -13,7 +13,7 @@ class SwaaError(Exception):
 
 
 class ConfigError(SwaaError, ValueError):
-    """A setting is out of range, of the wrong type, or contradicts another setting."""
+    """A setting is out of range, has the wrong type, or contradicts another setting."""
 
 
 class ModelFileError(SwaaError, ValueError):
@@ -21,7 +21,7 @@ class ModelFileError(SwaaError, ValueError):
 
 
 class DataFileError(SwaaError, ValueError):
-    """A data file can't be read, or one of its records is invalid; the message names its line."""
+    """A data file can't be read, or one of its records is invalid; the message names the record's line."""
 
 
 class UnsupportedModelError(SwaaError, ValueError):
@@ -33,7 +33,7 @@ class OutputError(SwaaError, OSError):
 
 
 class NativeLibraryError(SwaaError, RuntimeError):
-    """The patched llama.cpp library is missing, has the wrong version, or another llama.cpp library is already
+    """The patched llama.cpp library is missing or has the wrong version, or another llama.cpp library is already
     loaded."""
 
 

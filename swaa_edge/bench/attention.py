@@ -3,11 +3,11 @@
     report = bench_attention("model.gguf", quick=True, baseline="build/baseline/lib"); print(report)
 
 The KV cache is f16 or q8_0. The compared sides take turns, as in `bench`. Each turn prefills a prompt and decodes
-tokens after it, and then decodes tokens after a prompt of only `SHALLOW` tokens in the same process. The cost of
-attention over the long prompt is the difference between the times per decoded token after the two prompts. The
-attention time of a prefill is the part of each ubatch's time that grows with the number of visible keys (bound.py). The
-memory bandwidth is measured right after each turn, because it limits decoding (bandwidth.py). Each figure is defined in
-docs/bench.md.
+tokens after it, and then does the same with a prompt of only `SHALLOW` tokens in the same process. A token takes longer
+to decode after the long prompt than after the short one, and the difference is the cost of attention over the long
+prompt. The attention time of a prefill is the part of each ubatch's time that grows with the number of visible keys
+(bound.py). The memory bandwidth is measured right after each turn, because it limits decoding (bandwidth.py). Each
+figure is defined in docs/bench.md.
 """
 
 from __future__ import annotations
@@ -52,15 +52,16 @@ def bench_attention(
     baseline: str | os.PathLike[str] | None = None,
     on_progress: OnProgress | None = None,
 ) -> AttentionReport:
-    """Time attention on the CPU for prompts of the given lengths.
+    """Time attention on the CPU for prompts of the given lengths. Errors and interrupted runs are handled as in
+    `bench`.
 
-    model, decode: as in `bench`. Early ends and errors are also as in `bench`.
+    model, decode: as in `bench`.
     configs: the SWAA configurations to time with our kernels and with llama.cpp's, or None for full attention only.
     prompt_tokens: prompt lengths, or None for `LENGTHS` (`QUICK_LENGTHS` with quick) up to the context length.
     quick: run five rounds, or as many as fit into 270 seconds, and skip llama.cpp's kernels on a q8_0 cache.
     repeat: rounds per length, or None for 3 (5 with quick).
-    engine: n_threads = None uses every core in prefill and decode. The engine's cache type is ignored, since each side
-        has its own; nothing runs on a GPU.
+    engine: the settings for loading the model. If n_threads is None, prefill and decode use every core. The cache type
+        is ignored, since each side has its own, and nothing runs on a GPU.
     baseline: folder of an unpatched build of the same llama.cpp, which becomes the reference. Without a baseline, the
         reference is the patched library with llama.cpp's own kernels (GGML_CPU_FATTN=0).
     """

@@ -46,9 +46,12 @@ class Side:
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """The times of one turn. deep: the prefill of the prompt and the decoding after it, in a context of n_ctx tokens.
-    shallow: the decoding after a few tokens. read_gb_s: the memory bandwidth right after the turn, in 1e9 bytes per
-    second."""
+    """The times of one turn.
+
+    deep: the times of the prompt's prefill and of the decoding after it, in a context of n_ctx tokens.
+    shallow: the times for a prompt of only a few tokens and the decoding after it.
+    read_gb_s: the memory bandwidth right after the turn, in 1e9 bytes per second.
+    """
 
     deep: Timing
     shallow: Timing
@@ -60,8 +63,8 @@ class Sample:
 class AttentionReport(Run):
     """The samples so far: one per round for each pair (side, prompt length).
 
-    reference: the library that runs llama.cpp's own attention. skipped: one line for each measurement that was left
-        out, with the reason.
+    reference: the library that runs llama.cpp's own attention.
+    skipped: one line for each measurement that was left out, with the reason.
     """
 
     reference: str
@@ -89,7 +92,7 @@ class AttentionReport(Run):
         return [self._figures(side, length, sample) for sample in self.samples.get((side, length), [])]
 
     def _figures(self, side: Side, length: int, sample: Sample) -> Figures:
-        """The figures of one round; a figure is None if the times don't determine it."""
+        """Return the figures of one round; a figure is None if it can't be computed from the times."""
         engine, times = self.work.engine, sample.deep.ubatch_seconds
         prefill, token = sum(times), statistics.median(sample.deep.decode_seconds)
         more = token - statistics.median(sample.shallow.decode_seconds)
@@ -113,7 +116,7 @@ class AttentionReport(Run):
         }
 
     def ratios(self) -> dict[str, Any]:
-        """Return the ratios. A ratio above 1 means that our kernels are faster, and None that a side was not measured.
+        """Return the ratios. A ratio is None if one of its sides was not measured.
 
         ratio_depth: prompt length at which the next three ratios are measured.
         decode_vs_no_flash: our decoding speed divided by the reference's decoding speed without flash attention, both
@@ -124,8 +127,8 @@ class AttentionReport(Run):
         decode_ratio: like decode_vs_no_flash, for each prompt length and each of our cache types.
         decode_bandwidth_share: for each cache type, the bytes of K and V read per second at the longest prompt, as a
             fraction of the memory bandwidth.
-        swaa: two ratios for each configuration: our speed divided by the reference's speed under full attention, and
-            our speed divided by the speed of llama.cpp's kernels under the same configuration.
+        swaa: for each configuration and prompt length, our speed in prefill and in decode, divided by the reference's
+            speed under full attention, and divided by the speed of llama.cpp's kernels under the same configuration.
         """
         ours = {kind: Side(PATCHED, cache_type=kind) for kind in ("f16", "q8_0")}
         no_flash, flash = Side(self.reference, flash_attn=False), Side(self.reference)

@@ -1,9 +1,9 @@
-"""The memory bandwidth of this machine at this moment, which is the upper limit for decoding.
+"""Measure the current memory bandwidth of this machine, which limits the speed of decoding.
 
     bandwidth(threads=8)   # 1e9 bytes per second
 
 Decoding reads all weights and all of K and V for each token, so memory limits it. A machine's bandwidth changes within
-seconds (clocks, heat, other programs), so `bench_attention` measures it right after each decoding. Memory is read by
+seconds (clocks, heat, other programs), so `bench_attention` measures it at the end of each turn. Memory is read by
 computing NumPy's maximum of floats, which does little besides reading and releases Python's lock. On the machines
 tried, a C++ loop was not faster.
 """
@@ -20,9 +20,9 @@ _WINDOWS = 5
 
 
 def bandwidth(threads: int, *, size: int = _BYTES, seconds: float = 0.04) -> float:
-    """Return the memory bandwidth in 1e9 bytes per second, while `threads` threads repeatedly read `size` bytes. The
-    result is the median of five time windows of `seconds` seconds each, measured after one more window in which the
-    processor's clocks settle.
+    """Return the memory bandwidth in 1e9 bytes per second, measured while `threads` threads repeatedly read `size`
+    bytes. The result is the median of five time windows of `seconds` seconds each. One more window before them, which
+    doesn't count, lets the processor's clocks settle.
     """
     import numpy as np
 

@@ -1,9 +1,9 @@
 """The bound on a configuration's prefill speed-up, which `bench` prints beside the measured speed-up.
 
-A sliding layer saves at most the time of the attention that it leaves out. The cost of attention depends on the model
-and the machine, so the bound is computed from the measured times of the patched library under full attention, not from
-a count of operations. Full attention and the configuration run the same kernels, so a measured speed-up can exceed the
-bound only by noise.
+A sliding layer can save no more than the time that attention to the keys outside its window would take. The cost of
+attention depends on the model and the machine, so the bound is computed from the measured times of the patched library
+under full attention, not from a count of operations. Full attention and the configuration run the same kernels, so a
+measured speed-up can exceed the bound only by noise.
 
     line = fit_line(ubatch_seconds, n_ubatch=512)
     best = bound(line, config, n_tokens=8192, n_ubatch=512, heads=[16] * 4)
@@ -35,19 +35,21 @@ class Line:
 
 
 def visible_full(start: int, count: int) -> float:
-    """The mean number of keys that `count` queries from position `start` see under full attention."""
+    """Return the mean number of keys that the `count` queries from position `start` on see under full attention."""
     return start + (count + 1) / 2
 
 
 def visible_sliding(start: int, count: int, reach: int) -> float:
-    """The mean number of keys that `count` queries from position `start` see in a sliding layer; reach: the number of
-    window and sink tokens together."""
+    """Return the mean number of keys that the `count` queries from position `start` on see in a sliding layer.
+
+    reach: the number of window and sink tokens together.
+    """
     growing = range(min(start + 1, reach), min(start + count + 1, reach))
     return (sum(growing) + reach * (count - len(growing))) / max(count, 1)
 
 
 def ubatches(n_tokens: int, n_ubatch: int) -> Iterator[tuple[int, int]]:
-    """The ubatches of a prompt, each as (first position, number of tokens)."""
+    """Yield the ubatches of a prompt, each as (first position, number of tokens)."""
     for start in range(0, n_tokens, n_ubatch):
         yield start, min(n_ubatch, n_tokens - start)
 
@@ -55,9 +57,9 @@ def ubatches(n_tokens: int, n_ubatch: int) -> Iterator[tuple[int, int]]:
 def fit_line(seconds: Sequence[float], n_ubatch: int) -> Line | None:
     """Fit a line to the times of full ubatches, listed from position 0, by least squares of relative errors.
 
-    With absolute errors, the slow late ubatches alone would determine the line, and its value at position 0, which
-    decides the bound of a long prompt, would be uncertain. Returns None if there are fewer than three times, or if the
-    times don't grow.
+    With absolute errors, the slow late ubatches alone would determine the line. Its value at position 0, which decides
+    the bound of a long prompt, would then be uncertain. Returns None if there are fewer than three times, or if the
+    fitted a or b is not positive.
     """
     import numpy as np
 
@@ -70,9 +72,11 @@ def fit_line(seconds: Sequence[float], n_ubatch: int) -> Line | None:
 
 
 def prefill_seconds(line: Line, config: SwaaConfig | None, n_tokens: int, n_ubatch: int, heads: Sequence[int]) -> float:
-    """The seconds of a prefill under `config`, if attention time is proportional to the number of visible keys.
+    """Return the seconds that a prefill under `config` takes if attention time is proportional to the number of visible
+    keys.
 
-    config: settings, or None for full attention. heads: the number of query heads of each layer.
+    config: settings, or None for full attention.
+    heads: the number of query heads of each layer.
     """
     slides = _fraction(heads, config.sliding_layers(len(heads))) if config else 0.0
     with_tail = _fraction(heads, config.fa_decode_layers(len(heads))) if config else 0.0
@@ -93,16 +97,17 @@ def _fraction(heads: Sequence[int], chosen: Sequence[bool]) -> float:
 
 
 def bound(line: Line, config: SwaaConfig | None, n_tokens: int, n_ubatch: int, heads: Sequence[int]) -> float:
-    """The highest possible prefill speed-up of `config`, above 1 for prompts longer than window and sinks together."""
+    """Return the highest possible prefill speed-up of `config`; it is above 1 if the prompt is longer than window and
+    sinks together."""
     full = prefill_seconds(line, None, n_tokens, n_ubatch, heads)
     return full / prefill_seconds(line, config, n_tokens, n_ubatch, heads)
 
 
 def attention_seconds(line: Line, n_tokens: int, n_ubatch: int) -> float:
-    """The seconds that a full-attention prefill spends on attention."""
+    """Return the seconds that a full-attention prefill spends on attention."""
     return prefill_seconds(dataclasses.replace(line, a=0.0), None, n_tokens, n_ubatch, [1])
 
 
 def attention_fraction(line: Line, n_tokens: int, n_ubatch: int) -> float:
-    """The fraction of a full-attention prefill's time that is spent on attention, from 0 to 1."""
+    """Return the fraction of a full-attention prefill's time that is spent on attention, from 0 to 1."""
     return attention_seconds(line, n_tokens, n_ubatch) / prefill_seconds(line, None, n_tokens, n_ubatch, [1])

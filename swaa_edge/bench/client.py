@@ -43,8 +43,9 @@ main(sys.argv[1])
 class Job:
     """One measurement: prefill `tokens`, then decode `decode` more tokens, one at a time.
 
-    engine: settings whose n_ubatch does not exceed their n_batch. overrides: llama.cpp's kv_overrides. flash_attn:
-        whether to use flash attention; False is allowed only under full attention with an f16 cache.
+    engine: settings whose n_ubatch does not exceed their n_batch.
+    overrides: llama.cpp's kv_overrides.
+    flash_attn: whether to use flash attention; False is allowed only under full attention with an f16 cache.
     """
 
     model: str
@@ -56,8 +57,8 @@ class Job:
 
     @property
     def n_ctx(self) -> int:
-        """The context size that the job needs, or the engine's if that is larger, rounded up to whole blocks of
-        cells."""
+        """The context size that the job needs, or the n_ctx of `engine` if that is larger, rounded up to whole blocks
+        of cells."""
         # The warm-up takes a ubatch and one token.
         warm_up = min(len(self.tokens), self.engine.n_ubatch) + 1
         return round_up(max(len(self.tokens) + self.decode, warm_up, self.engine.n_ctx or 0))
@@ -73,7 +74,8 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Result of a job: seconds of each ubatch and of each decoded token, and bytes of the context's buffers.
+    """The result of a job: the seconds of each ubatch and of each decoded token, and the bytes of the context's
+    buffers.
 
     cpu_seconds: processor time of the whole prefill, over all threads. In a run without a GPU, a value below the number
         of threads times the prefill's seconds means that other programs used the processor.
@@ -89,9 +91,10 @@ class Timing:
 class Runner(contextlib.AbstractContextManager):
     """A child process that runs the libllama in the folder `library`.
 
-    environment: variables to add to the child's environment. `facts` holds "swaa" (whether the library is
-    patched), "version" and "commit" of its ggml, and "gpus" (their names). Raises `NativeLibraryError` if the library
-    does not load.
+    environment: variables to add to the child's environment.
+
+    The attribute `facts` holds "swaa" (whether the library is patched), "version" and "commit" of its ggml, and "gpus"
+    (the names of its GPUs). Raises `NativeLibraryError` if the library does not load.
     """
 
     def __init__(self, library: str | os.PathLike[str], environment: Mapping[str, str] | None = None) -> None:
@@ -116,9 +119,10 @@ class Runner(contextlib.AbstractContextManager):
         self.close()
 
     def measure(self, job: Job, on_progress: Callable[[int], object] | None = None) -> Timing:
-        """Run `job`; after each ubatch, on_progress receives the number of prompt tokens done.
+        """Run `job`; after each ubatch, on_progress receives the number of prompt tokens that are prefilled.
 
-        Raises `GenerationError` if the engine refuses the job, or if the child dies. A dead child can run no more jobs.
+        Raises `GenerationError` if the engine refuses the job, or if the child process dies. After its death, every
+        further job fails.
         """
         try:
             print(job.to_json(), file=self._child.stdin, flush=True)
@@ -162,11 +166,13 @@ class Runner(contextlib.AbstractContextManager):
 def libraries(
     baseline: str | os.PathLike[str] | None = None, *, upstream_kernels: bool = False
 ) -> Iterator[dict[str, Runner]]:
-    """Start one process per library; the names are `PATCHED`, and if requested `UNPATCHED` and `UPSTREAM_KERNELS`.
+    """Yield one child process per library, by name: `PATCHED`, and on request `UNPATCHED` and `UPSTREAM_KERNELS`.
 
-    baseline: folder of an unpatched build, which becomes the library `UNPATCHED`. `UPSTREAM_KERNELS` is the patched
-        library with llama.cpp's own attention kernels on the CPU. Raises `NativeLibraryError` unless the libraries load
-        and belong to one llama.cpp release.
+    baseline: folder of an unpatched build, which becomes the library `UNPATCHED`.
+    upstream_kernels: whether to add `UPSTREAM_KERNELS`, the patched library with llama.cpp's own attention kernels on
+        the CPU.
+
+    Raises `NativeLibraryError` if a library does not load, or if the libraries belong to different llama.cpp releases.
     """
     if baseline is not None and not any(Path(baseline).glob("*llama.*")):
         raise NativeLibraryError(
@@ -187,13 +193,13 @@ def _check_baseline(ours: Runner, baseline: Runner) -> None:
         raise NativeLibraryError(f"{baseline.library} holds a patched library; `make baseline` builds an unpatched one")
     if ours.facts["version"] != baseline.facts["version"]:
         raise NativeLibraryError(
-            f"{baseline.library} holds another release (ggml {baseline.facts['version']}, the patched library has "
-            f"{ours.facts['version']}); `make baseline` builds the right one"
+            f"{baseline.library} is from another llama.cpp release (its ggml is {baseline.facts['version']}, "
+            f"the patched library's is {ours.facts['version']}); `make baseline` builds the right one"
         )
 
 
 def described(runner: Runner) -> dict[str, Any]:
-    """A library's facts as plain JSON values; a path inside the working directory is given relative to it."""
+    """Return a library's facts as plain JSON values; a path inside the working directory is made relative to it."""
     path, facts = runner.library, runner.facts
     if path.is_relative_to(Path.cwd()):
         path = path.relative_to(Path.cwd())

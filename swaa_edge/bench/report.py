@@ -25,8 +25,9 @@ from swaa_edge.support.table import table
 @dataclasses.dataclass
 class Run:
     """The facts about a run that the documents of all benchmarks contain.
-    libraries: by name, the result of `client.described` for each library. load: the system's load average over the
-        minute before the run, or None if the system doesn't provide one.
+
+    libraries: by name, the result of `client.described` for each library.
+    load: the system's load average over the minute before the run, or None if the system doesn't provide one.
     """
 
     work: Workload
@@ -71,8 +72,8 @@ class Report(Run):
         """Return one row per configuration and prompt length, references first, as plain JSON values.
 
         A ratio is the median time of full attention divided by the median time of the configuration; above 1, the
-        configuration is faster. A value is None if the times don't determine it, such as the bound of a prompt of fewer
-        than three ubatches, or the decode speed if no tokens were decoded.
+        configuration is faster. A value is None if it can't be computed from the times, such as the bound of a prompt
+        with fewer than three ubatches, or the decode speed if no tokens were decoded.
         """
         return [
             self._row(name, length)
@@ -137,7 +138,7 @@ class Report(Run):
         return " + ".join(gpus) + (f", {layers} of {n_layers} layers" if 0 < layers <= n_layers else "")
 
     def _medians(self, name: str, n_tokens: int) -> tuple[float, float]:
-        """Return the seconds of the prefill and of all decoded tokens."""
+        """Return the median seconds of the whole prefill and of the whole decoding."""
         timings = self.samples[name, n_tokens]
         return (
             statistics.median(sum(timing.ubatch_seconds) for timing in timings),
@@ -154,7 +155,7 @@ class Report(Run):
         return {"rows": self.rows(), "fit": fits, **self.facts()}
 
     def __str__(self) -> str:
-        """Return the report as text: machine and model, a row per configuration and length, and how to read the
+        """Return the report as text: machine and model, a row per configuration and length, and an explanation of the
         rows."""
         document = self.to_dict()
         rows = document["rows"]
@@ -222,7 +223,7 @@ def heading(document: dict[str, Any]) -> Iterator[str]:
 
 
 def warnings(document: dict[str, Any]) -> Iterator[str]:
-    """Yield a line if the machine was busy, and one if the run ended early."""
+    """Yield a warning line if the machine was busy, and another if the run ended early."""
     load, cores = document["machine"]["load"], document["machine"]["cores"]
     if load is not None and load > cores / 4:
         yield f"The machine was busy at the start (load {load:.1f} on {cores} cores); the times may be noise."
@@ -234,8 +235,9 @@ def plot(document: dict[str, Any], path: str | os.PathLike[str], kind: str | Non
     """Draw the document of `Report.to_dict()` into the file `path`: speed and speed-up by prompt length, with the
     bound.
 
-    kind: the file type, "png", "svg" or "pdf", or None to choose the type by the suffix of `path`. Raises `ConfigError`
-        without matplotlib.
+    kind: the file type, "png", "svg" or "pdf", or None to choose the type by the suffix of `path`.
+
+    Raises `ConfigError` if matplotlib is not installed.
     """
     rows = document["rows"]
     with figure(path, size=(10, 4.2), kind=kind) as canvas:

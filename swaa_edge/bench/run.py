@@ -55,8 +55,8 @@ def bench(
     repeat: rounds per length, or None for 3 (2 for prompts longer than 8192 tokens).
     baseline: folder of an unpatched build of the same llama.cpp, which then runs full attention as one more side.
 
-    KeyboardInterrupt, or an error after the first measurement, ends the run early, with the reason in `Report.stopped`.
-    Raises `ConfigError` for a prompt that exceeds the context or settings that don't fit the model. Also raises
+    A KeyboardInterrupt, or an error after the first measurement, ends the run early; `Report.stopped` then holds the
+    reason. Raises `ConfigError` for a prompt that exceeds the context or settings that don't fit the model. Also raises
     `ModelFileError`, `UnsupportedModelError`, `NativeLibraryError` and `GenerationError`.
     """
     decode = DECODE if decode is None else decode
@@ -95,7 +95,7 @@ def _check_sides(sides: Mapping[str, Configuration], baseline: str | os.PathLike
 
 
 def rounds_of(repeat: int | None, n_tokens: int) -> int:
-    """The number of rounds for a prompt of `n_tokens`."""
+    """Return the number of rounds for a prompt of `n_tokens` tokens."""
     return repeat or (_ROUNDS_LONG if n_tokens > _LONG else _ROUNDS)
 
 
@@ -108,7 +108,11 @@ def alternating(sides: Sequence[T], rounds: int) -> Iterator[Sequence[T]]:
 def progress_of(
     turns: Sequence[tuple[str, int]], on_progress: OnProgress | None
 ) -> Iterator[Callable[[int], None] | None]:
-    """Yield one callback per turn (text, prompt tokens); a callback takes the number of prompt tokens done so far."""
+    """Yield one progress callback per turn, or None without `on_progress`; it takes the number of prompt tokens
+    prefilled so far.
+
+    turns: the text and the number of prompt tokens of each turn.
+    """
     if on_progress is None:
         yield from [None] * len(turns)
         return

@@ -1,6 +1,7 @@
-"""The program of the child processes that client.py starts: it runs jobs with one llama.cpp library and writes times.
+"""The program of the child processes that client.py starts: it runs jobs with one llama.cpp library and times them.
 
-The program uses only llama.cpp's C interface, since the patched and the unpatched library share only this.
+The program uses only llama.cpp's C interface, since this is all that the patched and the unpatched library have in
+common.
 
     main("build/baseline/lib")   # reads jobs from stdin and writes results to stdout, one JSON document per line
 """
@@ -56,8 +57,8 @@ def main(library: str) -> None:
 
 
 def _lines_of_stdin() -> Iterator[str]:
-    """Yield the lines of stdin. When stdin ends, the parent process has ended, and this process exits, even during a
-    job."""
+    """Yield the lines of stdin. The end of stdin means that the parent process has ended; this process then exits, even
+    in the middle of a job."""
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def read() -> None:
@@ -151,8 +152,8 @@ class _Engine:
         return Timing(ubatches, cpu, decoded, compute, kv)
 
     def _load(self, job: Job) -> None:
-        """Load the job's model with its overrides. The previous model is freed first, so that memory holds one model
-        per side."""
+        """Load the job's model with its overrides. The previous model is freed first, so that each process holds at
+        most one model in memory."""
         requested = (job.model, dict(job.overrides), job.engine.n_gpu_layers)
         if requested == self._loaded:
             return
@@ -199,7 +200,8 @@ class _Engine:
     ) -> float:
         """Return the seconds of one llama_decode of `tokens` from position `at`.
 
-        decode_from: the position of the decode boundary. logits: whether to compute the logits of the last token.
+        decode_from: the position of the decode boundary.
+        logits: whether to compute the logits of the last token.
         """
         batch.n_tokens = len(tokens)
         for i, token in enumerate(tokens):
@@ -229,7 +231,8 @@ class _Engine:
 
 
 def _buffer_bytes(log: Sequence[str], kind: str) -> int:
-    """The size in bytes of the `kind` buffers of all devices, from llama.cpp's log (in MiB with two decimals)."""
+    """Return the total bytes of the `kind` buffers of all devices, as llama.cpp's log states them (in MiB with two
+    decimals)."""
     # A log callback may receive one line in several pieces.
     found = re.findall(rf"{kind} buffer size = *([0-9.]+) MiB", "".join(log))
     return round(sum(map(float, found)) * _MIB)

@@ -1,4 +1,5 @@
-"""The work that every side of a comparison does: one model, prompts of some lengths, and tokens to decode after each.
+"""The work that every side of a comparison does: one model, prompts of given lengths, and the number of tokens to
+decode after each.
 
 work = Workload.of("model.gguf", [4096], decode=32)
 runner.measure(work.job(4096, SwaaConfig(2048)))
@@ -42,8 +43,9 @@ class Workload:
         engine: EngineSettings | None = None,
         default: Sequence[int] = (),
     ) -> Workload:
-        """Return a validated workload. default: lengths to use if `prompt_tokens` is None, without those that exceed
-        the context.
+        """Return a validated workload.
+
+        default: the lengths to use if `prompt_tokens` is None; those that exceed the context are dropped.
 
         Raises `ConfigError` for a prompt that exceeds the context or settings out of range, and `ModelFileError` if the
         model can't be read.
@@ -75,13 +77,14 @@ class Workload:
         if engine.n_ctx is None and trained and needed > trained:
             raise ConfigError(
                 f"{both} exceed the {trained} tokens that the model was trained for; "
-                f"take shorter prompts, or set --ctx {needed} (n_ctx in Python)"
+                f"use shorter prompts, or set --ctx {needed} (n_ctx in Python)"
             )
 
     def job(self, length: int, config: Configuration = FULL_ATTENTION, *, patched: bool = True, **changes: Any) -> Job:
         """Return the job for one prompt length under `config`.
 
-        patched: whether the library supports SWAA. changes: values for other fields of `Job`.
+        patched: whether the library supports SWAA.
+        changes: values for other fields of `Job`.
         """
         overrides = resolve_swaa(self.model, config).kv_overrides if patched else None
         job = Job(os.fspath(self.model), self.tokens[:length], self.engine, overrides or {}, self.decode)
@@ -101,8 +104,8 @@ class Workload:
 def prompt_ids(model: ModelFile, count: int) -> list[int]:
     """Return `count` tokens for a prompt, the same in every run.
 
-    The tokens are from Python's language reference, which ships with Python for help(), and are repeated if necessary.
-    A model without a tokenizer gets random tokens.
+    The tokens are those of Python's language reference, which ships with Python for help(); the text is repeated if it
+    is too short. For a model without a tokenizer, the tokens are random.
     """
     if not model.has_tokenizer:
         generator = random.Random(0)

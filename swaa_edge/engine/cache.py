@@ -1,9 +1,9 @@
-"""The KV cache of a loaded model, with or without a ring buffer: going back to an earlier position, reuse of a prefix,
-context shift.
+"""Manage the KV cache of a loaded model, with or without a ring buffer: go back to an earlier position, reuse a prefix,
+shift the context.
 
 A ring holds only the sinks, the window and a little more, so the engine is asked whether the sequence can go back to a
-position. If the ring doesn't reach back far enough, a snapshot of the ring may. If neither the ring nor a snapshot
-does, the caller evaluates the tokens again or gets an error.
+position. If the ring doesn't reach back far enough, a snapshot of the ring is tried. If no snapshot reaches back far
+enough either, the caller evaluates the tokens again or gets an error.
 
     end = cache.reach(llm.input_ids[: llm.n_tokens], prompt); cache.cut(end)
 """
@@ -29,8 +29,8 @@ class KVCache:
         self.snapshots = Snapshots(context, n_snapshots)
 
     def cut(self, n_tokens: int) -> None:
-        """Keep `n_tokens` tokens. Raises `GenerationError` if the ring doesn't reach back that far; the cache is then
-        unchanged."""
+        """Keep only the first `n_tokens` tokens. Raises `GenerationError` if the ring doesn't reach back that far; the
+        cache is then unchanged."""
         llama_cpp = native.load()
         memory = llama_cpp.llama_get_memory(self._context)
         if memory and not llama_cpp.llama_memory_seq_rm(memory, 0, n_tokens, -1):
@@ -43,9 +43,11 @@ class KVCache:
         """If llama_cpp can't cut the cache itself because of a ring, restore the cache so that llama_cpp can continue
         with `tokens`.
 
-        held: the tokens in the cache. has_logits: whether the engine holds the logits of the last token. Returns the
-            number of tokens that the cache now holds (0 if all must be evaluated again), or None if llama_cpp can cut
-            the cache itself.
+        held: the tokens in the cache.
+        has_logits: whether the engine holds the logits of the last token.
+
+        Returns the number of tokens that the cache now holds (0 if all must be evaluated again), or None if llama_cpp
+        can cut the cache itself.
         """
         length = min(len(held), len(tokens))
         differs = held[:length] != np.asarray(tokens[:length], np.intc)
@@ -71,13 +73,13 @@ class KVCache:
         if self._swaa and not self._can_shift(self._swaa, n_tokens, n_discard, n_keep):
             raise GenerationError(
                 f"the ring no longer holds all tokens that are visible after a shift by {n_discard} with "
-                f"n_keep = {n_keep}; keep {sinks} and discard fewer, or load the model with swa_full=True"
+                f"n_keep = {n_keep}; set n_keep = {sinks} and discard fewer tokens, "
+                "or load the model with swa_full=True"
             )
         return n_discard, n_keep
 
     def _can_shift(self, swaa: SwaaConfig, n_tokens: int, n_discard: int, n_keep: int) -> bool:
-        """Whether the ring holds all tokens that the next token will see after the shift, which has not happened
-        yet."""
+        """Return whether the ring holds all tokens that the next token would see after the shift."""
         end = n_tokens - n_discard
         # Tokens that move down into the window were in the window. New to it are kept tokens that aren't sinks; new
         # among the sinks are tokens that move down there because fewer are kept.
@@ -88,9 +90,10 @@ class KVCache:
     def shift(self, n_tokens: int, n_discard: int, n_keep: int) -> bool:
         """Discard the `n_discard` tokens after the first `n_keep`, and move the rest of the `n_tokens` tokens down.
 
-        The numbers are those that `check_shift` returned. Returns False if the engine failed to move the remaining
-        tokens; all tokens must then be evaluated again. Raises `GenerationError` if the engine refuses the shift; the
-        cache is then unchanged.
+        n_discard, n_keep: the numbers that `check_shift` returned.
+
+        Returns False if the engine failed to move the remaining tokens; all tokens must then be evaluated again. Raises
+        `GenerationError` if the engine refuses the shift; the cache is then unchanged.
         """
         llama_cpp = native.load()
         memory, start = llama_cpp.llama_get_memory(self._context), n_keep + n_discard
@@ -109,7 +112,7 @@ def shift_range(n_tokens: int, n_discard: int | None, n_keep: int | None, sinks:
     rest = n_tokens - n_keep
     if n_tokens < 3 or not 0 <= n_keep <= n_tokens - 2:
         raise GenerationError(
-            f"n_keep = {n_keep} must be at least 0 and leave at least 2 of the {n_tokens} tokens to discard from"
+            f"n_keep = {n_keep} must be at least 0, and at least 2 of the {n_tokens} tokens must follow the kept ones"
         )
     n_discard = rest // 2 if n_discard is None else n_discard
     if not 0 < n_discard < rest:

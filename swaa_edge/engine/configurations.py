@@ -1,4 +1,4 @@
-"""The configurations that a run compares, from the names that a user gives; `bench` and `eval` take the same names.
+"""Find the configurations that a run compares, given the names from the user; `bench` and `eval` take the same names.
 
     configurations("model.gguf", "full,naive,quality,mine.json", changes={"window_size": 128})
 
@@ -33,25 +33,28 @@ def configurations(
     base: SwaaConfig | None = None,
     changes: Mapping[str, Any] | None = None,
 ) -> dict[str, Configuration]:
-    """The configurations to compare, by name, full attention first.
+    """Return the configurations to compare, by name, full attention first.
 
     model: a path or a `ModelFile`.
-    names: a list or a comma-separated text of `FULL`, `NAIVE`, `FILE`, recipes and paths of JSON files; or a mapping
-        from names to configurations. The configuration in a JSON file is named after the file, without the extension.
+    names: a list or a comma-separated text, in which each name is `FULL`, `NAIVE`, `FILE`, a recipe or the path of a
+        JSON file; or a mapping from names to configurations. The configuration in a JSON file is named after the file,
+        without the extension.
     base: one whole configuration to compare with full attention, instead of `names`.
     changes: fields of SwaaConfig to replace in each configuration (in `NAIVE`, only the window is replaced). Without
-        `names` and `base`, these fields are a configuration of their own.
+        `names` and `base`, these fields alone make up the configuration.
 
     Without names, base and changes, the result is the settings in the model file, or `DEFAULT` if the file has none.
-    Raises `ConfigError` for an unknown name or two configurations with the same name, `ModelFileError` for a model file
-    that can't be read.
+    Raises `ConfigError` for an unknown name or two configurations with the same name, and `ModelFileError` for a model
+    file that can't be read.
     """
     changes, configs = dict(changes or {}), {FULL: FULL_ATTENTION}
     if isinstance(names, Mapping):
         return configs | dict(names)
     if names is not None:
         if base is not None:
-            raise ConfigError("--configs excludes --recipe and --config; list recipes and FILE.json in --configs")
+            raise ConfigError(
+                "--configs can't be combined with --recipe or --config; list recipes and FILE.json in --configs"
+            )
         listed = [*filter(None, map(str.strip, names.split(",") if isinstance(names, str) else names))]
         if not listed:
             raise ConfigError(f"--configs is empty; name some of {FULL}, {NAIVE}, {', '.join(RECIPES)}, {FILE}")
@@ -73,7 +76,8 @@ def configurations(
 
 
 def named(model: str | os.PathLike[str], name: str, changes: Mapping[str, Any] | None = None) -> Configuration:
-    """The configuration called `name` for `model`, with `changes` as in `configurations`. Raises `ConfigError`."""
+    """Return the configuration called `name` for `model`, with `changes` as in `configurations`. Raises
+    `ConfigError`."""
     changes = changes or {}
     if name == FULL:
         return FULL_ATTENTION
@@ -94,7 +98,7 @@ def named(model: str | os.PathLike[str], name: str, changes: Mapping[str, Any] |
 
 
 def like(name: str, known: Iterable[str]) -> str:
-    """ " (is it X?)" if a known name resembles `name`, else ""."""
+    """Return " (is it X?)" if a known name resembles `name`, else ""."""
     near = difflib.get_close_matches(name, list(known), 1)
     return f" (is it {near[0]}?)" if near else ""
 

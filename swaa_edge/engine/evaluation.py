@@ -94,7 +94,10 @@ def _chunks(tokens: Sequence[int], n_batch: int, size: int) -> Iterator[Sequence
 
 
 def _decode(llm: SwaaLlama, tokens: Sequence[int], every_row: bool) -> None:
-    """Run one llama_decode; every_row: whether to compute the logits of each token, not only of the last."""
+    """Run one llama_decode.
+
+    every_row: whether to compute the logits of every token, instead of only the last token's.
+    """
     past, count = llm.n_tokens, len(tokens)
     llm._phases.rows = 0
     llm._batch.set_batch(batch=tokens, n_past=past, logits_all=every_row)

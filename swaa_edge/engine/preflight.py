@@ -1,4 +1,4 @@
-"""Checks before a model is loaded, so that a mistake gives one clear line instead of an abort in C.
+"""Check arguments before a model is loaded, so that a mistake results in one clear error line instead of an abort in C.
 
 `SwaaLlama` calls these checks; they need neither llama_cpp nor the native library.
 
@@ -42,11 +42,14 @@ def resolve_swaa(
     kv_overrides: Mapping[str, Override] | None = None,
     lora: str | os.PathLike[str] | None = None,
 ) -> ResolvedSwaa:
-    """The settings under which a model (a path or a `ModelFile`) will run, from all sources of settings.
+    """Combine all sources of settings into those under which a model (a path or a `ModelFile`) will run.
 
-    swaa: as for `SwaaLlama`. kv_overrides: the caller's overrides, which stay in force. lora: a GGUF adapter, whose
-        recipe applies if neither the overrides nor the model file hold settings. Raises `ModelFileError`,
-        `UnsupportedModelError`, or `ConfigError`, for example if the adapter was trained under other settings.
+    swaa: as for `SwaaLlama`.
+    kv_overrides: the caller's overrides, which stay in force.
+    lora: a GGUF adapter. Its recipe applies if neither the overrides nor the model file hold settings.
+
+    Raises `ModelFileError`, `UnsupportedModelError`, or `ConfigError`, for example if the adapter was trained under
+    other settings.
     """
     if not (swaa is None or swaa is False or isinstance(swaa, SwaaConfig)):
         raise ConfigError(
@@ -98,8 +101,8 @@ def check_context(
     type_v: int | None = None,
     **_: Any,
 ) -> None:
-    """Refuse a context that would crash llama.cpp, or that llama.cpp would refuse without giving a reason. Raises
-    `ConfigError`."""
+    """Refuse arguments of a context that would crash llama.cpp, or that llama.cpp would refuse without giving a reason.
+    Raises `ConfigError`."""
     whole_number("n_ctx", n_ctx, 0)
     for name, value in (("n_batch", n_batch), ("n_ubatch", n_ubatch)):
         if not 1 <= whole_number(name, value, 0) <= _MAX_BATCH:
@@ -114,7 +117,7 @@ def check_context(
 
 
 def labelled(reported: SwaaConfig | None, expected: SwaaConfig | None) -> SwaaConfig | None:
-    """The settings that the engine reports, with the recipe and adapter labels of the expected settings."""
+    """Return the settings that the engine reports, with the recipe and adapter labels of the expected settings."""
     if reported is None or expected is None:
         return reported
     return dataclasses.replace(reported, recipe=expected.recipe, adapter=expected.adapter)

@@ -22,17 +22,20 @@ _BATCH = 512
 
 
 def round_up(n: int, step: int = CONTEXT_STEP) -> int:
-    """The smallest multiple of `step` that is at least `n`."""
+    """Return the smallest multiple of `step` that is at least `n`."""
     return -(-n // step) * step
 
 
 @dataclasses.dataclass(frozen=True)
 class EngineSettings:
-    """Settings for loading a model. Sizes are in tokens, and None leaves a choice to the command or to llama.cpp.
+    """Settings for loading a model. Sizes are in tokens. None leaves the choice to the command or to llama.cpp.
 
-    n_batch: prompt tokens per llama_decode, or None for 512 or n_ubatch, whichever is larger.
-    n_ubatch: prompt tokens computed together; llama.cpp caps it at n_batch.
-    cache_type: a key of `CACHE_TYPES`. lora_path: a GGUF adapter. Raises `ConfigError` for an unknown cache type.
+    n_batch: number of prompt tokens per llama_decode, or None for 512 or n_ubatch, whichever is larger.
+    n_ubatch: number of prompt tokens that are computed together; llama.cpp caps it at n_batch.
+    cache_type: the type of the KV cache, a key of `CACHE_TYPES`.
+    lora_path: path of a GGUF adapter.
+
+    Raises `ConfigError` for an unknown cache type.
     """
 
     n_ctx: int | None = None
@@ -51,8 +54,10 @@ class EngineSettings:
             raise ConfigError(f"cache_type = {self.cache_type} must be one of {', '.join(CACHE_TYPES)}")
 
     def kwargs(self, n_ctx: int | None = None) -> dict[str, Any]:
-        """The arguments of `SwaaLlama` for these settings, without the model and `swaa`; n_ctx: replaces the settings'
-        n_ctx."""
+        """Return the arguments of `SwaaLlama` for these settings, without the model and `swaa`.
+
+        n_ctx: if given, replaces the n_ctx of the settings.
+        """
         n_ctx = self.n_ctx if n_ctx is None else n_ctx
         return {
             **({} if n_ctx is None else {"n_ctx": n_ctx}),
@@ -78,7 +83,8 @@ class EngineSettings:
     ) -> SwaaLlama:
         """Load `model` (a path or a `ModelFile`) under `swaa` with a context of `n_ctx` tokens and llama.cpp's log off.
 
-        kind: a subclass to create instead of SwaaLlama; more: further arguments of that class.
+        kind: a subclass to create instead of SwaaLlama.
+        more: further arguments of that class.
         """
         from swaa_edge.llama import SwaaLlama  # imports llama_cpp, which settings alone don't need
 

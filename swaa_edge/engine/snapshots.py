@@ -1,8 +1,9 @@
 """Snapshots of a KV ring: copies that let a context go back further than the ring itself reaches.
 
-A ring holds the window and a ubatch. After a response longer than a ubatch, the ring no longer reaches back to the end
-of the prompt, and the whole prompt would have to be evaluated again (with a reasoning model at each turn, because the
-reasoning is dropped from the conversation). So the ring is copied before it loses the end of a prompt.
+A ring has room for the window and one ubatch. After a response longer than a ubatch, the ring no longer reaches back to
+the end of the prompt, and the whole prompt would have to be evaluated again. With a reasoning model, this would happen
+at each turn, because the reasoning is dropped from the conversation. So the ring is copied before it loses the end of a
+prompt.
 
     snapshots.mark(100); snapshots.advance(100, 512); snapshots.restore(100)
 """
@@ -26,7 +27,7 @@ class _Snapshot:
 
 
 class Snapshots:
-    """The newest copies, at most `limit`, of the ring of sequence 0 of a `llama_context *`.
+    """The newest copies of the ring of sequence 0 of a `llama_context *`, at most `limit` of them.
 
     A copy made at position c can also restore positions up to a ubatch before c, unless an earlier token was evaluated
     again. K and V of all layers must come from the same tokens, computed in the same way.
@@ -57,8 +58,8 @@ class Snapshots:
     def restore(self, position: int) -> int | None:
         """Restore the ring as it was at `position`, or at the nearest earlier position that a copy allows.
 
-        Returns the position of the next token, where the cache is now cut, or None if no copy can be used; the sequence
-        must then be evaluated from its start.
+        Returns the position from which evaluation must continue. Returns None if no copy can be used; then the sequence
+        must be evaluated from its start.
         """
         llama_cpp = native.load()
         for snapshot in reversed(self._kept):

@@ -1,4 +1,4 @@
-"""Saved states of SwaaLlama: the facts they record about their origin, and the checks before a state is loaded.
+"""Saved states of SwaaLlama: the facts that a state records about its origin, and the checks before a state is loaded.
 
 K and V are valid only under the model, the settings and the adapter that computed them. So a state records its model,
 settings and adapter, which must be the same when the state is loaded. A state that doesn't fit is refused with the
@@ -31,8 +31,11 @@ _AGAIN = "evaluate the prompt again"
 
 
 def facts_of(llm: llama_cpp.Llama, swaa: SwaaConfig | None, overrides: Mapping[str, Any] | None) -> Facts:
-    """The facts about a loaded model; swaa: the settings in effect; overrides: the kv_overrides that the caller
-    gave."""
+    """Return the facts about a loaded model.
+
+    swaa: the settings in effect.
+    overrides: the kv_overrides that the caller gave.
+    """
     params, adapter = llm.context_params, llm.lora_path
     # The labels make no difference to the engine.
     settings = {
@@ -60,7 +63,8 @@ def _digest(path: str) -> str:
 
 
 def save(llm: llama_cpp.Llama, facts: Facts) -> llama_cpp.llama.LlamaState:
-    """The state of `llm`: llama_cpp's `LlamaState` with the attributes `facts` and `ring_cells`, the size of the ring.
+    """Return the state of `llm`: llama_cpp's `LlamaState` with two more attributes, `facts` and `ring_cells` (the size
+    of the ring).
 
     The state holds one copy of K and V, and logits only if `llm` keeps the logits of all tokens. Raises `StateError` if
     the engine fails.
@@ -140,7 +144,8 @@ def load(llm: llama_cpp.Llama, state: llama_cpp.llama.LlamaState) -> None:
 
 
 class OwnStates(llama_cpp.llama_cache.BaseLlamaCache):
-    """One owner's view of a llama_cpp cache that other models and settings may share: finds only the owner's states.
+    """A view of a llama_cpp cache that finds only one owner's states, since other models and settings may share the
+    cache.
 
     The owner is identified by a hash of `facts`. llama_cpp's caches look for the longest common prefix of two keys, so
     the hash becomes part of a key's first token. States that were put into `cache` directly are also found.

@@ -1,6 +1,6 @@
 """Tokenize a text with a model's vocabulary alone, without its weights.
 
-The token count of a prompt must be known before the model is loaded, because the context size is set at loading.
+The token count of a prompt must be known before the model is loaded, because loading fixes the context size.
 
     tokens = tokenize("model.gguf", "Once upon a time")
 """
@@ -43,7 +43,7 @@ def open_vocabulary(model: str | os.PathLike[str]) -> Iterator[Any]:
 
 
 def tokenize(model: str | os.PathLike[str], text: str) -> list[int]:
-    """The tokens of `text`, with a start token first if the model uses one; special tokens in `text` are recognized.
-    See `open_vocabulary`."""
+    """Return the tokens of `text`, after a start token if the model uses one; special tokens in `text` are recognized.
+    Errors are as in `open_vocabulary`."""
     with open_vocabulary(model) as vocabulary:
         return vocabulary.tokenize(text.encode("utf-8"), add_bos=True, special=True)

@@ -15,8 +15,8 @@ from swaa_edge.errors import ConfigError, GenerationCancelled, GenerationError, 
 
 
 def load_failure(error: BaseException, path: str, lora: str | None = None) -> BaseException:
-    """Our error for a failure to load the model at `path` with the adapter `lora`; any other `error` is returned
-    unchanged."""
+    """Return our error for a failure to load the model at `path` with the adapter `lora`, or `error` itself if it is of
+    another kind."""
     text = " ".join(str(error).split())
     if isinstance(error, jinja2.TemplateError):
         return ModelFileError(f"{path} has a chat template that is not valid Jinja: {text}")
@@ -32,7 +32,7 @@ def load_failure(error: BaseException, path: str, lora: str | None = None) -> Ba
 
 
 def decode_failure(error: RuntimeError, tokens: Sequence[int], *, n_vocab: int, n_ctx: int) -> RuntimeError:
-    """Our error for an `error` of llama_decode on `tokens`; any other `error` is returned unchanged."""
+    """Return our error for a failure of llama_decode on `tokens`, or `error` itself if it is of another kind."""
     found = re.search(r"llama_decode returned (-?\d+)", str(error))
     if found is None:
         return error

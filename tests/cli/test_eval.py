@@ -386,7 +386,7 @@ def test_a_wrong_pattern_names_its_line(fake, file, tmp_path):
         (["--configs", "fsat"], 1, "there is no configuration fsat (is it fast?); there are full, naive, quality, "),
         (["--configs", "fast,fast"], 1, "--configs has fast twice; name each configuration once"),
         (["--configs", "file"], 1, "--configs file: "),
-        (["--configs", "fast", "--recipe", "fast"], 1, "--configs excludes --recipe and --config"),
+        (["--configs", "fast", "--recipe", "fast"], 1, "--configs can't be combined with --recipe or --config"),
         (
             ["--prompt-tokens", "4090"],
             1,

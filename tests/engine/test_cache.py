@@ -197,7 +197,10 @@ def test_shifts_that_are_refused(load, cold):
     llm = load()
     llm.eval(PROMPT)
     for arguments, message in [
-        ({"n_keep": 299}, "n_keep = 299 must be at least 0 and leave at least 2 of the 300 tokens to discard from"),
+        (
+            {"n_keep": 299},
+            "n_keep = 299 must be at least 0, and at least 2 of the 300 tokens must follow the kept ones",
+        ),
         ({"n_keep": -1}, "n_keep = -1 must be at least 0"),
         ({"n_discard": 0}, "n_discard = 0 must be from 1 to 297: 298 of the 300 tokens follow the first n_keep"),
         ({"n_discard": 298}, "n_discard = 298 must be"),
@@ -213,7 +216,7 @@ def test_shifts_that_are_refused(load, cold):
     full.shift(n_keep=30, n_discard=265)
     full.shift(n_keep=0, n_discard=5)
     assert full.n_tokens == 30
-    with pytest.raises(GenerationError, match="leave at least 2 of the 0 tokens"):
+    with pytest.raises(GenerationError, match="at least 2 of the 0 tokens"):
         load().shift()
 
 
@@ -253,7 +256,9 @@ def test_the_numbers_of_a_shift():
     assert shift_range(3, None, None, sinks=0) == (1, 1)
     with pytest.raises(GenerationError) as caught:
         shift_range(2, None, None, sinks=0)
-    assert str(caught.value) == "n_keep = 1 must be at least 0 and leave at least 2 of the 2 tokens to discard from"
+    assert (
+        str(caught.value) == "n_keep = 1 must be at least 0, and at least 2 of the 2 tokens must follow the kept ones"
+    )
     with pytest.raises(GenerationError) as caught:
         shift_range(100, 99, 1, sinks=0)
     assert str(caught.value) == "n_discard = 99 must be from 1 to 98: 99 of the 100 tokens follow the first n_keep"

@@ -68,7 +68,10 @@ def test_without_names(plain, keyed):
         ({"names": "fast,fast"}, "--configs has fast twice; name each configuration once"),
         ({"names": "a/fast.json"}, "--configs: a/fast.json would be named fast, a built-in name; rename the file"),
         ({"names": "file"}, "--configs file: {plain} has no SWAA keys; name a recipe or a FILE.json"),
-        ({"names": "fast", "base": SwaaConfig(5)}, "--configs excludes --recipe and --config; list recipes and"),
+        (
+            {"names": "fast", "base": SwaaConfig(5)},
+            "--configs can't be combined with --recipe or --config; list recipes and",
+        ),
         ({"changes": {"sink_count": 4}}, "SWAA settings need a window; add --window N, or start from --recipe NAME"),
         ({"changes": {"window_size": 0}}, "window_size = 0"),
         ({"names": "none.json"}, "cannot read the settings file none.json: No such file or directory"),
