@@ -1,7 +1,7 @@
 """Writes SWAA keys into an existing GGUF, or removes them, without changing a byte of its tensors.
 
-The SWAA keys go to the end of the key section and all other bytes are copied unchanged, so removing the keys restores
-the original file, bit for bit. Parsing and rewriting the whole file could change keys of unknown types.
+The SWAA keys are added at the end of the key section, and all other bytes are copied unchanged. So removing the SWAA
+keys restores the original file, bit for bit. Parsing and rewriting the whole file could change keys of unknown types.
 
     annotate("model.gguf", "model-swaa.gguf", SwaaConfig.from_recipe("balanced"))
 """
@@ -39,17 +39,19 @@ def annotate(
     force: bool = False,
     on_progress: Progress | None = None,
 ) -> list[Path]:
-    """Write `source` with the SWAA keys of `config` to `output`. If `config` is None, remove all `swaa.*` keys.
+    """Write a copy of `source` with the SWAA keys of `config` to `output`; return the paths of the written files.
 
-    Existing SWAA keys are replaced, except that `swaa.adapter`, which describes the weights, is kept if `config` has no
-    adapter. With `in_place`, give no output: the complete new file replaces the source (a symbolic link is replaced,
-    not its target). For a split model, give the first file. Unless `in_place` is set, the model's other files are
-    copied to names that match `output`. `force` allows existing outputs to be replaced. Returns the paths of the
-    written files.
+    source: the model file; for a split model, its first file.
+    output: the new file. A split model's other files are copied beside it, under names that match.
+    config: the settings to write, or None to remove all `swaa.*` keys. They replace the existing SWAA keys, but
+        `swaa.adapter`, which describes the weights, is kept if `config` has no adapter.
+    in_place: replace `source` by the complete new file; `output` must be None. If `source` is a symbolic link, the link
+        is replaced, not its target.
+    force: replace existing outputs.
 
     Raises `ModelFileError` for a damaged source, `UnsupportedModelError` for a model that SWAA can't be applied to,
-    `ConfigError` for layers that the model doesn't have, `OutputError`. On an error, source and existing outputs stay
-    intact.
+    `ConfigError` for layers that the model doesn't have, and `OutputError` for an output that can't be written. On an
+    error, the source and existing outputs stay intact.
     """
     if in_place is (output is not None):
         raise OutputError("give either an output file or in_place, not both")
@@ -85,7 +87,7 @@ def annotate(
 
 
 def _fitting(header: Header, config: SwaaConfig) -> SwaaConfig:
-    """Return `config`, with the adapter that the file names if `config` names none.
+    """Return `config`. If it names no adapter, the result names the adapter that the file names.
 
     Raises `UnsupportedModelError` if SWAA can't be applied to the model.
     """
@@ -99,7 +101,7 @@ def _fitting(header: Header, config: SwaaConfig) -> SwaaConfig:
 
 
 def _spliced(header: Header, config: SwaaConfig | None) -> _Pieces:
-    """The file's pieces with its SWAA keys replaced by those of `config`, or removed if `config` is None."""
+    """Return the parts of the new file: its SWAA keys are those of `config`, or none if `config` is None."""
     ours = sorted(
         (field for field in header.fields.values() if field.key.startswith(PREFIX)), key=lambda field: field.start
     )
@@ -127,7 +129,7 @@ def _spliced(header: Header, config: SwaaConfig | None) -> _Pieces:
 
 
 def _original_padding(header: Header, plain_end: int, annotated: bool) -> bytes:
-    """The padding between header and data, as it was before SWAA keys were added.
+    """Return the padding between header and data, as it was before SWAA keys were added.
 
     In a file without tensors, the padding can be shorter than the alignment requires.
     """
@@ -136,7 +138,7 @@ def _original_padding(header: Header, plain_end: int, annotated: bool) -> bytes:
         try:
             padding = bytes.fromhex(stored)
         except (TypeError, ValueError):
-            raise ModelFileError(f"{header.path}: {PADDING_KEY} must be hexadecimal; download it again") from None
+            raise ModelFileError(f"{header.path}: {PADDING_KEY} must be hexadecimal; download the file again") from None
         full = aligned(plain_end, header.alignment) - plain_end
         if len(padding) > full or (header.tensors and len(padding) != full):
             raise ModelFileError(f"{header.path}: {PADDING_KEY} has {len(padding)} bytes; it must have {full}")
@@ -171,7 +173,7 @@ def _copy(header: Header, source: BinaryIO, part: range, file: BinaryIO, advance
         except OSError as error:
             raise ModelFileError(f"cannot read {header.path}: {error.strerror}") from error
         if data_at < part.stop and not data:
-            raise ModelFileError(f"{header.path} became shorter while it was read; let nothing else write to it")
+            raise ModelFileError(f"{header.path} became shorter while it was read; stop programs that write to it")
         file.seek(data_at - at, os.SEEK_CUR)
         file.write(data)
         advance(data_at - at + len(data))
@@ -179,7 +181,10 @@ def _copy(header: Header, source: BinaryIO, part: range, file: BinaryIO, advance
 
 
 def _next_data(source: BinaryIO, at: int) -> int:
-    """Offset of the first byte at or after `at` that isn't in a hole of a sparse file, or the end of the file."""
+    """Return the offset of the first byte at or after `at` that isn't in a hole of a sparse file.
+
+    If only a hole follows, returns the size of the file.
+    """
     if not hasattr(os, "SEEK_DATA"):
         return at
     try:
@@ -201,7 +206,7 @@ def _check(header: Header, written: Path, config: SwaaConfig | None) -> None:
         config is not None and found is not None and pack(found, header.n_layers) == pack(config, header.n_layers)
     )
     if not (same_data and same_keys):
-        raise ModelFileError(f"{header.path} changed while it was read; let nothing else write to it")
+        raise ModelFileError(f"{header.path} changed while it was read; stop programs that write to it")
 
 
 def _data_size(header: Header) -> int:

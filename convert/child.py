@@ -1,7 +1,7 @@
 """Runs one heavy step of a conversion in a separate Python process.
 
-Torch releases its gigabytes only when the process ends, llama.cpp calls abort() on internal errors, and the system
-kills a process that uses too much memory. In a child process, none of this affects the caller.
+Torch releases its memory, often gigabytes, only when the process ends. llama.cpp calls abort() on internal errors, and
+the system kills a process that uses too much memory. In a child process, none of this affects the caller.
 
     child.run("swaa_edge.convert.lora_merge:merge", {"base": base, "adapter": adapter, "output": folder})
 """
@@ -30,9 +30,8 @@ class ChildError(Exception):
 def run(task: str, request: Mapping[str, Any], *, verbose: bool = False) -> Any:
     """Call `task` ("module:function") with the keyword arguments `request` in a child process; return its result.
 
-    Arguments and result are passed as JSON, paths as text. In the child process, the Hugging Face libraries work
-    offline. The child's stderr, with its progress bars, is shown only on a terminal. `verbose` always shows the child's
-    stderr, with all logs.
+    Arguments and result are passed as JSON, paths as text. The child's Hugging Face libraries work offline. The child's
+    stderr, with its progress bars, is shown only on a terminal; with `verbose`, it is always shown, with all logs.
 
     Raises the `SwaaError` that the task raised, `OSError` if the disk is full, or `ChildError` for any other failure.
     """

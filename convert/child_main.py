@@ -21,7 +21,7 @@ _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 class _LastError(logging.Handler):
-    """Remembers the last logged error, since upstream's programs log an error and then exit with a code."""
+    """Remembers the last logged error, since upstream's programs log an error and then exit with only a code."""
 
     text = ""
 
@@ -60,9 +60,12 @@ def _import_package(path):
 
 
 def _described(error, logged):
-    """Describe an exception as a dict: "reason" is one line of text.
+    """Describe an exception as a dict.
 
-    A `SwaaError` also has its class name as "ours", and a failed write its error number as "errno".
+    "reason": the reason in one line of text.
+    "ours": the class name of a `SwaaError`, for such an error only.
+    "errno": the error number of a failed write, for such an error only.
+
     """
     text = " ".join(str(error).split())
     if type(error).__module__ == "swaa_edge.errors":

@@ -1,7 +1,7 @@
 """Converts a Hugging Face model directory to GGUF: merge, convert, quantize, write SWAA keys.
 
-llama.cpp's own programs convert and quantize, in child processes. This module runs the steps in order, reports
-errors before the first step starts, and leaves either the complete result or nothing.
+llama.cpp's own programs convert and quantize, in child processes. This module runs the steps in order, and checks the
+inputs before the first step starts. It writes either the complete result or nothing.
 
     convert("Qwen3-4B", "qwen3-q4.gguf", quantize="Q4_K_M", swaa=SwaaConfig.from_recipe("balanced"))
 """
@@ -53,10 +53,13 @@ def convert(
 ) -> Path:
     """Write the Hugging Face model in the folder `source` as one GGUF file to `output`; return that path.
 
-    outtype: one of `OUTTYPES`. quantize: one of `quantize.file_types()`. lora: folder of a PEFT adapter to merge before
-    conversion. pre: name of the tokenizer's pre-tokenizer, if llama.cpp's converter doesn't recognise it. swaa: SWAA
-    settings to write (default: the settings that the adapter was trained under, or none). verbose: show the logs of all
-    steps on stderr. on_step: function called with a short description as each step starts.
+    outtype: one of `OUTTYPES`.
+    quantize: one of `quantize.file_types()`.
+    lora: folder of a PEFT adapter to merge before conversion.
+    pre: name of the tokenizer's pre-tokenizer, if llama.cpp's converter doesn't recognise it.
+    swaa: SWAA settings to write (default: the settings that the adapter was trained under, or none).
+    verbose: show the logs of all steps on stderr.
+    on_step: function that is called with a short description as each step starts.
 
     During the conversion, intermediate files beside `output` take up to twice the size of the unquantized model. Raises
     `ConfigError` if the adapter was trained under other settings, `UnsupportedModelError` if the adapter was trained on
@@ -117,16 +120,17 @@ def _check_adapter(
 def check_options(
     model: HfFolder, scripts: Path, outtype: str, quantize: str | None = None, pre: str | None = None
 ) -> None:
-    """Refuse an unknown outtype, quantization type, pre-tokenizer or architecture before any work.
+    """Refuse an unknown outtype, quantization type, pre-tokenizer or architecture before the first step.
 
-    Raises `ConfigError`, `UnsupportedModelError`.
+    Raises `ConfigError` or `UnsupportedModelError`.
+
     """
     if outtype not in OUTTYPES:
         raise ConfigError(f"outtype {outtype!r} must be one of {', '.join(OUTTYPES)}")
     if quantize is not None:
         quantizer.check_type(quantize)
         if outtype == "q8_0":
-            raise ConfigError("outtype q8_0 is quantized already; give only one of outtype and quantize")
+            raise ConfigError("outtype q8_0 is already a quantization; give only one of outtype and quantize")
         # Raises now, rather than after the conversion, if the library is missing.
         native.library_dir()
     if pre is not None and pre not in pre_tokenizers(scripts):
@@ -153,7 +157,10 @@ def check_packages() -> None:
 
 
 def _check_space(model: HfFolder, output: Path, outtype: str, copies: int) -> None:
-    """Raise `OutputError` if the disk can't hold the model and its intermediate files, unless the size is unknown."""
+    """Raise `OutputError` if the disk can't hold the model and its intermediate files.
+
+    Do nothing if the model's size is unknown.
+    """
     needed = int(model.n_weights * OUTTYPES[outtype]) * copies
     free = shutil.disk_usage(output.absolute().parent).free
     if needed > free:
@@ -165,7 +172,7 @@ def _check_space(model: HfFolder, output: Path, outtype: str, copies: int) -> No
 
 @contextlib.contextmanager
 def workspace(output: Path) -> Iterator[Path]:
-    """Make a folder for intermediate files on the output's disk, so that the result only has to be renamed."""
+    """Make a folder for intermediate files on the disk of the output, so that renaming moves the result into place."""
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", suffix=".work", dir=output.absolute().parent) as folder:
         try:
             yield Path(folder)
@@ -189,7 +196,10 @@ def _merged(base: Path, adapter: Path, work: Path, verbose: bool) -> Path:
 def run_upstream(
     what: str, scripts: Path, program: str, arguments: list[Any], *, outtype: str, verbose: bool, **request: Any
 ) -> None:
-    """Call `upstream_run.run` in a child process; raise a converter's error as a `ModelFileError` about `what`."""
+    """Call `upstream_run.run` in a child process.
+
+    An error of the converter is raised as a `ModelFileError`, which states that `what` can't be converted.
+    """
     arguments = [*arguments, "--outtype", outtype, *["--verbose"] * verbose]
     request |= {"scripts": scripts, "program": program, "arguments": arguments}
     try:

@@ -1,7 +1,7 @@
 """Reads a Hugging Face model directory and checks it before a conversion starts.
 
-A conversion takes minutes, and its libraries report a missing shard or a partial download late and in many lines. This
-module checks the files' names, sizes and headers first, without torch.
+A conversion takes minutes, and its libraries report a missing or incomplete file late and in many lines. This module
+checks the files' names, sizes and headers first, without torch.
 
     read_hf_folder("Qwen3-4B").n_layers
 """
@@ -26,8 +26,8 @@ _LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 class HfFolder:
     """A valid model directory, at the path `folder`.
 
-    architectures: the model classes in config.json; those of the text part come first.
-    n_layers: number of layers, or None if config.json doesn't state this number.
+    architectures: the model classes that config.json names; the classes of the text part come first.
+    n_layers: number of layers, or None if config.json doesn't state it.
     n_weights: number of values in the safetensors files, or 0 if the weights have another format.
     """
 
@@ -90,7 +90,10 @@ def _read_json(path: Path) -> Any:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The model's safetensors files. The result is empty for PyTorch weight files, which are not inspected."""
+    """Return the model's safetensors files.
+
+    If the weights are PyTorch files, which are not inspected, the result is empty.
+    """
     index = folder / _INDEX
     if index.is_file():
         try:

@@ -1,7 +1,7 @@
 """Reads a LoRA adapter in PEFT's format, and merges it into its base model before conversion.
 
-llama.cpp can apply an adapter at run time (lora_to_gguf.py writes the GGUF adapter), but this slows down every token. A
-permanent fine-tune is better merged into the weights: the merged weight is W + scale * B A. PEFT computes the merge.
+llama.cpp can apply an adapter at run time (lora_to_gguf.py writes the GGUF adapter), but this slows down every token.
+So if a fine-tune is permanent, merge it: each merged weight is W + scale * B A, which PEFT computes.
 
     read_adapter("adapter").settings(None); merge("Qwen3-4B", "adapter", "merged")
 """
@@ -31,7 +31,7 @@ _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h
 
 @dataclasses.dataclass(frozen=True)
 class Adapter:
-    """The folder of an adapter.
+    """A LoRA adapter in PEFT's format, stored in a folder.
 
     config: PEFT's settings.
     training: the recipe and base model of the training, or None if another program trained the adapter.
@@ -47,13 +47,15 @@ class Adapter:
 
     @property
     def name(self) -> str:
-        """Last part of the path; a symbolic link's own name is used, not its target's."""
+        """The folder's name. If the folder is a symbolic link, the name is the link's, not its target's."""
         return os.path.basename(os.path.abspath(self.folder))
 
     def settings(self, given: SwaaConfig | None) -> SwaaConfig | None:
-        """The SWAA settings to write, with the adapter's label.
+        """Return the SWAA settings to write, with the adapter's label.
 
-        These are `given`, or else the settings that the adapter was trained under, or None if neither exists.
+        The settings are `given`, or if `given` is None, those that the adapter was trained under. Returns None if the
+        adapter doesn't name such settings either.
+
         Raises `ConfigError` if `given` differs from the settings of the training.
         """
         if self.training is not None and given is not None:
@@ -62,16 +64,19 @@ class Adapter:
         return None if chosen is None else dataclasses.replace(chosen, adapter=self.label(given))
 
     def label(self, given: SwaaConfig | None) -> str:
-        """Name of the fine-tune: from `given`, or else from the settings of the training, or else the folder's name."""
+        """Return the name of the fine-tune.
+
+        It is the label in `given`, or else the label in the settings of the training, or else the folder's name.
+        """
         for config in (given, self.training and self.training.swaa):
             if config is not None and config.adapter is not None:
                 return config.adapter
         return self.name[:LABEL_LIMIT]
 
     def provenance(self, label: str, base: str | os.PathLike[str]) -> dict[str, Any]:
-        """Metadata keys for upstream's converter: the names of the fine-tune and of its base model.
+        """Return metadata keys for upstream's converter: the names of the fine-tune and of its base model.
 
-        If the adapter doesn't name its base model, `base` gives the name.
+        If the adapter doesn't name its base model, the name is that of the folder `base`.
         """
         stated = self.training.base.name if self.training else self.config.get("base_model_name_or_path")
         path = stated if isinstance(stated, str) and stated.strip("/\\") else os.path.abspath(base)
@@ -85,7 +90,7 @@ class Adapter:
 def read_adapter(path: str | os.PathLike[str]) -> Adapter:
     """Read the PEFT LoRA adapter in the folder `path`, without torch.
 
-    Raises `ModelFileError` if a file is missing or damaged, `UnsupportedModelError` for another kind of adapter.
+    Raises `ModelFileError` if a file is missing or damaged, and `UnsupportedModelError` if the adapter isn't a LoRA.
     """
     folder = Path(path)
     config_file, weights = folder / "adapter_config.json", folder / _WEIGHTS
@@ -106,7 +111,7 @@ def read_adapter(path: str | os.PathLike[str]) -> Adapter:
 
 
 def check_merging() -> None:
-    """Raise `SwaaError` if PEFT, which does the merge, is not installed."""
+    """Raise `SwaaError` if PEFT, which merging needs, is not installed."""
     if importlib.util.find_spec("peft") is None:
         raise SwaaError("merging an adapter needs PEFT; pip install 'swaa-edge[finetune]'")
 
@@ -114,7 +119,7 @@ def check_merging() -> None:
 def merge(base: str, adapter: str, output: str) -> None:
     """Write the model in the folder `base`, with `adapter` merged into its weights, to the new folder `output`.
 
-    The merge holds the whole model in memory, in the data type of its files. Raises `UnsupportedModelError` if the
+    During the merge, memory holds the whole model in the data type of its files. Raises `UnsupportedModelError` if the
     adapter does not fit the model.
     """
     import peft
@@ -144,9 +149,9 @@ def merge(base: str, adapter: str, output: str) -> None:
 
 
 def _misfit(model: "torch.nn.Module", weights: Path) -> str | None:
-    """A message about the first matrix of the adapter that does not fit the model, or None if all matrices fit.
+    """Return a message about the first matrix of the adapter that doesn't fit the model, or None if all matrices fit.
 
-    The matrix A is [rank, in] and B is [out, rank] for a layer whose weight is [out, in].
+    For a weight of shape [out, in], A has the shape [rank, in] and B the shape [out, rank].
     """
     import torch
 

@@ -1,8 +1,8 @@
 """Converts a PEFT LoRA adapter to GGUF: a small file that llama.cpp applies to the base model at run time.
 
-llama.cpp's own converter copies `lora_alpha` unchanged, and llama.cpp always scales by alpha / rank. Some adapters have
-another scale, such as alpha / sqrt(rank) in rsLoRA, so this module writes an alpha that gives PEFT's scale. An adapter
-that llama.cpp can't compute correctly is refused.
+llama.cpp's own converter copies `lora_alpha` unchanged, and llama.cpp always scales by alpha / rank. But PEFT scales
+some adapters differently, such as rsLoRA by alpha / sqrt(rank). So this module writes an alpha with which llama.cpp's
+scale equals PEFT's. An adapter that llama.cpp can't compute correctly is refused.
 
     convert_adapter("Qwen3-4B", "my-adapter", "my-adapter.gguf")     # SwaaLlama("qwen3-4b.gguf", lora_path=...)
 """
@@ -60,9 +60,11 @@ def convert_adapter(
 ) -> Path:
     """Write the PEFT adapter in the folder `lora` as a GGUF adapter to `output`; return that path.
 
-    base: Hugging Face model directory of the adapter's base model. outtype: one of `hf.OUTTYPES`; "auto" keeps the
-    adapter's data type. swaa: the SWAA settings that the adapter was trained under, which are written to the output
-    (default: those stored in the adapter's folder). verbose, on_step: as in `hf.convert`.
+    base: Hugging Face model directory of the adapter's base model.
+    outtype: one of `hf.OUTTYPES`; "auto" keeps the adapter's data type.
+    swaa: the SWAA settings that the adapter was trained under, which are written to the output (default: the settings
+        stored in the adapter's folder).
+    verbose, on_step: as in `hf.convert`.
 
     Raises `ConfigError` if `swaa` differs from the settings of the training, `UnsupportedModelError` if `base` isn't
     the adapter's base model or llama.cpp can't compute the adapter, and other `SwaaError`s. On an error, `output` is
@@ -108,10 +110,10 @@ def convert_adapter(
 
 
 def scaled_alpha(adapter: Adapter) -> float:
-    """The alpha for which llama.cpp's scale, alpha / rank, equals PEFT's scale.
+    """Return the alpha for which llama.cpp's scale, alpha / rank, equals PEFT's scale.
 
-    Raises `UnsupportedModelError` if no such alpha exists or the adapter isn't a plain LoRA, `ModelFileError` if the
-    adapter is damaged.
+    Raises `UnsupportedModelError` if no such alpha exists or the adapter isn't a plain LoRA, and `ModelFileError` if
+    the adapter is damaged.
     """
     config, alpha = adapter.config, adapter.config.get("lora_alpha")
     for option, what in _BEYOND_LORA.items():
@@ -156,13 +158,13 @@ def _refused(adapter: Adapter, what: str) -> UnsupportedModelError:
 
 
 def _own_type(adapter: Adapter) -> str:
-    """The adapter's data type, which upstream's "auto" can't determine for a LoRA adapter."""
+    """Return the adapter's data type, which upstream's "auto" can't determine for a LoRA adapter."""
     kinds = {_TYPES.get(held.dtype, "f32") for held in read_tensors(adapter.weights).values()}
     return kinds.pop() if len(kinds) == 1 else "f32"
 
 
 def _with_alpha(adapter: Adapter, alpha: float, work: Path) -> Path:
-    """Copy the adapter's folder, with this `alpha` in the copy.
+    """Copy the adapter's folder, and set `lora_alpha` to `alpha` in the copy.
 
     The copy keeps the folder's name, since the adapter is named after its folder.
     """

@@ -31,7 +31,7 @@ _ERROR_LEVEL = 4  # GGML_LOG_LEVEL_ERROR
 
 @functools.cache
 def file_types() -> dict[str, int]:
-    """llama.cpp's quantization types, as a dict from name (such as "Q4_K_M") to number.
+    """Return llama.cpp's quantization types, as a dict from name (such as "Q4_K_M") to number.
 
     The types are read from the source text of `llama_cpp`, because importing it would load a native library. Raises
     `NativeLibraryError` if `llama_cpp` is not installed.
@@ -73,8 +73,10 @@ def quantize(
 ) -> Path:
     """Quantize the GGUF `source` to `file_type` (such as "Q4_K_M", in upper or lower case) and write it to `output`.
 
-    If a tensor's rows don't fit this type, llama.cpp chooses another type for the tensor. A split source becomes one
-    file. threads: number of threads; 0 uses all cores. Returns the path of the output.
+    If the length of a tensor's rows doesn't fit this type, llama.cpp chooses another type for the tensor. A split
+    source becomes one file. Returns the path of the output.
+
+    threads: number of threads; 0 uses all cores.
 
     Raises `ModelFileError` for a source that is damaged or already quantized, `ConfigError` for an unknown or
     unsupported type, `OutputError` if `output` exists (without `force`) or can't be written, and `NativeLibraryError`
@@ -101,7 +103,7 @@ def _explained(reason: str, source: Path, file_type: str) -> Exception:
 
 
 def quantize_here(source: str, output: str, number: int, threads: int) -> None:
-    """In the child process: call the quantizer, show its progress on a terminal and raise the error that it logs."""
+    """Call the quantizer in the child process, show its progress on a terminal, and raise the error that it logs."""
     from tqdm import tqdm
 
     from swaa_edge import native

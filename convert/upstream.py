@@ -1,6 +1,6 @@
 """Locates llama.cpp's own converter, and reads the names that it supports from its source text.
 
-Importing the converter would import torch, which takes seconds; a mistyped name should be reported sooner.
+Importing the converter would import torch, which takes seconds. Reading its source text reports a mistyped name sooner.
 
     scripts = upstream_scripts(); "LlamaForCausalLM" in architectures(scripts)
 """
@@ -23,10 +23,11 @@ _ENTRY = "convert_hf_to_gguf.py"
 
 
 def upstream_scripts() -> Path:
-    """The folder that holds `convert_hf_to_gguf.py`, `conversion/` and `gguf-py/` of the pinned llama.cpp.
+    """Return the folder that holds `convert_hf_to_gguf.py`, `conversion/` and `gguf-py/` of the pinned llama.cpp.
 
-    The folder is SWAA_EDGE_UPSTREAM if this variable is set, or else `upstream` in the installed package, or else
-    `vendor/llama.cpp` in the source tree. Raises `NativeLibraryError` if there is no such folder.
+    If the environment variable SWAA_EDGE_UPSTREAM is set, it names the folder. Otherwise the folder is `upstream` in
+    the installed package, or else `vendor/llama.cpp` in the source tree. Raises `NativeLibraryError` if there is no
+    such folder.
     """
     given = os.environ.get(PATH_VARIABLE)
     if given:
@@ -59,7 +60,7 @@ def _complete(folder: Path) -> bool:
 
 @functools.cache
 def architectures(scripts: Path) -> frozenset[str]:
-    """Names of the model classes (`architectures` in config.json) that the converter supports."""
+    """Return the names of the model classes (`architectures` in config.json) that the converter supports."""
     source = scripts / "conversion" / "__init__.py"
     for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
         if isinstance(node, ast.AnnAssign) and getattr(node.target, "id", None) == "TEXT_MODEL_MAP" and node.value:
@@ -69,7 +70,7 @@ def architectures(scripts: Path) -> frozenset[str]:
 
 @functools.cache
 def pre_tokenizers(scripts: Path) -> tuple[str, ...]:
-    """llama.cpp's names of pre-tokenizers (the rules that split text before byte-pair merging), sorted."""
+    """Return llama.cpp's names of pre-tokenizers (the rules that split text before byte-pair merging), sorted."""
     source = scripts / "conversion" / "base.py"
     found = re.search(r"def get_vocab_base_pre\b.*?\n    def ", source.read_text(encoding="utf-8"), re.DOTALL)
     names = set(re.findall(r'^ +res = "([^"]+)"$', found[0], re.MULTILINE)) if found else set()

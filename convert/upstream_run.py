@@ -29,11 +29,12 @@ def run(
     name: name of the model directory, for error messages.
     for_swaa: refuse a model that SWAA can't be applied to.
     pre: name of the tokenizer's pre-tokenizer, or None if the converter recognises the pre-tokenizer.
-    n_layers: the model's layer count, to be written; upstream's adapter converter has no option for it.
-    metadata: path of a metadata override file; upstream's adapter converter has no option for this either.
+    n_layers: layer count to write into the file, for which upstream's adapter converter has no option.
+    metadata: path of a metadata override file, for which upstream's adapter converter has no option.
 
-    Before any weights are written, raises `UnsupportedModelError`, or `ConfigError` if the tokenizer doesn't use a
-    pre-tokenizer. The converter's own errors are raised too.
+    Raises `UnsupportedModelError` if SWAA can't be applied to the model, and `ConfigError` if `pre` is given but the
+    tokenizer doesn't use a pre-tokenizer. Both are raised before any weights are written. The converter's own errors
+    are raised too.
     """
     sys.path[:0] = [scripts, str(Path(scripts, "gguf-py"))]
     import conversion
@@ -72,8 +73,9 @@ def run(
 
 
 def check_fit(writer: Any, name: str) -> None:
-    """Raise `UnsupportedModelError` if SWAA can't be applied to the model whose keys a `gguf.GGUFWriter` holds.
+    """Raise `UnsupportedModelError` if SWAA can't be applied to the model that is being written.
 
+    writer: the `gguf.GGUFWriter` that holds the model's keys.
     name: name of the model directory, for the error message.
     """
     fields = {}
