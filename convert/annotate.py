@@ -45,8 +45,8 @@ def annotate(
     output: the new file. A split model's other files are copied beside it, under names that match.
     config: the settings to write, or None to remove all `swaa.*` keys. They replace the existing SWAA keys, but
         `swaa.adapter`, which describes the weights, is kept if `config` has no adapter.
-    in_place: replace `source` by the complete new file; `output` must be None. If `source` is a symbolic link, the link
-        is replaced, not its target.
+    in_place: replace `source` by the complete new file instead of writing `output`. If `source` is a symbolic link, the
+        link is replaced, not its target.
     force: replace existing outputs.
 
     Raises `ModelFileError` for a damaged source, `UnsupportedModelError` for a model that SWAA can't be applied to,
@@ -87,7 +87,7 @@ def annotate(
 
 
 def _fitting(header: Header, config: SwaaConfig) -> SwaaConfig:
-    """Return `config`. If it names no adapter, the result names the adapter that the file names.
+    """Return `config`, with the name of the file's adapter if `config` names no adapter.
 
     Raises `UnsupportedModelError` if SWAA can't be applied to the model.
     """

@@ -1,7 +1,8 @@
 """Converts a Hugging Face model directory to GGUF: merge, convert, quantize, write SWAA keys.
 
 llama.cpp's own programs convert and quantize, in child processes. This module runs the steps in order, and checks the
-inputs before the first step starts. It writes either the complete result or nothing.
+inputs before the first step starts. The module writes either the complete result or nothing. During the conversion,
+intermediate files beside the output take up to twice the size of the unquantized model.
 
     convert("Qwen3-4B", "qwen3-q4.gguf", quantize="Q4_K_M", swaa=SwaaConfig.from_recipe("balanced"))
 """
@@ -61,8 +62,7 @@ def convert(
     verbose: show the logs of all steps on stderr.
     on_step: function that is called with a short description as each step starts.
 
-    During the conversion, intermediate files beside `output` take up to twice the size of the unquantized model. Raises
-    `ConfigError` if the adapter was trained under other settings, `UnsupportedModelError` if the adapter was trained on
+    Raises `ConfigError` if the adapter was trained under other settings, `UnsupportedModelError` if it was trained on
     another model, and other `SwaaError`s. On an error, `output` is unchanged.
     """
     steps = on_step or (lambda _: None)
@@ -72,9 +72,7 @@ def convert(
         check_options(model, scripts, outtype, quantize, pre)
         if swaa is not None and model.n_layers is not None:
             swaa.fa_decode_layers(model.n_layers)
-        provenance = None
-        if lora is not None:
-            swaa, provenance = _check_adapter(lora, model.folder, swaa)
+        swaa, provenance = (swaa, None) if lora is None else _check_adapter(lora, model.folder, swaa)
         check_packages()
         _check_space(model, Path(output), outtype, copies=2 if lora is not None or swaa is not None else 1)
         with workspace(Path(output)) as work:

@@ -53,8 +53,8 @@ class Adapter:
     def settings(self, given: SwaaConfig | None) -> SwaaConfig | None:
         """Return the SWAA settings to write, with the adapter's label.
 
-        The settings are `given`, or if `given` is None, those that the adapter was trained under. Returns None if the
-        adapter doesn't name such settings either.
+        The settings are `given`, or if `given` is None, those that the adapter was trained under. If there are neither,
+        returns None.
 
         Raises `ConfigError` if `given` differs from the settings of the training.
         """
@@ -66,7 +66,7 @@ class Adapter:
     def label(self, given: SwaaConfig | None) -> str:
         """Return the name of the fine-tune.
 
-        It is the label in `given`, or else the label in the settings of the training, or else the folder's name.
+        The name is the label in `given`, or else the label in the settings of the training, or else the folder's name.
         """
         for config in (given, self.training and self.training.swaa):
             if config is not None and config.adapter is not None:

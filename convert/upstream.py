@@ -1,6 +1,6 @@
 """Locates llama.cpp's own converter, and reads the names that it supports from its source text.
 
-Importing the converter would import torch, which takes seconds. Reading its source text reports a mistyped name sooner.
+Importing the converter would import torch, which takes seconds, so a mistyped name would be reported late.
 
     scripts = upstream_scripts(); "LlamaForCausalLM" in architectures(scripts)
 """

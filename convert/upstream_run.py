@@ -32,9 +32,8 @@ def run(
     n_layers: layer count to write into the file, for which upstream's adapter converter has no option.
     metadata: path of a metadata override file, for which upstream's adapter converter has no option.
 
-    Raises `UnsupportedModelError` if SWAA can't be applied to the model, and `ConfigError` if `pre` is given but the
-    tokenizer doesn't use a pre-tokenizer. Both are raised before any weights are written. The converter's own errors
-    are raised too.
+    Before any weights are written, raises `UnsupportedModelError` if SWAA can't be applied to the model, and
+    `ConfigError` if `pre` is given but the tokenizer doesn't use a pre-tokenizer. Raises the converter's errors too.
     """
     sys.path[:0] = [scripts, str(Path(scripts, "gguf-py"))]
     import conversion

@@ -2,9 +2,9 @@
 """Break the native code on purpose, one edit at a time, and check that a test fails.
 
 A good test suite must fail if, for example, a window is off by one. Each mutation in mutations.txt is one edit of the
-patched sources. The edit is made in a copy of the tree, built incrementally, and tested with the oracle's tests. A
-mutant survives if no test fails. In this case a test is missing, or the edit has no visible effect and should be
-removed from the list.
+patched sources. The edit is made in a copy of the tree, which is built incrementally and tested with the oracle's
+tests. A mutant survives if no test fails. A surviving mutant shows that a test is missing, or that the edit has no
+visible effect and should be removed from the list.
 
 Run this script after changing the oracle's tests in tests/patches/; `make test` only checks that every mutation applies
 to the sources (tests/scripts/test_mutate.py). The CUDA and Metal kernels have separate mutations, which `make test`
@@ -50,7 +50,10 @@ class Mutation:
 
 
 def read_mutations(path: Path = ROOT / "scripts" / "mutations.txt") -> list[Mutation]:
-    """Read a file like scripts/mutations.txt; raises ValueError with the line number of an incomplete mutation."""
+    """Read a file in the format of scripts/mutations.txt.
+
+    Raises ValueError, with the line number, for an incomplete mutation.
+    """
     found, part = [], []
     for number, line in enumerate([*path.read_text(encoding="utf-8").splitlines(), ""], start=1):
         if line.startswith("#"):
@@ -68,7 +71,7 @@ def read_mutations(path: Path = ROOT / "scripts" / "mutations.txt") -> list[Muta
 
 
 def stale(tree: Path, mutations: Sequence[Mutation]) -> list[str]:
-    """One line per mutation that can't be applied to the tree; [] if all can."""
+    """Return one line of text per mutation that can't be applied to the tree."""
     problems = []
     for mutation in mutations:
         path = tree / mutation.file
@@ -80,7 +83,7 @@ def stale(tree: Path, mutations: Sequence[Mutation]) -> list[str]:
 
 
 class Lab:
-    """A copy of the patched tree with its build folder; runs the tests on this build."""
+    """A copy of the patched tree with its build folder, and the tests that run on this build."""
 
     def __init__(self, folder: Path, jobs: int, cases: int):
         self.tree, self.build, self.cases, self.jobs = folder / "llama.cpp", folder / "build", cases, jobs
@@ -105,7 +108,10 @@ class Lab:
         run_logged(" ".join(command[:2]), self.models.parent / "build.log", command, env=environment)
 
     def test(self) -> tuple[str, str]:
-        """Returns ("passed" or "failed", first failed test); raises RuntimeError if the tests could not run."""
+        """Run the tests; return ("passed" or "failed", first failed test).
+
+        Raises RuntimeError if the tests could not run.
+        """
         environment = os.environ | {
             "SWAA_EDGE_LIB_PATH": str(self.library),
             "SWAA_GRID_CASES": str(self.cases),
@@ -119,14 +125,14 @@ class Lab:
             return "failed", f"not finished within {TIMEOUT_SECONDS} s"
         failures = [line.split()[1] for line in output.splitlines() if line.startswith(("FAILED ", "ERROR "))]
         if code not in (0, 1) or (code == 1 and not failures):
-            raise RuntimeError(f"pytest exited with code {code} and named no failed test:\n{output[-2000:]}")
+            raise RuntimeError(f"pytest exited with code {code} without naming a failed test:\n{output[-2000:]}")
         return ("failed", failures[0]) if code else ("passed", "")
 
 
 def try_mutation(lab: Lab, mutation: Mutation) -> dict:
     """Test one mutation.
 
-    Returns a dict with name, outcome (killed, survived or not built), by (the test that failed) and seconds.
+    Returns a dict: "name", "outcome" (killed, survived or not built), "by" (the test that failed) and "seconds".
     """
     path, start = lab.tree / mutation.file, time.monotonic()
     original = path.read_text(encoding="utf-8")
@@ -143,13 +149,24 @@ def try_mutation(lab: Lab, mutation: Mutation) -> dict:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns 0 if every mutant was killed, 1 if one survived or could not be tested, 2 for wrong arguments."""
+    """Return the exit status.
+
+    The status is 0 if every mutant was killed, 1 if one survived or could not be tested, and 2 for wrong arguments.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", metavar="TEXT", default="", help="try only mutations with TEXT in their name")
-    parser.add_argument("--list", action="store_true", help="only print the mutations and check that they fit the tree")
-    parser.add_argument("--cases", type=int, default=80, help="grid cases per mutant (default: %(default)s)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="parallel compilers (default: all cores)")
-    parser.add_argument("--work", type=Path, default=ROOT / "build" / "mutants", help="build folder, kept afterwards")
+    parser.add_argument(
+        "--list", action="store_true", help="only print the mutations and check that they apply to the tree"
+    )
+    parser.add_argument(
+        "--cases", type=int, default=80, help="cases of the oracle's grid to test per mutant (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count() or 1, help="compilers to run in parallel (default: one per core)"
+    )
+    parser.add_argument(
+        "--work", type=Path, default=ROOT / "build" / "mutants", help="build folder, which is kept for the next run"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the outcomes to this file")
     options = parser.parse_args(arguments)
 

@@ -2,8 +2,8 @@
 
     tokens, weights, tags = Data(tokenizer, text, seed=1).batch(2048, 4, Mix(copy=0.03, hops=0.03, again=0.12))
 
-As in `eval`, `swaa_edge.evaluate.facts` makes the facts, questions and answers, for the same tasks: needle, multi
-(several needles), chain and kv. The same seed gives unrelated samples here and in `eval`.
+`swaa_edge.evaluate.facts` makes the facts, questions and answers, as it does for `eval`. The tasks are also the same:
+needle, multi (several needles), chain and kv. Even with the same seed, training and `eval` have unrelated samples.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Mix:
     """Probabilities of the kinds of sequences.
 
     copy: probability of a sequence that only repeats names and numbers.
-    hops: probability of a sequence of facts that lead from one to another, without prose.
-    again: probability that a document repeats its facts, so that every few tokens there is an answer to learn.
+    hops: probability of a sequence of linked facts without prose.
+    again: probability that a document repeats its facts, so that it contains a value to learn every few tokens.
     """
 
     copy: float
@@ -46,7 +46,7 @@ class Mix:
 
 
 class Row:
-    """Tokens of one training sequence, each with its loss weight and tag."""
+    """The tokens of one training sequence, with the loss weight and the tag of each token."""
 
     def __init__(self) -> None:
         self.tokens: list[int] = []
@@ -82,12 +82,12 @@ class Data:
         self._before = {self.encode(" is")[0], self.encode('{"fox": 4')[2]}
 
     def batch(self, length: int, count: int, mix: Mix) -> tuple[torch.Tensor, ...]:
-        """`count` sequences of `length` tokens, as three tensors [count, length]: tokens, weights and tags."""
+        """Return `count` sequences of `length` tokens as three tensors [count, length]: tokens, weights and tags."""
         rows = [self.sequence(length, mix) for _ in range(count)]
         return tuple(torch.tensor([getattr(row, name) for row in rows]) for name in ("tokens", "weights", "tags"))
 
     def sequence(self, length: int, mix: Mix) -> Row:
-        """One sequence of a random kind. Most documents that repeat their facts have no questions."""
+        """Return one sequence of a random kind. Most documents that repeat their facts have no questions."""
         rng = self.rng
         drawn = rng.random()
         if drawn < mix.copy:
@@ -116,9 +116,9 @@ class Data:
         return row
 
     def _rounds(self, asks: Sequence[Ask], limit: int) -> Row:
-        """Questions and answers that follow a document.
+        """Return questions and answers that follow a document.
 
-        The first question is always added, further questions only if they fit into `limit` tokens.
+        The first question is always added. A further question is added only if it fits into `limit` tokens.
         """
         rng, rounds = self.rng, Row()
         asked: set[str] = set()
@@ -141,7 +141,7 @@ class Data:
         return rounds
 
     def _copying(self, length: int) -> Row:
-        """A sequence that repeats names and numbers, in the same order or in pairs whose order changes."""
+        """Return a sequence that repeats pairs of name and number, in the same order or each time in a new order."""
         rng, row = self.rng, self._begun()
         names, numbers = sorted(self.names), sorted(self.numbers)
         chosen = rng.sample(names, min(len(names), rng.randint(3, length // 5)))
@@ -158,9 +158,10 @@ class Data:
         return row.cut(length)
 
     def _hops(self, length: int) -> Row:
-        """A sequence of codes, half of which are names of other codes, and then each name's final number or its code.
+        """Return a sequence that gives each name a code and then states each name's code or final number.
 
-        Each of these statements has four tokens.
+        A code is a number or, for half of the names, another name, whose number is then the final number. Each
+        statement has four tokens.
         """
         rng, row = self.rng, self._begun()
         code, number, is_ = (self.encode(text)[0] for text in (" code", " number", " is"))
@@ -179,7 +180,7 @@ class Data:
         return row.cut(length)
 
     def _document_weights(self, document: Sequence[int], kind: str) -> tuple[list[float], list[int]]:
-        """Loss weights and tags. A value has weight 1 only if earlier facts determine it; others are unpredictable."""
+        """Return loss weights and tags. A value has weight 1 only if earlier facts determine it."""
         weights, tags = [PROSE_WEIGHT] * len(document), [0] * len(document)
         seen: set[tuple[int, int]] = set()
         for place in range(2, len(document)):
@@ -197,17 +198,17 @@ class Data:
         return weights, tags
 
     def _amount(self, most: int) -> int:
-        """A random number from 1 to `most`, uniform on a logarithmic scale."""
+        """Return a random number from 1 to `most`, uniform on a logarithmic scale."""
         return max(1, round(math.exp(self.rng.uniform(0, math.log(max(most, 1) + 0.5)))))
 
     def _place(self, pieces: Sequence[Sequence[int]]) -> list[Piece]:
-        """Random depths for the pieces, in the whole document or in one part of it."""
+        """Return each piece with a random depth, in the whole document or in one part of it."""
         low = self.rng.random() * 0.9 if self.rng.random() < 0.3 else 0.0
         high = 1.0 if low == 0 else min(1.0, low + self.rng.uniform(0.02, 0.5))
         return [(self.rng.uniform(low, high), piece) for piece in pieces]
 
     def _codes(self, length: int, again: bool, fraction: float) -> tuple[list[Piece], list[Ask]]:
-        """Facts of seven tokens each, some of which form chains, and questions about these facts."""
+        """Return facts of seven tokens each, some of which form chains, and questions about these facts."""
         rng = self.rng
         times = rng.choice((2, 3)) if again else 1
         derive = again and rng.random() < 0.6
@@ -238,7 +239,7 @@ class Data:
     def _with_numbers(self, codes: dict[str, str], pieces: Sequence[Sequence[int]]) -> list[Piece]:
         """Place the facts in the first half of a document, and the final number of each name in the second half.
 
-        So every few tokens, the second half has a value that follows from several facts.
+        So in the second half, every few tokens there is a value that follows from several facts.
         """
         rng, one = self.rng, lambda text: self.encode(f" {text}")[0]
         placed: list[Piece] = [(rng.uniform(0, 0.5), piece) for piece in pieces]
@@ -252,7 +253,7 @@ class Data:
         return placed
 
     def _chains(self, codes: dict[str, str], many: bool) -> list[list[str]]:
-        """Replace some codes by names of other codes; returns the resulting chains, each from first name to number."""
+        """Replace some codes by names that have codes; return the resulting chains, from first name to number."""
         rng, spare, chains = self.rng, list(codes), []
         rng.shuffle(spare)
         quarter = max(1, len(codes) // 4)
@@ -267,7 +268,7 @@ class Data:
         return chains
 
     def _json(self, length: int, again: bool, fraction: float) -> tuple[list[Piece], list[Ask]]:
-        """A JSON object with five tokens per pair, and questions. `again` adds the object a second time, reordered."""
+        """Return a JSON object with five tokens per pair, and questions. `again` adds the object again, reordered."""
         rng = self.rng
         count = max(2, min(256, int(length * fraction / 11) if again else self._amount(length // 14)))
         keys = rng.sample(facts.WORDS, count)

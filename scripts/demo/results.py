@@ -2,7 +2,7 @@
 """Measure the accuracy and speed of each strategy of SWAA on the demo model, and write docs/results.md.
 
 python scripts/demo/results.py measure        # writes docs/results/demo.json; resumes an interrupted run
-python scripts/demo/results.py measure-tail   # writes docs/results/demo-tail.json, in the same way
+python scripts/demo/results.py measure-tail   # writes docs/results/demo-tail.json; resumes an interrupted run
 python scripts/demo/results.py write          # writes docs/results.md and its plot from both files
 python scripts/demo/results.py check          # fails if docs/results.md is stale
 """
@@ -28,14 +28,14 @@ PAGE = ROOT / "docs" / "results.md"
 
 
 def measure(samples: int, threads: int) -> None:
-    """Calibrate, fine-tune, and evaluate every configuration on the same questions; resumes an interrupted run."""
+    """Calibrate, fine-tune, and evaluate every configuration on the same questions, or resume an interrupted run."""
     from demo import results_measure
 
     _save(DATA, results_measure.measure(samples, threads))
 
 
 def measure_tail(samples: int, threads: int) -> None:
-    """Evaluate recipes with tails of several lengths on some of the questions; resumes an interrupted run."""
+    """Evaluate recipes with several tails on some of the questions, or resume an interrupted run."""
     from demo import results_tail
 
     _save(TAIL, results_tail.measure_tail(samples, threads))
@@ -61,7 +61,7 @@ def write() -> None:
 
 
 def check() -> None:
-    """Fail if docs/results.md is stale."""
+    """Exit with an error if docs/results.md is stale."""
     if PAGE.read_text(encoding="utf-8") != page(*_load()):
         sys.exit("docs/results.md is stale: python scripts/demo/results.py write")
 

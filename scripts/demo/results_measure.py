@@ -66,10 +66,10 @@ SETTINGS = dataclasses.asdict(
 
 
 def configurations(chosen: Sequence[int]) -> dict[str, Configuration]:
-    """The configurations to evaluate, by name.
+    """Return the configurations to evaluate, by name.
 
-    They are full attention, a bare window, each strategy alone, each pair and all three. Two more kinds keep full
-    attention in a quarter of the layers: every fourth layer at each offset, and the layers in `chosen`.
+    They are full attention, a bare window, and each combination of one, two or three strategies. Five more keep full
+    attention in a quarter of the layers: every fourth layer from each of four offsets, and the layers in `chosen`.
     """
     parts: dict[str, dict[str, Any]] = {
         "sinks": {"sink_count": SINKS},
@@ -85,7 +85,7 @@ def configurations(chosen: Sequence[int]) -> dict[str, Configuration]:
 
 
 def measure(samples: int, threads: int) -> dict[str, Any]:
-    """Calibrate, fine-tune, and evaluate every configuration on `samples` questions per task; returns the document."""
+    """Calibrate, fine-tune, and evaluate every configuration on `samples` questions per task; return the document."""
     engine, n_layers = EngineSettings(n_threads=threads, n_gpu_layers=0), read_model(MODEL).n_layers
     models: dict[str, Path] = {}  # by the label of an adapter
 
@@ -149,7 +149,7 @@ def measure(samples: int, threads: int) -> dict[str, Any]:
 
 
 def _at_once(questions: Sequence[Sample], answers: Sequence[dict[str, Any]], name: str) -> float:
-    """Fraction of the questions in the style "direct" whose response begins with the answer."""
+    """Return the fraction of the questions in the style "direct" whose response begins with the answer."""
     direct = {sample.id: sample.answers[0] for sample in questions if sample.style == "direct"}
     mine = [row for row in answers if row["config"] == name and row["sample"] in direct]
     return sum(row["reply"].strip().startswith(direct[row["sample"]]) for row in mine) / len(mine)
@@ -168,8 +168,10 @@ def _sha256(path: Path) -> str:
 class Tuning:
     """Fine-tunes the demo model for one configuration after another.
 
-    samples: samples of the retrieval tasks, in the styles "direct" and "spoken". The model answers the spoken question
-    about each document; a correct response becomes the training example for both questions about the document.
+    The model answers the spoken question about each document. A correct response becomes the training example for both
+    questions about the document.
+
+    samples: samples of the retrieval tasks in the styles "direct" and "spoken", which provide the documents.
     """
 
     def __init__(self, folder: Path, samples: Sequence[Sample], engine: EngineSettings) -> None:
@@ -180,7 +182,7 @@ class Tuning:
         self.outcomes: dict[str, dict[str, Any]] = {}
 
     def model(self, name: str, swaa: SwaaConfig) -> Path:
-        """The GGUF file of the demo model, fine-tuned under `swaa`."""
+        """Return the path of a GGUF file: the demo model, fine-tuned under `swaa`."""
         from swaa_edge.convert import hf
 
         key = {"swaa": swaa.to_dict(), "data": self._data.name, "settings": SETTINGS}
@@ -198,7 +200,7 @@ class Tuning:
         return target
 
     def _examples(self, samples: Sequence[Sample], engine: EngineSettings) -> tuple[Path, dict[str, Any]]:
-        """The file of training examples, and the counts of kept and dropped responses."""
+        """Return the path of the file of training examples, and the counts of kept and dropped responses."""
         questions, asked = _questions(samples)
         key = digest({"questions": questions, "max_tokens": ANSWER})
         source, responses, file = (self._folder / f"{kind}-{key}.jsonl" for kind in ("questions", "responses", "data"))
@@ -236,7 +238,7 @@ def _hf_directory(folder: Path) -> Path:
 
 
 def _questions(samples: Sequence[Sample]) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
-    """One record per document, with its spoken question; and the questions in both styles, by the id of the record."""
+    """Return one record per document with its spoken question, and {record id: the questions in both styles}."""
     records: list[dict[str, Any]] = []
     asked: dict[str, list[str]] = {}
     with Prompts(MODEL) as prompts, open_vocabulary(MODEL) as vocabulary:

@@ -8,7 +8,11 @@ from typing import Any
 
 
 def page(document: dict[str, Any], tail: dict[str, Any]) -> str:
-    """The text of docs/results.md; document, tail: the contents of docs/results/demo.json and demo-tail.json."""
+    """Return the text of docs/results.md.
+
+    document: the content of docs/results/demo.json.
+    tail: the content of docs/results/demo-tail.json.
+    """
     settings, rows = document["settings"], {row["config"]: row for row in document["table"]}
     return _PAGE.format(
         table="\n".join(_table(rows, document["cells"])),
@@ -113,7 +117,7 @@ def _table(rows: dict[str, Any], cells: Iterable[dict[str, Any]]) -> Iterator[st
 
 
 def _styles(cells: Iterable[dict[str, Any]], name: str) -> list[float]:
-    """The accuracy of a configuration by style of question."""
+    """Return the accuracy of a configuration for each style of question."""
     mine = [[cell for cell in cells if cell["config"] == name and cell["style"] == style] for style in _STYLES]
     return [sum(cell["correct"] for cell in found) / sum(cell["samples"] for cell in found) for found in mine]
 
@@ -152,7 +156,7 @@ def _sentences(rows: dict[str, Any]) -> list[str]:
 
 
 def _tuned(tuning: dict[str, Any], rows: dict[str, Any]) -> list[str]:
-    """Lines about the training examples, and a table of each recipe's accuracy before and after fine-tuning."""
+    """Return lines about the training examples, and a table of each recipe's accuracy before and after fine-tuning."""
     settings, data = tuning["settings"], tuning["data"]
     text = (
         f"`distill` asked the model, under full attention, a spoken question about each of {data['records']} documents "
@@ -186,7 +190,7 @@ def _tuned(tuning: dict[str, Any], rows: dict[str, Any]) -> list[str]:
 
 
 def tuned_name(name: str) -> str:
-    """Name of the row of a configuration after fine-tuning."""
+    """Return the name of the row for a configuration after fine-tuning."""
     return f"{name} + LoRA"
 
 

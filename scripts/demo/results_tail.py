@@ -1,8 +1,8 @@
-"""Measures what a dense tail brings on the demo model, for docs/results.md.
+"""Measures how a dense tail changes accuracy on the demo model, for docs/results.md.
 
     document = measure_tail(samples=50, threads=2)      # python scripts/demo/results.py measure-tail
 
-The questions are the first ones of each task in the table of docs/results.md.
+The questions are a subset of those in the main table of docs/results.md: the first ones of each task.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TAILS = {"fast": (1, TAIL, 2 * TAIL), "balanced": (TAIL,), "quality": (TAIL,)}
 
 
 def configurations() -> dict[str, Configuration]:
-    """Full attention, a bare window, and each recipe with its tails."""
+    """Return the configurations: full attention, a bare window, and each recipe with its tails."""
     return {
         "full": FULL_ATTENTION,
         "naive": SwaaConfig(WINDOW),
@@ -42,7 +42,7 @@ def configurations() -> dict[str, Configuration]:
 
 
 def measure_tail(samples: int, threads: int) -> dict[str, Any]:
-    """Ask every configuration `samples` questions per task; returns the document. An interrupted run resumes."""
+    """Ask every configuration `samples` questions per task; return the document. Resumes an interrupted run."""
     engine = EngineSettings(n_threads=threads, n_gpu_layers=0)
 
     def load(swaa: Configuration, n_ctx: int) -> SwaaLlama:

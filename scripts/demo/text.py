@@ -17,12 +17,12 @@ JARGON = "/usr/share/doc/jargon-text/jargon.txt.gz"  # Debian's package jargon-t
 
 
 def training_text() -> str:
-    """The training text, about three million characters."""
+    """Return the training text, which has about three million characters."""
     return jargon() + "\n\n" + docstrings()
 
 
 def sources() -> list[dict[str, str]]:
-    """Name, hash and length of each source."""
+    """Return the name, hash and length of each source."""
     texts = {
         "The Jargon File, public domain, Debian's package jargon-text": jargon(),
         f"Docstrings of Python {platform.python_version()}'s standard library": docstrings(),
@@ -34,7 +34,7 @@ def sources() -> list[dict[str, str]]:
 
 
 def jargon() -> str:
-    """The Jargon File 4.4.7, as Debian ships it."""
+    """Return the text of the Jargon File 4.4.7, as packaged by Debian."""
     if not Path(JARGON).is_file():
         sys.exit(f"{JARGON} is missing: apt-get install jargon-text")
     with gzip.open(JARGON, "rt", encoding="utf-8", errors="replace") as file:
@@ -42,7 +42,7 @@ def jargon() -> str:
 
 
 def docstrings() -> str:
-    """Docstrings of the standard library's modules, classes and functions, in the order of their files."""
+    """Return the docstrings of the standard library's modules, classes and functions, sorted by file."""
     found = []
     root = Path(sysconfig.get_path("stdlib"))
     for path in sorted(root.rglob("*.py")):

@@ -41,7 +41,7 @@ def make_tokenizer(text: str):
 
 
 def tokenizer_of(path):
-    """The demo model's tokenizer, read from the GGUF file at `path`."""
+    """Return the demo model's tokenizer, read from the GGUF file at `path`."""
     from gguf import GGUFReader
     from tokenizers import models
 

@@ -2,7 +2,7 @@
 """Train the demo model from scratch: a small Qwen3 that retrieves over its whole context of 2,048 tokens.
 
     python scripts/demo/train.py            # build/demo-model; resumes an interrupted run
-    python scripts/demo/train.py --install  # then: quantize it into swaa_edge/models
+    python scripts/demo/train.py --install  # then: writes the quantized model to swaa_edge/models
 
 Training needs torch, transformers and the text of demo/text.py, and takes about half an hour on two cores.
 """
@@ -90,7 +90,7 @@ def look_back(model: Qwen3ForCausalLM) -> None:
 
 
 def lessons(step: int) -> Mix:
-    """The mix of training sequences: first copying (one look-up), then linked facts (two look-ups), then documents."""
+    """Return the mix of training sequences: first copying (one look-up), then linked facts (two), then documents."""
     if step < 150:
         return Mix(1.0, 0.0, 0.0)
     if step < 300:
@@ -101,7 +101,7 @@ def lessons(step: int) -> Mix:
 
 
 def rate(step: int) -> float:
-    """Learning rate: linear warm-up, then a cosine over `HORIZON` steps, and a linear decay from step `DECAY` on."""
+    """Return the learning rate: linear warm-up, a cosine over `HORIZON` steps, and linear decay after step `DECAY`."""
     if step < WARMUP:
         return PEAK_RATE * (step + 1) / WARMUP
     done = (step - WARMUP) / (HORIZON - WARMUP)
@@ -111,7 +111,7 @@ def rate(step: int) -> float:
 
 
 def loss_of(model, tokens, weights, tags, values):
-    """The weighted loss, the loss on prose in nats per token, and the numbers of answers and correct answers by tag."""
+    """Return the weighted loss, the loss on prose in nats per token, and counts of answers and correct ones by tag."""
     hidden = model.model(tokens[:, :-1], use_cache=False).last_hidden_state
     targets, weights, tags = tokens[:, 1:], weights[:, 1:], tags[:, 1:]
     counted = weights > 0
@@ -127,7 +127,7 @@ def loss_of(model, tokens, weights, tags, values):
 
 
 class Training:
-    """State of the training, saved in a folder: the model, its optimizers and its data."""
+    """The training and its state, which is saved in a folder: the model, its optimizers and its data."""
 
     def __init__(self, folder: Path, seed: int) -> None:
         self.folder, self.log, self.state = folder, folder / "log.jsonl", folder / "state.pt"
@@ -176,7 +176,7 @@ class Training:
         part.replace(self.state)
 
     def run(self) -> None:
-        """Run the remaining steps; logs every 25 steps and saves the state every 100 steps."""
+        """Run the remaining steps. Log every 25 steps, and save the state every 100 steps."""
         steps = [(length, batch) for count, length, batch in CURRICULUM for _ in range(count)]
         total = torch.zeros(2, len(TAGS))
         while self.step < len(steps):
@@ -241,7 +241,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     output = ROOT / "build" / "demo-model"
     parser.add_argument("--output", type=Path, default=output, metavar="DIR", help="output folder")
-    parser.add_argument("--install", action="store_true", help="only quantize the trained model into swaa_edge/models")
+    parser.add_argument(
+        "--install", action="store_true", help="only quantize the trained model and write it to swaa_edge/models"
+    )
     args = parser.parse_args()
     if args.install:
         install(args.output)

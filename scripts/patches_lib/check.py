@@ -23,7 +23,7 @@ KNOWN = {"README.md", "UPSTREAM", "series", "src"}
 def check(ws: Workspace) -> str:
     """Check that every patch fits exactly and exports byte-identically, and that the series lists all patches.
 
-    Also check our files in patches/src/: none replaces an upstream file, each begins with a comment, and every
+    Also check that no file in patches/src/ replaces an upstream file, that each begins with a comment, and that every
     source file is compiled.
     """
     names = ws.names()
@@ -83,7 +83,7 @@ def _describes_itself(path: str, data: bytes) -> bool:
 
 
 def _is_built(path: str, tree: Mapping[str, bytes], ours: Mapping[str, bytes]) -> bool:
-    """Whether a CMakeLists.txt above the file lists it (by name or glob), or another file of ours includes it."""
+    """Return whether a CMakeLists.txt above the file lists it (by name or glob), or one of our files includes it."""
     name = re.escape(PurePosixPath(path).name)
     for folder in PurePosixPath(path).parents:
         lists = tree.get((folder / "CMakeLists.txt").as_posix(), b"").decode("utf-8", "replace")

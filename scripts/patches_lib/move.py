@@ -22,7 +22,8 @@ from patches_lib.workspace import Workspace, export_all, fetch, read, some, stac
 class Verdict:
     """The outcome for one patch.
 
-    moved: some hunk did not fit at its line, so merging was tried. failed: hunks and files that don't apply.
+    moved: True if a hunk did not fit at its line, so that merging was tried.
+    failed: hunks and files that don't apply.
     """
 
     name: str
@@ -41,10 +42,12 @@ def carry(
     new: Callable[[str], bytes | None],
     out: Collection[str] = (),
 ) -> tuple[dict[str, list[bytes]], list[Verdict]]:
-    """Apply every patch except those in `out` to another upstream.
+    """Apply every patch except those in `out` to another upstream release.
 
-    old: the result of `stack` for the current upstream. new: function that returns a file of the other upstream.
-    Returns the stack for the new upstream, without the hunks that did not fit, and a verdict per patch.
+    old: the result of `stack` for the current release.
+    new: function that returns the content of a file of the other release.
+
+    Returns the stack for the other release, without the hunks that did not fit, and a verdict per patch.
     """
     base = {path: new(path) for path in old}
     versions = {path: [data] for path, data in base.items() if data is not None}
@@ -92,7 +95,7 @@ def _other(ws: Workspace, version: str) -> tuple[Pin, dict[str, bytes]]:
 
 
 def against(ws: Workspace, version: str) -> tuple[str, int]:
-    """Report for each patch whether it applies to another release; also returns the number of patches that fail."""
+    """Return a report on which patches apply to another release, and the number of patches that fail."""
     fetch(ws)
     patches = ws.series()
     if not patches:
@@ -106,7 +109,7 @@ def against(ws: Workspace, version: str) -> tuple[str, int]:
 
 
 def onto(ws: Workspace, version: str) -> str:
-    """Rewrite the series and the pin for another release. Failing hunks are left out and listed."""
+    """Rewrite the series and the pin for another release. Hunks that fail are left out; the result lists them."""
     patches = _unedited_series(ws)
     pin, files = _other(ws, version)
     versions, verdicts = carry(patches, stack(patches, ws.upstream), files.get)

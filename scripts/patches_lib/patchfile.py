@@ -1,4 +1,4 @@
-"""The patch format: parse, apply, export and merge, on bytes in memory.
+"""Parses, applies, exports and merges patches, on bytes in memory.
 
 A patch consists of a header that gives its reason, and a plain unified diff. This module applies patches itself. `git
 apply` and `patch` accept hunks at other lines (offsets) or with other context (fuzz), and `git apply` silently skips
@@ -29,7 +29,7 @@ NO_NEWLINE = b"\\ No newline at end of file\n"
 
 
 class PatchError(Exception):
-    """An error of the patch series; the message is one line that names what is wrong and what would be right."""
+    """An error in the patch series; the message is one line that names what is wrong and what would be right."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Patch:
 
 
 def make_header(subject: str, why: str, goes_away_when: str) -> bytes:
-    """Make the header of a new patch; a long text continues on indented lines."""
+    """Make the header of a new patch; in a long field, the text continues on indented lines."""
     wrap = textwrap.TextWrapper(110, subsequent_indent="  ", break_on_hyphens=False)
     fields = zip(HEADER, (subject, why, goes_away_when), strict=True)
     header = "".join(wrap.fill(f"{key}: {value}") + "\n" for key, value in fields).encode() + b"\n"
@@ -57,7 +57,10 @@ def make_header(subject: str, why: str, goes_away_when: str) -> bytes:
 
 
 def check_header(name: str, header: bytes) -> None:
-    """Check that the header has Subject, Why and Goes away when, in this order and not empty, then a blank line."""
+    """Check that the header has the fields Subject, Why and Goes away when, in this order.
+
+    No field may be empty, and a blank line must end the header.
+    """
     text = header.decode("utf-8", "replace")
     fields = re.findall(r"^([A-Z][A-Za-z ]*):((?:.*)(?:\n[ \t]+\S.*)*)\n", text, re.MULTILINE)
     if [key for key, _ in fields] != list(HEADER):
@@ -70,7 +73,7 @@ def check_header(name: str, header: bytes) -> None:
 
 
 def parse(name: str, data: bytes) -> Patch:
-    """Parse a patch strictly: any line outside the header and well-formed hunks is an error."""
+    """Parse a patch strictly: any line that belongs neither to the header nor to a well-formed hunk is an error."""
     begin = 0 if data.startswith(b"diff --git ") else data.find(b"\ndiff --git ") + 1 or len(data)
     check_header(name, data[:begin])
     if begin == len(data):
@@ -79,7 +82,10 @@ def parse(name: str, data: bytes) -> Patch:
 
 
 def parse_diff(name: str, data: bytes, offset: int = 0) -> dict[str, tuple[Hunk, ...]]:
-    """Parse the part after the header. offset: number of lines in the header, for error messages."""
+    """Parse the part after the header.
+
+    offset: number of lines in the header, for the line numbers in error messages.
+    """
     lines, at = split_lines(data), 0
     files: dict[str, tuple[Hunk, ...]] = {}
     while at < len(lines):
@@ -141,7 +147,7 @@ def apply_hunks(data: bytes, hunks: tuple[Hunk, ...], where: str) -> bytes:
 
 
 def apply_some(data: bytes, hunks: Iterable[Hunk], where: str) -> bytes:
-    """Apply some hunks of a diff; their line numbers in the result are computed from this selection."""
+    """Apply only these hunks of a diff, with line numbers in the new file as if the diff had no others."""
     shifted, shift = [], 0
     for hunk in hunks:
         shifted.append(replace(hunk, new_start=hunk.start + shift))
@@ -155,7 +161,7 @@ def split_lines(data: bytes) -> list[bytes]:
 
 
 def export(header: bytes, files: dict[str, tuple[bytes, bytes]]) -> bytes:
-    """Make a patch from {path: (old content, new content)}, sorted by path and without hashes and dates."""
+    """Make a patch, without hashes and dates, from a dict of path to (old content, new content); sorts it by path."""
     parts = []
     with tempfile.TemporaryDirectory() as folder:
         for path, (old, new) in sorted(files.items()):
@@ -178,7 +184,7 @@ def _diff(folder: Path, path: str, old: bytes, new: bytes, context: int) -> byte
 
 
 def diff_hunks(old: bytes, new: bytes, path: str, context: int = CONTEXT) -> tuple[Hunk, ...]:
-    """The hunks between two contents, as `export` would write them."""
+    """Return the hunks that lead from one content to another, as `export` would write them."""
     with tempfile.TemporaryDirectory() as folder:
         body = _diff(Path(folder), path, old, new, context) if old != new else b""
     return parse_diff("diff", body).get(path, ())

@@ -17,7 +17,7 @@ from patches_lib.workspace import Workspace, apply, digest, export_all, fetch, r
 
 
 def edits_of(ws: Workspace, applied: Mapping[str, str]) -> dict[str, bytes | None]:
-    """Local edits that are not in patches/, as {path: content in the tree}; the content of a deleted file is None."""
+    """Return the local edits that are not in patches/, as {path: content in the tree}; for a deleted file, None."""
     want, edits = wanted(ws), {}
     for path in ws.edited(applied):
         have, now = read(ws.tree / path), want[path] if path in want else ws.upstream(path)
@@ -33,11 +33,14 @@ def edits_of(ws: Workspace, applied: Mapping[str, str]) -> dict[str, bytes | Non
 def refresh(
     ws: Workspace, into: str | None = None, new: str | None = None, header: bytes = b"", paths: Sequence[str] = ()
 ) -> str:
-    """Write edits of the patched tree back to patches/ and re-export the series.
+    """Write edits of the patched tree back to patches/ and export the series again.
 
-    Our own files are always written to patches/src/. An edit of an upstream file goes into the patch `into`, or into a
-    new patch `new` with `header`, or else into the only patch that changes the file. paths: files, folders, or FILE:A-B
-    for edits in lines A to B; only these edits of upstream files are written.
+    Our own files are always written to patches/src/. By default, an edit of an upstream file goes into the only patch
+    that changes the file.
+
+    into: name of the patch that gets the edits of upstream files.
+    new, header: name and header of a new patch that gets these edits.
+    paths: write only the edits of upstream files in these files, folders or line ranges (FILE:FIRST-LAST).
     """
     fetch(ws)
     if not ws.tree.is_dir():

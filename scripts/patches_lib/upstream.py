@@ -40,7 +40,7 @@ class Pin:
 
 
 def read_pin(path: Path) -> Pin:
-    """Reads the `key = value` lines of patches/UPSTREAM."""
+    """Read the `key = value` lines of patches/UPSTREAM."""
     try:
         pairs = dict(re.findall(r"^(\w+) *= *(\S+)$", path.read_text(), re.MULTILINE))
         return Pin(**pairs)
@@ -49,7 +49,7 @@ def read_pin(path: Path) -> Pin:
 
 
 def get_sdist(pin: Pin, cache: Path) -> Path:
-    """Path of the sdist in the cache folder; see `get_file`."""
+    """Return the path of the sdist in the cache folder, after `get_file` has provided it."""
     return get_file(pin, cache / pin.sdist, "sdist, about 75 MB", "patches/UPSTREAM")
 
 
@@ -105,7 +105,10 @@ def _pip_download(pin: Pin, folder: Path, kind: str) -> None:
 
 
 def _find_pip(env: dict[str, str]) -> list[str]:
-    """The first pip that runs: that of this interpreter, of its base interpreter, on PATH, or bundled with Python."""
+    """Return the first pip that runs.
+
+    Tries the pip of this interpreter, the pip of its base interpreter, the pip on PATH and the pip bundled with Python.
+    """
     pythons = [sys.executable, getattr(sys, "_base_executable", None), shutil.which("python3"), shutil.which("python")]
     candidates = [[python, "-m", "pip"] for python in pythons if python]
     candidates += [[pip] for pip in (shutil.which("pip"), shutil.which("pip3")) if pip]
@@ -124,7 +127,7 @@ def _find_pip(env: dict[str, str]) -> list[str]:
 
 
 def read_tree(sdist: Path, pin: Pin) -> dict[str, tuple[bytes, bool]]:
-    """Read every file to keep, as {path in the tree: (content, is executable)}; about 60 MB."""
+    """Read every file to keep into a dict from path to (content, is executable), about 60 MB in all."""
     files = {}
     prefix = PurePosixPath(pin.sdist.removesuffix(".tar.gz"), pin.tree)
     try:
@@ -146,7 +149,7 @@ def read_tree(sdist: Path, pin: Pin) -> dict[str, tuple[bytes, bool]]:
 
 
 def unpack(files: dict[str, tuple[bytes, bool]], target: Path) -> None:
-    """Write the files to the folder `target`, which exists only once it is complete."""
+    """Write the files to the folder `target`, which appears only when it is complete."""
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
     try:

@@ -44,7 +44,7 @@ class Workspace:
         return read(self.pristine / path)
 
     def names(self) -> list[str]:
-        """Patch names in order; an empty list if patches/series does not exist."""
+        """Return the patch names in order, or an empty list if patches/series does not exist."""
         lines = (read(self.patches / "series") or b"").decode().splitlines()
         names = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
         for name in names:
@@ -61,11 +61,11 @@ class Workspace:
         return [self.patch(name) for name in self.names()]
 
     def ours(self) -> dict[str, bytes]:
-        """{path in the tree: content} of our own files in patches/src/."""
+        """Return {path in the tree: content} of our own files in patches/src/."""
         return {name: path.read_bytes() for name, path in walk(self.src).items()}
 
     def applied(self) -> dict[str, str]:
-        """{path: sha256} of the files last written to the tree."""
+        """Return {path: sha256} of the files as they were last written to the tree."""
         stamp = self._stamp()
         if stamp["pin"] != self.pin.sha256:
             raise PatchError(f"{self.tree} was made from another upstream release; save your edits, then delete it")
@@ -84,7 +84,7 @@ class Workspace:
         write(self.tree_stamp, json.dumps(stamp, indent=1, sort_keys=True).encode())
 
     def edited(self, applied: Mapping[str, str]) -> set[str]:
-        """Paths whose content in the tree differs from the one last written: edits, new files, deletions."""
+        """Return the paths of files that were changed, added or deleted since the tree was last written."""
         pristine, tree = walk(self.pristine), walk(self.tree)
         changed = set()
         for name in pristine.keys() | applied.keys():
@@ -133,7 +133,10 @@ def stack(patches: Sequence[Patch], base: Callable[[str], bytes | None]) -> dict
 
 
 def export_all(patches: Sequence[Patch], versions: Mapping[str, Sequence[bytes]]) -> dict[str, bytes]:
-    """Export every patch from the result of `stack`, as {name: content}; checks that applying them reproduces it."""
+    """Export every patch from the result of `stack`, as {name: content}.
+
+    Checks that the exported patches reproduce this result when they are applied.
+    """
     exported = {}
     for index, patch in enumerate(patches):
         files = {path: (states[index], states[index + 1]) for path, states in versions.items()}
@@ -148,7 +151,7 @@ def export_all(patches: Sequence[Patch], versions: Mapping[str, Sequence[bytes]]
 
 
 def wanted(ws: Workspace) -> dict[str, bytes]:
-    """{path: content} of every file that differs between the patched tree and upstream."""
+    """Return {path: content} of every file that patches/ adds to upstream or changes in it."""
     ours = ws.ours()
     for path in ours:
         if (ws.pristine / path).exists():
@@ -170,7 +173,10 @@ def fetch(ws: Workspace) -> str:
 
 
 def apply(ws: Workspace, discard: bool = False, keep: bool = False) -> str:
-    """Bring the patched tree in line with patches/. Local edits raise PatchError without `discard` or `keep`."""
+    """Make the patched tree match patches/.
+
+    Raises PatchError if the tree has local edits and neither `discard` nor `keep` is set.
+    """
     fetch(ws)
     want = wanted(ws)
     if not ws.tree.is_dir():
@@ -198,7 +204,7 @@ def apply(ws: Workspace, discard: bool = False, keep: bool = False) -> str:
 
 
 def walk(folder: Path) -> dict[str, Path]:
-    """{relative path: path} of all files, except the caches and temporary files of tools."""
+    """Return {relative path: path} of all files in the folder, except the caches and temporary files of tools."""
     found = []
     for here, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if name not in ("__pycache__", ".git", ".cache") and name[:5] != "build"]
@@ -232,7 +238,10 @@ def write(path: Path, data: bytes, runs: bool = False) -> bool:
 
 
 def mirror(files: Mapping[str, bytes], folder: Path) -> None:
-    """Make `folder` contain exactly these files. Builds don't recompile unchanged files, which keep their time."""
+    """Make `folder` contain exactly these files.
+
+    Unchanged files keep their modification time, so builds don't recompile them.
+    """
     for name, path in walk(folder).items():
         if name not in files:
             path.unlink()

@@ -138,7 +138,7 @@ def quick() -> Stage:
 
 
 def texts_of(length: int, chosen: Mapping[str, Sequence[int]]) -> list[Row]:
-    """Return the rows whose perplexity is measured. Above 2k tokens, these are only rows with the smaller window.
+    """Return the rows whose perplexity is measured. Above 2k tokens, only rows with the smaller window are measured.
 
     Rows that differ only in FA decode appear once, without FA decode: all tokens of the text are prompt tokens, so FA
     decode has no effect.

@@ -1,12 +1,12 @@
-"""The English texts that measure.py uses. They need no download, since they come with Python and Debian packages.
+"""The English texts that measure.py uses, which come with Python and Debian packages and so need no download.
 
     texts = corpus(); tokens = texts["python"]
 
 python: Python's language reference, as `help()` shows it.
-docstrings: the docstrings of Python's standard library.
+docstrings: long docstrings from Python's standard library.
 debian: the manuals and README files in /usr/share/doc, if there are any.
 
-The texts can differ between machines; `fingerprints` shows whether they do.
+The texts can differ between machines, which a comparison of the results of `fingerprints` shows.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def docstrings(folder: Path) -> Iterator[str]:
 
 
 def manuals(folder: Path) -> Iterator[str]:
-    """Yield each distinct text in the package folders in `folder`: README* and *.txt files, gzipped or not."""
+    """Yield each distinct README* or *.txt file, gzipped or not, of the packages in `folder`."""
     seen: set[str] = set()
     paths = [path for pattern in ("README*", "*.txt", "*.txt.gz") for path in folder.glob(f"*/{pattern}")]
     for path in sorted(paths):

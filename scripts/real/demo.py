@@ -3,9 +3,9 @@
 
     scripts/real/demo.py    # after scripts/real/fetch.py; some seconds
 
-The prompt is story.txt, which has 420 tokens; the window has 256 tokens. The model answers a question about the
-beginning of the story. It also continues a line from the beginning, which the prompt repeats at its end. Sampling is
-greedy.
+The prompt is story.txt, which has 420 tokens; the window has 256 tokens. First, the model answers a question about the
+beginning of the story. Then it continues a line from the beginning, of which the prompt's end repeats the first words.
+Sampling is greedy.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ FULL = "full @ None"
 
 
 class Value(NamedTuple):
-    """A figure with the ends of its 95 % interval."""
+    """A value, and the two ends of its 95 % interval."""
 
     value: float
     low: float

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Measure how each strategy of SWAA changes accuracy and speed on a real model, and write docs/results-real.md.
 
-scripts/real/measure.py --plan     # the cells and the expected time
-scripts/real/measure.py --quick    # the headline in about a minute, printed only
-scripts/real/measure.py            # everything: docs/results/real.json; hours; resumes an interrupted run
-scripts/real/measure.py --first 10 # only the first rows of the plan, on ten documents
-scripts/real/measure.py --write    # docs/results-real.md from it
-scripts/real/measure.py --check    # fails if that page is stale
+scripts/real/measure.py --plan     # prints the plan and its expected time
+scripts/real/measure.py --quick    # measures for about a minute; prints a table and writes no file
+scripts/real/measure.py            # measures everything, for hours; writes docs/results/real.json; can be resumed
+scripts/real/measure.py --first 10 # measures only the first stage of the plan, on ten documents
+scripts/real/measure.py --write    # writes docs/results-real.md from docs/results/real.json
+scripts/real/measure.py --check    # fails if docs/results-real.md is stale
 
 The model is SmolLM2-135M-Instruct, which scripts/real/fetch.py fetches. The texts come from this machine (corpus.py).
 """

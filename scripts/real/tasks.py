@@ -8,7 +8,8 @@ shuffled: the same with a planted passage of shuffled tokens, which the model ca
 facts: the question is about a sentence hidden in the document, and is asked through the chat template. In the response
     "The secret code of fence is 706", only the tokens of 706 are scored.
 
-Every document follows the beginning of the chat template. All questions about a document share both as their prefix.
+A prompt consists of the beginning of the chat template, a document and a question. All questions about a document share
+this prefix.
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ class Question:
 class Document:
     """A document with its questions.
 
-    tokens: the beginning of the chat template and the document, with which the prompts of all `questions` begin.
+    tokens: the beginning of the chat template, then the document; the prompts of all `questions` begin with them.
     """
 
     name: str
