@@ -38,7 +38,7 @@ def file_types() -> dict[str, int]:
     """
     spec = importlib.util.find_spec("llama_cpp")
     if spec is None or not spec.submodule_search_locations:
-        raise NativeLibraryError("llama-cpp-python is not installed; pip install swaa-edge again")
+        raise NativeLibraryError("llama-cpp-python is not installed; reinstall swaa-edge")
     source = Path(spec.submodule_search_locations[0], "llama_cpp.py").read_text(encoding="utf-8")
     return {
         name: int(number)

@@ -64,7 +64,7 @@ def check_header(name: str, header: bytes) -> None:
     text = header.decode("utf-8", "replace")
     fields = re.findall(r"^([A-Z][A-Za-z ]*):((?:.*)(?:\n[ \t]+\S.*)*)\n", text, re.MULTILINE)
     if [key for key, _ in fields] != list(HEADER):
-        raise PatchError(f"{name}: the header must be the lines {', '.join(key + ':' for key in HEADER)} in this order")
+        raise PatchError(f"{name}: the header needs the fields {', '.join(key + ':' for key in HEADER)} in this order")
     for key, value in fields:
         if not value.strip():
             raise PatchError(f"{name}: header field '{key}:' is empty; write a sentence")

@@ -64,7 +64,7 @@ def refresh(
         states = versions.setdefault(path, [ws.upstream(path)] * (len(patches) + 1))
         merged = [merge(state, states[-1], data) for state in states[first:]]
         if None in merged:
-            raise PatchError(f"{path}: the edit overlaps changes of a patch after {home}; use --into with that patch")
+            raise PatchError(f"{path}: the edit overlaps changes of a patch after {home}; name that patch with --into")
         states[first:] = merged
     exported = export_all(patches, versions)
     for path, data in mine.items():

@@ -142,9 +142,9 @@ def read_tree(sdist: Path, pin: Pin) -> dict[str, tuple[bytes, bool]]:
                 if member.isreg() and not any(fnmatch(name, pattern) for pattern in SKIP):
                     files[name] = (archive.extractfile(member).read(), bool(member.mode & 0o100))
     except (tarfile.TarError, EOFError, OSError) as error:
-        raise PatchError(f"{sdist}: not a readable sdist ({error})") from None
+        raise PatchError(f"{sdist} is not a readable sdist ({error})") from None
     if not files:
-        raise PatchError(f"{sdist}: holds no files under {prefix}")
+        raise PatchError(f"{sdist} holds no files under {prefix}")
     return files
 
 

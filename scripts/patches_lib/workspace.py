@@ -77,7 +77,7 @@ class Workspace:
         try:
             return json.loads(data) if data else {"pin": self.pin.sha256, "files": {}}
         except ValueError:
-            raise PatchError(f"{self.tree_stamp}: not JSON; delete it") from None
+            raise PatchError(f"{self.tree_stamp} is not JSON; delete it") from None
 
     def write_stamp(self, files: Mapping[str, str]) -> None:
         stamp = {"pin": self.pin.sha256, "files": files}

@@ -133,7 +133,7 @@ def test_apply_resumes_after_an_interruption(checkout, run):
         (
             "Why: because",
             "Because",
-            f"{N1}: the header must be the lines Subject:, Why:, Goes away when: in this order",
+            f"{N1}: the header needs the fields Subject:, Why:, Goes away when: in this order",
         ),
     ],
 )
@@ -207,7 +207,7 @@ def test_refresh_refuses_an_edit_on_lines_of_a_later_patch(checkout, run, fail):
     before = checkout.state()
     checkout.edit("src/a.cpp", "a twenty and a half\n", "a 20.5\n")
     assert fail("refresh", "--into", N1) == (
-        f"src/a.cpp: the edit overlaps changes of a patch after {N1}; use --into with that patch"
+        f"src/a.cpp: the edit overlaps changes of a patch after {N1}; name that patch with --into"
     )
     assert checkout.state() == before
     run("refresh", "--into", N2)

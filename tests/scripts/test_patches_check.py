@@ -65,7 +65,7 @@ BROKEN = {
     ),
     "no header": (
         lambda c: c.put(f"patches/{N1}", ONE),
-        f"{N1}: the header must be the lines Subject:, Why:, Goes away when: in this order",
+        f"{N1}: the header needs the fields Subject:, Why:, Goes away when: in this order",
     ),
     "an empty reason": (
         lambda c: c.swap(f"patches/{N1}", "Why: because of this\n  and of that\n", "Why:\n"),
@@ -245,7 +245,7 @@ def test_a_tree_that_is_not_of_the_pin_is_left_alone(checkout, run, fail):
     checkout.swap("vendor/llama.cpp-patched.stamp", upstream.sha256_of(checkout.sdist), "0" * 64)
     assert fail("apply") == f"{checkout.tree} was made from another upstream release; save your edits, then delete it"
     checkout.put("vendor/llama.cpp-patched.stamp", "{")
-    assert fail("apply") == f"{checkout.tree}.stamp: not JSON; delete it"
+    assert fail("apply") == f"{checkout.tree}.stamp is not JSON; delete it"
 
 
 def test_help_of_each_command():
