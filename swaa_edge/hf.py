@@ -1,7 +1,7 @@
 """SWAA in transformers, through transformers' attention interface, for training and for trying a recipe on a model.
 
-Importing this module registers the attention "swaa". A forward pass then uses the same mask as the engine's prefill and
-decode.
+Importing this module registers the attention "swaa". A forward pass then uses the same masks as prefill and decode in
+the engine.
 
     model = AutoModelForCausalLM.from_pretrained("Qwen3-4B")
     hf.apply(model, SwaaConfig.from_recipe("quality"))
@@ -10,19 +10,19 @@ decode.
 
 Prompt tokens see a sliding window. Under FA decode, generated tokens see every earlier token. `decode_mask`, bool
 [batch, tokens], marks the generated tokens. `decode_mask` works with every model whose `forward` passes keyword
-arguments on to its attention. Without `decode_mask`, the engine's rule applies: a single token after a KV cache is
-decode, and all other tokens are prefill. `decode_mask` is therefore needed to train under FA decode, and to verify
-several drafted tokens in one pass.
+arguments on to its attention. Without `decode_mask`, the engine's rule applies: a single token that follows cached
+tokens counts as decode, and all other tokens count as prefill. `decode_mask` is therefore needed to train under FA
+decode, and to verify several drafted tokens in one pass.
 
 A tail of T tokens (`SwaaConfig.tail_count`) needs no further argument. With `decode_mask`, the tail consists of the T
-tokens before each generated token. Without `decode_mask`, several tokens in one forward pass are the new tokens of one
-turn, and the last T tokens of each sequence are its tail. If a prompt is split over several passes, all passes but the
-last therefore need a `decode_mask` that is False.
+tokens before each generated token. Without `decode_mask`, several tokens in one forward pass count as the new tokens of
+one turn, and the last T tokens of each sequence as its tail. So if a prompt is split over several passes, all passes
+but the last need a `decode_mask` that is False everywhere.
 
-On a GPU, attention runs on torch's flex attention with a block mask, whose memory does not grow with the square of
-the length. Elsewhere it runs on torch's scaled dot-product attention with a bool mask [batch, 1, queries, keys] for
-each of up to three kinds of layers. The mask takes 1 byte per pair of query and key, and a layer takes 4 more bytes per
-pair while it is computed. Both attentions support padding on either side and packed sequences (`position_ids` that
+On a GPU, torch's flex attention is used. Its block mask takes memory that does not grow with the square of the length.
+Elsewhere, torch's scaled dot-product attention is used. It needs a bool mask [batch, 1, queries, keys] for each kind of
+layer, of which there are at most three. Such a mask takes 1 byte per pair of query and key, and each layer takes 4 more
+bytes per pair while it runs. Both attentions support padding on either side and packed sequences (`position_ids` that
 restart, without attention_mask).
 """
 
@@ -48,13 +48,15 @@ ATTENTION: dict[str, bool | None] = {"swaa": None, "swaa_sdpa": False, "swaa_fle
 
 
 def apply(model: PreTrainedModel, config: SwaaConfig | None, *, attention: str = "swaa") -> None:
-    """Switch the attention of `model` to `config`, or with None back to transformers' own full attention.
+    """Switch the attention of `model` to `config`, or back to transformers' own full attention if `config` is None.
 
     The settings are stored in `model.config.swaa`, so `save_pretrained` saves them, and the saved model can be loaded
-    with attn_implementation="swaa". attention: one of `ATTENTION`.
+    with attn_implementation="swaa".
+
+    attention: the attention implementation, one of `ATTENTION`.
 
     Raises `UnsupportedModelError` for a model that has sliding windows of its own or doesn't use the attention
-    interface, `ConfigError` if the settings name a layer that the model doesn't have.
+    interface, and `ConfigError` if the settings name a layer that the model doesn't have.
     """
     text = model.config.get_text_config()
     if config is None:
@@ -72,17 +74,18 @@ def apply(model: PreTrainedModel, config: SwaaConfig | None, *, attention: str =
 
 
 def applied(model: PreTrainedModel) -> SwaaConfig | None:
-    """The settings that `model` runs under, or None for full attention."""
+    """Return the settings that `model` runs under, or None for full attention."""
     text = model.config.get_text_config()
     held = getattr(text, "swaa", None)
     return SwaaConfig.from_dict(held) if held and text._attn_implementation in ATTENTION else None
 
 
 def load_adapter(model: PreTrainedModel, folder: str | os.PathLike[str]) -> Any:
-    """Load the LoRA adapter in `folder` and apply the recipe that it was trained under; returns a PeftModel.
+    """Load the LoRA adapter in `folder`, apply the recipe that it was trained under, and return a PeftModel.
 
     An adapter without a recipe leaves the attention unchanged. Raises `ConfigError` if `model` runs under another
-    recipe, `UnsupportedModelError` if its layer count differs, `ModelFileError` if the folder is damaged.
+    recipe, `UnsupportedModelError` if it doesn't have as many layers as the adapter's base model, and `ModelFileError`
+    if the folder is damaged.
     """
     import peft
 
@@ -104,8 +107,10 @@ def load_adapter(model: PreTrainedModel, folder: str | os.PathLike[str]) -> Any:
 def decode_mask(prompt_lengths: Sequence[int], attention_mask: torch.Tensor) -> torch.Tensor:
     """Mark the generated tokens of a batch, in which each sequence is one prompt followed by one answer.
 
-    prompt_lengths: number of tokens of each prompt, without padding. attention_mask: [batch, tokens], 0 at padding on
-    either side. Returns bool [batch, tokens]. Raises `ConfigError` for a length that exceeds its sequence.
+    prompt_lengths: the number of tokens of each prompt, without padding.
+    attention_mask: [batch, tokens], 0 at padding on either side.
+
+    Returns bool [batch, tokens]. Raises `ConfigError` if a prompt length exceeds the length of its sequence.
     """
     real = attention_mask.bool()
     lengths = torch.as_tensor(prompt_lengths, device=real.device)
@@ -122,7 +127,8 @@ def decode_mask(prompt_lengths: Sequence[int], attention_mask: torch.Tensor) -> 
 
 @dataclasses.dataclass(eq=False)
 class _BatchMask:
-    """All data for the masks of one forward pass; transformers passes this object to each layer as the layer's mask.
+    """The data from which the masks of one forward pass are built; transformers passes this object to each layer as its
+    mask.
 
     The first layer of each kind builds the mask, and all layers of that kind share it.
     """
@@ -142,13 +148,14 @@ class _BatchMask:
     ndim = 4
 
     def to(self, *args: Any, **kwargs: Any) -> _BatchMask:
-        """Return this object; in a model spread over several devices, each layer moves its own mask when it uses it."""
+        """Return this object unchanged: `swaa_attention` moves a layer's mask to the layer's device when it is used."""
         return self
 
     def of_layer(self, layer: int, decode: torch.Tensor | None, positions: torch.Tensor | None) -> Any:
-        """The mask of a layer: a flex block mask, or bool [batch, 1, queries, keys].
+        """Return the mask of a layer: a flex block mask, or bool [batch, 1, queries, keys].
 
-        decode: bool [batch, queries], the generated tokens. positions: position_ids [batch or 1, queries].
+        decode: bool [batch, queries], true for generated tokens.
+        positions: position_ids [batch or 1, queries].
         """
         slides = self.sliding[layer]
         kind = (slides, self.fa_decode[layer] and (decode is not None or self.swaa.tail_count > 0))
@@ -163,8 +170,8 @@ class _BatchMask:
         return self.masks[kind]
 
     def _window(self, decode: torch.Tensor | None, positions: torch.Tensor | None) -> Callable[..., torch.Tensor]:
-        """The rule of a sliding layer as a mask function for transformers; the function's indices include cached
-        tokens."""
+        """Return the rule of a sliding layer as a mask function for transformers; the function's indices count cached
+        tokens too."""
         window, sinks, offset = self.swaa.window_size, self.swaa.sink_count, self.arguments["q_offset"]
         start = self._start(positions)
 
@@ -177,7 +184,7 @@ class _BatchMask:
         return visible
 
     def _start(self, positions: torch.Tensor | None) -> torch.Tensor:
-        """The key index of the first token of each query's sequence, as a tensor [batch, queries]."""
+        """Return, for each query, the key index at which its sequence starts, as a tensor [batch, queries]."""
         shape = (self.arguments["batch_size"], self.arguments["q_length"])
         index = torch.arange(shape[1], device=self.arguments["device"]) + self.arguments["q_offset"]
         if self.first is not None:
@@ -187,7 +194,7 @@ class _BatchMask:
         return (index - positions).expand(shape).contiguous()
 
     def _with_tail(self, decode: torch.Tensor | None, positions: torch.Tensor | None) -> torch.Tensor | None:
-        """The tokens that see everything under FA decode: the generated tokens, `decode`, and the tail."""
+        """Mark the tokens that see all earlier tokens under FA decode: the generated tokens (`decode`) and the tail."""
         if self.swaa.tail_count == 0:
             return decode
         start, offset = self._start(positions), self.arguments["q_offset"]
@@ -219,8 +226,10 @@ def swaa_mask(
 ) -> Any:
     """The mask function that transformers calls for `ATTENTION`; `swaa_attention` builds the actual masks per layer.
 
-    attention_mask: [batch, tokens], 0 at padding, or None. q_offset: number of tokens in the KV cache. Returns a
-        `_BatchMask`.
+    attention_mask: [batch, tokens], 0 at padding, or None.
+    q_offset: number of tokens in the KV cache.
+
+    Returns a `_BatchMask`.
     """
     if isinstance(attention_mask, _BatchMask):
         return attention_mask
@@ -256,13 +265,15 @@ def swaa_attention(
     position_ids: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The attention function that transformers calls for `ATTENTION`: torch's attention under the mask of its layer.
+    """The attention function that transformers calls for `ATTENTION`: torch's attention under the mask of the layer.
 
-    query: [batch, heads, queries, head_dim]. key, value: [batch, kv_heads, keys, head_dim]. decode_mask: bool
-    [batch, queries]. Returns the output, [batch, queries, heads, head_dim], and None for the attention weights.
+    query: [batch, heads, queries, head_dim].
+    key, value: [batch, kv_heads, keys, head_dim].
+    decode_mask: bool [batch, queries].
 
-    Raises `ConfigError` if the caller gave its own mask, or no `decode_mask` where the result would be wrong without
-    it.
+    Returns the output, [batch, queries, heads, head_dim], and None in place of the attention weights. Raises
+    `ConfigError` if the caller gave a mask of its own, or if `decode_mask` is missing and the result would be wrong
+    without it.
     """
     if not isinstance(attention_mask, _BatchMask):
         raise ConfigError("SWAA builds its own masks; give attention_mask as [batch, tokens], 0 at padding, or None")
@@ -296,7 +307,7 @@ def _check_model(model: PreTrainedModel, text: Any) -> None:
         what = f"layers of the type {own[0]}" if own else f"sliding_window = {text.sliding_window}"
         raise UnsupportedModelError(
             f"{name} has {what} of its own; SWAA is for models with full attention "
-            "(to try this one without its windows, set that to null in config.json)"
+            "(to try this model without its windows, set that field to null in config.json)"
         )
     if not getattr(model, "_supports_attention_backend", False):
         raise UnsupportedModelError(

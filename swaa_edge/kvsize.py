@@ -1,7 +1,7 @@
-"""The size of a context's KV cache by kind of layer, computed exactly before the context exists.
+"""Compute the exact size of a context's KV cache, by kind of layer, before the context is created.
 
-Layers with full attention, in prefill or decode, keep K and V of the whole context. The other sliding layers keep a
-ring buffer with only the cells that their window and sinks need.
+Layers that use full attention, in prefill or only in decode, keep K and V of the whole context. The other sliding
+layers keep a ring buffer with only the cells that their window and sinks need.
 
     size = kv_size(read_model("model.gguf"), SwaaConfig(2048, 64), n_ctx=32768); print(size.total, size.ring_cells)
 """
@@ -31,7 +31,8 @@ _MULTI_POSITION_IF_GIVEN = frozenset(["dflash", "glm4", "glm4moe", "hunyuan_vl"]
 
 @dataclasses.dataclass(frozen=True)
 class KVSize:
-    """Bytes of K and V by kind of layer, and cells (tokens) of one stream; ring_cells is 0 if no layer has a ring."""
+    """The bytes of K and V by kind of layer, and the number of cells (tokens) in one stream; ring_cells is 0 if no
+    layer has a ring."""
 
     bytes: Mapping[str, int]
     full_cells: int
@@ -44,7 +45,7 @@ class KVSize:
 
 
 def layer_kinds(swaa: SwaaConfig | None, n_layers: int) -> list[str]:
-    """The kind of each layer, one of `KINDS`; `swaa` is None for full attention."""
+    """Return the kind of each layer, one of `KINDS`; `swaa` is None for full attention."""
     if swaa is None:
         return [FA] * n_layers
     return [
@@ -67,11 +68,14 @@ def kv_size(
     swa_full: bool = False,
     flash_attn: bool = True,
 ) -> KVSize:
-    """The size of K and V that a llama.cpp context with these parameters allocates for `model` under `swaa`.
+    """Return the size of K and V that a llama.cpp context with these parameters allocates for `model` under `swaa`.
 
-    Sizes are in tokens. n_ctx: context size, or 0 for the model's own context length. n_batch: batch size, by default
-    n_ubatch. type_k, type_v: names or numbers of ggml types. swa_full: whether every layer keeps the whole context
-    instead of a ring. Raises `ConfigError` for a type that doesn't exist or doesn't fit the model's heads.
+    n_ctx: context size in tokens, or 0 for the model's own context length.
+    n_batch: batch size in tokens, by default n_ubatch.
+    type_k, type_v: names or numbers of ggml types.
+    swa_full: whether every layer keeps the whole context instead of a ring.
+
+    Raises `ConfigError` for a type that doesn't exist or doesn't fit the model's heads.
     """
     n_ctx = n_ctx or model.context_length
     n_ubatch = min(n_ctx, n_ubatch if n_batch is None else n_batch, n_ubatch)
@@ -108,7 +112,7 @@ def _head_bytes(name: str, kind: str | int, length: int) -> int:
         raise ConfigError(f"{name} = {kind} is not a ggml type; use f16, q8_0 or q4_0") from None
     if length % block:
         raise ConfigError(
-            f"{name} = {kind} has blocks of {block} numbers, which don't divide a head of {length}; use f16"
+            f"{name} = {kind} has blocks of {block} numbers, but a head has {length}, which is not a multiple; use f16"
         )
     return length // block * size
 

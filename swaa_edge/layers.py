@@ -21,7 +21,7 @@ _SLICE = re.compile(r"([+-]?[0-9]*):([+-]?[0-9]*)(?::([+-]?[0-9]*))?")
 
 
 def shown(value: Any) -> str:
-    """The text of a value for an error message, at most 60 characters long."""
+    """Return the text of a value for an error message, at most 60 characters long."""
     try:
         text = repr(value)
     except ValueError:  # Python refuses to print integers of thousands of digits
@@ -34,7 +34,8 @@ def _is_whole(value: Any) -> bool:
 
 
 def whole_number(name: str, value: Any, least: int) -> int:
-    """`value` as an int from `least` to INT32_MAX. Raises `ConfigError` for any other value, also for a bool."""
+    """Return `value` as an int from `least` to INT32_MAX. Raises `ConfigError` for any other value, including a
+    bool."""
     if not _is_whole(value):
         raise ConfigError(f"{name} = {shown(value)} must be a whole number from {least} to {INT32_MAX}")
     if not least <= value <= INT32_MAX:
@@ -43,8 +44,8 @@ def whole_number(name: str, value: Any, least: int) -> int:
 
 
 def layer_spec(name: str, value: Any) -> LayerSpec:
-    """`value` as text ("none", "all" or a slice) or as a sorted tuple of layer indices; [] becomes "none". Raises
-    `ConfigError`."""
+    """Return `value` as text ("none", "all" or a slice) or as a sorted tuple of layer indices; [] becomes "none".
+    Raises `ConfigError`."""
     if isinstance(value, str):
         text = "".join(value.split())
         if text in ("none", "all") or (_SLICE.fullmatch(text) and _as_slice(text) is not None):
@@ -67,7 +68,7 @@ def layer_spec(name: str, value: Any) -> LayerSpec:
 
 
 def _as_slice(text: str) -> slice | None:
-    """The slice in `text`, or None if Python has no such slice (step 0, a lone sign, too many digits)."""
+    """Return the slice in `text`, or None if it isn't a valid Python slice (step 0, a lone sign, too many digits)."""
     try:
         parts = slice(*(int(part) if part else None for part in text.split(":")))
         range(0)[parts]
@@ -77,7 +78,8 @@ def _as_slice(text: str) -> slice | None:
 
 
 def selected_layers(name: str, spec: LayerSpec, n_layers: int) -> frozenset[int]:
-    """The layers that `spec` selects in a model of `n_layers`. Raises `ConfigError` if the model lacks one of them."""
+    """Return the layers that `spec` selects in a model of `n_layers` layers. Raises `ConfigError` if the model lacks
+    one of them."""
     if not _is_whole(n_layers) or n_layers < 1:
         raise ConfigError(f"n_layers = {shown(n_layers)} must be a whole number of at least 1")
     if isinstance(spec, str):

@@ -1,8 +1,8 @@
 """`SwaaLlama`: a subclass of llama_cpp.Llama that runs models under sliding-window attention adaptation.
 
-`SwaaLlama` is a drop-in replacement: it loads the patched library, checks its arguments before any C code sees them,
-marks for the engine which tokens are prompt and which are generated, reports the progress of the prefill, and can be
-cancelled.
+`SwaaLlama` is a drop-in replacement. It loads the patched library, and checks its arguments before any C code sees
+them. It distinguishes prompt tokens from generated tokens for the engine. It reports the progress of a prefill, and can
+be cancelled.
 
     llm = SwaaLlama("model.gguf", n_ctx=32768, on_prefill=lambda done, total: print(done, total))
 """
@@ -41,7 +41,7 @@ _GENERATE = inspect.signature(llama_cpp.Llama.generate)
 
 
 class _Closed:
-    """Replaces the model, context and cache of a closed object; any use raises an error that names the reason."""
+    """Replaces the model, context and cache of a closed object; any use raises an error that states the reason."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # looked up by copy, pickle and repr
@@ -62,9 +62,9 @@ class SwaaLlama(llama_cpp.Llama):
     ring_snapshots: number of copies of the ring to keep; each copy allows one prompt to be reused after a long
         response.
     n_ctx: context size in tokens, which is rounded up to a multiple of 256, as in llama.cpp.
-    lora_path: a GGUF adapter (`convert --lora DIR --adapter-only`). The adapter's recipe, if any, applies if neither
-        `swaa` nor the model file holds settings; settings that differ from the recipe raise a `ConfigError`. lora_scale
-        scales the adapter's contribution, as in llama.cpp; 0 runs the model without the adapter.
+    lora_path: path of a GGUF adapter (`convert --lora DIR --adapter-only`). The adapter's recipe, if any, applies if
+        neither `swaa` nor the model file holds settings; settings that differ from the recipe raise a `ConfigError`.
+    lora_scale: factor of the adapter's contribution, as in llama.cpp; 0 runs the model without the adapter.
 
     These errors are raised before any model is loaded: `ModelFileError` for a file that is missing, truncated or not a
     GGUF, or has wrong SWAA keys; `UnsupportedModelError` for an architecture without support for SWAA; `ConfigError`
@@ -152,30 +152,30 @@ class SwaaLlama(llama_cpp.Llama):
 
     @property
     def eval_logits(self) -> deque[list[float]]:
-        """The logits of all tokens with logits_all, as in llama_cpp; otherwise one row whose content is undefined."""
+        """The logits of all tokens if logits_all is set, as in llama_cpp; otherwise one row of undefined values."""
         rows = self._scores if self._logits_all else self._scores[-1:]
         return deque(rows.tolist(), maxlen=self._n_ctx if self._logits_all else 1)
 
     # Evaluation
 
     def eval(self, tokens: Sequence[int], decode_from: int | None = None, on_logits: OnLogits | None = None) -> None:
-        """Evaluate `tokens`, which follow those evaluated before, each as a prompt token or as a generated token.
+        """Evaluate `tokens`, which follow the tokens evaluated before, each as a prompt token or as a generated token.
 
         In `generate` and the methods that use it, tokens that are fed back (including drafted tokens) are generated
         tokens. If `eval` is called directly, the token that `sample` just returned is a generated token. If `sample`
         wasn't called, a single token after others is also a generated token, because the caller may have its own
-        sampler. All other tokens are a prompt: the new tokens of one turn. The last T tokens of the prompt are its
+        sampler. All other tokens are a prompt, the new tokens of one turn, and the last T tokens of a prompt are its
         tail.
 
         decode_from: the position of the decode boundary, or None to infer the boundary. Generated tokens and the tail
-            lie at positions from `decode_from` on, the rest of the prompt before it. A prompt that takes several calls
-            needs `decode_from`; the value `native.NEVER` evaluates a prompt without a tail.
+            lie at `decode_from` or after it, and the rest of the prompt lies before it. A prompt that is split over
+            several calls needs `decode_from`; with `native.NEVER`, a prompt has no tail.
 
-        on_logits(rows): called after each ubatch with the logits of its tokens, float32 [tokens, n_vocab], without the
-            memory that logits_all takes. The logits are overwritten after the call returns.
+        on_logits(rows): called after each ubatch with the logits of its tokens, float32 [tokens, n_vocab]; takes less
+            memory than logits_all. The logits are overwritten after `on_logits` returns.
 
-        To go back, lower `n_tokens` first, as in llama_cpp. If a ring makes going back impossible, an error is raised
-        and nothing is changed.
+        To continue from an earlier position, lower `n_tokens` before the call, as with `llama_cpp.Llama`. If a ring
+        makes this impossible, an error is raised and nothing is changed.
 
         Raises `GenerationError` if the tokens don't fit, if they can't follow the first `n_tokens` or if the engine
         fails, and `GenerationCancelled` after `cancel`. The tokens evaluated before the error stay valid, and the
@@ -287,8 +287,8 @@ class SwaaLlama(llama_cpp.Llama):
         """Make room in the context: discard the `n_discard` tokens after the first `n_keep`, and move the rest down.
 
         K and V stay as they were computed, so the remaining tokens still carry information from the discarded ones.
-        n_keep: by default the number of sinks, but at least 1. n_discard: by default half of the tokens after n_keep.
-        Don't call this while `generate` runs.
+        n_discard defaults to half of the tokens after the first n_keep, and n_keep to the number of sinks, but at least
+        1. Don't call this while `generate` runs.
 
         Raises `GenerationError` if the numbers are out of range, or if the model or its ring can't make this shift;
         nothing is changed then.
@@ -306,7 +306,7 @@ class SwaaLlama(llama_cpp.Llama):
         self._requires_eval = True
 
     def save_state(self) -> Any:
-        """Save the state as llama_cpp does, but smaller: one copy of K and V, and logits only with logits_all.
+        """Save the state as llama_cpp does, but smaller: it holds one copy of K and V, and logits only with logits_all.
 
         The state can be pickled and kept in llama_cpp's caches. The state records its model, settings and adapter.
         Raises `StateError` if the engine fails.
@@ -317,7 +317,7 @@ class SwaaLlama(llama_cpp.Llama):
         """Restore a state that `save_state` saved, in this object or in another one with the same model and settings.
 
         Raises `StateError` for a state of another model, other settings or another adapter, or one that doesn't fit the
-        context or is damaged; this object is then unchanged, or reset if only the engine notices the damage.
+        context or is damaged; this object is then unchanged, or reset if only the load reveals the damage.
         """
         states.check(self, state, self._facts)
         self.reset()
@@ -325,8 +325,8 @@ class SwaaLlama(llama_cpp.Llama):
         states.load(self, state)
 
     def set_cache(self, cache: Any) -> None:
-        """Set the cache as in llama_cpp. Other models and settings may share the cache; this object doesn't find their
-        entries."""
+        """Set the cache of states, as in llama_cpp. Other models and settings may share the cache; this object doesn't
+        find their entries."""
         super().set_cache(None if cache is None else states.OwnStates(cache, self._facts))
 
     # Copies and the end

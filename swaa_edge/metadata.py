@@ -1,7 +1,7 @@
-"""The `swaa.*` keys of a GGUF file, version 1: their definition, and how they are read, validated and written.
+"""Define, read, validate and write the `swaa.*` keys of a GGUF file, version 1.
 
-A model carries its SWAA settings in these keys, and llama.cpp's kv_overrides can replace each of them
-at load time. Reading, writing and the document convert/METADATA.md all follow one table, `KEYS`.
+A model carries its SWAA settings in these keys, and llama.cpp's kv_overrides can replace each of them at load time. One
+table, `KEYS`, determines how the keys are read and written, and the content of the document convert/METADATA.md.
 
     read_swaa("model.gguf")                                     # SwaaConfig, or None without keys
     python -m swaa_edge.metadata > convert/METADATA.md          # regenerates the document
@@ -33,8 +33,9 @@ _LAYERS = "array of bool"
 class Key:
     """One key: its GGUF type, whether every file with SWAA keys must have it, its meaning and its limits.
 
-    least, most: range of a number. The length of a text is limited by `config.LABEL_LIMIT`; an array has one element
-        per layer.
+    least, most: for a number, the limits of its range.
+
+    The length of a text is limited by `config.LABEL_LIMIT`; an array has one element per layer.
     """
 
     name: str
@@ -84,7 +85,7 @@ PADDING_KEY = "swaa.padding"
 
 @dataclasses.dataclass(frozen=True)
 class _Given:
-    """An override in the form of a key, with the fields of `files.header.Field` that this module uses."""
+    """An override in the form of a key. It has the fields of `files.header.Field` that this module uses."""
 
     type: str
     value: Any
@@ -92,12 +93,14 @@ class _Given:
 
 
 def read_swaa(path: str | os.PathLike[str], kv_overrides: Mapping[str, Any] | None = None) -> SwaaConfig | None:
-    """The settings in effect for a GGUF file: its SWAA keys, each replaced by its override in `kv_overrides` (in
-    llama.cpp's form) if there is one.
+    """Return the settings in effect for a GGUF file, from its SWAA keys and from overrides of them.
 
-    Returns None for full attention, if there are no SWAA keys or `swaa.enabled` is false. The result's `fa_layers` is a
-    tuple of layers. Raises `ModelFileError`, which names the key, its value and the limit, if the file is not a GGUF,
-    is truncated, or has a wrong, missing or newer key. Raises `ConfigError` for a wrong override.
+    kv_overrides: overrides in llama.cpp's form; each takes the place of the file's key of the same name, if any.
+
+    Returns None, which means full attention, if there are no SWAA keys or `swaa.enabled` is false. The result's
+    `fa_layers` is a tuple of layers. Raises `ModelFileError` if the file is not a GGUF or is truncated. Also raises it
+    if a key is wrong, missing or newer than this version; the message then names the key, its value and the limit.
+    Raises `ConfigError` for a wrong override.
     """
     from swaa_edge.files.model import first_header  # files builds on this module
 
@@ -105,7 +108,7 @@ def read_swaa(path: str | os.PathLike[str], kv_overrides: Mapping[str, Any] | No
 
 
 def effective_config(header: Header, kv_overrides: Mapping[str, Any] | None = None) -> SwaaConfig | None:
-    """Do the same as `read_swaa`, given the header of a model's first file."""
+    """Do the same as `read_swaa`, but take the header of a model's first file."""
     given: dict[str, Field | _Given] = {
         key: field for key, field in header.fields.items() if key.startswith(PREFIX) and key != PADDING_KEY
     }
@@ -131,7 +134,8 @@ def effective_config(header: Header, kv_overrides: Mapping[str, Any] | None = No
 
 
 def to_kv_overrides(config: SwaaConfig, n_layers: int) -> dict[str, bool | int | str]:
-    """Convert `config` to kv_overrides of llama_cpp.Llama for a model of `n_layers` layers; they replace a file's keys.
+    """Convert `config` to kv_overrides of llama_cpp.Llama for a model of `n_layers` layers; the overrides replace the
+    keys in the file.
 
     Raises `ConfigError` for a layer that the model doesn't have, or for more than 127 layers.
     """
@@ -150,10 +154,10 @@ def to_kv_overrides(config: SwaaConfig, n_layers: int) -> dict[str, bool | int |
 
 
 def pack(config: SwaaConfig, n_layers: int, padding: bytes | None = None) -> tuple[int, bytes]:
-    """Encode `config` for a GGUF key section; return the number of keys and their bytes.
+    """Encode `config` as GGUF keys, and return the number of keys and their bytes.
 
-    padding: the original bytes between header and data, which an extra key stores so that `annotate --strip` can
-        restore them. The key is needed only if these bytes aren't all zero.
+    padding: the original bytes between header and data. An extra key stores them, so that `annotate --strip` can
+        restore them. None omits this key, which is needed only if these bytes aren't all zero.
     """
     values = _encode(config, n_layers)
     if not config.tail_count:  # files without a tail are those of earlier releases
@@ -165,7 +169,7 @@ def pack(config: SwaaConfig, n_layers: int, padding: bytes | None = None) -> tup
 
 
 def render_spec() -> str:
-    """The text of convert/METADATA.md."""
+    """Return the text of convert/METADATA.md."""
     rows = "\n".join(
         f"| `{key.name}` | {key.type} | {'yes' if key.required else 'no'} | {key.limits} | {key.meaning} |"
         for key in KEYS.values()
@@ -187,7 +191,7 @@ def _encode(config: SwaaConfig, n_layers: int) -> dict[str, Any]:
 
 
 def _checked(name: str, given: Mapping[str, Field | _Given], n_layers: int) -> Any:
-    """The value of one key, or None for an optional key that is absent. Raises `ConfigError`."""
+    """Return the value of one key, or None for an optional key that is absent. Raises `ConfigError`."""
     key = KEYS[name]
     if name not in given:
         if key.required:
@@ -216,8 +220,8 @@ def _checked(name: str, given: Mapping[str, Field | _Given], n_layers: int) -> A
 
 
 def _given_overrides(overrides: Mapping[str, Any]) -> dict[str, _Given]:
-    """The overrides of SWAA keys, with GGUF types; llama.cpp's overrides are ints, bools, and for arrays texts of 0 and
-    1."""
+    """Convert the overrides of SWAA keys to their GGUF types. In llama.cpp's overrides, numbers are ints, flags are
+    bools, and an array is a text of 0 and 1."""
     given = {}
     for name, value in overrides.items():
         if not name.startswith(PREFIX):
@@ -293,15 +297,15 @@ writers set it to false.
 - In a split model the keys are in the first file.
 
 ## Overrides
-llama.cpp's `kv_overrides` can replace each key when a model is loaded: integers for `uint32`, booleans for `bool`,
-and for an array a string of `0` and `1`, one character per layer, up to {most} layers. An override of a key that the
-file lacks adds this key. `swaa.enabled` = false turns SWAA off, regardless of the other keys.
+llama.cpp's `kv_overrides` can replace the value of each key when a model is loaded. The override of a `uint32` is an
+integer, and that of a `bool` is a boolean. The override of an array is a string with one character per layer, `0` or
+`1`, for up to {most} layers. An override of a key that the file lacks adds this key. `swaa.enabled` = false turns SWAA off, regardless of the other keys.
 
 ## Writing into an existing file
 `swaa-edge annotate` adds the keys at the end of the key section. Apart from this, `annotate` changes only the key count
 and the padding before the tensor data. `--strip` removes every key that starts with `swaa.`, which restores the
-original bytes. Where the original padding isn't all zero, `annotate` also stores it as hexadecimal digits in the string
-`{padding}`, for `--strip`; this key is not a setting.
+original bytes. If the original padding isn't all zero, `annotate` stores it as hexadecimal digits in the string key
+`{padding}`, from which `--strip` restores it; this key is not a setting.
 """
 
 

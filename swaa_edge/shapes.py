@@ -11,7 +11,7 @@ minutes. No weight is zero, since some processors multiply by zero faster. The s
 activations in the same range as in a trained model.
 
 Vocabulary. Every command and the unpatched library can load the file. The file's tokenizer is byte-level BPE with as
-many tokens as the real model's, and has a ChatML template. Each byte of text becomes one token. The other tokens are
+many tokens as the real model's, and it has a ChatML template. Each byte of text becomes one token. The other tokens are
 made-up words, which never result from tokenizing text. The model's output is noise.
 """
 
@@ -54,7 +54,13 @@ _CHAT_TEMPLATE = (
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """A model's dimensions: width and ff in numbers per token, heads of `head_size` numbers, vocab in tokens."""
+    """The dimensions of a model.
+
+    width: numbers per token in the residual stream.
+    ff: numbers per token in the hidden layer of the feed-forward network.
+    head_size: numbers per attention head.
+    vocab: number of tokens in the vocabulary.
+    """
 
     architecture: str
     layers: int
@@ -86,11 +92,15 @@ def write_shape(
     vocab: int | None = None,
     force: bool = False,
 ) -> Path:
-    """Write a GGUF of the shape `name` with random weights to `path`; return that path.
+    """Write a GGUF of the shape `name` with random weights to `path`, and return that path.
 
-    layers, vocab: numbers of layers and of tokens in the vocabulary, or None for those of the real model. ftype: one of
-        `TYPES`, for every matrix. The same arguments give the same bytes. Raises `ConfigError` for arguments out of
-        range, `OutputError` if `path` exists (without `force`) or can't be written.
+    layers: number of layers, or None for as many as in the real model.
+    ftype: the type of every matrix, one of `TYPES`.
+    vocab: number of tokens in the vocabulary, or None for as many as in the real model.
+    force: whether to replace an existing file.
+
+    The same arguments give the same bytes. Raises `ConfigError` for arguments out of range, and `OutputError` if `path`
+    exists (without `force`) or can't be written.
     """
     shape = _chosen(name, layers, ftype, vocab)
     with atomic_output(path, force=force) as temporary:
@@ -201,14 +211,15 @@ def _add_vocabulary(writer: gguf.GGUFWriter, size: int) -> None:
 
 
 def _byte_letters() -> list[str]:
-    """The printable characters that stand for the bytes 0 to 255 in GPT-2's vocabulary, in this order."""
+    """Return the printable characters that stand for the bytes in GPT-2's vocabulary, in the order of the bytes 0 to
+    255."""
     printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     others = iter(range(256, 512))
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]
 
 
 def _word(number: int) -> str:
-    """A made-up word with a space before it, different for each number: Ġaa, Ġba, ..."""
+    """Return a made-up word with a space before it, a different one for each number: Ġaa, Ġba, ..."""
     word = ""
     while len(word) < 2 or number:
         number, letter = divmod(number, 26)
@@ -235,7 +246,7 @@ def _write_tensor(file: BinaryIO, name: str, dims: tuple[int, ...], ftype: str) 
 
 
 def _block(name: str, rows: int, columns: int) -> np.ndarray:
-    """Random weights [rows, columns], which depend only on the tensor's name and shape."""
+    """Return random weights [rows, columns], which depend only on the tensor's name and shape."""
     import numpy as np
 
     generator = np.random.default_rng(zlib.crc32(name.encode()))
@@ -249,7 +260,8 @@ def _align(file: BinaryIO) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command: write one file and print its path and size; an error is one line on stderr and exit code 1."""
+    """Run the command: write one file, and print its path and size. On an error, print one line to stderr and exit with
+    code 1."""
     parser = argparse.ArgumentParser(prog="python -m swaa_edge.shapes", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("name", metavar="NAME", help=", ".join(SHAPES))
     parser.add_argument("path", metavar="OUT.gguf")

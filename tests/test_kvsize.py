@@ -80,7 +80,7 @@ def test_types(tiny):
     for kind in ("f17", 999):
         with pytest.raises(ConfigError, match=f"type_k = {kind} is not a ggml type; use f16, q8_0 or q4_0"):
             kv_size(found, None, n_ctx=256, type_k=kind)
-    with pytest.raises(ConfigError, match="type_v = q4_K has blocks of 256 numbers, which don't divide a head of 32"):
+    with pytest.raises(ConfigError, match="type_v = q4_K has blocks of 256 numbers, but a head has 32"):
         kv_size(found, None, n_ctx=256, type_v="q4_K")
 
 

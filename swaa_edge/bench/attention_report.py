@@ -61,7 +61,7 @@ class Sample:
 
 @dataclasses.dataclass
 class AttentionReport(Run):
-    """The samples so far: one per round for each pair (side, prompt length).
+    """The samples measured so far: one per round for each pair (side, prompt length).
 
     reference: the library that runs llama.cpp's own attention.
     skipped: one line for each measurement that was left out, with the reason.

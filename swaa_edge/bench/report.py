@@ -64,7 +64,7 @@ class Run:
 
 @dataclasses.dataclass
 class Report(Run):
-    """The samples so far: one Timing per round for each pair (configuration or `UNPATCHED`, prompt length)."""
+    """The samples measured so far: one Timing per round for each pair (configuration or `UNPATCHED`, prompt length)."""
 
     samples: dict[tuple[str, int], list[Timing]] = dataclasses.field(default_factory=dict)
 

@@ -18,8 +18,8 @@ from swaa_edge import native
 
 @dataclass
 class _Snapshot:
-    """A copy of the ring, made before the token at `position` was evaluated; the copy's tokens before `valid` are still
-    in the sequence."""
+    """A copy of the ring, made before the token at `position` was evaluated. The copy's tokens at positions before
+    `valid` are still in the sequence."""
 
     position: int
     data: bytearray

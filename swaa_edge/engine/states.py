@@ -148,7 +148,8 @@ class OwnStates(llama_cpp.llama_cache.BaseLlamaCache):
     cache.
 
     The owner is identified by a hash of `facts`. llama_cpp's caches look for the longest common prefix of two keys, so
-    the hash becomes part of a key's first token. States that were put into `cache` directly are also found.
+    the hash becomes part of a key's first token. States that were put directly into the underlying `cache` are also
+    found.
     """
 
     def __init__(self, cache: llama_cpp.llama_cache.BaseLlamaCache, facts: Facts) -> None:

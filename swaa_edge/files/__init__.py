@@ -1,1 +1,1 @@
-"""Files on disk: GGUF headers, models, adapters and data files. These modules need neither the C library nor torch."""
+"""Read GGUF headers, models, adapters and data files. These modules need neither the C library nor torch."""

@@ -51,12 +51,12 @@ _KEEP_ARRAY = 1 << 14
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """One key and its value, at the bytes [start, end) of the file.
+    """One key and its value, stored in the bytes [start, end) of the file.
 
     type: for example "uint32", "string" or "array of bool". count: number of elements in an array, or 1 for any other
         type.
     value: an int, float, bool, str or tuple of numbers, or None if the value was skipped because it is long or a list
-        of strings. A bool whose byte is neither 0 nor 1 is invalid, and is stored as the int in that byte.
+        of strings. A bool whose byte is neither 0 nor 1 is invalid, and is stored as an int, the value of that byte.
     """
 
     key: str
@@ -83,10 +83,10 @@ class Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-    """The part of a GGUF file before its tensor data; offsets in bytes from the start of the file.
+    """The part of a GGUF file before its tensor data. Offsets are in bytes from the start of the file.
 
-    The key section is [24, keys_end) and the tensor list [keys_end, tensors_end); padding follows up to
-    data_start, a multiple of `alignment`. size: bytes of the whole file.
+    The keys occupy the bytes [24, keys_end), and the tensor list occupies [keys_end, tensors_end). Padding follows up
+    to data_start, a multiple of `alignment`. size: bytes of the whole file.
     """
 
     path: Path
@@ -127,7 +127,7 @@ class Header:
 
 
 def aligned(offset: int, alignment: int) -> int:
-    """`offset` rounded up to a multiple of `alignment`, a power of two."""
+    """Return `offset` rounded up to a multiple of `alignment`, a power of two."""
     return (offset + alignment - 1) & -alignment
 
 
@@ -156,7 +156,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
 
 
 class _Parser:
-    """One pass over the header; every length is compared with the rest of the file before it is used."""
+    """One pass over the header. Before a length is used, it is compared with the number of bytes left in the file."""
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self.path, self.file = path, file
@@ -284,7 +284,7 @@ class _Parser:
             raise self.damaged(f"{what} at byte {self.at - length} is not UTF-8 text") from None
 
     def length(self, what: str, width: int) -> int:
-        """Read a count; that many elements of at least `width` bytes each must fit in the rest of the file."""
+        """Read a number of elements, and check that they fit in the rest of the file at `width` bytes or more each."""
         count = self.number("<Q", what)
         if count * width > self.size - self.at:
             raise self.truncated(f"{what} claims {count} {'bytes' if width == 1 else 'elements'}")
@@ -317,13 +317,14 @@ def _as_bool(byte: int) -> bool | int:
 
 
 def _one_line(text: str) -> str:
-    """Make `text` short and printable for an error line, since a name in the file may be neither."""
+    """Make `text` short and printable for an error line, since a name in a file may be long or unprintable."""
     text = "".join(char if char.isprintable() else "?" for char in text)
     return text if len(text) <= 200 else text[:197] + "..."
 
 
 def tensor_data(header: Header) -> Iterator[tuple[Tensor, range]]:
-    """Each tensor with the range of its bytes in the file; the range is empty for a type unknown to gguf."""
+    """Yield each tensor with the range of its bytes in the file; the range is empty if gguf doesn't know the tensor's
+    type."""
     from gguf.constants import GGML_QUANT_SIZES  # takes a moment to import
 
     sizes = {int(kind): size for kind, size in GGML_QUANT_SIZES.items()}

@@ -1,7 +1,8 @@
 """A LoRA adapter in GGUF form: its recipe, and whether it fits a model, checked before llama.cpp loads it.
 
-llama.cpp writes the reason for refusing an adapter only to its log, aborts the process for a key of the wrong type, and
-does not support recipes. Under any recipe other than its own, an adapter silently gives worse answers.
+llama.cpp alone is not enough: it reports only in its log why it refuses an adapter, it aborts the process if a key has
+the wrong type, and it doesn't check recipes. Under any recipe other than its own, an adapter silently gives worse
+answers.
 
     adapter = read_lora("my-adapter.gguf", "model.gguf"); adapter.check_recipe(config)
 """
@@ -36,7 +37,10 @@ _ADVICE = "give the adapter that was made for this model"
 
 @dataclasses.dataclass(frozen=True)
 class LoraAdapter:
-    """An adapter that fits a model of `n_layers` layers. swaa: the adapter's recipe, or None if the file has none."""
+    """An adapter that fits a model of `n_layers` layers.
+
+    swaa: the adapter's recipe, or None if the file has none.
+    """
 
     header: Header
     label: str
@@ -49,8 +53,9 @@ class LoraAdapter:
         return file_fingerprint([self.header])
 
     def check_recipe(self, requested: SwaaConfig | None, advice: str | None = None) -> None:
-        """Raise `ConfigError` if the adapter has a recipe and `requested` (None: full attention) differs in some layer.
+        """Raise `ConfigError` if the adapter has a recipe from which `requested` differs in some layer.
 
+        requested: settings, or None for full attention.
         advice: text that ends the error message and states how to resolve the conflict.
         """
         if self.swaa is not None:
@@ -80,7 +85,7 @@ def read_lora(path: str | os.PathLike[str], model: str | os.PathLike[str]) -> Lo
         raise _unfit(header, base, f"it is for the architecture {header.architecture}, not {base.architecture}")
     n_layers = header.value(f"{header.architecture}.block_count", base.n_layers)
     if n_layers != base.n_layers:
-        raise _unfit(header, base, f"it is for {n_layers} layers, the model has {base.n_layers}")
+        raise _unfit(header, base, f"it is for {n_layers} layers, but the model has {base.n_layers}")
     _check_tensors(header, base, {tensor.name: tensor.shape for file in model.headers for tensor in file.tensors})
     label = header.value("swaa.adapter")
     if label is not None and label == base.value("swaa.adapter"):

@@ -28,8 +28,11 @@ ADVICE = "leave the settings out to use its own, or train an adapter under yours
 
 @dataclasses.dataclass(frozen=True)
 class BaseModel:
-    """The base model of an adapter. name: the name of its folder. fingerprint: what `weights.fingerprint` returns for
-    its files."""
+    """The base model of an adapter.
+
+    name: the name of the model's folder.
+    fingerprint: the result of `weights.fingerprint` for the model's files.
+    """
 
     name: str
     n_layers: int
@@ -37,9 +40,9 @@ class BaseModel:
 
     @classmethod
     def of(cls, folder: str | os.PathLike[str]) -> BaseModel:
-        """Read the identity of the model in a Hugging Face model directory.
+        """Identify the model in a Hugging Face model directory.
 
-        Raises `ModelFileError` if its configuration or its safetensors files are missing or damaged.
+        Raises `ModelFileError` if the model's configuration or safetensors files are missing or damaged.
         """
         path = Path(folder)
         files = sorted(path.glob("model*.safetensors"))
@@ -65,8 +68,12 @@ def _weights(file: Path) -> tuple[Path, range, list[range]]:
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """swaa: the recipe that the adapter was trained under. base: the base model. more: further facts about the
-    training."""
+    """The facts about an adapter's training.
+
+    swaa: the recipe that the adapter was trained under.
+    base: the base model.
+    more: further facts.
+    """
 
     swaa: SwaaConfig
     base: BaseModel
@@ -95,8 +102,9 @@ def check_recipe(
 ) -> None:
     """Raise `ConfigError` unless `trained` and `requested` are equal in each of `n_layers` layers.
 
-    requested: settings, or None for full attention. adapter: how the error message names the adapter. advice: text that
-        ends the error message.
+    requested: settings, or None for full attention.
+    adapter: how the error message names the adapter.
+    advice: text that ends the error message.
     """
     ours, theirs = _by_layer(trained, n_layers), None if requested is None else _by_layer(requested, n_layers)
     if ours == theirs:
@@ -129,7 +137,7 @@ def save_training(folder: str | os.PathLike[str], training: Training) -> None:
 
 
 def read_training(folder: str | os.PathLike[str]) -> Training | None:
-    """Return what `save_training` wrote, or None if the folder has none of its files, as with an adapter from another
+    """Read the two files that `save_training` writes. Return None if both are missing, as for an adapter from another
     tool.
 
     Raises `ModelFileError` if only one of the two files exists or a file is damaged, and `ConfigError` for an invalid

@@ -1,7 +1,7 @@
 """A GGUF model on disk, with all its files: shape, size, SWAA settings, and whether SWAA can be applied to it.
 
 A model may be split over several files, NAME-00001-of-0000N.gguf and so on. The first file holds the metadata. The
-engine finds the other files by name, and this module finds and checks them in the same way.
+engine finds the other files by their names. This module finds the files in the same way, and also checks them.
 
     model = read_model("model.gguf"); print(model.n_layers, model.swaa(), model.refusal)
 """
@@ -53,10 +53,12 @@ _WINDOW_IF_GIVEN = _names("gemma3 laguna mellum olmo2 plamo3 smallthinker")
 class ModelFile:
     """A model whose headers were read once; any function that takes a model's path takes a `ModelFile` too.
 
-    headers, paths: the headers and paths of all files, in order. n_heads, n_kv_heads: numbers of heads, one per layer.
-        key_length, value_length: elements per head. context_length: number of tokens that the model was trained for, or
-        0 if the file doesn't state this number. tensor_types: number of tensors by ggml type name, most frequent first.
-        size: number of bytes of all files together.
+    headers, paths: the headers and paths of all files, in order.
+    n_heads, n_kv_heads: the number of heads in each layer.
+    key_length, value_length: the number of elements per head.
+    context_length: the number of tokens that the model was trained for, or 0 if the file doesn't state it.
+    tensor_types: the number of tensors of each ggml type, by type name, most frequent first.
+    size: the number of bytes of all files together.
     """
 
     headers: tuple[Header, ...]
@@ -94,7 +96,7 @@ class ModelFile:
         return str(self.path)
 
     def swaa(self, kv_overrides: Mapping[str, Any] | None = None) -> SwaaConfig | None:
-        """As `metadata.read_swaa`."""
+        """Return what `metadata.read_swaa` returns for the model."""
         return effective_config(self.header, kv_overrides)
 
     @property
@@ -104,7 +106,7 @@ class ModelFile:
 
     @property
     def has_tokenizer(self) -> bool:
-        """Whether the file holds a tokenizer; llama.cpp aborts the process if it has to tokenize without one."""
+        """Whether the model has a tokenizer; if not, llama.cpp aborts the process when it has to tokenize."""
         return self.header.value("tokenizer.ggml.model", "none") not in ("none", "no_vocab")
 
     @functools.cached_property
@@ -116,7 +118,8 @@ class ModelFile:
 def read_model(source: str | os.PathLike[str]) -> ModelFile:
     """Read the model at the path `source`, with all files of a split model; a `ModelFile` is returned unchanged.
 
-    Raises `ModelFileError` if one of its files is missing, truncated or not a GGUF, or if it isn't a language model.
+    Raises `ModelFileError` if one of the files is missing, truncated or not a GGUF, or if the model isn't a language
+    model.
     """
     if isinstance(source, ModelFile):
         return source
@@ -153,7 +156,8 @@ def read_model(source: str | os.PathLike[str]) -> ModelFile:
 
 
 def first_header(source: str | os.PathLike[str]) -> Header:
-    """The header that holds a model's metadata. Raises `ModelFileError` for a later file of a split model."""
+    """Return the header that holds a model's metadata. Raises `ModelFileError` if `source` is a later file of a split
+    model."""
     if isinstance(source, ModelFile):
         return source.header
     header = read_header(source)
@@ -162,14 +166,15 @@ def first_header(source: str | os.PathLike[str]) -> Header:
 
 
 def file_fingerprint(headers: Iterable[Header]) -> str:
-    """The `weights.fingerprint` of the GGUF files of a model or an adapter."""
+    """Return the `weights.fingerprint` of the GGUF files of a model or an adapter."""
     return fingerprint(
         (header.path, range(header.tensors_end), [data for _, data in tensor_data(header)]) for header in headers
     )
 
 
 def read_shards(header: Header) -> list[Header]:
-    """The headers of all files of the model whose first file has the header `header`. Raises `ModelFileError`."""
+    """Return the headers of all files of the model whose first file has the header `header`. Raises
+    `ModelFileError`."""
     headers = [header, *(read_header(path) for path in _shard_paths(header)[1:])]
     for number, shard in enumerate(headers):
         if len(headers) > 1 and (shard.value("split.no"), _shard_count(shard)) != (number, len(headers)):
@@ -178,8 +183,8 @@ def read_shards(header: Header) -> list[Header]:
 
 
 def output_paths(first: str | os.PathLike[str], count: int) -> list[Path]:
-    """Paths for the `count` files of a split model, given the first path. Raises `OutputError` if the first path isn't
-    named like a split file."""
+    """Return the paths for the `count` files of a split model, given the first path. Raises `OutputError` if the first
+    path isn't named like a split file."""
     paths = _split_names(Path(first), count)
     if paths is None:
         name = _shard_name("NAME", 0, count)
@@ -217,7 +222,8 @@ def _shard_count(header: Header) -> int:
 
 
 def _split_names(first: Path, count: int) -> list[Path] | None:
-    """The paths of the `count` files of a model, or None if `first` isn't named like the first of `count` files."""
+    """Return the paths of the `count` files of a model, or None if `first` isn't named like the first of `count`
+    files."""
     if count == 1:
         return [first]
     match = _SHARD.fullmatch(first.name)
@@ -231,7 +237,7 @@ def _shard_name(stem: str, number: int, count: int) -> str:
 
 
 def swaa_refusal(header: Header) -> str | None:
-    """Why SWAA can't be applied to the model, as an error line, or None if SWAA is supported.
+    """Return an error line that states why SWAA can't be applied to the model, or None if it can be applied.
 
     Only the metadata is checked, so that a model is refused before it is loaded or written.
     """
@@ -283,7 +289,7 @@ def _per_layer(header: Header, key: str, n_layers: int, default: tuple[int, ...]
     if len(value) != n_layers or not all(isinstance(count, int) and count >= 0 for count in value):
         raise ModelFileError(
             f"{header.path}: {header.architecture}.{key} has {len(value)} elements; "
-            f"the model has {n_layers} layers, one whole number for each"
+            f"it must have one whole number for each of the {n_layers} layers"
         )
     return value
 

@@ -1,4 +1,4 @@
-"""A user's data files: records in JSON Lines or Parquet, each with its position, and plain text.
+"""Read a user's data files: plain text, or records in JSON Lines or Parquet, each with its position in the file.
 
     for number, source, record in read_records("data.jsonl", ("prompt", "answer")): text(source, record, "prompt")
 
@@ -27,10 +27,12 @@ Place = tuple[int, str, Any]
 def read_records(path: Path, fields: Sequence[str], needed: Sequence[str] = ()) -> Iterator[Place]:
     """Yield the number (from 1), source and value of each record, one record at a time.
 
-    fields: the columns to read from a Parquet file. needed: columns that a Parquet file must have.
+    fields: the columns to read from a Parquet file.
+    needed: the columns that a Parquet file must have.
 
-    Raises `DataFileError` for a file of another kind, a line that isn't JSON or a file that can't be read, and
-    `ConfigError` for a Parquet file if pyarrow is missing. `text` and `present` check the fields of a record.
+    Raises `DataFileError` if the file can't be read, is of another kind or has a line that isn't JSON, and
+    `ConfigError` if the file is Parquet and pyarrow is not installed. `text` and `present` check the fields of a
+    record.
     """
     extension = path.suffix.lower()
     if extension in _LINES:

@@ -31,10 +31,10 @@ class StoredTensor(NamedTuple):
 
 
 def read_tensors(path: Path) -> dict[str, StoredTensor]:
-    """The tensors of a safetensors file by name, in the order in which they are stored.
+    """Return the tensors of a safetensors file by name, in the order in which they are stored.
 
-    Raises `ModelFileError` if the file is truncated or not a safetensors file, `SwaaError` if the package safetensors
-    is missing.
+    Raises `ModelFileError` if the file is truncated or not a safetensors file, and `SwaaError` if the package
+    safetensors is not installed.
     """
     try:
         from safetensors import SafetensorError, safe_open

@@ -1,4 +1,4 @@
-"""The patched llama.cpp library: finds it, loads it under `llama_cpp`, checks it, and wraps our C functions.
+"""Find the patched llama.cpp library, load it under `llama_cpp`, check it, and wrap our C functions.
 
 Pointers (`llama_model *`, `llama_context *`) are passed as ints, as in llama_cpp.
 
@@ -40,13 +40,13 @@ def _lib() -> ctypes.CDLL:
 
 
 def last_error() -> str:
-    """The reason why SWAA refused the last model, context, batch, state or sequence cut on this thread, or "" if
-    nothing was refused."""
+    """Return why SWAA last refused something on this thread (a model, context, batch, state or cut of a sequence), or
+    "" if it refused nothing."""
     return (_lib().llama_swaa_last_error() or b"").decode("utf-8", "replace")
 
 
 def model_config(model: int) -> SwaaConfig | None:
-    """The SWAA settings in force in a `llama_model *`, or None if SWAA is off for this model."""
+    """Return the SWAA settings in force in a `llama_model *`, or None if SWAA is off for this model."""
     head = CConfig()
     if not _lib().llama_swaa_model_config(model, ctypes.byref(head), None, None, 0):
         return None
@@ -56,44 +56,44 @@ def model_config(model: int) -> SwaaConfig | None:
 
 
 def set_decode_from(context: int, position: int, sequence: int = -1) -> None:
-    """Set the decode boundary of `sequence` (-1: of all sequences): tokens evaluated from now on at `position` or after
-    it are decode tokens.
+    """Set the decode boundary: tokens evaluated from now on at `position` or after it are decode tokens.
 
-    position: a position, `AUTO` or `NEVER`. Tokens of a prompt's tail count as decode tokens here.
+    position: a position, `AUTO` or `NEVER`. The tokens of a prompt's tail count as decode tokens here.
+    sequence: the sequence whose boundary to set, or -1 for all sequences.
     """
     if _lib().llama_swaa_set_decode_from(context, sequence, position) != 0:
         raise ValueError(f"decode boundary {position} of sequence {sequence} must be -1 or a position of the context")
 
 
 def get_policy(context: int) -> Policy:
-    """The policy of a context, or AUTO if SWAA is off in the context."""
+    """Return the policy of a context, or AUTO if SWAA is off in the context."""
     return Policy(_lib().llama_swaa_get_policy(context))
 
 
 def fingerprint(context: int) -> int:
-    """A 64-bit number that is equal in two contexts if K and V of one are valid in the other (same model, settings,
-    RoPE)."""
+    """Return a 64-bit number that is equal in two contexts if K and V of one are valid in the other (same model,
+    settings, RoPE)."""
     return _lib().llama_swaa_fingerprint(context)
 
 
 def can_continue(context: int, sequence: int, position: int) -> bool:
-    """Whether `sequence` can be cut at `position`: the cache must still hold all keys that a token at `position`
-    sees."""
+    """Return whether `sequence` can be cut at `position`, that is, whether the cache still holds all keys that a token
+    at `position` sees."""
     return _lib().llama_swaa_can_continue(context, sequence, position)
 
 
 def holds(context: int, sequence: int, start: int, end: int) -> bool:
-    """Whether all layers still hold K and V of `sequence` at positions `start` to `end` - 1."""
+    """Return whether all layers still hold K and V of `sequence` at positions `start` to `end` - 1."""
     return _lib().llama_swaa_holds(context, sequence, start, end)
 
 
 def kv_bytes(context: int) -> int:
-    """Bytes that a context has allocated for K and V."""
+    """Return the number of bytes that a context has allocated for K and V."""
     return _lib().llama_swaa_kv_bytes(context)
 
 
 def ring_cells(context: int) -> int:
-    """Number of cells in the ring of one stream, or 0 if no layer has a ring."""
+    """Return the number of cells in the ring of one stream, or 0 if no layer has a ring."""
     return _lib().llama_swaa_ring_cells(context)
 
 
@@ -108,8 +108,8 @@ class AbortFlag:
     """A flag that stops a running llama_decode from any thread; llama_decode returns 2 after the current graph node.
 
     ggml calls its abort callback before every node, a thousand times per token. A Python callback would take the
-    interpreter's lock each time, so the callback is C's own `strlen` on a string of one or no character. The result of
-    `strlen` reads as true or false, and the call takes 3 ns.
+    interpreter's lock each time. So the callback is C's own `strlen`, on a string of zero or one characters. ggml takes
+    its result, 0 or 1, as false or true, and a call takes 3 ns.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The C functions that the patched library must export: their version, their signatures, and the check of both.
+"""The C functions that the patched library must export: their version, their signatures, and checks of both.
 
 The functions are declared in patches/src/include/llama-swaa.h; this module mirrors the declarations in ctypes.
 
@@ -43,7 +43,7 @@ _FUNCTIONS = {
 
 
 def check(lib: ctypes.CDLL) -> None:
-    """Refuse a library without our functions, or with another version of our functions. Raises `NativeLibraryError`."""
+    """Refuse a library that lacks our functions or has another version of them. Raises `NativeLibraryError`."""
     if not hasattr(lib, "llama_swaa_abi_version"):
         raise NativeLibraryError(f"{lib._name} is a llama.cpp without SWAA; {REBUILD}")
     found = lib.llama_swaa_abi_version()
@@ -54,7 +54,7 @@ def check(lib: ctypes.CDLL) -> None:
 
 
 def declare(lib: ctypes.CDLL) -> None:
-    """Give our functions in `lib` their types. Raises `NativeLibraryError` if one is missing."""
+    """Set the ctypes signatures of our functions in `lib`. Raises `NativeLibraryError` if a function is missing."""
     for name, (result, arguments) in _FUNCTIONS.items():
         function = getattr(lib, name, None)
         if function is None:

@@ -37,7 +37,8 @@ _TILE_CODE = bytes.fromhex("c4e2784907 c4e27b49c0 c4e27b49c8 c4e27b49d0 c4e26b5e
 def load_backends(lib: ctypes.CDLL, folder: Path, amx_works: Callable[[], bool] | None = None) -> None:
     """Load the backends in `folder`, beside libggml, unless the library has its CPU backend built in.
 
-    amx_works: returns whether AMX instructions run on this machine; called only if a backend would use them.
+    amx_works: a function that returns whether AMX instructions run on this machine; it is called only if a backend
+        would use them.
     Raises `NativeLibraryError` if no CPU backend in `folder` runs on this processor.
     """
     ggml = _ggml(lib, folder)
@@ -77,14 +78,14 @@ def _quiet() -> Iterator[None]:
 
 
 def amx_backends(folder: Path) -> list[Path]:
-    """The CPU backend files in `folder` that would use AMX on this processor; always [] except on x86 Linux."""
+    """Return the CPU backend files in `folder` that would use AMX on this processor; always [] except on x86 Linux."""
     if not sys.platform.startswith("linux") or platform.machine() not in ("x86_64", "amd64"):
         return []
     return [path for path in sorted(folder.glob("libggml-cpu-*.so")) if _score(path) > _AMX_SCORE]
 
 
 def _score(path: Path) -> int:
-    """ggml's score of a backend file for this processor, or 0 if the backend doesn't run on it."""
+    """Return ggml's score of a backend file for this processor, or 0 if the backend doesn't run on the processor."""
     import _ctypes
 
     try:
@@ -109,9 +110,9 @@ def _without(folder: Path, left_out: list[Path]) -> Iterator[Path]:
 
 
 def tile_instructions_work() -> bool:
-    """Whether AMX tile instructions run in a child process (False if they can't be tried).
+    """Return whether AMX tile instructions run in a child process, or False if they can't be tried.
 
-    Also True if the kernel denies the process the tile registers, since ggml then doesn't use them.
+    If the kernel denies the process the tile registers, the result is True too, since ggml then doesn't use them.
     """
     try:
         code = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
@@ -131,7 +132,8 @@ def tile_instructions_work() -> bool:
 
 
 def survives(work: Callable[[], object]) -> bool:
-    """Whether `work` returns in a forked child, without raising or killing the child (False if the fork fails).
+    """Return whether `work` runs to its end in a forked child, without raising or killing the child; False if the fork
+    fails.
 
     The child is a fork, not a new interpreter, because sys.executable is not Python in a program that embeds Python.
     """

@@ -1,8 +1,8 @@
 """Find the patched llama.cpp library, load it under `llama_cpp`, and check the library and `llama_cpp`.
 
-The published llama-cpp-python loads any library that it is given. The ctypes declarations of llama-cpp-python fit only
-one version of llama.cpp, and with another version C code would read past the end of structs instead of failing. So this
-module checks the library and llama-cpp-python first.
+The published llama-cpp-python loads any library that it is given. But the ctypes declarations in llama-cpp-python fit
+only one version of llama.cpp. With another version, C code would not fail but read past the end of structs. So this
+module first checks that the library and llama-cpp-python fit each other.
 
     llama_cpp = load()
 """
@@ -43,11 +43,11 @@ _loaded: ModuleType | None = None
 
 
 def library_dir() -> Path:
-    """The folder that holds the patched library and its backends.
+    """Return the folder that holds the patched library and its backends.
 
     The folder is the value of SWAA_EDGE_LIB_PATH if this variable is set, else `lib` in this package, else
-    `swaa_edge/lib` in an entry of sys.path. The library is in an entry of sys.path if this source tree shadows an
-    installed swaa-edge. Raises `NativeLibraryError` if there is no such folder.
+    `swaa_edge/lib` in an entry of sys.path. sys.path is searched because this source tree may shadow an installed
+    swaa-edge that has the library. Raises `NativeLibraryError` if there is no such folder.
     """
     given = os.environ.get(PATH_VARIABLE)
     if given:

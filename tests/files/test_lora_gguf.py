@@ -336,7 +336,7 @@ def test_matrices_that_do_not_fit(pairs, why, model, adapter):
     ("made", "error", "why"),
     [
         ({"arch": "llama"}, UnsupportedModelError, "it is for the architecture llama, not qwen3"),
-        ({"qwen3.block_count": 3}, UnsupportedModelError, "it is for 3 layers, the model has 2"),
+        ({"qwen3.block_count": 3}, UnsupportedModelError, "it is for 3 layers, but the model has 2"),
         ({"general.type": "model"}, ModelFileError, "is not a LoRA adapter; make one with: swaa-edge convert"),
         ({"adapter.type": "other"}, ModelFileError, "is not a LoRA adapter"),
         ({"general.type": 7}, ModelFileError, r"general\.type has the type uint32; it must be string"),

@@ -63,7 +63,9 @@ def test_heads_that_differ_and_sizes_that_are_given(write):
     assert found.n_kv_heads == (1, 2, 4) and (found.key_length, found.value_length) == (128, 64)
     assert kv_size(found, None, n_ctx=256).total == 7 * (128 + 64) * 256 * 2
     wrong = array("qwen3.attention.head_count_kv", "u32", [1, 2])
-    with pytest.raises(ModelFileError, match=r"head_count_kv has 2 elements; the model has 3 layers"):
+    with pytest.raises(
+        ModelFileError, match=r"head_count_kv has 2 elements; it must have one whole number for each of the 3 layers"
+    ):
         read_model(write(content.replace(one, wrong)))
     with pytest.raises(ModelFileError, match=r"context_length = many must be a whole number"):
         usual = kv("qwen3.context_length", "u32", 4096)
