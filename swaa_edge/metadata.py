@@ -299,7 +299,8 @@ writers set it to false.
 ## Overrides
 llama.cpp's `kv_overrides` can replace the value of each key when a model is loaded. The override of a `uint32` is an
 integer, and that of a `bool` is a boolean. The override of an array is a string with one character per layer, `0` or
-`1`, for up to {most} layers. An override of a key that the file lacks adds this key. `swaa.enabled` = false turns SWAA off, regardless of the other keys.
+`1`, for up to {most} layers. An override of a key that the file lacks adds this key. `swaa.enabled` = false
+turns SWAA off, regardless of the other keys.
 
 ## Writing into an existing file
 `swaa-edge annotate` adds the keys at the end of the key section. Apart from this, `annotate` changes only the key count
