@@ -194,7 +194,10 @@ class _BatchMask:
         return (index - positions).expand(shape).contiguous()
 
     def _with_tail(self, decode: torch.Tensor | None, positions: torch.Tensor | None) -> torch.Tensor | None:
-        """Mark the tokens that see all earlier tokens under FA decode: the generated tokens (`decode`) and the tail."""
+        """Mark the tokens that see all earlier tokens in layers with FA decode.
+
+        These are the generated tokens (`decode`) and the tail: the last T tokens of each prompt.
+        """
         if self.swaa.tail_count == 0:
             return decode
         start, offset = self._start(positions), self.arguments["q_offset"]

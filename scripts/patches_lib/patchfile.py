@@ -1,10 +1,10 @@
 """Parses, applies, exports and merges patches, on bytes in memory.
 
-A patch consists of a header that gives its reason, and a plain unified diff. This module applies patches itself. `git
-apply` and `patch` accept hunks at other lines (offsets) or with other context (fuzz), and `git apply` silently skips
-files if the tree is in a subfolder of another repository. In this module, a hunk that does not fit at its line is an
-error. Exporting and merging use `git diff --no-index` and `git merge-file`, isolated from the user's configuration, so
-only `refresh` and `check` need git.
+A patch consists of a header that gives its reason, and a plain unified diff. This module applies patches in Python,
+without `git apply` or `patch`. Both programs accept hunks at other lines (offsets) or with other context (fuzz), and
+`git apply` silently skips files if the tree is in a subfolder of another repository. In this module, a hunk that does
+not fit at its line is an error. Exporting and merging use `git diff --no-index` and `git merge-file`, isolated from the
+user's configuration, so only `refresh` and `check` need git.
 
     patch = parse("0001-x.patch", data); new = apply_hunks(old, patch.files["src/a.c"], "src/a.c")
 """

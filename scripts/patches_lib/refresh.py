@@ -1,7 +1,7 @@
 """Writes each edit of the patched tree back into its patch and exports the series again.
 
-An edit is made on top of the whole series but may belong to an earlier patch. Three-way merges move the edit below the
-later patches, so several patches may change one file.
+An edit is made on top of the whole series, but may belong to an earlier patch. A three-way merge moves the edit into
+that patch, before the later patches of the series. This works even if several patches change the same file.
 
     print(refresh(ws, into="0003-x.patch", paths=["src/llama-graph.cpp"]))
 """

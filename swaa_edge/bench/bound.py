@@ -1,9 +1,9 @@
 """The bound on a configuration's prefill speed-up, which `bench` prints beside the measured speed-up.
 
-A sliding layer can save no more than the time that attention to the keys outside its window would take. The cost of
-attention depends on the model and the machine, so the bound is computed from the measured times of the patched library
-under full attention, not from a count of operations. Full attention and the configuration run the same kernels, so a
-measured speed-up can exceed the bound only by noise.
+A sliding layer can save at most the time needed to attend to the keys outside its window. The cost of attention depends
+on the model and the machine, so the bound is computed from the measured times of the patched library under full
+attention, not from a count of operations. Full attention and the configuration run the same kernels, so a measured
+speed-up can exceed the bound only by noise.
 
     line = fit_line(ubatch_seconds, n_ubatch=512)
     best = bound(line, config, n_tokens=8192, n_ubatch=512, heads=[16] * 4)

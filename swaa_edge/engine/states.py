@@ -147,9 +147,9 @@ class OwnStates(llama_cpp.llama_cache.BaseLlamaCache):
     """A view of a llama_cpp cache that finds only one owner's states, since other models and settings may share the
     cache.
 
-    The owner is identified by a hash of `facts`. llama_cpp's caches look for the longest common prefix of two keys, so
-    the hash becomes part of a key's first token. States that were put directly into the underlying `cache` are also
-    found.
+    The owner is identified by a hash of `facts`. A cache of llama_cpp returns the state whose key, a token sequence,
+    shares the longest prefix with the prompt. So the hash becomes part of the first token of each key: keys of
+    different owners then share no prefix. States that were put directly into the underlying `cache` are also found.
     """
 
     def __init__(self, cache: llama_cpp.llama_cache.BaseLlamaCache, facts: Facts) -> None:

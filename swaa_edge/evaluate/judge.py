@@ -104,7 +104,7 @@ class Judge:
         except openai.APIStatusError as error:
             raise GenerationError(f"{self} {_refusal(error)}") from error
         except openai.APITimeoutError as error:
-            raise GenerationError(f"{self} doesn't answer in time{_retries(error)}") from error
+            raise GenerationError(f"{self} didn't answer in time{_retries(error)}") from error
         except openai.APIConnectionError as error:
             reason = _line(str(error.__cause__ or error))
             raise GenerationError(f"{self} can't be reached: {reason}{_retries(error)}") from error

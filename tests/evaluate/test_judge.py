@@ -265,7 +265,7 @@ def test_a_server_that_keeps_silent(serve):
     server = serve("keep silent", timeout=0.05)
     with pytest.raises(GenerationError) as caught:
         server.judge(SAMPLE, "Ann")
-    assert str(caught.value) == f"{where(server)} doesn't answer in time, after 6 retries"
+    assert str(caught.value) == f"{where(server)} didn't answer in time, after 6 retries"
 
 
 def test_without_the_package(monkeypatch):
