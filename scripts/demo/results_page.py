@@ -37,15 +37,15 @@ The demo model ([swaa_edge/models](../swaa_edge/models/README.md), {layers} laye
 {context:,} tokens) answers the same {samples_per_task} questions per task under every configuration. The model
 is quantized and runs in the engine. Prompts have {prompt_tokens:,} tokens, the window is {window} tokens, and the
 answer is always further from the end of the prompt than the window reaches. Half of the questions ask for the answer
-alone (*direct*), whose first token is predicted by prefill. The other half ask for a sentence that repeats the
-question first (*spoken*), so that decode predicts the answer. [eval.md](eval.md) describes the tasks. Rows with LoRA
-use weights that were fine-tuned under the mask of that row, as described below.
+alone (*direct*), so prefill predicts the first token of the answer. The other half ask for a sentence that repeats the
+question first (*spoken*), so decode predicts the answer. [eval.md](eval.md) describes the tasks. Each row with LoRA
+uses weights that were fine-tuned under the mask of that row, as described below.
 
 {table}
 
-Accuracies are in percent; ± is half the width of Wilson's 95% interval of the mean. The column prefill is the median
-speed-up over full attention on the same prompts, on {cpu} with {threads} threads; the configurations took turns. The
-model and its prompts are so small that attention is only part of the prefill time.
+Accuracies are in percent; the number after ± is half the width of Wilson's 95% interval of the mean. The column prefill
+is the median speed-up over full attention on the same prompts, measured on {cpu} with {threads} threads while the
+configurations took turns. The model and its prompts are so small that attention is only part of the prefill time.
 
 {sentences}
 
@@ -53,8 +53,9 @@ model and its prompts are so small that attention is only part of the prefill ti
 
 ## What a dense tail adds
 
-The rows above have no tail. Here the last tokens of each prompt attend to all tokens, as generated tokens do, in the
-first {tail_samples} questions of each task. The recipes have the window and the sinks of the table.
+The rows above have no tail. With a tail, the last tokens of each prompt attend to all tokens, as generated tokens do.
+The table below covers the first {tail_samples} questions of each task. The recipes use the same window and sinks as in
+the table above.
 
 {tail}
 
@@ -74,7 +75,7 @@ python scripts/demo/results.py write
 ```
 
 The seeds are {seed} for the questions, {calibration_seed} for the samples of `calibrate` and {learned_seed} for the
-training examples. The model has the sha256 `{sha256}...`.
+training examples. The SHA-256 of the model file begins with `{sha256}`.
 """
 
 
@@ -149,9 +150,9 @@ def _sentences(rows: dict[str, Any]) -> list[str]:
     together = max(others, key=lambda name: (rows[name]["accuracy"], rows[name]["prefill_ratio"]))
     return [
         f"- A bare window keeps {kept('naive')} of full attention's accuracy.",
-        f"- The best single strategy is {single}, which keeps {kept(single)} of full attention's accuracy.",
-        f"- The best combination here, {together}, keeps {kept(together)} of full attention's accuracy, with a prefill "
-        f"speed-up of {rows[together]['prefill_ratio']:.2f}.",
+        f"- The best single strategy is `{single}`, which keeps {kept(single)} of full attention's accuracy.",
+        f"- The best combination here is `{together}`, which keeps {kept(together)} of full attention's "
+        f"accuracy, with a prefill speed-up of {rows[together]['prefill_ratio']:.2f}.",
     ]
 
 
@@ -159,15 +160,15 @@ def _tuned(tuning: dict[str, Any], rows: dict[str, Any]) -> list[str]:
     """Return lines about the training examples, and a table of each recipe's accuracy before and after fine-tuning."""
     settings, data = tuning["settings"], tuning["data"]
     text = (
-        f"`distill` asked the model, under full attention, a spoken question about each of {data['records']} documents "
-        f"of another seed and kept the {data['kept']} correct responses. Each response is the training example for "
-        "both the direct and the spoken question about its document. So an adapter may learn to begin with a sentence "
-        "even if the question asks for the answer alone, because under FA decode only tokens after the prompt see the "
-        "whole prompt. `finetune` trained on these examples under the mask of each row "
+        f"Under full attention, `distill` asked the model a spoken question about each of {data['records']} "
+        f"documents, built from another seed, and kept the {data['kept']} correct responses. Each response is "
+        "the training example for both the direct and the spoken question about its document. Under FA decode, only tokens after the prompt "
+        "see the whole prompt. So an adapter may learn to begin with a sentence even if the question asks for the "
+        "answer alone. For each row, `finetune` trained an adapter on these examples under the mask of the row "
         f"(rank {settings['lora_rank']}, alpha {settings['lora_alpha']:g}, rsLoRA, "
         f"{', '.join(settings['target_modules'])}; {settings['max_steps']} steps of "
-        f"{settings['batch_size'] * settings['gradient_accumulation_steps']} prompts), and `convert --lora` merged and "
-        "quantized the result."
+        f"{settings['batch_size'] * settings['gradient_accumulation_steps']} prompts), and `convert --lora` merged the "
+        "adapter into the model and quantized the result."
     )
     lines = [
         textwrap.fill(text, 120),
@@ -185,7 +186,7 @@ def _tuned(tuning: dict[str, Any], rows: dict[str, Any]) -> list[str]:
     best = max((tuned_name(name) for name in tuning["outcomes"]), key=lambda name: rows[name]["accuracy"])
     apart = 100 * (rows["full"]["accuracy"] - rows[best]["accuracy"])
     side = f"{abs(apart):.1f} points {'below' if apart > 0 else 'above'}" if round(apart, 1) else "level with"
-    lines += ["", f"The best fine-tuned configuration, {best}, is {side} full attention without LoRA."]
+    lines += ["", f"The best fine-tuned configuration, `{best}`, is {side} full attention without LoRA."]
     return lines
 
 
@@ -218,7 +219,8 @@ def _calibrated(found: dict[str, Any], rows: dict[str, Any]) -> list[str]:
     return [
         textwrap.fill(text, 120),
         "",
-        f"Full attention in layer {best['layer']} alone recovers {fraction:.0%} of the loss that sliding adds.",
+        f"If only layer {best['layer']} keeps full attention, this removes {fraction:.0%} of the loss that is added "
+        "when all layers slide.",
         "",
         "| layer | loss added if only it slides | loss saved if only it keeps full attention |",
         "|---|---|---|",

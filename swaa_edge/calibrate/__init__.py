@@ -1,12 +1,12 @@
 """Choose the layers that should keep full attention, measured by the engine on the quantized model, without torch.
 
-calibration     `calibrate`: chooses the layers of a model
-recommendation  `recommend`: chooses among the configurations that `eval` measured
-settings        the settings of a calibration
-search          rankings of single layers and the greedy search
-losses          the loss of reference answers under a choice of layers
-cases           samples, or windows of a text, in tokens
-report          the result as a document, as text and as a picture
+- `calibration`: the function `calibrate`, which chooses the layers of a model.
+- `recommendation`: the function `recommend`, which chooses among the configurations that `eval` measured.
+- `settings`: the settings of a calibration.
+- `search`: rankings of single layers, and the greedy search.
+- `losses`: the loss of reference answers under a choice of layers.
+- `cases`: the samples to measure, in tokens, from retrieval tasks or from a text.
+- `report`: the result as a document, as text and as a picture.
 """
 
 from swaa_edge.calibrate.calibration import Calibration, calibrate

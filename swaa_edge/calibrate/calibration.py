@@ -42,9 +42,13 @@ _ANSWER_ROOM = 64
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """model: path of the model. name: name of the model in its metadata. report: the measurements and the choice.
+    """The result of a calibration.
 
-    prompt_tokens: length of a sample, answer included. written: paths of the files with the chosen settings.
+    model: path of the model file.
+    name: name of the model in its metadata.
+    prompt_tokens: length of a sample in tokens, answer included.
+    report: the measurements and the chosen layers.
+    written: paths of the files to which the chosen settings were written.
     """
 
     model: str
@@ -58,16 +62,16 @@ class Calibration:
 
     @property
     def config(self) -> SwaaConfig | None:
-        """The settings with the chosen layers, or None if no layers are chosen yet."""
+        """Return the settings with the chosen layers, or None if no layers are chosen yet."""
         return self.report.config()
 
     @property
     def stopped(self) -> Stopped:
-        """The reason if the run ended early ("interrupted" or the error), or None if it is complete."""
+        """The reason why the run ended early: "interrupted", an error, or None if the run is complete."""
         return self.report.stopped
 
     def to_dict(self) -> dict[str, Any]:
-        """The calibration as plain JSON values."""
+        """Return the calibration as plain JSON values."""
         model = {"path": self.model, "name": self.name}
         return {"model": model, "prompt_tokens": self.prompt_tokens} | self.report.to_dict()
 
@@ -90,15 +94,19 @@ def calibrate(
 ) -> Calibration:
     """Choose the layers of the GGUF `model` that should keep full attention, by the loss of reference answers.
 
-    swaa: settings for window, sinks, tail and FA decode (default: the recipe fast, with window and sinks reduced to fit
-        the prompts). The FA layers in these settings are used only for comparison with the chosen layers.
-    settings: fields of `CalibrateSettings`.
-    output: path for the chosen settings as JSON. annotate: path for a copy of the model that contains them.
-    in_place: write the chosen settings into the model file. force: replace existing files.
-    json_file, plot_file: paths for the result of a complete run as a JSON document and as a picture.
-    journal_file: file that keeps the measurements, so that the same call resumes an interrupted run (default: a file in
-        the user's cache folder, deleted when the run is complete).
-    on_note: function called with one line of text if measurements are reused.
+    swaa: settings for window, sinks, tail and FA decode (default: the recipe fast, with the window and the sinks
+        reduced to fit the prompts). The FA layers in these settings do not affect the choice, but a comparison
+        includes them.
+    settings: keyword arguments for `CalibrateSettings`.
+    output: path of a JSON file for the chosen settings.
+    annotate: path for a copy of the model that contains the chosen settings.
+    in_place: write the chosen settings into the model file itself.
+    force: replace existing files.
+    json_file: path for the result of a complete run, as a JSON document.
+    plot_file: path for a picture of the result of a complete run.
+    journal_file: file that keeps the measurements, so that the same call resumes an interrupted run. The default is a
+        file in the user's cache folder, which is deleted when the run is complete.
+    on_note: function that is called with one line of text if measurements are reused.
 
     After Ctrl-C, or an error after the first measurement, the result is incomplete and its `stopped` holds the reason.
     Raises `ConfigError` or `ModelFileError` for invalid input, `OutputError` for a file that can't be written, and the
@@ -132,7 +140,7 @@ def calibrate(
 
 
 def _check_engine(engine: EngineSettings, file: ModelFile) -> EngineSettings:
-    """Return `engine` with swa_full set: the cache keeps every position, so a document is prefilled only once."""
+    """Return `engine` with swa_full set: the cache keeps all positions, so that a document is prefilled only once."""
     if engine.lora_path is not None and read_lora(engine.lora_path, file).swaa is not None:
         raise ConfigError(
             f"{engine.lora_path} was trained under a recipe with fixed FA layers; calibrate without this adapter"
@@ -154,7 +162,7 @@ def _prompt_tokens(file: ModelFile, requested: int | None) -> int:
 
 
 def _sliding(swaa: SwaaConfig | None, length: int) -> SwaaConfig:
-    """Return `swaa`; by default, the recipe fast with window and sinks reduced to fit prompts of `length` tokens."""
+    """Return `swaa`, or if it is None, the recipe fast with window and sinks reduced to fit `length` prompt tokens."""
     if swaa is None:
         fast = RECIPES["fast"].config
         window = min(fast.window_size, length // 4)
@@ -172,7 +180,7 @@ def _sliding(swaa: SwaaConfig | None, length: int) -> SwaaConfig:
 def _cases(
     file: ModelFile, length: int, swaa: SwaaConfig, settings: CalibrateSettings
 ) -> tuple[list[Case], list[Case]]:
-    """The cases to measure, and an equal number of held-out cases if settings.compare is set."""
+    """Return the cases to measure, and as many held-out cases if settings.compare is set (else none)."""
     if settings.text is not None:
         text, head = read_text(settings.text), tokenize(file, "")
         with Prompts(file, chat=False) as prompts:
@@ -191,7 +199,7 @@ def _cases(
 
 
 def _key(file: ModelFile, swaa: SwaaConfig, engine: EngineSettings, cases: list[Case]) -> dict[str, Any]:
-    """The inputs that determine a loss. The method is not among them, so another method can reuse the losses."""
+    """Return the inputs that determine a loss, without the method, so that another method can reuse the losses."""
     tokens = hashlib.sha256(json.dumps([(case.id, case.prompt, case.answer) for case in cases]).encode())
     lora = [] if engine.lora_path is None else [read_lora(engine.lora_path, file).fingerprint]
     return {

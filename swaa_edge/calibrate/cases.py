@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """id: unique within a run and stable across runs. prompt, answer: tokens of the prompt and the reference answer."""
+    """A sample to measure.
+
+    id: name that is unique within a run and the same in every run.
+    prompt: tokens of the prompt.
+    answer: tokens of the reference answer.
+    """
 
     id: str
     prompt: tuple[int, ...]
@@ -28,7 +33,7 @@ class Case:
     def __post_init__(self) -> None:
         for name in ("prompt", "answer"):
             if not getattr(self, name):
-                raise ConfigError(f"the {name} of {self.id} is empty; it needs at least one token")
+                raise ConfigError(f"the {name} of {self.id} is empty; give it at least one token")
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.answer)
@@ -53,8 +58,8 @@ def from_text(
     """Cut a text into windows of `length` tokens; the last `answer` tokens of a window are its reference answer.
 
     A window begins with the start tokens `head`, which count towards `length`. Returns at most `count` windows, spread
-    over the text; with held_out, also an equal number of other windows, which lie between them. Raises `ConfigError` if
-    the text is too short for one window (two with held_out), or if no token is left for a prompt.
+    over the text, and with held_out, an equal number of windows that lie between these. Raises `ConfigError` if the
+    text is too short for one window (for two windows with held_out), or if no token is left for a prompt.
     """
     if not 1 <= answer < length - len(head):
         raise ConfigError(f"answer_tokens = {answer} must be from 1 to {length - len(head) - 1} in windows of {length}")

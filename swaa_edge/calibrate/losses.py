@@ -1,11 +1,11 @@
 """The loss of reference answers under any choice of full-attention layers, measured by the engine.
 
     losses = Losses(load, SwaaConfig(2048, 100, fa_decode=True), n_layers=28, cases=cases)
-    losses.of([]).loss - losses.of(range(28)).loss      # what sliding in all layers costs
+    losses.of([]).loss - losses.of(range(28)).loss      # the loss that sliding in all layers adds
 
 The loss is the negative log likelihood of the answers' tokens, in nats per token. A prompt is evaluated as prefill and
 its answer as decode, so FA decode lowers the loss as it would in normal use. FA decode helps all tokens of an answer
-except the first. The first is predicted by the last token of the prompt, which sees the whole prompt only with a tail.
+except the first. The last prompt token predicts the first answer token, and sees the whole prompt only with a tail.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ OnRows = Callable[[np.ndarray, Sequence[int]], object]
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """nll: negative log likelihood of each case's answer, in nats. tokens: number of tokens in all answers."""
+    """nll: negative log likelihood of each case's answer, in nats. tokens: total number of answer tokens."""
 
     nll: tuple[float, ...]
     tokens: int
 
     @property
     def loss(self) -> float:
-        """Mean negative log likelihood per answer token, in nats."""
+        """Return the mean negative log likelihood per answer token, in nats."""
         return math.fsum(self.nll) / self.tokens
 
     def above(self, other: Measured) -> tuple[float, float | None]:
-        """The loss minus the loss of `other` on the same cases, and the standard error of this difference.
+        """Return this loss minus that of `other` on the same cases, and the standard error of the difference.
 
-        The standard error treats the differences per case as independent, and is None for a single case.
+        The standard error assumes that the cases are independent, and is None if there is only one case.
         """
         differences = [mine - theirs for mine, theirs in zip(self.nll, other.nll, strict=True)]
         count, total = len(differences), math.fsum(differences)
@@ -60,13 +60,13 @@ class Measured:
 
 
 class Counter:
-    """Counts prompts over all measurements of a run and reports progress. total: expected number of prompts."""
+    """Counts the prompts of all measurements in a run, and reports progress. total: expected number of prompts."""
 
     def __init__(self, on_progress: OnProgress | None = None, total: int = 0) -> None:
         self._report, self._done, self._total = on_progress, 0, total
 
     def advance(self, layers: str, prompts: int) -> None:
-        """Count prompts as done. layers: text that names the full-attention layers being measured."""
+        """Count `prompts` more prompts as done. layers: names of the full-attention layers that are being measured."""
         self._done += prompts
         if self._report:
             self._report(Progress(self._done, max(self._total, self._done), f"full attention in layers: {layers}"))
@@ -75,8 +75,10 @@ class Counter:
 class Losses:
     """Losses of `cases` under `swaa` for any choice of full-attention layers; each choice is measured once.
 
-    journal: stores the loss of each case, and supplies the losses of an earlier run. Raises `ConfigError` if `cases` is
-    empty. The method `of` raises the engine's errors, and Ctrl-C stops it within one ubatch.
+    journal: stores the loss of each case, and supplies the losses of an earlier run.
+
+    The constructor raises `ConfigError` if `cases` is empty. The method `of` raises the errors of loading and running a
+    model, and Ctrl-C stops it within one ubatch.
     """
 
     def __init__(
@@ -96,7 +98,7 @@ class Losses:
         self._known = {(frozenset(r["fa_layers"]), r["case"]): r["nll"] for r in self._journal.records}
 
     def of(self, fa_layers: Iterable[int]) -> Measured:
-        """The loss if `fa_layers` keep full attention and all others slide. If no layer slides, SWAA is turned off."""
+        """Return the loss if only `fa_layers` keep full attention. If no layer slides, the model runs without SWAA."""
         kept = frozenset(fa_layers)
         layers = label(kept, self.n_layers)
         missing = [case for case in self.cases if (kept, case.id) not in self._known]
@@ -122,7 +124,7 @@ def with_layers(swaa: SwaaConfig, fa_layers: Iterable[int]) -> SwaaConfig:
 
 
 def label(fa_layers: Collection[int], n_layers: int) -> str:
-    """Text for a choice of full-attention layers: a list, "all", "none", or "all but 3" if only layer 3 slides."""
+    """Return text for a choice of FA layers: a list, "all", "none", or "all but 3" if only layer 3 slides."""
     if len(fa_layers) in (0, n_layers):
         return "all" if fa_layers else "none"
     if n_layers > 2 and len(fa_layers) == n_layers - 1:
@@ -131,17 +133,18 @@ def label(fa_layers: Collection[int], n_layers: int) -> str:
 
 
 def answer_nll(llm: SwaaLlama, case: Case) -> float:
-    """The negative log likelihood of the answer after the prompt, in nats. A prefix is reused as in `read_answer`."""
+    """Return the negative log likelihood of the answer, given the prompt, in nats; `read_answer` evaluates the case."""
     found: list[float] = []
     read_answer(llm, case, lambda rows, tokens: found.extend(nll(rows, tokens)))
     return math.fsum(found)
 
 
 def read_answer(llm: SwaaLlama, case: Case, on_rows: OnRows, tail_count: int | None = None) -> None:
-    """Evaluate the prompt and its answer; on_rows(rows, tokens) gets the logits before each of the answer's tokens.
+    """Evaluate the prompt and its answer, and pass the logits that predict the answer's tokens to `on_rows`.
 
-    on_rows: called several times; the logits [tokens, n_vocab] are overwritten when it returns.
-    tail_count: T, instead of the model's own.
+    on_rows(rows, tokens): function that is called several times. Row i of the logits [n, n_vocab] predicts token i, and
+        the rows are overwritten after the call.
+    tail_count: number of tail tokens to use instead of the number in the model's settings.
 
     Prompt tokens that are still in the engine's cache are not evaluated again, so cases about one document should
     follow one another.
@@ -174,7 +177,7 @@ def read_answer(llm: SwaaLlama, case: Case, on_rows: OnRows, tail_count: int | N
 
 
 def _shared(llm: SwaaLlama, prompt: Sequence[int]) -> int:
-    """Number of tokens at the start of the prompt that the engine's cache holds, the prompt's last token excluded."""
+    """Return how many tokens at the start of the prompt are in the engine's cache, without the last prompt token."""
     length = min(llm.n_tokens, len(prompt) - 1)
     differs = llm.input_ids[:length] != np.asarray(prompt[:length], np.intc)
     return int(differs.argmax()) if differs.any() else length

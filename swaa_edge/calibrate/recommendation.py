@@ -1,4 +1,4 @@
-"""Recommends one of the configurations that `swaa-edge eval` measured: the most accurate one that is fast enough.
+"""Recommends one of the configurations that `swaa-edge eval` measured, given a minimum speed-up or accuracy.
 
 choice = recommend("eval.json", target_speedup=2.0, output="settings.json"); print(choice.why)
 """
@@ -19,9 +19,11 @@ from swaa_edge.support.atomic import check_outputs, write_json
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A row of an evaluation's table. config: settings, or None for full attention.
+    """One row of the table that `swaa-edge eval` measured.
 
-    interval: 95% interval of the accuracy. speedup: prefill time of full attention divided by that of this row.
+    config: the SWAA settings, or None for full attention.
+    interval: 95% interval of the accuracy.
+    speedup: prefill time of full attention, divided by the prefill time of this configuration.
     """
 
     name: str
@@ -43,7 +45,7 @@ class Recommendation:
         return self.why
 
     def to_dict(self) -> dict[str, Any]:
-        """The recommendation as plain JSON values."""
+        """Return the recommendation as plain JSON values."""
         chosen = self.chosen
         return {
             "config": chosen.name,
@@ -69,12 +71,14 @@ def recommend(
     """Choose a configuration from `measured`, a document written by `swaa-edge eval --json`.
 
     target_speedup: choose the most accurate configuration with at least this prefill speed-up over full attention.
-    min_accuracy: choose the fastest configuration with at least this accuracy (0 to 1). If both aims are given,
-    the most accurate configuration that meets both is chosen. output: path for the chosen settings, to be used with
-    --config. force: replace an existing file.
+    min_accuracy: choose the fastest configuration with at least this accuracy (0 to 1). If target_speedup is also
+        given, choose the most accurate configuration that meets both.
+    output: path of a file for the chosen settings, which the option --config can read.
+    force: replace an existing file.
 
-    Raises `ConfigError` for an invalid document, if no aim is given, if no configuration meets the aims, or if `output`
-    is given but full attention was chosen. Raises `OutputError` if the file can't be written.
+    Raises `ConfigError` if the document is invalid, if neither target_speedup nor min_accuracy is given, if no
+    configuration meets them, or if `output` is given but full attention was chosen. Raises `OutputError` if `output`
+    can't be written.
     """
     if target_speedup is None and min_accuracy is None:
         raise ConfigError("give a target speed-up, a minimum accuracy or both")
@@ -89,7 +93,7 @@ def recommend(
 
 
 def _read_table(path: str | os.PathLike[str]) -> list[Row]:
-    """Read the configurations with known speed and accuracy, or raise `ConfigError` if there are none."""
+    """Read the configurations whose speed and accuracy are known; raise `ConfigError` if there are none."""
     name = os.fspath(path)
     try:
         with open(path, encoding="utf-8") as file:

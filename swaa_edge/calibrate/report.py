@@ -20,7 +20,7 @@ from swaa_edge.support.interrupt import Stopped
 GAINS = {
     "nll": "loss added when only this layer slides",
     "keep": "loss saved when only this layer keeps full attention",
-    "greedy": "loss saved by this layer beside those above it",
+    "greedy": "loss saved by adding this layer to those above it",
 }
 # Longest bar of the ranking in characters.
 _BAR = 40
@@ -28,7 +28,11 @@ _BAR = 40
 
 @dataclasses.dataclass(frozen=True)
 class Ranked:
-    """gain: as defined in `GAINS`, in nats per answer token. error: standard error of the gain, or None if unknown."""
+    """The gain of a layer.
+
+    gain: change of the loss, in nats per answer token; `GAINS` defines it for each method.
+    error: standard error of the gain, or None if it is unknown.
+    """
 
     layer: int
     gain: float
@@ -39,11 +43,12 @@ class Ranked:
 class Report:
     """The results of a search so far.
 
-    full: loss with full attention in all layers. sliding: loss with full attention in no layer. loss: loss with full
-        attention in the `chosen` layers. Each of these losses is None until it is measured.
-    compared: the comparison on held-out cases, with one row of the document per choice of layers.
-    rows: the ranking, unsorted.
-    stopped: the reason if the run ended early ("interrupted" or the error), or None.
+    full: the loss with full attention in all layers, or None if it is not measured yet.
+    sliding: the loss with full attention in no layer, or None if it is not measured yet.
+    loss: the loss with full attention in the `chosen` layers, or None if it is not measured yet.
+    compared: the comparison on held-out cases, with one JSON object for each choice of layers.
+    rows: the entries of the ranking, unsorted.
+    stopped: the reason why the run ended early ("interrupted" or the error), or None if it is complete.
     """
 
     swaa: SwaaConfig
@@ -62,22 +67,22 @@ class Report:
     rows: list[Ranked] = dataclasses.field(default_factory=list)
 
     def ranking(self) -> list[Ranked]:
-        """The layers in descending order of gain, or for greedy in the order in which they were chosen."""
+        """Return the layers in descending order of gain, or for greedy, in the order in which they were chosen."""
         return self.rows if self.method == "greedy" else sorted(self.rows, key=lambda row: (-row.gain, row.layer))
 
     def config(self) -> SwaaConfig | None:
-        """The settings with the chosen layers, or None if no layers are chosen yet."""
+        """Return the settings with the chosen layers, or None if no layers are chosen yet."""
         return with_layers(self.swaa, self.chosen) if self.chosen else None
 
     def recovered(self) -> float | None:
-        """The chosen layers remove this fraction of the loss that sliding adds; None if sliding adds no loss."""
+        """Return the fraction of the loss added by sliding that the chosen layers remove; None if no loss is added."""
         if self.full is None or self.sliding is None or self.loss is None:
             return None
         gap = self.sliding.loss - self.full.loss
         return (self.sliding.loss - self.loss.loss) / gap if gap > 0 else None
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as plain JSON values, with losses in nats per answer token."""
+        """Return the report as plain JSON values, with losses in nats per answer token."""
         config = self.config()
         return {
             "config": config.to_dict() if config else None,
@@ -100,7 +105,7 @@ class Report:
 
 
 def summary(document: dict[str, Any]) -> str:
-    """Render the document of a `Calibration` as text: losses, ranking as bars, comparison (if any), and --fa-layers."""
+    """Render the document of a `Calibration` as text: losses, ranking as bars, any comparison, chosen layers."""
     parts = [_facts(document), _bars(document), _comparison(document), _conclusion(document)]
     return "\n\n".join(text for part in parts if (text := "\n".join(part)))
 
@@ -160,7 +165,7 @@ def _conclusion(document: dict[str, Any]) -> Iterator[str]:
 
 
 def plot(document: dict[str, Any], path: str | os.PathLike[str], kind: str | None = None) -> None:
-    """Draw `Report.to_dict()` into `path`: each layer's gain and, if there is one, the comparison.
+    """Draw the document of a report into `path`: the gain of each layer and, if there is one, the comparison.
 
     kind: file type (png, svg or pdf), by default taken from `path`. Raises `ConfigError` if matplotlib is missing.
     """

@@ -4,11 +4,11 @@
     report = search(load, SwaaConfig(2048, 100, fa_decode=True), 28, cases, settings)
     report.chosen            # (2, 5, 9, ...)
 
-The method nll ranks layers by the loss added when only this layer slides (after arXiv 2606.27791). The method keep
-ranks layers by the loss saved when only this layer keeps full attention. The method keep is useful if a model can
-compensate for any one sliding layer, because nll then measures no difference. The method greedy starts with all layers
-sliding and repeatedly adds the FA layer that lowers the loss most, so it accounts for layers that work together. As a
-last step, greedy replaces chosen layers as long as this lowers the loss.
+The method nll ranks each layer by the loss added when only this layer slides (after arXiv 2606.27791). The method keep
+ranks each layer by the loss saved when only this layer keeps full attention. The method keep is useful if a model can
+compensate for any single sliding layer, because nll then measures no difference. The method greedy starts with all
+layers sliding and repeatedly adds the FA layer that lowers the loss most, so it accounts for layers that work together.
+As a last step, greedy replaces chosen layers by others as long as this lowers the loss.
 """
 
 from __future__ import annotations
@@ -37,17 +37,16 @@ def search(
     journal: Journal | None = None,
     on_progress: OnProgress | None = None,
 ) -> Report:
-    """Choose the FA layers of a model with `n_layers` layers under the settings `swaa`, ignoring their FA layers.
+    """Choose the FA layers of a model with `n_layers` layers; all other settings are those of `swaa`.
 
-    settings: only method, keep, candidates and swaps are used.
-    held_out: cases for comparing full attention in the chosen layers with full attention in periodic patterns of about
-        equal size, in the FA layers of `swaa`, in all layers and in no layer. If held_out is empty, nothing is
-        compared.
+    settings: of these, only method, keep, candidates and swaps are used.
+    held_out: cases on which the chosen layers are compared with periodic patterns of about as many layers, with the FA
+        layers of `swaa`, with all layers and with no layer. If held_out is empty, nothing is compared.
     journal: stores losses, and supplies the losses of an earlier run.
 
     After KeyboardInterrupt, or an error after the first measurement, the report has the results so far, and
     `Report.stopped` holds the reason.
-    Raises `ConfigError` for settings that don't fit `n_layers`, and the errors of loading and running a model.
+    Raises `ConfigError` if the settings don't fit `n_layers`, and the errors of loading and running a model.
     """
     keep, journal = settings.layers_to_keep(n_layers), journal or Journal(None, {})
     rivals: dict[str, frozenset[int]] = {}
@@ -71,13 +70,13 @@ def search(
 
 
 def periodic(n_layers: int, keep: int) -> dict[str, frozenset[int]]:
-    """Patterns of every k-th layer, by their --fa-layers text; k is such that a pattern has about `keep` layers."""
+    """Return the patterns of every k-th layer, by --fa-layers value, for the k that gives about `keep` layers."""
     period = max(1, round(n_layers / keep))
     return {f"{first}::{period}": frozenset(range(first, n_layers, period)) for first in range(period)}
 
 
 def _choices(n_layers: int, keep: int, settings: CalibrateSettings) -> int:
-    """Number of layer choices that the method measures, assuming for greedy that no exchange lowers the loss."""
+    """Return how many choices of layers the method measures; for greedy, assume that no replacement lowers the loss."""
     if settings.method != "greedy":
         return 3 + n_layers
     pool = settings.candidates or n_layers
@@ -124,9 +123,9 @@ def _greedy(report: Report, losses: Losses, sliding: Measured, settings: Calibra
 def _exchange(
     losses: Losses, chosen: Sequence[int], pool: Iterable[int], current: Measured, swaps: int
 ) -> tuple[list[int], list[Ranked], Measured] | None:
-    """Replace one of the `swaps` weakest chosen layers so that the loss is lower, or return None.
+    """Replace one of the `swaps` weakest chosen layers by a layer that lowers the loss; return None if none does.
 
-    Returns the other chosen layers, the candidates for the replacement (best first), and the loss with the best one.
+    Returns the chosen layers that stay, the candidates for the replacement (best first), and the loss with the first.
     """
     if not swaps:
         return None
@@ -142,7 +141,7 @@ def _exchange(
 def _best_addition(
     losses: Losses, chosen: Sequence[int], pool: Iterable[int], current: Measured
 ) -> tuple[list[Ranked], Measured]:
-    """The gains of adding each layer of `pool` to the chosen layers, best first, and the loss with the best one."""
+    """Return the gain of adding each layer of `pool` to the chosen ones, best first, and the loss with the best."""
     found = {layer: losses.of({*chosen, layer}) for layer in pool if layer not in chosen}
     order = sorted(found, key=lambda layer: (found[layer].loss, layer))
     return [Ranked(layer, *current.above(found[layer])) for layer in order], found[order[0]]

@@ -22,21 +22,25 @@ SAMPLES, WINDOWS = 4, 16
 
 @dataclasses.dataclass(frozen=True)
 class CalibrateSettings:
-    """How to choose layers, and which samples to measure.
+    """Settings for choosing layers, and for the samples to measure.
 
     method: one of the methods in `swaa_edge.calibrate.search`.
-    keep: number of layers that keep full attention, or their fraction of all layers.
-    candidates: for greedy, how many of the layers that rank highest with the method `keep` to try (default: all).
-    swaps: for greedy, how many of the weakest chosen layers to try replacing as a last step.
+    keep: how many layers keep full attention, as a number, or as a fraction of all layers.
+    candidates: for greedy, the number of layers to try, from the top of the ranking by the method `keep` (default: all
+        layers).
+    swaps: for greedy, the number of chosen layers that the last step tries to replace, starting with the weakest.
     compare: compare the choice with periodic patterns on held-out samples.
-    task: retrieval tasks, separated by commas. text: path of a UTF-8 text to measure on instead ("-" means stdin).
-    samples: number of samples per task (default: `SAMPLES`), or of windows of the text (default: `WINDOWS`).
+    task: names of the retrieval tasks that provide the samples, separated by commas.
+    text: path of a UTF-8 text that provides the samples instead of the retrieval tasks ("-" means stdin).
+    samples: number of samples per retrieval task (default: `SAMPLES`), or number of windows to cut from the text
+        (default: `WINDOWS`).
     prompt_tokens: length of a sample in tokens, answer included (default: `PROMPT_TOKENS`, or the model's context
         length if that is smaller).
-    answer_tokens: with a text, the loss is measured on this many tokens at the end of each window.
-    seed: seed of the retrieval tasks. chat: use the model's chat template.
+    answer_tokens: number of tokens at the end of each window of the text on which the loss is measured.
+    seed: seed of the retrieval tasks.
+    chat: use the model's chat template in the retrieval tasks.
 
-    Raises `ConfigError` for a value out of range.
+    Raises `ConfigError` if a value is out of range.
     """
 
     method: Method = "nll"
@@ -59,7 +63,7 @@ class CalibrateSettings:
             raise ConfigError(f"swaps = {self.swaps} must be 0 or more")
 
     def layers_to_keep(self, n_layers: int) -> int:
-        """The number of layers that keep full attention. Raises `ConfigError` if a setting doesn't fit `n_layers`."""
+        """Return how many layers keep full attention. Raises `ConfigError` if a setting doesn't fit `n_layers`."""
         count = self.keep if isinstance(self.keep, int) else max(1, round(self.keep * n_layers))
         if count >= n_layers:
             raise ConfigError(f"keep = {self.keep} leaves none of the model's {n_layers} layers to slide; keep fewer")

@@ -129,7 +129,7 @@ def test_in_place_with_greedy_and_a_fraction(fake, file):
     result = run("calibrate", file, "--in-place", "--method", "greedy", "--keep", "0.5", "--window", 64)
     assert result.exit_code == 0 and result.stdout.endswith(f"wrote {file}\n")
     assert read_swaa(file) == SwaaConfig(64, fa_layers=[1, 3])
-    assert "loss saved by this layer beside those above it:\nlayer   1  FA  +1.0000 ± 0.0000  ####" in result.stdout
+    assert "loss saved by adding this layer to those above it:\nlayer   1  FA  +1.0000 ± 0.0000  ####" in result.stdout
 
 
 @pytest.mark.parametrize(
