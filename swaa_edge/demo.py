@@ -1,10 +1,10 @@
-"""Measure in a minute what SWAA costs and gains, on a small model that ships with the package.
+"""Measure in a minute the accuracy that SWAA costs and the time that it saves, on a small model in the package.
 
 The model (swaa_edge/models/README.md) was trained from scratch with full attention to find facts anywhere in 2,048
 tokens. The demo asks this model the same questions under full attention, a bare sliding window, each recipe, the recipe
 `fast` without its tail, and the layers that `calibrate` chooses. The prompts fill the model's whole context. Prompts of
 2,048 tokens are too short to show the speed-up, so the demo also times a long prompt, on a few layers that have the
-shape of a real model and random weights. The demo measures accuracy and speed on this machine, and downloads nothing.
+shape of a real model but random weights. The demo measures accuracy and speed on this machine, and downloads nothing.
 
     print(demo())
 """
@@ -45,7 +45,7 @@ LONG, SHAPE, LAYERS, TIMED = 16384, "qwen3-0.6b", 2, "fast"
 
 
 class Demo(Comparison):
-    """A comparison of answers, with the times of a long prompt in the document's "long_prompt"."""
+    """A comparison of answers, with the times of a long prompt in the field "long_prompt" of its document."""
 
     def __str__(self) -> str:
         timed = self.document["long_prompt"]
@@ -61,7 +61,7 @@ class Demo(Comparison):
 
 
 def configurations() -> dict[str, Configuration]:
-    """The configurations to compare, with window, sinks and tail reduced to suit the model's short context."""
+    """Return the configurations to compare, with window, sinks and tail reduced to suit the model's short context."""
     recipes = {
         name: dataclasses.replace(
             recipe.config, window_size=WINDOW, sink_count=SINKS, tail_count=min(recipe.config.tail_count, TAIL)
@@ -87,10 +87,13 @@ def demo(
     """Ask the demo model `samples` questions per task under each of `configurations`, and compare the results.
 
     The facts to retrieve lie outside the window of a prompt's last token. The result also has the times of a long
-    prompt. plot_file: path for a plot of accuracy over speed; an existing file is replaced. threads: number of CPU
-    threads (default: all cores). on_progress: as for `evaluate.compare`.
+    prompt.
 
-    Raises `ModelFileError` if the model is missing, and `ConfigError` for a plot_file if matplotlib is missing.
+    plot_file: path for a plot of accuracy over prefill speed-up; an existing file is replaced.
+    threads: number of CPU threads (default: all cores).
+    on_progress: as for `evaluate.compare`.
+
+    Raises `ModelFileError` if the model is missing, and `ConfigError` if a plot is requested but matplotlib is missing.
     """
     if not MODEL.is_file():
         raise ModelFileError(f"{MODEL} is missing; reinstall swaa-edge, or train the model with scripts/demo/train.py")
@@ -124,7 +127,7 @@ def demo(
 
 
 def _long_prompt(engine: EngineSettings, on_progress: OnProgress | None) -> tuple[dict[str, Any] | None, Stopped]:
-    """The times of the long prompt, and None; if the measurement ended early, None and the reason."""
+    """Return the times of the long prompt and None, or if the measurement ended early, None and the reason."""
     from swaa_edge.bench import bench
     from swaa_edge.shapes import write_shape
 

@@ -1,4 +1,4 @@
-"""Facts about a model file, its SWAA settings and the memory of its KV cache, as `swaa-edge inspect` shows them.
+"""Facts about a model file, its SWAA settings and the size of its KV cache, as `swaa-edge inspect` shows them.
 
 describe("model.gguf")["kv_memory"]
 """
@@ -20,10 +20,13 @@ CONTEXTS = {"8k": 8192, "32k": 32768, "128k": 131072}
 
 
 def describe(model: str | os.PathLike[str]) -> dict[str, Any]:
-    """Describe `model` in plain JSON values, from its metadata alone; sizes are in bytes.
+    """Return a description of `model` as plain JSON values, from its metadata alone; sizes are in bytes.
 
-    In the result, "swaa" is None for a file without SWAA keys, "layers" lists the kind of each layer (one of
-    `kvsize.KINDS`), and "kv_memory" has a row for each context size. Raises `ModelFileError`.
+    "swaa": the SWAA settings, or None for a file without SWAA keys.
+    "layers": the kind of each layer, one of `kvsize.KINDS`.
+    "kv_memory": the bytes of the KV cache, with one row for each context size.
+
+    Raises `ModelFileError`.
     """
     model = read_model(model)
     swaa = model.swaa()
@@ -53,9 +56,9 @@ def describe(model: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _kv_memory(model: ModelFile, swaa: SwaaConfig | None, n_ctx: int) -> dict[str, Any]:
-    """Bytes of the KV cache for each cache type; a type that the model can't use has None.
+    """Return the bytes of the KV cache for each cache type, or None for a type that the model can't use.
 
-    The bytes are given per kind of layer, in total, and in total without rings.
+    The bytes are per kind of layer, in total ("total"), and in total without rings ("total_swa_full").
     """
     memory: dict[str, Any] = {"context": n_ctx, "ring_cells": kv_size(model, swaa, n_ctx=n_ctx).ring_cells}
     for kind in CACHE_TYPES:

@@ -162,9 +162,10 @@ def _tuned(tuning: dict[str, Any], rows: dict[str, Any]) -> list[str]:
     text = (
         f"Under full attention, `distill` asked the model a spoken question about each of {data['records']} "
         f"documents, built from another seed, and kept the {data['kept']} correct responses. Each response is "
-        "the training example for both the direct and the spoken question about its document. Under FA decode, only tokens after the prompt "
-        "see the whole prompt. So an adapter may learn to begin with a sentence even if the question asks for the "
-        "answer alone. For each row, `finetune` trained an adapter on these examples under the mask of the row "
+        "the training example for both the direct and the spoken question about its document. Under FA decode, only "
+        "tokens after the prompt see the whole prompt. So an adapter may learn to begin with a sentence even if "
+        "the question asks for the answer alone. For each row, `finetune` trained an adapter on these examples under "
+        "the mask of the row "
         f"(rank {settings['lora_rank']}, alpha {settings['lora_alpha']:g}, rsLoRA, "
         f"{', '.join(settings['target_modules'])}; {settings['max_steps']} steps of "
         f"{settings['batch_size'] * settings['gradient_accumulation_steps']} prompts), and `convert --lora` merged the "

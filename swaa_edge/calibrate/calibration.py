@@ -102,8 +102,7 @@ def calibrate(
     annotate: path for a copy of the model that contains the chosen settings.
     in_place: write the chosen settings into the model file itself.
     force: replace existing files.
-    json_file: path for the result of a complete run, as a JSON document.
-    plot_file: path for a picture of the result of a complete run.
+    json_file, plot_file: paths for the result of a complete run, as a JSON document and as a picture.
     journal_file: file that keeps the measurements, so that the same call resumes an interrupted run. The default is a
         file in the user's cache folder, which is deleted when the run is complete.
     on_note: function that is called with one line of text if measurements are reused.

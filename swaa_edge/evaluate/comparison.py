@@ -44,8 +44,8 @@ TOGETHER = 1 << 30
 class Comparison:
     """The results of `swaa-edge eval`: a document of plain JSON values, which `str` renders as a table.
 
-    stopped: the reason if the run ended early ("interrupted" or the error), or None. After an early end, the document
-    has the results so far.
+    stopped: the reason why the run ended early ("interrupted" or the error), or None if it is complete. If the run
+        ended early, the document has the results so far.
     """
 
     document: dict[str, Any]
@@ -78,16 +78,19 @@ def compare(
     """Ask `model` the same questions under each configuration, count correct answers and measure time.
 
     model: path or `ModelFile`. configs, base, changes: the configurations to compare, as in `engine.configurations`.
-    engine: settings for loading the model. An adapter with a recipe is applied only under SWAA, and its recipe is the
-        default configuration.
+    engine: settings for loading the model. If these name an adapter with a recipe, the adapter is applied only under
+        SWAA, and its recipe is the default configuration.
     json_file, plot_file, heatmap_file: paths for the results of a complete run. force: replace existing files.
-    journal_file: file that keeps the answers for resuming; by default a file in the user's cache folder that is deleted
-        when the run is complete. fresh: discard the answers of an earlier run.
-    on_note: function called with one line of text if answers are reused. on_progress: as in `run.evaluate`.
-    questions: fields of `Questions`.
+    journal_file: file that keeps the answers, so that the same call resumes an interrupted run. The default is a file
+        in the user's cache folder, which is deleted when the run is complete.
+    fresh: discard the answers of an earlier run.
+    on_note: function that is called with one line of text if answers are reused.
+    on_progress: as in `run.evaluate`.
+    questions: keyword arguments for `Questions`.
 
-    After Ctrl-C, or an error after the first answer, the result is incomplete, its `stopped` holds the reason, and the
-    same call resumes the run. Raises `ConfigError`, `DataFileError`, `OutputError` and the errors of loading a model.
+    After Ctrl-C, or an error after the first answer, the result is incomplete and its `stopped` holds the reason.
+    The same call then resumes the run. Raises `ConfigError`, `DataFileError`, `OutputError` and the errors of loading a
+    model.
     """
     asked, model = Questions(**questions), read_model(model)
     loader = _Loader(model, engine or EngineSettings())
@@ -118,7 +121,7 @@ def compare(
 
 
 class _Loader:
-    """Loads `model` under a configuration. An adapter with a recipe is not applied under full attention."""
+    """Loads `model` under a configuration; under full attention, it leaves out an adapter that has a recipe."""
 
     def __init__(self, model: ModelFile, engine: EngineSettings) -> None:
         self.model, self.engine = model, engine
@@ -132,12 +135,12 @@ class _Loader:
         return self._settings(config).load(self.model, swaa=config, n_ctx=max(n_ctx, self.engine.n_ctx or 0))
 
     def check(self, configs: Iterable[Configuration]) -> None:
-        """Raise the error, if any, that loading the model under one of `configs` would raise."""
+        """Check that the model can be loaded under each of `configs`; raise the error of loading if it can't."""
         for config in configs:
             resolve_swaa(self.model, config, lora=self._settings(config).lora_path)
 
     def key(self, sides: Mapping[str, Configuration], prepared: Prepared, settings: dict[str, Any]) -> dict[str, Any]:
-        """The inputs that determine the results."""
+        """Return the inputs that determine the results."""
         return {
             "model": [self.model.fingerprint, self._lora and self._lora.fingerprint],
             "samples": prepared.digest(),
@@ -158,7 +161,7 @@ def _measure(
     journals: Mapping[str, Journal],
     on_progress: OnProgress | None,
 ) -> tuple[Report, PerplexityReport | None]:
-    """Measure answers, then perplexity. If either measurement ends early, `Report.stopped` holds the reason."""
+    """Ask the questions, then measure perplexity. If either step ends early, `Report.stopped` holds the reason."""
     report, found = Report(dict(sides), prepared.samples, []), None
     if journal := journals.get("answers"):
         together = loader.model.size * len(sides) <= TOGETHER
@@ -193,7 +196,7 @@ def _document(
     seed: int,
     kept: bool,
 ) -> dict[str, Any]:
-    """Build the document: the model, the settings, the results, and the state of the run."""
+    """Build the document with the model, the settings, the results, and the state of the run."""
     document = report.to_dict()
     document |= {
         "perplexity": found.to_dict() if found else None,
@@ -226,7 +229,7 @@ def _check_files(files: _Files, force: bool, others: Iterable[str | os.PathLike[
     pictures = [file for file in pictures if file is not None]
     check_pictures(*pictures)
     if json_file in pictures:
-        raise ConfigError(f"{json_file} can't be both JSON and a picture; give two names")
+        raise ConfigError(f"{json_file} can't be both a JSON file and a picture; give two names")
     check_outputs(dict.fromkeys(files), force=force, others=others)  # one file may hold both pictures
 
 

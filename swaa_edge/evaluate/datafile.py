@@ -9,10 +9,11 @@ A record is a JSON object on its own line, or a row of a Parquet file, with thes
 
 - prompt: the long text, a string. The prompt may contain the question, as in the SWAA authors' files.
 - question: a string, optional. The question is appended to the prompt, unless the last `SEEN` characters of the prompt
-  contain it. A judge sees the question whether or not the prompt contains it.
+  contain it. A judge sees the question in both cases.
 - answer: a string, a number, or a list of these. The scorers `contains`, `in-order` and `regex` require all answers of
   a list; the scorer `exact` requires one of them.
-- id: a string or a whole number, unique in the file, optional; the default is the number of the line or row, from 1.
+- id: a string or a whole number that is unique in the file, optional. The default is the number of the line or of the
+  row, counted from 1.
 - Other fields are ignored.
 """
 
@@ -47,9 +48,11 @@ class Asks(Protocol):
 def read_samples(path: str | os.PathLike[str], prompts: Asks, *, limit: int | None = None) -> list[Sample]:
     """Read the samples of a file, in file order, so that the engine can reuse a prefix that adjacent prompts share.
 
-    limit: maximum number of samples; the rest of the file is not read. The task of a sample is the file's name without
-    extension, and the sample's id is "<task>/<id of the record>". Raises `DataFileError` with the line of an invalid
-    record, and `ConfigError` for a wrong `limit`, or for a Parquet file if pyarrow is missing.
+    limit: maximum number of samples; the rest of the file is not read.
+
+    The task of a sample is the file's name without its extension, and the sample's id is "<task>/<id of the record>".
+    Raises `DataFileError` with the line of an invalid record. Raises `ConfigError` if `limit` is less than 1, or for a
+    Parquet file if pyarrow is missing.
     """
     path = Path(path)
     if limit is not None and limit < 1:
@@ -64,15 +67,16 @@ def read_samples(path: str | os.PathLike[str], prompts: Asks, *, limit: int | No
             sources[sample.id] = source
             samples.append(sample)
     if not samples:
-        raise DataFileError(f"{path} contains no samples; write one object with prompt and answer per line")
+        raise DataFileError(f"{path} contains no samples; write one object with the fields prompt and answer per line")
     return samples
 
 
 def check_lengths(samples: Sequence[Sample], context: int, max_tokens: int, *, skip_long: bool = False) -> list[Sample]:
     """Return the samples if every prompt, plus `max_tokens` for the answer, fits into `context` tokens.
 
-    skip_long: drop samples that don't fit. Raises `DataFileError` for the first sample that doesn't fit, or with
-    skip_long only if no sample fits.
+    skip_long: drop the samples that don't fit, instead of raising an error.
+
+    Raises `DataFileError` with the first sample that doesn't fit, but with skip_long, only if no sample fits.
     """
     fits = [sample for sample in samples if len(sample.prompt) + max_tokens <= context]
     if len(fits) == len(samples) or (skip_long and fits):
@@ -92,7 +96,7 @@ def check_lengths(samples: Sequence[Sample], context: int, max_tokens: int, *, s
 
 def _sample(task: str, number: int, source: str, record: Any, prompts: Asks) -> Sample:
     if not isinstance(record, dict):
-        raise DataFileError(f"{source}: {shown(record)} must be an object with prompt and answer")
+        raise DataFileError(f"{source}: {shown(record)} must be an object with the fields prompt and answer")
     prompt = text(source, record, "prompt")
     question = text(source, record, "question") if record.get("question") not in (None, "") else ""
     name = record.get("id")
@@ -106,7 +110,7 @@ def _sample(task: str, number: int, source: str, record: Any, prompts: Asks) -> 
 
 
 def to_ask(prompt: str, question: str) -> str:
-    """The question to append to the prompt, or "" if the end of the prompt already contains it."""
+    """Return the question to append to the prompt, or "" if the end of the prompt already contains it."""
     return "" if question.strip() in prompt[-SEEN - len(question) :] else question
 
 

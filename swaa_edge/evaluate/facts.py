@@ -22,7 +22,7 @@ STYLES: tuple[Style, ...] = ("direct", "spoken")
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """text: the question. response: the ideal response. answers: texts that a response must contain, in this order."""
+    """A question with its ideal response. answers: the texts that a correct response contains, in this order."""
 
     text: str
     response: str
@@ -30,7 +30,7 @@ class Question:
 
 
 def code_fact(name: str, value: str) -> str:
-    """A sentence to hide in prose. value: the code of `name`, which is a number or the next name of a chain."""
+    """Return a sentence to hide in prose. value: the code of `name`, either a number or the next name in a chain."""
     return f" The code of {name} is {value}."
 
 
@@ -46,15 +46,17 @@ def ask_codes(codes: Mapping[str, str], style: Style) -> Question:
 
 
 def number_fact(name: str, number: str) -> str:
-    """A sentence that states the number at the end of the chain that starts at `name`."""
+    """Return a sentence that states the number at the end of the chain that starts with `name`."""
     return f" The number behind the code of {name} is {number}."
 
 
 def ask_chain(links: Sequence[str], style: Style) -> Question:
     """Ask for the number at the end of the chain.
 
-    links: the names of the chain, then a number; the code of each name is the next link. For a direct answer, the model
-    must resolve all links before the first token; a spoken response names the links one by one.
+    links: the names of the chain in order, then a number. The code of each name is the next link.
+
+    For a direct answer, the model must resolve all links before the first token of the answer. A spoken response names
+    the links one by one.
     """
     text = f"a code that is a word names another code; what is the number behind the code of {links[0]}?"
     if style == "direct":
@@ -64,7 +66,7 @@ def ask_chain(links: Sequence[str], style: Style) -> Question:
 
 
 def json_pairs(pairs: Mapping[str, str]) -> list[str]:
-    """The text of a JSON object with these pairs, split into one piece per pair."""
+    """Return the text of a JSON object with these pairs, split into one piece per pair."""
     pieces = [f' "{key}": {value},' for key, value in pairs.items()]
     pieces[0] = "\n{" + pieces[0][1:]
     pieces[-1] = pieces[-1][:-1] + "}\n"

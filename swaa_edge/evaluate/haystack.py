@@ -20,18 +20,18 @@ _SEAM = re.compile(r"(?<=[.!?:;])(?= )|(?<=\S)(?=\n)")
 
 
 class Haystack:
-    """The sentences of a text, as tokens. tokenize: function from text to tokens that adds no start token."""
+    """The sentences of a text, as tokens. tokenize: function that converts text to tokens without a start token."""
 
     def __init__(self, text: str, tokenize: Tokenize) -> None:
         self.sentences = [tokens for part in _SEAM.split(text) if part.strip() and (tokens := tokenize(part))]
         if not self.sentences:
-            raise ValueError("the text has no sentence")
+            raise ValueError("the text has no sentences")
 
     def prose(self, rng: random.Random, count: int) -> list[list[int]]:
-        """Consecutive sentences from a random place, `count` tokens in all; the last sentence is truncated to fit.
+        """Return `count` tokens of consecutive sentences from a random place; the last sentence is truncated to fit.
 
-        A text with fewer than `count` tokens is repeated. With the same seed, a larger `count` gives the same tokens
-        and more.
+        A text with fewer than `count` tokens is repeated. With the same seed, a larger `count`
+        continues the same tokens.
         """
         place = rng.randrange(len(self.sentences))
         run: list[list[int]] = []
@@ -42,10 +42,12 @@ class Haystack:
         return run
 
     def bury(self, rng: random.Random, count: int, pieces: Sequence[tuple[float, Sequence[int]]]) -> list[int]:
-        """A document of exactly `count` tokens: prose, with each piece inserted before the sentence at its place.
+        """Return a document of exactly `count` tokens: prose with each piece inserted before the sentence at its place.
 
-        pieces: pairs (place, tokens). The place is the number of prose tokens before the piece, and pieces with equal
-        places keep their order. Raises `ValueError` if the pieces alone are longer than `count`.
+        pieces: pairs (place, tokens). A place counts the prose tokens before the piece. Pieces with the same place stay
+            in the given order.
+
+        Raises `ValueError` if the pieces alone are longer than `count`.
         """
         room = count - sum(len(tokens) for _, tokens in pieces)
         if room < 0:

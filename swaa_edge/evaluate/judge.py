@@ -1,8 +1,8 @@
 """A scorer that asks another model, behind any OpenAI-compatible address, whether a response is correct.
 
-A free-form answer can be correct in many wordings, which a comparison of texts does not recognize. The common servers
-(`swaa-edge serve`, llama.cpp, Ollama, hosted services) share OpenAI's protocol. The `openai` package implements this
-protocol and retries failed requests.
+A free-form answer can be worded in many correct ways, and a comparison of texts does not recognize them all. The common
+servers (`swaa-edge serve`, llama.cpp, Ollama, hosted services) share OpenAI's protocol. The `openai` package implements
+this protocol and retries failed requests.
 
     judge = Judge("http://localhost:8000/v1", "judge-model"); judge(sample, "It was Ann.")
 """
@@ -44,12 +44,12 @@ _FIELDS = re.compile(r"\{(question|answers|reply)\}")
 class Judge:
     """Asks `model` at `base_url` ("http://host:port/v1") whether a response is correct; an instance is a scorer.
 
-    The API key is the environment variable OPENAI_API_KEY; if it is not set, no key is sent. timeout: seconds to wait
-    for a connection or for data.
+    timeout: seconds to wait for a connection or for data.
 
-    A call returns whether the response is correct. A response without text after its reasoning is scored wrong without
-    asking the judge. The verdict is sampled at temperature 0. The constructor raises `ConfigError` for a wrong address
-    or key, or if the `openai` package is missing. A call raises `GenerationError` if the judge gives no verdict.
+    The API key comes from the environment variable OPENAI_API_KEY; if that is not set, no key is sent. A call returns
+    True if the judge, at temperature 0, finds the response correct. If a response has no text after its reasoning, it
+    counts as wrong, and the judge is not asked. The constructor raises `ConfigError` for an invalid address or key, or
+    if the `openai` package is missing. A call raises `GenerationError` if the judge gives no verdict.
     """
 
     def __init__(self, base_url: str, model: str, *, timeout: float = 120.0) -> None:
@@ -125,14 +125,14 @@ class Judge:
 
 
 def verdict_of(answer: str) -> bool | None:
-    """True if the first or last word after any reasoning is yes, False if it is no, None for neither or for both."""
+    """Return True if the answer, without reasoning, begins or ends with yes, False for no, None for neither or both."""
     words = re.findall(r"\w+", final(answer).casefold())
     found = {word for word in (*words[:1], *words[-1:]) if word in ("yes", "no")}
     return found.pop() == "yes" if len(found) == 1 else None
 
 
 def _base(base_url: str) -> str:
-    """Check an address, and return the part up to /v1."""
+    """Check the address of a server, and return the part of it up to /v1."""
     base = base_url.strip().rstrip("/").removesuffix("/chat/completions")
     try:
         parts = urllib.parse.urlsplit(base)
@@ -147,7 +147,7 @@ def _base(base_url: str) -> str:
 
 
 def _refusal(error: Any) -> str:
-    """Status, reason and the server's message of an `openai.APIStatusError`, with advice for the user."""
+    """Return status, reason and the server's message from an `openai.APIStatusError`, with advice for the user."""
     response = error.response
     try:
         message = response.json()["error"]

@@ -1,4 +1,4 @@
-"""Task `ppl`: the perplexity of a text under each configuration, and the divergence from full attention.
+"""The task `ppl`: perplexity of a text under each configuration, and divergence from full attention.
 
 Retrieval tasks show whether a model still finds facts. This task shows how much the predictions for a text change under
 SWAA, and needs no questions. It measures perplexity and, per token, the Kullback-Leibler divergence
@@ -40,7 +40,7 @@ class PerplexityReport:
     """The results of a perplexity measurement so far.
 
     length: tokens per window. windows: number of windows per configuration in a complete run.
-    stopped: the reason if the run ended early ("interrupted" or the error), or None.
+    stopped: the reason why the run ended early ("interrupted" or the error), or None if it is complete.
     """
 
     configs: dict[str, Configuration]
@@ -50,19 +50,22 @@ class PerplexityReport:
     stopped: Stopped = None
 
     def of(self, config: str) -> list[Record]:
-        """The records of a configuration, in the order of the windows."""
+        """Return the records of a configuration, in the order of the windows."""
         found = {record["window"]: record for record in self.records if record["config"] == config}
         return [found[window] for window in sorted(found) if window < self.windows]
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row of plain JSON values per configuration with at least one complete window.
+        """Return one row of plain JSON values for each configuration with at least one complete window.
 
-        tokens: number of predicted tokens. nll: mean negative log likelihood in nats. ppl: the exponential of nll.
-        kl: mean of KL(full || configuration). same_top: fraction of positions whose most likely next token is the same
-            as under full attention. nll_increase: increase of nll over full attention, on the same tokens.
-        ..._error: standard error of a mean, over windows (None for a single window).
-        past_window: the same fields for the positions that can't see all earlier positions, because only these can
-            differ from full attention (None for full attention, or without such positions).
+        tokens: number of predicted tokens.
+        nll: mean negative log likelihood in nats.
+        ppl: perplexity, the exponential of nll.
+        kl: mean of KL(full || configuration) in nats.
+        same_top: fraction of positions whose most likely next token is the same as under full attention.
+        nll_increase: nll minus the nll under full attention, on the same tokens.
+        ..._error: standard error of the mean of that name, over the windows (None for a single window).
+        past_window: an object with the same fields, but only for the positions that can't see all earlier positions,
+            because only these can differ from full attention (None if there are no such positions).
         """
         return [self._row(name, records) for name in self.configs if (records := self.of(name))]
 
@@ -78,7 +81,7 @@ class PerplexityReport:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """The rows and the state of the run as plain JSON values."""
+        """Return the rows and the state of the run as plain JSON values."""
         return {
             "perplexity": self.rows(),
             "length": self.length,
@@ -97,10 +100,10 @@ def measure(
     journal: Journal | None = None,
     on_progress: OnProgress | None = None,
 ) -> PerplexityReport:
-    """Measure each of `configs` (by name) on the text `tokens`, split into windows of `length` tokens.
+    """Split the text `tokens` into windows of `length` tokens, and measure them under each of `configs` (by name).
 
     tokens: the text, without a start token. The first token of a window is never predicted; if the model uses a start
-        token, the start token takes its place. A remainder shorter than a window is dropped.
+        token, the start token replaces this first token. A remainder shorter than a window is dropped.
     windows: maximum number of windows, taken from the start of the text.
     load: function that loads the model, as in `evaluate`, with contexts of `length` tokens.
     journal: stores the results of each window, and supplies the results of an earlier run.
@@ -113,7 +116,7 @@ def measure(
     if not configs:
         raise ConfigError("there is nothing to measure; give at least one configuration")
     if length < 2:
-        raise ConfigError(f"length = {length} must be at least 2, one token to evaluate and one to predict")
+        raise ConfigError(f"length = {length} must be at least 2: one token to evaluate and one to predict")
     if windows is not None and windows < 1:
         raise ConfigError(f"windows = {windows} must be at least 1")
     count = min(len(tokens) // length, windows or len(tokens))
@@ -128,7 +131,7 @@ def measure(
 
 
 class _Run:
-    """One pass over all configurations and windows."""
+    """Measures all windows under all configurations."""
 
     def __init__(
         self,
@@ -166,7 +169,7 @@ class _Run:
                     self._window(window, base, None, [name])
 
     def _window(self, window: int, base: SwaaLlama, other: SwaaLlama | None, names: Sequence[str]) -> None:
-        """Measure one window and store a record for each of `names`. `other` runs the last configuration of `names`."""
+        """Measure a window under the configurations `names`, the last one with `other`; store a record for each."""
         name = names[-1]
         part = list(self._parts[window])
         if base._model.add_bos_token():
@@ -194,7 +197,7 @@ class _Run:
         self._report(name)
 
     def _chunk(self, llms: Sequence[SwaaLlama], chunk: Sequence[int], targets: Sequence[int]) -> dict[str, np.ndarray]:
-        """Evaluate the next ubatch with each model, full attention first, and compare the logits."""
+        """Evaluate the next ubatch with each model, first under full attention, and compare the logits."""
         kept: list[np.ndarray] = []
         found: list[dict[str, np.ndarray]] = []
         self._eval(llms[0], chunk, lambda rows: kept.append(rows.copy()))
@@ -217,7 +220,7 @@ class _Run:
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    """The log softmax of each row of logits: [n, n_vocab] to float64 [n, n_vocab]."""
+    """Return the log softmax of each row of logits [n, n_vocab], as float64 of the same shape."""
     rows = np.asarray(logits).astype(np.float64)
     rows -= rows.max(axis=1, keepdims=True)
     rows -= np.log(np.exp(rows).sum(axis=1, keepdims=True))
@@ -225,16 +228,20 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def nll(logits: np.ndarray, tokens: Sequence[int]) -> np.ndarray:
-    """Negative log likelihood of n tokens in nats, float64 [n]; row i of logits [n, n_vocab] predicts token i."""
+    """Return the negative log likelihoods of n tokens in nats; row i of logits [n, n_vocab] predicts token i."""
     return -_log_softmax(logits)[np.arange(len(logits)), np.asarray(tokens, np.intp)]
 
 
 def divergence(full: np.ndarray, other: np.ndarray, targets: Sequence[int]) -> dict[str, np.ndarray]:
-    """Compare the logits of two models, [positions, n_vocab] each, position by position.
+    """Compare the logits of two models at each position; both arrays have the shape [positions, n_vocab].
 
-    targets: the actual next tokens, [positions]. Returns arrays of float64 [positions]: nll and full_nll are the
-    negative log likelihoods of the targets, kl is KL(full || other) in nats, and same is 1 where both models have the
-    same most likely token, else 0.
+    targets: the actual next tokens, [positions].
+
+    Returns float64 arrays [positions] with these keys:
+    - `nll`: negative log likelihood of the target under `other`, in nats.
+    - `full_nll`: negative log likelihood of the target under `full`, in nats.
+    - `kl`: KL(full || other) in nats.
+    - `same`: 1 where both models have the same most likely token, else 0.
     """
     found: list[tuple[np.ndarray, ...]] = []
     size = max(1, _CHUNK // full.shape[1])
@@ -274,7 +281,7 @@ def _sums(figures: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def _means(sums: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Means over all tokens, from the sums of each window, and standard errors over the windows (all of equal size)."""
+    """Return the means over all tokens, and their standard errors over the windows, from the sums of each window."""
     tokens = sum(entry["tokens"] for entry in sums)
 
     def of(value: Callable[[Mapping[str, Any]], float]) -> tuple[float, float | None]:

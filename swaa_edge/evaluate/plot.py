@@ -1,8 +1,8 @@
-"""Plots of a comparison: accuracy over prefill speed per configuration, and needle accuracy by depth and prompt length.
+"""Plots of a comparison: accuracy over prefill speed-up, and needle accuracy by depth and prompt length.
 
     document = report.to_dict(); plot_accuracy(document, "eval.png"); plot_heatmap(document, "needle.png")
 
-The functions take the document of `swaa-edge eval --json`, so they need no model. The functions raise `ConfigError` if
+The functions take the document that `swaa-edge eval --json` writes, so they need no model. They raise `ConfigError` if
 matplotlib is missing, or if the document has no data to plot.
 """
 
@@ -24,7 +24,7 @@ _ACROSS = 3
 
 
 def plot_accuracy(document: dict[str, Any], path: Path_, kind: str | None = None) -> None:
-    """Plot accuracy with its interval over prefill speed-up, with the Pareto front as a line.
+    """Plot the accuracy and its interval over the prefill speed-up, and draw the Pareto front as a line.
 
     kind: file type (png, svg or pdf), by default taken from `path`.
     """
@@ -40,7 +40,7 @@ def plot_heatmap(document: dict[str, Any], path: Path_, kind: str | None = None)
 
 
 def plot_both(document: dict[str, Any], path: Path_, kind: str | None = None) -> None:
-    """Draw the plot of accuracy above the heat maps in one picture."""
+    """Draw one picture, with the plot of accuracy at the top and the heat maps below."""
     points, names = _points(document), _mapped(document)
     width, height = _map_size(document, names)
     with figure(path, size=(max(8.5, width), 4.8 + height), kind=kind) as canvas:
@@ -50,7 +50,7 @@ def plot_both(document: dict[str, Any], path: Path_, kind: str | None = None) ->
 
 
 def _points(document: dict[str, Any]) -> Points:
-    """Pairs of speed-up and row, in ascending order of speed-up."""
+    """Return pairs of speed-up and row, in ascending order of speed-up."""
     rows = (row for row in document["table"] if row["prefill_ratio"] is not None)
     points = [(float(row["prefill_ratio"]), row) for row in rows]
     if not points:
@@ -84,7 +84,7 @@ def _accuracy(canvas: Any, document: dict[str, Any], points: Points) -> None:
 
 
 def _number(axes: Any, points: Points) -> None:
-    """Write a number at each point, at a place that no earlier number covers."""
+    """Write a number beside each point, where no earlier number is."""
     xs = [x for x, _ in points]
     wide = (max(xs) - min(xs)) or 1.0
     spots = [(8, 6), (-14, 6), (8, -14), (-14, -14), (20, 6)]
@@ -108,7 +108,7 @@ def _title(document: dict[str, Any]) -> str:
 
 
 def _mapped(document: dict[str, Any]) -> list[str]:
-    """The configurations that answered needle questions at known depths."""
+    """Return the names of the configurations under which needle questions with known depths were asked."""
     names = dict.fromkeys(cell["config"] for cell in document["cells"] if _is_mapped(cell))
     if not names:
         raise ConfigError("a heat map needs the task needle; evaluate this task too")

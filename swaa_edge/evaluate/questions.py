@@ -39,17 +39,20 @@ _DATA = (".jsonl", ".json", ".parquet")
 
 @dataclasses.dataclass(frozen=True)
 class Questions:
-    """The questions and their scorer. Sizes are in tokens.
+    """Settings for the questions of a comparison, and for their scorer. Sizes are in tokens.
 
-    tasks: names of `BUILT_IN`, `PERPLEXITY` and paths of data files (`datafile`), separated by commas or in a list.
-    prompt_tokens: prompt lengths of built-in tasks (default: what the context holds, up to `PROMPT_TOKENS`).
-    samples: questions per built-in task and length, and maximum number of windows for perplexity.
-    depths, beyond, needles, pairs, hops, seed: as in `TaskSettings`. style: direct, spoken or both.
+    tasks: names from `BUILT_IN`, `PERPLEXITY`, and paths of data files (`datafile`), separated by commas or in a list.
+    prompt_tokens: prompt lengths of built-in tasks (default: as long as the context allows, up to `PROMPT_TOKENS`).
+    samples: number of questions per built-in task and length, and maximum number of windows for perplexity.
+    depths, beyond, needles, pairs, hops, seed: as in `TaskSettings`.
+    style: style of the questions: direct, spoken or both.
     haystack: text file for the prose of built-in tasks (default: a text that ships with Python).
-    max_tokens: maximum length of an answer. chat: whether prompts use the model's chat template.
-    scorer: how questions from files are scored, `JUDGE` or a key of `SCORERS`; built-in tasks always use `in_order`.
-    judge, judge_model: address and model of a judge. limit: maximum number of questions per file.
-    skip_long: skip questions from files if they exceed the context, instead of raising an error.
+    max_tokens: maximum length of an answer.
+    chat: use the model's chat template in prompts.
+    scorer: scorer for questions from files: `JUDGE` or a key of `SCORERS`. Built-in tasks always use `in_order`.
+    judge, judge_model: address of the judge's server, and name of the judge's model.
+    limit: maximum number of questions per file.
+    skip_long: skip questions from files that exceed the context, instead of raising an error.
     text: text file for perplexity (default: the haystack).
 
     Raises `ConfigError` for an unknown task or an incomplete judge.
@@ -81,16 +84,16 @@ class Questions:
 
     @functools.cached_property
     def names(self) -> list[str]:
-        """The built-in tasks among `tasks`, perplexity included."""
+        """The names in `tasks` that are built-in tasks or perplexity."""
         return split_tasks(self.tasks)[0]
 
     @functools.cached_property
     def files(self) -> list[str]:
-        """The data files among `tasks`."""
+        """The data files in `tasks`."""
         return split_tasks(self.tasks)[1]
 
     def lengths(self, context: int) -> tuple[int, ...]:
-        """The prompt lengths. Raises `ConfigError` if a prompt and its answer exceed `context` tokens (0: unknown)."""
+        """Return the prompt lengths. Raises `ConfigError` if prompt and answer exceed `context` tokens (0: unknown)."""
         if self.prompt_tokens is None:
             return (min(PROMPT_TOKENS, context - self.max_tokens if context else PROMPT_TOKENS),)
         lengths = (self.prompt_tokens,) if isinstance(self.prompt_tokens, int) else tuple(self.prompt_tokens)
@@ -103,12 +106,12 @@ class Questions:
         return lengths
 
     def score(self) -> Scorer:
-        """The scorer for questions of all tasks and files."""
+        """Return one scorer for the questions of all tasks and files."""
         own = scorer(self.scorer, self.judge, self.judge_model)
         return lambda sample, response: (in_order if sample.task in BUILT_IN else own)(sample, response)
 
     def prepare(self, model: str | os.PathLike[str], context: int) -> Prepared:
-        """Build the prompts for `model`, loading only its vocabulary. context: context size, 0 if unknown.
+        """Build the prompts for `model`; only its vocabulary is loaded. context: context size, 0 if unknown.
 
         Raises `ConfigError`, and `DataFileError` with the file and line of an invalid record.
         """
@@ -148,9 +151,11 @@ class Questions:
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """Questions for one model. text: tokens for perplexity. windows: number of windows of `max(lengths)` tokens.
+    """The questions for one model.
 
-    skipped: number of questions that exceed the context.
+    text: tokens for perplexity.
+    windows: number of windows of `max(lengths)` tokens to measure perplexity on.
+    skipped: number of questions that were left out because they exceed the context.
     """
 
     samples: list[Sample]
@@ -161,7 +166,7 @@ class Prepared:
     haystack_sha256: str
 
     def digest(self) -> str:
-        """A hash of all prompts, answers and text."""
+        """Return a hash of all prompts and answers, and of the text for perplexity."""
         found = hashlib.sha256()
         for sample in self.samples:
             found.update(json.dumps([sample.id, sample.answers, sample.question]).encode())
@@ -171,7 +176,7 @@ class Prepared:
 
 
 def split_tasks(tasks: str | Sequence[str]) -> tuple[list[str], list[str]]:
-    """Split `tasks`, as in `Questions`, into names and data files. Raises `ConfigError` for an unknown task."""
+    """Split `Questions.tasks` into names of tasks and paths of data files. Raises `ConfigError` for an unknown task."""
     values = [tasks] if isinstance(tasks, str) else tasks
     given = [part.strip() for value in values for part in ([value] if os.path.exists(value) else value.split(","))]
     known = [*BUILT_IN, PERPLEXITY]
@@ -192,7 +197,7 @@ def split_tasks(tasks: str | Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def check_judge(scorer: str | None, judge: str | None, judge_model: str | None) -> None:
-    """Raise `ConfigError` unless these settings of `Questions` fit together."""
+    """Raise `ConfigError` if these settings of `Questions` contradict one another."""
     if scorer is not None and scorer not in (*SCORERS, JUDGE):
         raise ConfigError(f"there is no scorer {scorer}; there are {', '.join(SCORERS)}, {JUDGE}")
     if (judge is None) != (judge_model is None):
@@ -204,14 +209,14 @@ def check_judge(scorer: str | None, judge: str | None, judge_model: str | None) 
 
 
 def scorer(scorer: str | None, judge: str | None, judge_model: str | None) -> Scorer:
-    """The scorer for responses to a file's questions; the settings must have passed `check_judge`."""
+    """Return the scorer for questions from files; the settings must have passed `check_judge`."""
     from swaa_edge.evaluate.judge import Judge
 
     return SCORERS[scorer or "contains"] if judge is None else Judge(judge, str(judge_model))
 
 
 def check_patterns(samples: Iterable[Sample]) -> None:
-    """Raise `DataFileError` for the first answer that is not a regular expression."""
+    """Raise `DataFileError` if an answer is not a valid regular expression."""
     for sample in samples:
         for answer in sample.answers:
             try:
@@ -222,7 +227,7 @@ def check_patterns(samples: Iterable[Sample]) -> None:
 
 
 def settings_of(questions: Questions, prepared: Prepared) -> dict[str, Any]:
-    """The settings as plain JSON values, for a document."""
+    """Return the settings as plain JSON values, for a document."""
     names = ("samples", "style", "beyond", "needles", "pairs", "hops", "max_tokens", "chat", "judge_model")
     return {
         "tasks": [*questions.names, *questions.files],

@@ -25,7 +25,10 @@ _REUSED = 0.1
 
 @dataclasses.dataclass
 class Report:
-    """stopped: the reason if the run ended early ("interrupted" or the error), or None."""
+    """The results of an evaluation so far.
+
+    stopped: the reason why the run ended early ("interrupted" or the error), or None if it is complete.
+    """
 
     configs: dict[str, Configuration]
     samples: Sequence[Sample]
@@ -41,15 +44,16 @@ class Report:
         }
 
     def of(self, config: str) -> list[Record]:
-        """The records of a configuration, in the order of the samples."""
+        """Return the records of a configuration, in the order of the samples."""
         found = (self._records.get((config, sample.id)) for sample in self.samples)
         return [record for record in found if record is not None]
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row of plain JSON values per configuration with at least one answer.
+        """Return one row of plain JSON values for each configuration with at least one answer.
 
-        accuracy: fraction of correct answers over all tasks. interval: 95% interval of the accuracy (Wilson).
-        prefill_seconds: median time over the prompts that were evaluated whole, without a reused prefix.
+        accuracy: fraction of correct answers over all tasks.
+        interval: Wilson's 95% interval of the accuracy.
+        prefill_seconds: median prefill time of the prompts that reused at most a tenth of their tokens from the cache.
         prefill_ratio: median speed-up over full attention on the same prompts (None without full attention).
         """
         return [self._row(name, records) for name in self.configs if (records := self.of(name))]
@@ -82,7 +86,7 @@ class Report:
         return statistics.median(ratios) if ratios else None
 
     def cells(self) -> list[dict[str, Any]]:
-        """Accuracy by configuration, task, length, depth and style; a field that doesn't apply to a task is None."""
+        """Return accuracy by configuration, task, length, depth and style; a field that a task lacks is None."""
         found: dict[tuple[Any, ...], list[Record]] = {}
         for (name, sample_id), record in self._records.items():
             sample = self._samples[sample_id]
@@ -92,7 +96,7 @@ class Report:
         return [dict(zip(names, key, strict=True)) | counted(records) for key, records in found.items()]
 
     def to_dict(self) -> dict[str, Any]:
-        """Rows, cells and all answers as plain JSON values."""
+        """Return rows, cells and all answers as plain JSON values."""
         return {
             "table": self.rows(),
             "cells": self.cells(),
@@ -106,7 +110,7 @@ def _reused(record: Mapping[str, Any]) -> bool:
 
 
 def counted(records: Iterable[Record]) -> dict[str, Any]:
-    """The counts `samples` and `correct`, and `accuracy` with its `interval`."""
+    """Return the counts `samples` and `correct`, and the `accuracy` with its `interval`."""
     correct = [bool(record["correct"]) for record in records]
     low, high = wilson(sum(correct), len(correct))
     return {
@@ -118,7 +122,7 @@ def counted(records: Iterable[Record]) -> dict[str, Any]:
 
 
 def wilson(correct: int, total: int) -> tuple[float, float]:
-    """Wilson's 95% score interval of a proportion; it stays within 0 and 1 even for few samples.
+    """Return Wilson's 95% score interval of a proportion, which stays within 0 and 1 even for few samples.
 
     Source: E. B. Wilson, Probable inference, the law of succession, and statistical inference, JASA 22 (1927).
     """

@@ -45,13 +45,13 @@ def evaluate(
 ) -> Report:
     """Ask every sample under each of `configs` (by name), decode greedily, and score the responses.
 
-    together: load one copy of the model per configuration and let the copies take turns, sample by sample, so that
-        times stay comparable if the machine's speed drifts. If false, one configuration runs after the other.
-    journal: stores each answer; questions that are answered in the journal are not asked again.
+    together: load one copy of the model per configuration, and let the copies take turns at each sample, so that times
+        stay comparable if the machine's speed drifts. If false, one configuration runs after the other.
+    journal: stores each answer; questions whose answers are in the journal are not asked again.
     on_progress: called before and after each answer; the unit of work is a prompt token.
 
     KeyboardInterrupt, or an error after the first answer, ends the run early and is reported as `Report.stopped`.
-    Raises `ConfigError` if there is nothing to ask, and the errors of loading and running a model.
+    Raises `ConfigError` if there are no questions or no configurations, and the errors of loading and running a model.
     """
     if not configs or not samples:
         raise ConfigError("there is nothing to evaluate; give at least one configuration and one sample")
@@ -78,7 +78,7 @@ class _Run:
         self._work = sum(len(s.prompt) for name in self.configs for s in self.samples if (name, s.id) in self._done)
 
     def ask_all(self, names: Sequence[str]) -> None:
-        """Ask the questions that are not answered in the journal, with all these configurations loaded together."""
+        """Ask the questions whose answers are not in the journal, with these configurations loaded together."""
         left = [(sample, name) for sample in self.samples for name in names if (name, sample.id) not in self._done]
         n_ctx = max(len(sample.prompt) for sample in self.samples) + self.max_tokens
         with contextlib.ExitStack() as stack:

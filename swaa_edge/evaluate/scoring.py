@@ -19,18 +19,18 @@ Scorer = Callable[[Sample, str], bool]
 
 
 def final(response: str) -> str:
-    """The response without the model's reasoning before it, and without surrounding white space."""
+    """Return the response without the reasoning at its start and without surrounding white space."""
     return response.rpartition("</think>")[2].strip()
 
 
 def contains(sample: Sample, response: str) -> bool:
-    """Whether the response contains every answer, as whole words, in any case and any order."""
+    """Return whether the response contains every answer, as whole words, in any case and any order."""
     text = _words(final(response))
     return all(_word(answer).search(text) for answer in sample.answers)
 
 
 def in_order(sample: Sample, response: str) -> bool:
-    """Whether the response contains the answers, as in `contains`, in the given order, so that codes aren't swapped."""
+    """Return whether the response contains the answers in the given order; words and case count as in `contains`."""
     at, text = 0, _words(final(response))
     for answer in sample.answers:
         found = _word(answer).search(text, at)
@@ -41,13 +41,13 @@ def in_order(sample: Sample, response: str) -> bool:
 
 
 def exact(sample: Sample, response: str) -> bool:
-    """Whether the response equals one of the answers, except for white space, case and a full stop at the end."""
+    """Return whether the response equals one of the answers, apart from white space, case and a final full stop."""
     text = _words(final(response)).rstrip(".")
     return any(text == _words(answer).rstrip(".") for answer in sample.answers)
 
 
 def regex(sample: Sample, response: str) -> bool:
-    """Whether every answer, as a regular expression of Python's `re`, matches somewhere in the response."""
+    """Return whether every answer, as a regular expression of Python's `re`, matches somewhere in the response."""
     return all(re.search(answer, final(response)) for answer in sample.answers)
 
 

@@ -17,13 +17,13 @@ Row = dict[str, Any]
 
 
 def front(rows: Sequence[Row]) -> list[str]:
-    """The Pareto front in accuracy and prefill speed-up, of the configurations for which both are known."""
+    """Return the Pareto front in accuracy and prefill speed-up among the configurations for which both are known."""
     known = [row for row in rows if row["prefill_ratio"] is not None]
     return pareto({row["config"]: (-row["prefill_ratio"], row["accuracy"]) for row in known})
 
 
 def conclusion(rows: Sequence[Row]) -> str | None:
-    """The result in one sentence, or None if there is no configuration to compare with full attention."""
+    """Return the result in one sentence, or None if there is no configuration to compare with full attention."""
     full = next((row for row in rows if row["config"] == FULL), None)
     others = [row for row in rows if row["config"] != FULL and row["prefill_ratio"] is not None]
     if full is None or not others:
@@ -39,18 +39,18 @@ def conclusion(rows: Sequence[Row]) -> str | None:
 
 
 def keeps(row: Row, full: Row) -> str:
-    """Text that says how much of full attention's accuracy a configuration keeps."""
+    """Return text for the fraction of full attention's accuracy that a configuration keeps."""
     fraction = row["accuracy"] / full["accuracy"]
     return f"keeps {fraction:.0%} of full attention's accuracy ({row['accuracy']:.1%} of {full['accuracy']:.1%})"
 
 
 def speed_up(ratio: float) -> str:
-    """A ratio of times in words, such as "speed-up of 2.00x" for 2 and "slow-down of 2.00x" for 0.5."""
+    """Return a ratio of times in words, such as "speed-up of 2.00x" for 2 and "slow-down of 2.00x" for 0.5."""
     return f"speed-up of {ratio:.2f}x" if ratio >= 1 else f"slow-down of {1 / ratio:.2f}x"
 
 
 def table(document: dict[str, Any]) -> str:
-    """The report as text: model and tasks, a row per configuration, a legend, and the conclusion."""
+    """Return the report as text: model and tasks, a row per configuration, a legend, and the conclusion."""
     parts = [list(_facts(document))]
     if document["table"]:
         parts += [[aligned(_answers(document))], list(_notes(document))]

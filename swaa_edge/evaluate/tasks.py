@@ -1,4 +1,4 @@
-"""The built-in retrieval tasks: prompts of an exact length made of real prose and hidden facts, from a seed.
+"""The built-in retrieval tasks: prompts of an exact length, built from real prose, hidden facts and a seed.
 
     samples = build(TaskSettings(tasks=("needle", "kv"), lengths=(4096,), samples=50), prompts)
 
@@ -32,17 +32,18 @@ class TaskSettings:
     """Settings for the questions to build.
 
     lengths: prompt lengths in tokens, chat template included.
-    samples: questions per task and length, spread over depths and styles. Each document gets one question per style,
-        one after the other, so that the engine can reuse the document's prefix.
-    depths: positions of the needle, used in turn; 0 is the start of the document and 1 its end. By default, and in the
-        other tasks, positions are random.
-    beyond: minimum number of tokens from the facts to the end of the prompt, so that a window of up to this size hides
-        the facts from the last token. A needle at a larger depth moves towards the start as far as necessary.
-    needles: number of facts in a multi-needle document. pairs: number of pairs in a kv document. hops: number of facts
-        in a chain.
-    haystack: the prose (default: `sample_text.real_text`).
+    samples: number of questions per task and length, spread over depths and styles. Each document gets one question
+        per style, one after the other, so that the engine can reuse the document's prefix.
+    depths: positions of the needle, used in turn; 0 is the start of the document, and 1 is its end. Without depths, and
+        in tasks other than needle, positions are random.
+    beyond: minimum number of tokens from the facts to the end of the prompt, so that the last token does not
+        see them through a window of up to this size. A needle whose depth is nearer to the end moves towards the start.
+    needles: number of facts in a multi-needle document.
+    pairs: number of pairs in a kv document.
+    hops: number of facts in a chain.
+    haystack: the text of the prose (default: `sample_text.real_text`).
 
-    Raises `ConfigError` with the field, its value and its limit.
+    Raises `ConfigError` if a value is invalid; the message contains the field, its value and its limit.
     """
 
     tasks: tuple[str, ...]
@@ -82,8 +83,10 @@ class TaskSettings:
 class _Case:
     """The contents of one document.
 
-    pieces: the texts to hide, in order. asked: number of pieces, from the first, that the question is about.
-    ask: function that returns the question in a style. together: whether the pieces stay side by side.
+    pieces: the texts to hide, in order.
+    asked: number of pieces that the question is about; these come first.
+    ask: function that returns the question in a given style.
+    together: keep all pieces side by side.
     behind: the part of the asked piece that follows the answer.
     """
 
@@ -95,7 +98,7 @@ class _Case:
 
 
 def build(settings: TaskSettings, prompts: Prompts) -> list[Sample]:
-    """The samples, in the order in which they should run. Raises `ConfigError` if a prompt is too short."""
+    """Return the samples in the order in which to run them. Raises `ConfigError` if a prompt length is too small."""
     hay = Haystack(settings.haystack or real_text(), prompts.tokenize)
     samples: list[Sample] = []
     for task in settings.tasks:
@@ -110,7 +113,7 @@ def build(settings: TaskSettings, prompts: Prompts) -> list[Sample]:
 def _document(
     settings: TaskSettings, task: str, length: int, number: int, hay: Haystack, prompts: Prompts
 ) -> list[Sample]:
-    """Build one document, with its question in each style."""
+    """Build one document, and one sample per style of its question."""
     name = f"{task}/{length}/{number}"
     rng = random.Random(f"{settings.seed}/{name}")
     case = TASKS[task](rng, settings)
@@ -149,7 +152,7 @@ def _document(
 def _places(
     rng: random.Random, case: _Case, count: int, depth: float | None, room: int, high: int, most: int
 ) -> list[float]:
-    """For each of `count` pieces, how many of `room` prose tokens precede it; at most `most` for asked pieces."""
+    """Return how many of the `room` prose tokens precede each of `count` pieces; at most `most` for an asked piece."""
     if depth is None:
         depths = [rng.random() * high / max(room, 1) for _ in range(case.asked)]
     else:
@@ -176,7 +179,7 @@ def _multi_needle(rng: random.Random, settings: TaskSettings) -> _Case:
 
 
 def _chain(rng: random.Random, settings: TaskSettings) -> _Case:
-    """Build the chain that the question is about, and a second chain as a distractor with a number of its own."""
+    """Build the chain that the question is about, and a second chain, with its own number, as a distractor."""
     names = rng.sample(WORDS, 2 * settings.hops)
     asked, other = ([*part, _number(rng)] for part in (names[: settings.hops], names[settings.hops :]))
     pieces = [facts.code_fact(*link) for links in (asked, other) for link in itertools.pairwise(links)]

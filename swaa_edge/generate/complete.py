@@ -29,8 +29,11 @@ _TEMPLATE = "tokenizer.chat_template"
 class Completion:
     """A generated text, with the settings and times of its generation.
 
-    finish_reason: stop or length. seed: sampling seed that reproduces the text. swaa: settings, or None under full
-    attention. policy: the way in which the engine computed sliding layers. load_seconds: wall time of loading.
+    finish_reason: why the text ended, "stop" or "length".
+    seed: sampling seed that reproduces the text.
+    swaa: the SWAA settings, or None under full attention.
+    policy: name of the method with which the engine computed sliding layers.
+    load_seconds: wall time of loading the model.
     """
 
     model: str
@@ -44,7 +47,7 @@ class Completion:
     timings: Timings
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as plain JSON values; speeds are in tokens per second."""
+        """Return all fields as plain JSON values; speeds are in tokens per second."""
         timings = self.timings
         return {
             "model": self.model,
@@ -83,14 +86,17 @@ def complete(
 ) -> Completion:
     """Load `model`, complete `prompt` with at most `max_tokens` tokens, and close the model.
 
-    With a `question`, the model answers it instead. `prompt`, which may be empty, and then the question are one user
-    message in the file's chat template, after the system prompt `system`. Special tokens in the message are only text.
+    With a `question`, the model answers the question instead. The user message then consists of `prompt`, which may be
+    empty, and the question. It follows the system prompt `system` in the file's chat template, and special tokens in
+    the message are treated as text.
 
-    swaa: settings, as for `SwaaLlama`. engine: engine settings; if n_ctx is None, the context is just large enough
-    for the prompt and `max_tokens`. sampling: arguments of create_completion; without a seed, a random seed is chosen.
-    on_text: function called with each piece of text as it is generated. using(llm): context manager that is active
-    during generation, such as `interruptible`. on_note: function called with one line if the file has a chat template
-    that isn't used, or if the question is longer than the tail.
+    swaa: settings, as for `SwaaLlama`.
+    engine: engine settings; if n_ctx is None, the context is just large enough for the prompt and `max_tokens`.
+    sampling: arguments of create_completion; without a seed, a random seed is chosen.
+    on_text: function that is called with each piece of text as it is generated.
+    using: function that takes the loaded model and returns a context manager to use during generation.
+    on_note: function that is called with one line if the file has a chat template that isn't used, or if the question
+        is longer than the tail.
 
     Raises `GenerationError` if the prompt doesn't fit the context, `ConfigError` for an empty question,
     `ModelFileError` if the file's chat template is missing or fails, and the errors of loading the model.
@@ -130,7 +136,7 @@ def complete(
 
 @dataclasses.dataclass(frozen=True)
 class _Prompt:
-    """Tokens of a prompt, and the texts that end the response. asking: as `Prompts.asking`; 0 without a question."""
+    """A prompt's tokens, and the texts that end the response. asking: as in `Prompts.asking`; 0 without a question."""
 
     tokens: list[int]
     stops: list[str] = dataclasses.field(default_factory=list)
@@ -138,7 +144,7 @@ class _Prompt:
 
     @classmethod
     def of(cls, model: ModelFile, text: str, question: str | None, system: str | None) -> _Prompt:
-        """Arguments and errors are those of `complete`.
+        """Build the prompt; arguments and errors are as in `complete`.
 
         The template is rendered with a placeholder for the user's message, and the message is tokenized on its own
         without special tokens. So a document that contains "<|im_end|>" can't end the user's turn.
@@ -148,11 +154,11 @@ class _Prompt:
 
         if question is None:
             if system is not None:
-                raise ConfigError("--system is for a question, and there is none; add -q QUESTION")
+                raise ConfigError("--system needs a question; add -q QUESTION")
             return cls(tokenize(model, text))
         text, question = text.rstrip(), question.strip()
         if not question:
-            raise ConfigError("the question is empty; give a text after -q")
+            raise ConfigError("the question is empty; give the question's text after -q")
         if _TEMPLATE not in model.header.fields:
             raise ModelFileError(
                 f"{model} has no chat template, which a question needs; "
@@ -163,7 +169,7 @@ class _Prompt:
             return cls(list(tokens), prompts.stops, prompts.asking(question))
 
     def note(self, model: ModelFile, swaa: SwaaConfig | None) -> str | None:
-        """What the user should know before the model answers under `swaa`, in one line."""
+        """Return one line of advice for a user who starts this prompt under `swaa`, or None."""
         if not self.asking:
             unused = f"{model} has a chat template, which -p and -f alone don't use; -q QUESTION asks through it"
             return unused if _TEMPLATE in model.header.fields else None
@@ -179,21 +185,21 @@ class _Prompt:
 
 
 def fitting_context(model: str | os.PathLike[str], n_prompt: int, n_new: int, requested: int | None = None) -> int:
-    """Return `requested`, or else `n_prompt` + `n_new`, as the context size in tokens.
+    """Return the context size in tokens: `requested`, or if it is None, `n_prompt` + `n_new`.
 
-    Raises `GenerationError` if `requested` is too small, or without it, if the model's training context is too small.
+    Raises `GenerationError` if `requested` is too small, or if it is None and the training context is too small.
     """
     needed = n_prompt + n_new
     if requested is not None:
         if requested < needed:
             raise GenerationError(
-                f"--ctx {requested} is too small for {n_prompt} prompt tokens and {n_new} new ones; use {needed}"
+                f"--ctx {requested} is too small for {n_prompt} prompt tokens and {n_new} new tokens; use {needed}"
             )
         return requested
     trained = read_model(model).context_length
     if trained and needed > trained:
         raise GenerationError(
-            f"{n_prompt} prompt tokens and {n_new} new ones exceed the model's training context of {trained} tokens; "
+            f"{n_prompt} prompt tokens and {n_new} new tokens exceed the model's training context of {trained} tokens; "
             f"shorten the prompt, lower -n, or exceed the training context with --ctx {needed}"
         )
     return needed

@@ -27,8 +27,8 @@ DEFAULT_CONTEXT = 16384
 class Conversation:
     """The messages of a conversation, and a method that adds a question and its answer.
 
-    max_tokens: maximum length of one answer (default: what the context holds). sampling: arguments of
-    create_chat_completion; each answer gets its own seed, derived from the seed given here.
+    max_tokens: maximum length of one answer in tokens (default: as long as the context allows).
+    sampling: arguments of create_chat_completion. Each answer gets its own seed, derived from the seed in `sampling`.
     """
 
     def __init__(
@@ -47,14 +47,14 @@ class Conversation:
         self.clear()
 
     def clear(self) -> None:
-        """Forget all messages but the system prompt."""
+        """Delete all messages except the system prompt."""
         self.messages = [{"role": "system", "content": self._system}] if self._system else []
 
     def ask(self, question: str, on_text: Callable[[str], object] = lambda text: None) -> str:
         """Return the answer to `question`, and pass each piece of it to `on_text` as it is generated.
 
-        If an answer is interrupted, its text so far stays in the conversation. Raises `GenerationError`, and drops the
-        question, if the conversation exceeds the context or the chat template refuses it.
+        If an answer is interrupted, its text so far stays in the conversation. If the conversation exceeds the context,
+        or the chat template refuses it, the question is removed and `GenerationError` is raised.
         """
         self.messages.append({"role": "user", "content": question})
         pieces: list[str] = []

@@ -1,4 +1,4 @@
-"""Prompts in tokens: a document and a question about it, in a model's chat template and vocabulary.
+"""Prompts in tokens: a document and a question about it, with a model's chat template and vocabulary.
 
 with Prompts("model.gguf") as prompts: tokens = prompts.ask(document, "What is the code of fox?")
 """
@@ -26,9 +26,11 @@ PLAIN_END = "\nAnswer:"
 class Prompts:
     """Writes prompts for `model` (a path or a `ModelFile`) with its chat template, or as plain text.
 
-    chat: whether to use the chat template; a model without a template gets plain text. Only the vocabulary is loaded.
-    system: the system prompt, which needs a template. advice: how to avoid a failing template, for the error message.
-    Raises `ModelFileError` for a file without a vocabulary, or for an invalid template.
+    chat: use the chat template; for a model without one, prompts are plain text.
+    system: the system prompt, which requires a chat template.
+    advice: text that ends the error message if the template fails.
+
+    Only the model's vocabulary is loaded. Raises `ModelFileError` if the file has no vocabulary or an invalid template.
     """
 
     def __init__(
@@ -60,7 +62,7 @@ class Prompts:
         self._stack.close()
 
     def tokenize(self, text: str) -> list[int]:
-        """The tokens of `text` as plain text: no start token, no special tokens.
+        """Return the tokens of `text` as plain text, without a start token or special tokens.
 
         If the vocabulary puts a space before every text (SentencePiece), a leading space in `text` is not doubled.
         """
@@ -68,10 +70,11 @@ class Prompts:
         return self._vocabulary.tokenize(text.encode("utf-8"), False, False)
 
     def ask(self, document: str | Sequence[int], question: str) -> array[int]:
-        """The prompt that asks `question` about `document`: one user turn and the start of the answer, as tokens.
+        """Return the tokens of a prompt that asks `question` about `document`: a user turn and the start of the answer.
 
-        A document of tokens is inserted unchanged, so the prompt has `len(document)` tokens plus those of `around`.
-        Text is tokenized without special tokens, because a user's file may contain the text of an end-of-turn token.
+        If the document is tokens, they are inserted unchanged, so the prompt has `len(document)` tokens plus those of
+        `around`. If it is text, it is tokenized without special tokens, because a user's file may contain the text of
+        an end-of-turn token.
         """
         if isinstance(document, str):
             head, tail = self._around("")
@@ -80,17 +83,17 @@ class Prompts:
         return array("i", [*head, *document, *tail])
 
     def around(self, question: str) -> tuple[int, int]:
-        """Numbers of tokens that `ask` puts before and after a document of tokens."""
+        """Return the numbers of tokens that `ask` puts before and after a document of tokens."""
         head, tail = self._around(question)
         return len(head), len(tail)
 
     def asking(self, question: str) -> int:
-        """Number of tokens from the start of `question` to the end of the prompt, in a prompt that `ask` makes."""
+        """Return the number of tokens from the start of `question` to the end of the prompt that `ask` returns."""
         return len(self.tokenize(question)) + self.around("")[1]
 
     @property
     def stops(self) -> list[str]:
-        """Names of the tokens that end a text or a turn; a response ends where the model spells one out."""
+        """Names of the tokens that end a text or a turn. If the model spells out a name, the response ends there."""
         ends = (self._vocabulary.token_eos(), self._vocabulary.token_eot())
         return sorted({self._name(token) for token in ends} - {""})
 
@@ -125,16 +128,16 @@ class Prompts:
             raise ModelFileError(f"{self._path} has a chat template that is not valid Jinja: {error}") from error
 
     def _name(self, token: int) -> str:
-        """The text of a token for templates, or "" for -1, which llama.cpp returns for a token that doesn't exist."""
+        """Return a token's text for templates, or "" for -1, which llama.cpp returns for a token that doesn't exist."""
         return self._vocabulary.token_get_text(token) if token >= 0 else ""
 
 
 def asked(document: str, question: str) -> str:
-    """The user's message: the document, followed by the question if there is one."""
+    """Return the user's message: the document, followed by the question if there is one."""
     return f"{document}\n\n{question}" if question else document
 
 
 def _spaced(vocabulary: Any) -> bool:
-    """Whether a vocabulary puts a space before a text that starts without one."""
+    """Return whether a vocabulary puts a space before a text that starts without one."""
     tokens = vocabulary.tokenize(b"a", False, False)
     return bool(tokens) and vocabulary.token_get_text(tokens[0]).startswith("\u2581")

@@ -1,4 +1,4 @@
-"""The OpenAI-compatible server of llama-cpp-python, serving a `SwaaLlama`.
+"""Serves a `SwaaLlama` with the OpenAI-compatible server of llama-cpp-python.
 
     serve("model.gguf", port=8000, on_ready=print)
     curl http://127.0.0.1:8000/v1/completions -d '{"prompt": "Once upon", "max_tokens": 20}'
@@ -40,10 +40,12 @@ def serve(
 ) -> None:
     """Serve `model` over OpenAI's API until a signal arrives.
 
-    port: port to listen on, or 0 for any free port. api_key: key that each request must contain. swaa: settings,
-    as for `SwaaLlama`. on_ready: function called with the base URL (".../v1") once the model is loaded.
+    port: port to listen on, or 0 for any free port.
+    api_key: key that each request must contain (default: no key is required).
+    swaa: settings, as for `SwaaLlama`.
+    on_ready: function that is called with the base URL (".../v1") when the model is loaded.
 
-    Raises `ConfigError` if a package is missing or the port is not available, and the errors of loading the model.
+    Raises `ConfigError` if a package is missing or if the address can't be used, and the errors of loading the model.
     """
     _check_packages()
     engine = engine or EngineSettings()
@@ -64,7 +66,7 @@ def _check_packages() -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Open a listening socket. Raises `ConfigError` if the address or port is not available."""
+    """Open a listening socket. Raises `ConfigError` if the address or the port can't be used."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, _, _, _, address = found[0]
@@ -75,7 +77,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def served_class() -> type[SwaaLlama]:
-    """Return a subclass of SwaaLlama whose answers end with HTTP status 503, not a traceback, when the server stops."""
+    """Return a subclass of SwaaLlama that answers with HTTP status 503, not a traceback, if the server stops."""
     from fastapi import HTTPException
 
     from swaa_edge.llama import SwaaLlama

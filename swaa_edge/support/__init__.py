@@ -1,1 +1,1 @@
-"""Helpers that need no model: atomic writes, journals, progress, tables, figures, Ctrl-C, the machine, sample text."""
+"""Helpers that need no model: atomic writes, journals, progress, tables, figures, Ctrl-C, machine, sample text."""

@@ -1,7 +1,7 @@
-"""Atomic writes: a file is written completely or not at all.
+"""Atomic writes, which leave a file either completely written or unchanged.
 
 A converter that dies halfway must not leave a partial file or a damaged input. The new content goes into a temporary
-file beside the target. This file is flushed to disk and then renamed.
+file beside the target. When complete, the temporary file is flushed to disk and renamed to the target.
 
     with atomic_output("model.gguf") as tmp: write(tmp)
 """
@@ -20,12 +20,12 @@ from swaa_edge.errors import OutputError
 
 @contextlib.contextmanager
 def atomic_output(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on a clean exit the file is fsynced and renamed to `path`.
+    """Yield a temporary path beside `path`; if the block ends without an error, rename that file to `path`.
 
-    On any exception, `KeyboardInterrupt` included, the temporary file is removed and `path` stays
-    as it was. If `path` is a symbolic link, the link is replaced and its target is kept, because other links in a
-    download cache may share the target. Raises `OutputError` if `path` exists and `force` is false, if it is not a
-    regular file, if its folder is missing or not writable, or if the disk is full.
+    On any exception, `KeyboardInterrupt` included, the temporary file is removed and `path` stays as it was. If `path`
+    is a symbolic link, the link is replaced and its target is kept, because other links in a download cache may share
+    the target. Raises `OutputError` if `path` exists and `force` is false, if `path` exists but is not a regular file,
+    if its folder is missing or not writable, or if the disk is full.
     """
     target = Path(path)
     if target.is_dir():
@@ -39,7 +39,7 @@ def atomic_output(path: str | os.PathLike[str], *, force: bool = False) -> Itera
     try:
         handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
     except OSError as error:
-        raise OutputError(f"cannot write in {target.parent}: {error.strerror}") from error
+        raise OutputError(f"cannot write to the folder {target.parent}: {error.strerror}") from error
     os.close(handle)
     temporary = Path(name)
     try:
@@ -64,10 +64,12 @@ def atomic_output(path: str | os.PathLike[str], *, force: bool = False) -> Itera
 def atomic_outputs(
     files: Iterable[str | None], *, force: bool = False, others: Iterable[str | os.PathLike[str] | None] = ()
 ) -> Iterator[dict[str, Path]]:
-    """Do the same as `atomic_output` for several files; yields a mapping from each file to its temporary path.
+    """Do the same as `atomic_output` for several files; yield a mapping from each file to its temporary path.
 
-    Files that are None or "-" (stdout) are skipped. others: further files that the caller reads or writes, such as its
-    inputs and its journal. Raises `OutputError`, also for a file that is named twice.
+    files: paths to write; None and "-" (stdout) are skipped.
+    others: further files that the caller reads or writes, such as its inputs and its journal.
+
+    Raises `OutputError` for the reasons of `atomic_output`, and if a file is named twice.
     """
     files = list(files)
     _check_distinct(files, others)
@@ -79,7 +81,7 @@ def atomic_outputs(
 def check_outputs(
     files: Iterable[str | None], *, force: bool = False, others: Iterable[str | os.PathLike[str] | None] = ()
 ) -> None:
-    """Raise now the `OutputError` that `atomic_outputs` would raise for these files after hours of work."""
+    """Raise the `OutputError` that `atomic_outputs` would raise for these files, before hours of work are lost."""
 
     class Claimed(Exception):
         pass
@@ -94,18 +96,20 @@ def _check_distinct(files: Iterable[str | None], others: Iterable[str | os.PathL
         if file in (None, "-"):
             continue
         if os.path.realpath(file) in taken:
-            raise OutputError(f"{file} names an output and another file of this command; give the output another name")
+            raise OutputError(
+                f"{file} is used for an output and for another file of this command; give the output another name"
+            )
         taken.add(os.path.realpath(file))
 
 
 def write_json(path: str | os.PathLike[str], document: dict[str, Any], *, force: bool = False) -> None:
-    """Write `document` as JSON through `atomic_output`."""
+    """Write `document` to `path` as JSON, atomically."""
     with atomic_output(path, force=force) as temporary:
         temporary.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename durable, if the file system can sync a folder."""
+    """Flush a rename in this folder to disk, if the file system can sync a folder."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""Pictures by matplotlib, without a display and without pyplot's global state.
+"""Pictures drawn by matplotlib, without a display and without pyplot's global state.
 
 with figure("loss.png", size=(7, 4)) as canvas:
     canvas.subplots().plot(steps, losses)
@@ -28,8 +28,10 @@ def check_plot() -> None:
 
 
 def picture_type(path: str | os.PathLike[str]) -> str:
-    """The picture type that the suffix of `path` names, or "png" if there is no suffix. Raises `ConfigError` for an
-    unknown suffix."""
+    """Return the picture type that the suffix of `path` names, or "png" if there is no suffix.
+
+    Raises `ConfigError` for an unknown suffix, and for "-" (stdout).
+    """
     if os.fspath(path) == "-":
         raise ConfigError("a picture can't be written to stdout; give the name of a file")
     kind = Path(path).suffix.lstrip(".").lower() or PICTURE_TYPES[0]
@@ -39,7 +41,7 @@ def picture_type(path: str | os.PathLike[str]) -> str:
 
 
 def check_pictures(*files: str | os.PathLike[str] | None) -> None:
-    """Raise the `ConfigError` that drawing into one of these files would raise later; None is skipped."""
+    """Raise the `ConfigError` that drawing into one of these files would raise later. A file of None is skipped."""
     for file in files:
         if file is not None:
             check_plot()
@@ -48,9 +50,11 @@ def check_pictures(*files: str | os.PathLike[str] | None) -> None:
 
 @contextlib.contextmanager
 def figure(path: str | os.PathLike[str], *, size: tuple[float, float], kind: str | None = None) -> Iterator[Figure]:
-    """Yield an empty figure of `size` inches, and write it to `path` on a clean exit.
+    """Yield an empty figure of `size` inches; if the block ends without an error, write the figure to `path`.
 
-    kind: one of `PICTURE_TYPES`, or None for the type that the suffix of `path` names. Raises `ConfigError`.
+    kind: one of `PICTURE_TYPES`, or None for the type that the suffix of `path` names.
+
+    Raises `ConfigError` if matplotlib is missing or the suffix is unknown.
     """
     check_plot()
     kind = kind or picture_type(path)

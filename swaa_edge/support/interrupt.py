@@ -1,4 +1,4 @@
-"""Lets Ctrl-C stop a model within one ubatch, even during a C call, and lets a stopped run keep its results so far.
+"""Lets Ctrl-C stop a model within one ubatch, even during a C call, and keeps the results so far of a stopped run.
 
 with interruptible(llm): llm.eval(tokens)
 with ends_early(report, lambda: journal.records): measure(report)
@@ -25,10 +25,10 @@ class Cancellable(Protocol):
 
 @contextlib.contextmanager
 def interruptible(llm: Cancellable) -> Iterator[None]:
-    """Within this block, Ctrl-C cancels `llm` and raises KeyboardInterrupt; a second Ctrl-C interrupts Python itself.
+    """Within this block, Ctrl-C cancels `llm` and raises KeyboardInterrupt; a second Ctrl-C has its usual effect.
 
-    Python runs a signal handler only after the C call returns, which can take seconds. So the interpreter writes the
-    number of each signal into a socket as soon as the signal arrives, and a thread reads the socket.
+    During a C call, Python runs no signal handler, and the call can take seconds. So the interpreter is set up to write
+    the number of each signal into a socket as soon as the signal arrives, and a thread reads the socket.
     """
     before = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or before in (signal.SIG_IGN, None):
@@ -73,7 +73,7 @@ class Stoppable(Protocol):
 
 @contextlib.contextmanager
 def ends_early(report: Stoppable, has_results: Callable[[], object]) -> Iterator[None]:
-    """End the block on Ctrl-C, or on a `SwaaError` if there are results, and store the reason in `report.stopped`."""
+    """End the block on Ctrl-C, or on a `SwaaError` if there are results; `report.stopped` gets the reason."""
     try:
         yield
     except KeyboardInterrupt:

@@ -20,11 +20,13 @@ _MARK = "swaa_edge_journal"
 
 
 class Journal(contextlib.AbstractContextManager):
-    """The records of a run and its interrupted attempts, in a JSON Lines file whose first line identifies the run.
+    """The records of a run and of its interrupted attempts, in a JSON Lines file; the first line identifies the run.
 
     path: the file, or None to keep the records only in memory. An incomplete last line is dropped; other damage is an
         error.
-    key: plain JSON values that identify the run. Raises `OutputError`, also for the journal of another run.
+    key: plain JSON values that identify the run.
+
+    Raises `OutputError` if the file can't be written, is damaged, or is the journal of another run.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None, key: dict[str, Any], *, command: str = "eval") -> None:
@@ -69,7 +71,7 @@ class Journal(contextlib.AbstractContextManager):
         return True
 
     def add(self, record: Record) -> None:
-        """Add a record; it is written to the file before this returns."""
+        """Add a record, and write it to the file before returning."""
         self.records.append(record)
         if self._file:
             with self._as_output_error():
@@ -89,7 +91,7 @@ class Journal(contextlib.AbstractContextManager):
             raise OutputError(f"cannot keep the results in {self.path}: {error.strerror}") from error
 
     def discard(self) -> None:
-        """Delete the file of a complete run if it is in the cache; a file that the user named stays."""
+        """Delete the file of a complete run if it is in the cache folder; keep a file that the user named."""
         self.close()
         if self._in_cache and self.path is not None:
             self.path.unlink(missing_ok=True)
@@ -103,10 +105,13 @@ class Journal(contextlib.AbstractContextManager):
 
 
 def open_journal(command: str, key: dict[str, Any], file: str | os.PathLike[str] | None, fresh: bool) -> Journal:
-    """Open the journal of a run of `command` in `file`, else in the user's cache folder, else in memory.
+    """Open the journal for a run of `command`: `file`, or by default a file in the user's cache folder.
 
-    fresh: delete the journal that an earlier run left there, unless the file is not a journal of `command`. Raises
-        `OutputError`.
+    If the cache folder can't be written, the journal is kept in memory.
+
+    fresh: first delete the journal of an earlier run, but no file that is not a journal of `command`.
+
+    Raises `OutputError`.
     """
     path = _cached(command, key) if file is None else Path(file)
     if fresh and path is not None and path.exists():
@@ -117,13 +122,13 @@ def open_journal(command: str, key: dict[str, Any], file: str | os.PathLike[str]
 
 
 def digest(key: dict[str, Any]) -> str:
-    """A short hash of plain JSON values."""
+    """Return a short hash of plain JSON values."""
     text = json.dumps(key, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _cached(command: str, key: dict[str, Any]) -> Path | None:
-    """The path <user's cache folder>/swaa-edge/<command>-<digest>.jsonl, or None if the folder can't be written."""
+    """Return <user's cache folder>/swaa-edge/<command>-<digest>.jsonl, or None if the folder can't be written."""
     from platformdirs import user_cache_path
 
     folder = user_cache_path("swaa-edge", appauthor=False)

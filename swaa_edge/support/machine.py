@@ -16,7 +16,7 @@ from typing import Any
 
 @functools.cache
 def machine() -> dict[str, Any]:
-    """The processor's name, the number of cores and the operating system."""
+    """Return the processor's name, the number of cores and the operating system."""
     return {"cpu": _cpu_name(), "cores": os.cpu_count(), "system": platform.platform()}
 
 

@@ -23,9 +23,10 @@ _BAR = "{desc} {percentage:3.0f}%|{bar}| {remaining} left"
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """The progress of a run: `done` of `total` units of work, each of which takes about the same time.
+    """The progress of a run. It counts units of work, each of which takes about the same time.
 
-    total: may change when an estimate improves. text: the current work, such as "quality, 4,096 tokens".
+    total: expected units of work, which may change when an estimate improves.
+    text: description of the current work, such as "quality, 4,096 tokens".
     """
 
     done: float
@@ -40,8 +41,10 @@ OnProgress = Callable[[Progress], None]
 def progress_bar(wanted: bool | None) -> Iterator[OnProgress | None]:
     """Yield an `on_progress` callback that shows the progress of a run on stderr, or None if progress is off.
 
-    wanted: as for `progress_stream`. A terminal shows a bar that disappears at the end; any other stream gets a line
-        whenever the text changes. The time left is estimated from the work of this run alone.
+    wanted: as for `progress_stream`.
+
+    On a terminal, the callback shows a bar that disappears at the end. Otherwise it writes a line whenever the text
+    changes. The time left is estimated from the work of this run alone.
     """
     stream = progress_stream(wanted)
     if stream is None:
@@ -89,10 +92,11 @@ def byte_bar(label: str) -> Iterator[Callable[[int, int], None] | None]:
 
 
 class PrefillProgress:
-    """An `on_prefill` callback that writes to `stream`: a bar if it is a terminal, else a line per ubatch.
+    """An `on_prefill` callback that shows a bar if `stream` is a terminal, and otherwise writes a line per ubatch.
 
     Long prompts take minutes on a laptop, and a silent minute looks like a hang.
-    transient: leave nothing on a terminal at the end; otherwise a line with the token count and speed stays.
+
+    transient: on a terminal, leave no line at the end. By default, a line with the token count and the speed remains.
     """
 
     def __init__(self, stream: TextIO, *, transient: bool = False) -> None:
@@ -119,7 +123,7 @@ class PrefillProgress:
                 self._write(f"prefill {total:,} tokens in {seconds:.1f} s{speed}")
 
     def close(self) -> None:
-        """Remove the bar if one is shown, for example after an interrupted prefill."""
+        """Remove the bar, if there is one, for example after an interrupted prefill."""
         if self._bar is not None:
             self._bar.close()
         self._bar = None
@@ -135,7 +139,7 @@ def progress_stream(wanted: bool | None) -> TextIO | None:
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people: "8 s", "3 min 20 s", "2 h 5 min"."""
+    """Return seconds in readable units: "8 s", "3 min 20 s", "2 h 5 min"."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

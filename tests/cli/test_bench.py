@@ -138,7 +138,7 @@ def test_attention_measures_a_shape_by_default(fake_runner, monkeypatch, args, l
             1,
             "Error: a picture can't be written to stdout",
         ),
-        (["MODEL", "--json", "x.png", "--plot", "x.png"], 1, "Error: x.png names an output and another file"),
+        (["MODEL", "--json", "x.png", "--plot", "x.png"], 1, "Error: x.png is used for an output and for another file"),
         (["none.gguf"], 1, "Error: none.gguf does not exist; give the path of a .gguf file"),
         (
             ["MODEL", "--prompt-tokens", "32,8192"],

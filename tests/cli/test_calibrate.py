@@ -214,7 +214,7 @@ def test_progress_is_a_line_per_choice(fake, file):
         (
             ["-o", "MODEL"],
             1,
-            "Error: MODEL names an output and another file of this command; give the output",
+            "Error: MODEL is used for an output and for another file of this command; give the output",
         ),
         (["-o", "nowhere/x.json"], 1, "Error: the folder nowhere does not exist; create it or choose another output"),
     ],

@@ -250,7 +250,7 @@ def test_invalid_lines(fake, tmp_path, records, message):
         (["--data", "none.jsonl"], 1, "cannot read none.jsonl: No such file or directory"),
         (["-o", "none/out.jsonl"], 1, "the folder none does not exist"),
         (["-o", "out.txt"], 1, "out.txt must end in .jsonl"),
-        (["-o", "own.jsonl", "--force"], 1, "own.jsonl names an output and another file of this command"),
+        (["-o", "own.jsonl", "--force"], 1, "own.jsonl is used for an output and for another file of this command"),
         (["-o", "there.jsonl"], 1, "there.jsonl exists already; pass --force"),
     ],
 )

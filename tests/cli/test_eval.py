@@ -417,7 +417,7 @@ def test_a_wrong_pattern_names_its_line(fake, file, tmp_path):
         (["--task", "needle,ppl", "--text", "short.txt"], 1, "the text has 3 tokens, fewer than a window of 200"),
         (["--haystack", "blank.txt"], 1, "blank.txt is empty; give a file with text"),
         (["--plot", "a.bmp"], 1, "a.bmp must end in one of .png, .svg, .pdf"),
-        (["--plot", "a.png", "--json", "a.png"], 1, "a.png can't be both JSON and a picture; give two names"),
+        (["--plot", "a.png", "--json", "a.png"], 1, "a.png can't be both a JSON file and a picture; give two names"),
         (["--json", "none/a.json"], 1, "the folder none does not exist; create it or choose another output"),
     ],
 )

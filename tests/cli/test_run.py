@@ -225,8 +225,8 @@ def test_questions_that_can_not_be_asked(instruct, model, edited):
     silent = edited(b"message['content']", b"message['role']   ")
     failing = edited(b"message['content']", b"message['role']+1 ")
     for path, arguments, line in (
-        (instruct, ["-p", "x", "-q", " \n"], "the question is empty; give a text after -q"),
-        (instruct, ["-p", "x", "--system", "y"], "--system is for a question, and there is none; add -q QUESTION"),
+        (instruct, ["-p", "x", "-q", " \n"], "the question is empty; give the question's text after -q"),
+        (instruct, ["-p", "x", "--system", "y"], "--system needs a question; add -q QUESTION"),
         (
             model,
             ["-p", "x", "-q", "y"],
@@ -300,7 +300,7 @@ def test_a_prompt_beyond_the_training_context(model):
     code, out, error = swaa_edge("run", model, "-p", "x", "-n", 9000)
     assert (code, out) == (1, "")
     assert error.startswith(
-        "Error: 1 prompt tokens and 9000 new ones exceed the model's training context of 8192 tokens"
+        "Error: 1 prompt tokens and 9000 new tokens exceed the model's training context of 8192 tokens"
     )
 
 

@@ -81,7 +81,7 @@ def test_the_order_is_that_of_the_file_and_a_limit_stops_before_the_rest(write):
     [
         (lines(GOOD) + ' {"prompt": "a", "answer": x}\n', ":2: malformed JSON at column 28: Expecting value"),
         (lines(GOOD) + "{\n", ":2: the object continues on the next line; write it on one line"),
-        ("[[1], 2]\n", ":1: [[1], 2] must be an object with prompt and answer"),
+        ("[[1], 2]\n", ":1: [[1], 2] must be an object with the fields prompt and answer"),
         ("\n\n" + lines({"prompt": "a"}), ":3: the field answer is missing; the record has prompt"),
         (lines({"context": "a", "answer": "b"}), ":1: the field prompt is missing; the record has context, answer"),
         (lines({"prompt": "a", "answer": None}), ":1: the field answer is null"),
@@ -98,8 +98,8 @@ def test_the_order_is_that_of_the_file_and_a_limit_stops_before_the_rest(write):
         (lines({**GOOD, "id": 2}, GOOD), ':2: the id "talks/2" is already used in {path}:1; make it unique'),
         (b'{"prompt": "a\xe9"}\n', ":1: byte 14 is not UTF-8; save the file as UTF-8"),
         (lines(GOOD).encode("utf-16"), ":1: byte 1 is not UTF-8; save the file as UTF-8"),
-        ("", " contains no samples; write one object with prompt and answer per line"),
-        ("\ufeff\n \n", " contains no samples; write one object with prompt and answer per line"),
+        ("", " contains no samples; write one object with the fields prompt and answer per line"),
+        ("\ufeff\n \n", " contains no samples; write one object with the fields prompt and answer per line"),
     ],
 )
 def test_a_mistake_is_one_line_with_its_place(write, content, message):

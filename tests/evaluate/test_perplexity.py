@@ -268,7 +268,7 @@ def test_logits_that_are_nan(monkeypatch):
         (({}, TEXT, 10), "there is nothing to measure; give at least one configuration"),
         ((CONFIGS, TEXT, 36), "the text has 35 tokens, fewer than a window of 36; use a longer text"),
         ((CONFIGS, [], 10), "the text has 0 tokens, fewer than a window of 10; use a longer text"),
-        ((CONFIGS, TEXT, 1), "length = 1 must be at least 2, one token to evaluate and one to predict"),
+        ((CONFIGS, TEXT, 1), "length = 1 must be at least 2: one token to evaluate and one to predict"),
     ],
 )
 def test_what_can_not_be_measured(arguments, message):

@@ -15,12 +15,12 @@ def test_the_context_fits_the_prompt_and_no_more_than_the_model_was_trained_for(
     with pytest.raises(GenerationError) as caught:
         fitting_context(path, 4000, 97, None)
     assert str(caught.value) == (
-        "4000 prompt tokens and 97 new ones exceed the model's training context of 4096 tokens; "
+        "4000 prompt tokens and 97 new tokens exceed the model's training context of 4096 tokens; "
         "shorten the prompt, lower -n, or exceed the training context with --ctx 4097"
     )
     with pytest.raises(GenerationError) as caught:
         fitting_context(path, 10, 5, 14)
-    assert str(caught.value) == "--ctx 14 is too small for 10 prompt tokens and 5 new ones; use 15"
+    assert str(caught.value) == "--ctx 14 is too small for 10 prompt tokens and 5 new tokens; use 15"
 
 
 def test_a_conversation_gets_the_training_context_up_to_a_limit(tmp_path):

@@ -33,7 +33,7 @@ def test_a_failure_leaves_none_of_them(tmp_path):
 def test_an_output_is_not_another_file_of_the_command(tmp_path, monkeypatch, outputs, others):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "link").symlink_to("a")
-    with pytest.raises(OutputError, match="names an output and another file of this command"):
+    with pytest.raises(OutputError, match="is used for an output and for another file of this command"):
         check_outputs(outputs, force=True, others=[*others, None])
 
 
