@@ -29,7 +29,6 @@ def usual(row, tail, task, at):
     return 0.5 + rest * (0.2 if tail > 16 and swaa.fa_decode else 1) + 0.05 * at
 
 
-@pytest.mark.skipif(not measure.DATA.is_file(), reason="docs/results/real.json is not there yet")
 def test_the_page_is_what_its_data_give():
     measure.check()
 
