@@ -86,17 +86,14 @@ def complete(
 ) -> Completion:
     """Load `model`, complete `prompt` with at most `max_tokens` tokens, and close the model.
 
-    With a `question`, the model answers the question instead. The user message then consists of `prompt`, which may be
-    empty, and the question. It follows the system prompt `system` in the file's chat template, and special tokens in
-    the message are treated as text.
+    With a `question`, the model answers it instead: `system` is the system prompt, and the user message is `prompt`
+    (which may be empty) followed by the question. Special tokens in the message are treated as text.
 
-    swaa: settings, as for `SwaaLlama`.
-    engine: engine settings; if n_ctx is None, the context is just large enough for the prompt and `max_tokens`.
+    swaa: settings, as for `SwaaLlama`. engine: engine settings; if n_ctx is None, the context just fits the prompt and `max_tokens`.
     sampling: arguments of create_completion; without a seed, a random seed is chosen.
     on_text: function that is called with each piece of text as it is generated.
     using: function that takes the loaded model and returns a context manager to use during generation.
-    on_note: function that is called with one line if the file has a chat template that isn't used, or if the question
-        is longer than the tail.
+    on_note: function that gets a line if the file's chat template isn't used, or the question is longer than the tail.
 
     Raises `GenerationError` if the prompt doesn't fit the context, `ConfigError` for an empty question,
     `ModelFileError` if the file's chat template is missing or fails, and the errors of loading the model.
