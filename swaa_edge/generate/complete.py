@@ -89,7 +89,7 @@ def complete(
     With a `question`, the model answers it instead: `system` is the system prompt, and the user message is `prompt`
     (which may be empty) followed by the question. Special tokens in the message are treated as text.
 
-    swaa: settings, as for `SwaaLlama`. engine: engine settings; if n_ctx is None, the context just fits the prompt and `max_tokens`.
+    swaa: settings, as for `SwaaLlama`. engine: settings of the engine (default for n_ctx: prompt plus `max_tokens`).
     sampling: arguments of create_completion; without a seed, a random seed is chosen.
     on_text: function that is called with each piece of text as it is generated.
     using: function that takes the loaded model and returns a context manager to use during generation.
