@@ -75,6 +75,14 @@ def test_all_are_asked_the_same_and_what_a_window_hides_is_not_found(run, sample
     assert [row["prefill_ratio"] for row in report.rows()] == [1.0, 2.0, 2.0]
 
 
+def test_no_prompt_reuses_the_tail_of_another(run):
+    # The second question about a document shares more than the prompt without its tail.
+    shared = [r["reused_tokens"] for r in run(configs={"full": False}).of("full")][1::2]
+    tail = LENGTH - min(shared) // 2
+    config = SwaaConfig(60, 4, fa_decode=True, tail_count=tail)
+    assert [r["reused_tokens"] for r in run(configs={"tail": config}).of("tail")][1::2] == [LENGTH - tail] * 4
+
+
 def test_together_and_apart_give_the_same_answers(run, samples):
     apart, order = run(), [c for c, _ in Reader.asked]
     assert order == [config for config in CONFIGS.values() for _ in samples]

@@ -113,6 +113,7 @@ class Reader:
     def __init__(self, prompts, config, n_ctx, responses=None):
         self._prompts, self._config, self._n_ctx, self._responses = prompts, config, n_ctx, responses or {}
         self._cache = []
+        self.n_tokens = 0
         Reader.open += 1
         Reader.loaded = (*Reader.loaded, (config, n_ctx))
 
@@ -126,7 +127,7 @@ class Reader:
         pass
 
     def eval(self, tokens):
-        self._cache = list(tokens)
+        self._cache, self.n_tokens = list(tokens), len(tokens)
 
     def create_completion(self, prompt, *, max_tokens, temperature):
         assert isinstance(prompt, list) and temperature == 0 and len(prompt) + max_tokens <= self._n_ctx
@@ -141,10 +142,10 @@ class Reader:
         if config and not decodes:
             hidden = range(config.sink_count, len(prompt) - config.window_size)
         seen = self._prompts.read(token for at, token in enumerate(prompt) if at not in hidden)
-        reused = 0
+        reused, self._cache = 0, self._cache[: self.n_tokens]
         while reused < min(len(prompt) - 1, len(self._cache)) and prompt[reused] == self._cache[reused]:
             reused += 1
-        self._cache = list(prompt)
+        self._cache, self.n_tokens = list(prompt), len(prompt)
         speed = 2000 if config else 1000
         count = len(prompt) - reused
         self.last_timings = SimpleNamespace(
