@@ -210,6 +210,7 @@ class SwaaLlama(llama_cpp.Llama):
         timings, turn, tokens = Timings(), Turn(), list(tokens)
         self.last_timings = timings
         if _GENERATE.bind(self, tokens, *args, **kwargs).arguments.get("reset", True):
+            self._requires_eval |= self.n_tokens != self._phases.end  # a caller lowered n_tokens
             end = self._kv_cache.reach(self.input_ids[: self.n_tokens], tokens, has_logits=not self._requires_eval)
             if end == 0:
                 self.reset()

@@ -106,7 +106,7 @@ def _decode(llm: SwaaLlama, tokens: Sequence[int], every_row: bool) -> None:
     if llm._logits_all:
         llm.scores[past : past + count, :] = _logits(llm, count)
     llm.n_tokens += count
-    llm._phases.rows = count if every_row else 1
+    llm._phases.rows, llm._phases.end = count if every_row else 1, llm.n_tokens
     llm._requires_eval = False
 
 

@@ -100,6 +100,7 @@ class PhaseTracker:
         self.turn: Turn | None = None
         self.sampled: tuple[int, int] | None = None
         self.rows = 0
+        self.end = 0  # number of tokens in the cache when the rows were computed
 
     @contextlib.contextmanager
     def running(self, turn: Turn) -> Iterator[None]:

@@ -151,6 +151,16 @@ def test_an_endless_text(load):
 
 
 @pytest.mark.native
+def test_a_prompt_that_ends_where_the_caller_went_back_to_has_logits_of_its_own(load, cold):
+    llm = load()
+    llm.eval(PROMPT[:60])
+    llm.n_tokens = 40
+    tokens_of(llm, PROMPT[:40], 1)
+    assert close(last_logits(llm), cold(PROMPT[:40]))
+    assert not close(last_logits(llm), cold(PROMPT[:60]))
+
+
+@pytest.mark.native
 def test_what_a_shift_does_by_default(load):
     llm = load()
     llm.eval(PROMPT[:102])
