@@ -1,11 +1,14 @@
 """Layer lists as users write them: a list of indices, slice text, "none" or "all".
 
 selected_layers("fa_layers", layer_spec("fa_layers", "1::2"), n_layers=6)   # {1, 3, 5}
+selected_layers("fa_layers", layer_spec("fa_layers", ":1/4"), n_layers=30)  # {0, 1, ..., 7}: the first quarter
 """
 
+import math
 import numbers
 import re
 from collections.abc import Iterable, Mapping
+from fractions import Fraction
 from typing import Any
 
 from swaa_edge.errors import ConfigError
@@ -16,8 +19,10 @@ INT32_MAX = 2**31 - 1
 #: A valid layer list: "none", "all", slice text, or a sorted tuple of indices.
 LayerSpec = str | tuple[int, ...]
 
-SPEC_HELP = 'a list of layers, slice text such as "1::2", "none" or "all"'
-_SLICE = re.compile(r"([+-]?[0-9]*):([+-]?[0-9]*)(?::([+-]?[0-9]*))?")
+SPEC_HELP = 'a list of layers, slice text such as "1::2" or ":1/4", "none" or "all"'
+# The bounds of a slice may be fractions of the number of layers.
+_BOUND = r"[+-]?(?:[0-9]*|[0-9]+/[0-9]+)"
+_SLICE = re.compile(rf"{_BOUND}:{_BOUND}(?::[+-]?[0-9]*)?")
 
 
 def shown(value: Any) -> str:
@@ -48,7 +53,7 @@ def layer_spec(name: str, value: Any) -> LayerSpec:
     Raises `ConfigError`."""
     if isinstance(value, str):
         text = "".join(value.split())
-        if text in ("none", "all") or (_SLICE.fullmatch(text) and _as_slice(text) is not None):
+        if text in ("none", "all") or (_SLICE.fullmatch(text) and _as_slice(text, 1) is not None):
             return text
         # On a command line, a list is typed as "1,3,5" or "5".
         if re.fullmatch(r"[0-9]{1,9}(,[0-9]{1,9})*", text):
@@ -67,14 +72,23 @@ def layer_spec(name: str, value: Any) -> LayerSpec:
     return tuple(sorted({int(layer) for layer in layers})) or "none"
 
 
-def _as_slice(text: str) -> slice | None:
-    """Return the slice in `text`, or None if it isn't a valid Python slice (step 0, a lone sign, too many digits)."""
+def _as_slice(text: str, n_layers: int) -> slice | None:
+    """Return the slice in `text` for a model of `n_layers` layers, or None if the text isn't a valid slice (step 0, a
+    lone sign, a denominator of 0, too many digits)."""
     try:
-        parts = slice(*(int(part) if part else None for part in text.split(":")))
+        parts = slice(*(_index(part, n_layers) if part else None for part in text.split(":")))
         range(0)[parts]
-    except ValueError:
+    except (ValueError, ZeroDivisionError):
         return None
     return parts
+
+
+def _index(text: str, n_layers: int) -> int:
+    """Return a whole number as it is, and a fraction as that part of `n_layers`, rounded away from zero."""
+    if "/" not in text:
+        return int(text)
+    size = math.ceil(abs(Fraction(text)) * n_layers)
+    return -size if text.startswith("-") else size
 
 
 def selected_layers(name: str, spec: LayerSpec, n_layers: int) -> frozenset[int]:
@@ -85,7 +99,7 @@ def selected_layers(name: str, spec: LayerSpec, n_layers: int) -> frozenset[int]
     if isinstance(spec, str):
         if spec == "none":
             return frozenset()
-        return frozenset(range(n_layers)[slice(None) if spec == "all" else _as_slice(spec)])
+        return frozenset(range(n_layers)[slice(None) if spec == "all" else _as_slice(spec, n_layers)])
     if spec and spec[-1] >= n_layers:
         raise ConfigError(f"{name} has layer {spec[-1]}, but the model has {n_layers} layers: 0 to {n_layers - 1}")
     return frozenset(spec)

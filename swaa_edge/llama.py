@@ -172,7 +172,8 @@ class SwaaLlama(llama_cpp.Llama):
             several calls needs `decode_from`; with `native.NEVER`, a prompt has no tail.
 
         on_logits(rows): called after each ubatch with the logits of its tokens, float32 [tokens, n_vocab]; takes less
-            memory than logits_all. The logits are overwritten after `on_logits` returns.
+            memory than logits_all. The logits are overwritten after `on_logits` returns. Without `on_logits`,
+            logits_all or a draft, only the last token of each ubatch has logits.
 
         To continue from an earlier position, lower `n_tokens` before the call, as with `llama_cpp.Llama`. If a ring
         makes this impossible, an error is raised and nothing is changed.

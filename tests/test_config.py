@@ -41,6 +41,12 @@ def layers(flags):
         ("1,3", [1, 3]),
         ("4", [4]),
         (" 1 : : 2 ", [1, 3, 5]),
+        (":1/3", [0, 1]),
+        (":1/4", [0, 1]),  # a layer and a half
+        ("1/2:", [3, 4, 5]),
+        ("-1/4:", [4, 5]),
+        ("1/3:5/6:2", [2, 4]),
+        (":7/6", [0, 1, 2, 3, 4, 5]),
     ],
 )
 def test_fa_layers_are_those_that_do_not_slide(spec, fa):
@@ -57,6 +63,13 @@ def test_slice_text_means_what_python_means_by_it(start, stop, step, n_layers):
     text = ":".join("" if part is None else str(part) for part in (start, stop, step))
     sliding = SwaaConfig(1, fa_layers=text).sliding_layers(n_layers)
     assert layers(not flag for flag in sliding) == sorted(range(n_layers)[start:stop:step])
+
+
+@given(st.integers(0, 60), st.integers(1, 60), st.integers(1, 200))
+def test_a_fraction_of_the_layers_is_rounded_up(part, whole, n_layers):
+    sliding = SwaaConfig(1, fa_layers=f":{part}/{whole}").sliding_layers(n_layers)
+    count = min(-(-n_layers * part // whole), n_layers)
+    assert layers(not flag for flag in sliding) == list(range(count))
 
 
 @pytest.mark.parametrize(
@@ -235,6 +248,7 @@ def test_the_recipes():
     assert table == {
         "quality": (2048, 100, "1::2", True, 2.72),
         "balanced": (2048, 100, "1::4", True, 2.37),
+        "front": (2048, 100, ":1/4", True, None),
         "fast": (2048, 100, "none", True, 2.01),
         "memory": (2048, 100, "1::2", False, 1.92),
         "stream": (2048, 100, "none", False, 0.43),

@@ -1,6 +1,6 @@
 """The plan of measure.py: which configurations are measured, at which lengths, windows and tails, in which order.
 
-    for stage in plan({}): print(stage.length, [row.name for row in stage.rows])
+    for stage in first_stages(): print(stage.length, [row.name for row in stage.rows])
 
 A row is a configuration, which is measured with several tails. Each row prefills a document only once: for each tail,
 only the last tokens of a prompt are evaluated again.
@@ -25,12 +25,15 @@ TEXTS = {2048: 5, 4096: 2, 8192: 2}
 RECIPES = {
     "quality": "sinks + 1::2 + FA decode",
     "balanced": "sinks + 1::4 + FA decode",
+    "front": "sinks + 0:8 + FA decode",
     "fast": "sinks + FA decode",
     "memory": "sinks + 1::2",
     "stream": "sinks",
 }
 #: Seconds of one thread per token read in a prefill, and how much attention adds per 1,000 visible tokens; measured.
 _TOKEN, _VISIBLE = 0.0038, 0.0009
+#: The same per token of a question or an answer: their batches are small, and an answer needs all its logits.
+_ASKED = 0.0052
 #: Tokens of a question, about.
 _QUESTION = 26
 
@@ -39,12 +42,14 @@ _QUESTION = 26
 class Row:
     """A configuration without a tail, and the tails that it is measured with.
 
+    adapter: name of the LoRA adapter, whose configuration is `swaa` and has a tail.
     window: the window size in tokens, or None for full attention.
     """
 
     name: str
     swaa: Configuration
     tails: Sequence[int] = (0,)
+    adapter: str | None = None
 
     @property
     def window(self) -> int | None:
@@ -52,7 +57,7 @@ class Row:
 
     @property
     def key(self) -> str:
-        return f"{self.name} @ {self.window}"
+        return f"{self.name} @ {self.window}" + (f", {self.adapter}" if self.adapter else "")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,21 +118,30 @@ def others(length: int, chosen: Mapping[str, Sequence[int]]) -> list[Row]:
         else:
             tails = WITHOUT_AND_WITH if window == small else (TAIL,)
             rows += [row(window, True, "none", False), row(window, True, "1::2", False)]
-            rows += [row(window, True, layers, True, tails) for layers in ("1::4", "1::2")]
+            periodic = [row(window, True, layers, True, tails) for layers in ("1::4", "1::2")]
+            rows += periodic if window == small else [*periodic, row(window, True, "0:8", True, tails)]
     names = [name for name in chosen if length == 2048 or "greedy" in name]
     return [*rows, *(calibrated(small, name, chosen[name]) for name in names)]
 
 
-def plan(chosen: Mapping[str, Sequence[int]]) -> list[Stage]:
-    """Return all stages. For each length, the stage with the most important rows comes first.
+def tuned() -> list[Row]:
+    """Return the rows with a LoRA adapter, each with the tail that its adapter was trained with."""
+    rows = []
+    for recipe, tail in (("fast", 0), ("fast", TAIL), ("balanced", TAIL)):
+        base = row(2048 // 16, True, "1::4" if recipe == "balanced" else "none", True)
+        swaa = dataclasses.replace(base.swaa, tail_count=tail)
+        rows.append(Row(f"{base.name} + LoRA", swaa, (tail,), f"{recipe}-{tail}"))
+    return rows
 
-    chosen: as in `others`.
-    """
-    return [
-        Stage(length, documents, rows)
-        for length, documents in DOCUMENTS.items()
-        for rows in (headline(length), others(length, chosen))
-    ]
+
+def first_stages() -> list[Stage]:
+    """Return a stage per length with the most important rows."""
+    return [Stage(length, documents, headline(length)) for length, documents in DOCUMENTS.items()]
+
+
+def later_stages(chosen: Mapping[str, Sequence[int]]) -> list[Stage]:
+    """Return a stage per length with the remaining rows. chosen: as in `others`."""
+    return [Stage(length, documents, others(length, chosen)) for length, documents in DOCUMENTS.items()]
 
 
 def quick() -> Stage:
@@ -138,29 +152,33 @@ def quick() -> Stage:
 
 
 def texts_of(length: int, chosen: Mapping[str, Sequence[int]]) -> list[Row]:
-    """Return the rows whose perplexity is measured. Above 2k tokens, only rows with the smaller window are measured.
+    """Return the rows whose perplexity is measured.
+
+    At 4k tokens, these are only rows with the smaller window; at 8k, only such rows of the first stage.
 
     Rows that differ only in FA decode appear once, without FA decode: all tokens of the text are prompt tokens, so FA
     decode has no effect.
     """
     found: dict[Configuration, Row] = {}
-    for each in (*headline(length), *others(length, chosen)):
+    for each in (*headline(length), *(others(length, chosen) if length < 8192 else ())):
         if each.swaa and (length == 2048 or each.window == length // 16):
             swaa = dataclasses.replace(each.swaa, fa_decode=False)
             found.setdefault(swaa, Row(each.name.replace(" + FA decode", "").replace("FA decode", "naive"), swaa))
     return [FULL, *found.values()]
 
 
-def seconds(stage: Stage, questions: Mapping[int, int]) -> float:
+def seconds(stage: Stage, questions: Sequence[tuple[int, int, int]]) -> float:
     """Return the seconds that a stage is expected to take on one thread.
 
-    questions: the number of questions per document, by the number of tokens in the answer.
+    questions: kinds of questions per document, each as the number of its questions, the tokens of an answer, and the
+        number of different prompt lengths; the tail is evaluated once for each length.
     """
     total = 0.0
     for each in stage.rows:
         visible = stage.length / 2 if each.window is None else min(each.window, stage.length / 2)
         total += stage.length * (_TOKEN + _VISIBLE * visible / 1000)
         for tail in each.tails:
-            for tokens, count in questions.items():
-                total += count * (max(tail, _QUESTION) + tokens) * (_TOKEN + _VISIBLE * stage.length / 1000)
+            for count, tokens, lengths in questions:
+                asked = count * (_QUESTION + tokens) + lengths * max(tail - _QUESTION, 0)
+                total += asked * (_ASKED + _VISIBLE * stage.length / 1000)
     return total * stage.documents

@@ -3,8 +3,8 @@
 
 scripts/real/measure.py --plan     # prints the plan and its expected time
 scripts/real/measure.py --quick    # measures for about a minute; prints a table and writes no file
-scripts/real/measure.py            # measures everything, for hours; writes docs/results/real.json; can be resumed
-scripts/real/measure.py --first 10 # measures only the first stage of the plan, on ten documents
+scripts/real/measure.py            # measures for hours; writes docs/results/real.json (after Ctrl-C: what is complete)
+scripts/real/measure.py --train    # trains the LoRA adapters, for about an hour; the next run measures them
 scripts/real/measure.py --write    # writes docs/results-real.md from docs/results/real.json
 scripts/real/measure.py --check    # fails if docs/results-real.md is stale
 
@@ -44,11 +44,24 @@ def quick(threads: int) -> None:
     print(quick_table(measure_quick(threads)))
 
 
-def measure(threads: int, first: int | None = None) -> None:
+def measure(threads: int) -> int:
     from real.run import measure_all
 
-    DATA.write_text(dumped(measure_all(threads, _committed() if DATA.is_file() else None, first)), encoding="utf-8")
+    document = measure_all(threads, _committed() if DATA.is_file() else None)
+    DATA.write_text(dumped(document), encoding="utf-8")
     print(f"{DATA.relative_to(ROOT)} written; next: {Path(sys.argv[0]).name} --write", file=sys.stderr)
+    if not document["complete"]:
+        print("interrupted; the same command without options continues", file=sys.stderr)
+        return 130
+    return 0
+
+
+def train(threads: int) -> None:
+    from real.corpus import corpus
+    from real.fetch import real_model
+    from real.lora import train
+
+    train(real_model(), corpus(), threads)
 
 
 def dumped(document: dict) -> str:
@@ -82,22 +95,20 @@ def check(threads: int = 0) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     action = parser.add_mutually_exclusive_group()
-    for name, function in (("plan", show_plan), ("quick", quick), ("write", write), ("check", check)):
+    for name, function in (("plan", show_plan), ("quick", quick), ("train", train), ("write", write), ("check", check)):
         action.add_argument(f"--{name}", dest="action", action="store_const", const=function, default=measure)
     parser.add_argument(
         "--threads", type=int, default=os.cpu_count(), metavar="N", help="CPU threads (default: all cores)"
     )
-    action.add_argument("--first", type=int, metavar="N")
     given = parser.parse_args(arguments)
     try:
-        given.action(given.threads) if given.first is None else measure(given.threads, given.first)
+        return given.action(given.threads) or 0
     except KeyboardInterrupt:
-        print("interrupted" + "; the same command continues" * (given.action is measure), file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         return 130
     except (SwaaError, OSError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
-    return 0
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ it was measuring.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -17,8 +18,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from real.cells import FULL, Row, Stage
-from real.tasks import Document, Question
-from swaa_edge.calibrate.losses import Load, read_answer
+from real.tasks import Document
+from swaa_edge.calibrate.losses import read_answers
 from swaa_edge.evaluate.perplexity import nll
 from swaa_edge.support.interrupt import interruptible
 from swaa_edge.support.journal import Journal, Record
@@ -26,6 +27,8 @@ from swaa_edge.support.journal import Journal, Record
 if TYPE_CHECKING:
     from swaa_edge.llama import SwaaLlama
 
+#: load(row, n_ctx): the model under the row's configuration. The caller closes it.
+LoadRow = Callable[[Row, int], "SwaaLlama"]
 #: on_document(record): called for each record that is new.
 OnDocument = Callable[[Record], object]
 
@@ -41,7 +44,7 @@ def measured(records: Sequence[Record]) -> dict[tuple[int, str, str], Record]:
 
 
 def measure_stage(
-    stage: Stage, documents: Sequence[Document], load: Load, journal: Journal, on_document: OnDocument | None = None
+    stage: Stage, documents: Sequence[Document], load: LoadRow, journal: Journal, on_document: OnDocument | None = None
 ) -> None:
     """Measure each row on each document, unless the journal has the record. Raises KeyboardInterrupt after Ctrl-C."""
     with contextlib.ExitStack() as stack:
@@ -54,7 +57,7 @@ def measure_stage(
                 left.insert(0, FULL)
             for row in left:
                 if row.key not in llms:
-                    llms[row.key] = stack.enter_context(contextlib.closing(load(row.swaa, stage.length)))
+                    llms[row.key] = stack.enter_context(contextlib.closing(load(row, stage.length)))
                 asked = place(stage.length, row, document) not in known
                 with interruptible(llms[row.key]):
                     record = _read(llms[row.key], row, document, asked)
@@ -75,14 +78,13 @@ def _read(llm: SwaaLlama, row: Row, document: Document, asked: bool) -> Record:
     started = time.perf_counter()
     llm.eval(document.tokens, decode_from=NEVER)
     seconds = time.perf_counter() - started
-    answers = {}
-    for tail in row.tails if asked else ():
-        answers[str(tail)] = [ask(llm, document, question, tail) for question in document.questions]
+    answers = {str(tail): ask(llm, document, tail) for tail in row.tails} if asked else {}
     return {"seconds": round(seconds, 3), "answers": answers}
 
 
-def ask(llm: SwaaLlama, document: Document, question: Question, tail_count: int) -> tuple[float, int]:
-    """Return the summed loss of the scored tokens in nats, and how many of them the model predicts correctly."""
+def ask(llm: SwaaLlama, document: Document, tail_count: int) -> list[tuple[float, int]]:
+    """Return two figures per question: the summed loss of the scored tokens in nats, and the number of these tokens
+    that the model predicts correctly."""
     losses: list[float] = []
     hits: list[bool] = []
 
@@ -90,5 +92,7 @@ def ask(llm: SwaaLlama, document: Document, question: Question, tail_count: int)
         losses.extend(nll(rows, tokens))
         hits.extend(rows.argmax(axis=1) == np.asarray(tokens))
 
-    read_answer(llm, document.case(question), score, tail_count)
-    return round(float(sum(losses[-question.scored :])), 3), int(sum(hits[-question.scored :]))
+    read_answers(llm, map(document.case, document.questions), score, tail_count)
+    ends = itertools.accumulate(len(question.answer) for question in document.questions)
+    scored = [slice(end - question.scored, end) for end, question in zip(ends, document.questions, strict=True)]
+    return [(round(float(sum(losses[each])), 3), int(sum(hits[each]))) for each in scored]

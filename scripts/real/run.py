@@ -7,6 +7,7 @@ Results are kept in build/real-*.jsonl, so the same command resumes an interrupt
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import subprocess
@@ -15,9 +16,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from real.cells import DOCUMENTS, FULL, SINKS, TAILS, TEXTS, Row, Stage, plan, quick, seconds, texts_of
+from real.cells import (
+    DOCUMENTS,
+    FULL,
+    SINKS,
+    TAILS,
+    TEXTS,
+    Row,
+    Stage,
+    first_stages,
+    later_stages,
+    quick,
+    seconds,
+    texts_of,
+    tuned,
+)
 from real.corpus import corpus, fingerprints
 from real.fetch import real_model
+from real.lora import trained
 from real.reading import measure_stage, measured, place
 from real.tasks import CUE, SCORED, SEED, TASKS, Document, build, digest
 from swaa_edge import SwaaConfig, SwaaLlama
@@ -51,10 +67,17 @@ class Real:
         # swa_full: every row reuses the document's prefix, also those whose cache would be a ring.
         self.engine = EngineSettings(n_threads=threads, n_gpu_layers=0, swa_full=True)
         self.texts = corpus()
+        self.adapters = trained()
         self.threads = threads
 
     def load(self, swaa: Configuration, n_ctx: int) -> SwaaLlama:
         return self.engine.load(self.path, swaa=swaa, n_ctx=n_ctx)
+
+    def load_row(self, row: Row, n_ctx: int) -> SwaaLlama:
+        engine = dataclasses.replace(
+            self.engine, lora_path=str(self.adapters[row.adapter].gguf) if row.adapter else None
+        )
+        return engine.load(self.path, swaa=row.swaa, n_ctx=n_ctx)
 
     def documents(self, length: int, count: int, prompts: Prompts, asked: int = 5) -> list[Document]:
         """Return `count` documents, made in turn from Python's reference and from Debian's manuals."""
@@ -67,7 +90,7 @@ def plan_table(threads: int) -> str:
     rows: list[Sequence[str]] = [("prompt", "window", "configuration", "tails", "documents", "minutes")]
     total = 0.0
     chosen = {f"{size} {method}": range(count) for size, count in KEPT.items() for method in ("greedy", "nll")}
-    for stage in plan(chosen):
+    for stage in [*first_stages(), Stage(2048, DOCUMENTS[2048], tuned()), *later_stages(chosen)]:
         again = [] if stage.rows[0] is FULL else [dataclasses.replace(FULL, name="full, for its time", tails=())]
         for row in (*again, *stage.rows):
             minutes = expected(Stage(stage.length, stage.documents, [row])) / threads / 60
@@ -81,14 +104,15 @@ def plan_table(threads: int) -> str:
     rows.append((f"{CALIBRATION['length']:,}", "-", "calibration", "", count, f"{calibration:.1f}"))
     for length, windows in TEXTS.items():
         found = texts_of(length, chosen)
-        minutes = 2.6 * windows * len(found) * seconds(Stage(length, 1, [FULL]), {}) / threads / 60
+        minutes = 2.6 * windows * len(found) * seconds(Stage(length, 1, [FULL]), []) / threads / 60
         total += minutes
         rows.append((f"{length:,}", "-", f"perplexity of {len(found)}", "", str(windows), f"{minutes:.1f}"))
     return table(rows, left=4) + f"\n\nAbout {(total + calibration) / 60:.1f} hours on {threads} threads."
 
 
 def expected(stage: Stage) -> float:
-    return seconds(stage, {SCORED: 4 if stage.length == 8192 else 5, SCORED - 1: 5, 10: 6})
+    asked = 4 if stage.length == 8192 else 5
+    return seconds(stage, [(2 * asked, SCORED, 1), (6, 10, 5)])
 
 
 def _calibration_seconds() -> float:
@@ -99,7 +123,7 @@ def _calibration_seconds() -> float:
     keep, pool = KEPT["half"], CALIBRATION["candidates"]
     choices = 30 + sum(pool - at for at in range(keep)) + 2 * keep + 33
     one = Stage(CALIBRATION["length"], CALIBRATION["documents"], [Row("", SwaaConfig(128), (CALIBRATION["tail"],))])
-    return choices * seconds(one, {SCORED: 2 * CALIBRATION["asked"], 10: CALIBRATION["asked"] + 1})
+    return choices * seconds(one, [(2 * CALIBRATION["asked"], SCORED, 1), (CALIBRATION["asked"] + 1, 10, 3)])
 
 
 def measure_quick(threads: int, asked: int = 3) -> dict[str, Any]:
@@ -111,15 +135,16 @@ def measure_quick(threads: int, asked: int = 3) -> dict[str, Any]:
     with Prompts(real.path) as prompts:
         documents = real.documents(stage.length, stage.documents, prompts, asked)
     with Journal(None, {}) as journal:
-        measure_stage(stage, documents, real.load, journal, _say)
+        measure_stage(stage, documents, real.load_row, journal, _say)
         return _document(real, {stage.length: documents}, [stage], journal.records)
 
 
-def measure_all(threads: int, committed: Mapping[str, Any] | None, first: int | None = None) -> dict[str, Any]:
+def measure_all(threads: int, committed: Mapping[str, Any] | None) -> dict[str, Any]:
     """Measure everything that is missing from the journals, and return the document.
 
     committed: the document of an earlier run, whose texts are compared with those of this machine.
-    first: measure only this number of documents, and only the first stage; None measures the whole plan.
+
+    After Ctrl-C, the document has the rows that are complete, and its "complete" is false.
     """
     real = Real(threads)
     hashes = fingerprints(real.texts)
@@ -135,36 +160,42 @@ def measure_all(threads: int, committed: Mapping[str, Any] | None, first: int | 
         tokens = prompts.tokenize(real.texts["docstrings"])
     key = {"model": _sha256(real.path), "corpus": hashes, "asked": {n: digest(each) for n, each in documents.items()}}
     BUILD.mkdir(exist_ok=True)
+    found: dict[str, tuple[list[int], float]] = {}
+    texts: dict[int, list[dict[str, Any]]] = {}
     with Journal(BUILD / "real-answers.jsonl", key) as journal:
-        stage = plan({})[0]
-        documents[stage.length] = documents[stage.length][:first]
-        measure_stage(stage, documents[stage.length], real.load, journal, _say)
-        if first is not None:
-            measured_only = {stage.length: documents[stage.length]}
-            document = _document(real, measured_only, [stage], journal.records)
-            return document | {"calibration": {}, "perplexity": {}}
-        found = _calibrate(real, calibrating, key)
-        stages = plan({name: layers for name, (layers, _) in found.items()})
-        texts = {}
-        for stage in stages:
-            measure_stage(stage, documents[stage.length], real.load, journal, _say)
-            if stage is not stages[0] and stage.length not in texts:
-                chosen = {name: layers for name, (layers, _) in found.items()}
-                texts[stage.length] = _perplexity(real, stage.length, tokens, chosen, key)
+
+        def measure(stages: Sequence[Stage]) -> None:
+            for stage in stages:
+                measure_stage(stage, documents[stage.length], real.load_row, journal, _say)
+
+        adapted = [row for row in tuned() if row.adapter in real.adapters]
+        stages, complete = [*first_stages(), Stage(2048, DOCUMENTS[2048], adapted)], False
+        with contextlib.suppress(KeyboardInterrupt):
+            measure(stages)
+            _calibrate(real, calibrating, key, found)
+            chosen = {name: layers for name, (layers, _) in found.items()}
+            later = later_stages(chosen)
+            stages += later
+            measure(later)
+            for length in DOCUMENTS:
+                texts[length] = _perplexity(real, length, tokens, chosen, key)
+            complete = True
         document = _document(real, documents, stages, journal.records)
     calibration = {name: {"layers": layers, "loss": loss} for name, (layers, loss) in found.items()}
-    return document | {"calibration": calibration, "perplexity": texts}
+    lora = {name: adapter.training for name, adapter in real.adapters.items()}
+    return document | {"calibration": calibration, "perplexity": texts, "lora": lora, "complete": complete}
 
 
-def _calibrate(real: Real, documents: Sequence[Document], key: Mapping[str, Any]) -> dict[str, tuple[list[int], float]]:
-    """Return the layers that calibration chose and the loss with them, by the names of size and method.
+def _calibrate(
+    real: Real, documents: Sequence[Document], key: Mapping[str, Any], found: dict[str, tuple[list[int], float]]
+) -> None:
+    """Add to `found` the layers that calibration chose and the loss with them, by the names of size and method.
 
     documents: the documents for calibration, which are not used in any stage.
     """
     cases = [document.case(question) for document in documents for question in document.questions]
     cases = [Case(f"{at}", case.prompt, case.answer) for at, case in enumerate(cases)]
     base = SwaaConfig(CALIBRATION["length"] // 8, SINKS, "none", True, CALIBRATION["tail"])
-    found = {}
     key = {"model": key["model"], "cases": digest(documents), "settings": CALIBRATION}
     with Journal(BUILD / "real-calibration.jsonl", key) as journal:
         for size, keep in KEPT.items():
@@ -173,7 +204,6 @@ def _calibrate(real: Real, documents: Sequence[Document], key: Mapping[str, Any]
                 report = search(real.load, base, real.model.n_layers, cases, settings, journal=journal)
                 _finished(report.stopped)
                 found[f"{size} {method}"] = (list(report.chosen), round(report.loss.loss, 4))
-    return found
 
 
 def _perplexity(
@@ -198,14 +228,25 @@ def _finished(stopped: Stopped) -> None:
 def _document(
     real: Real, documents: Mapping[int, Sequence[Document]], stages: Sequence[Stage], records: Sequence[Record]
 ) -> dict[str, Any]:
-    """Return the raw results as plain JSON values."""
+    """Return the raw results as plain JSON values, without rows that were not measured on all documents."""
     known, times = measured(records), ratios(records)
     rows, cells = [], []
-    unique = {(stage.length, row.key): (stage.length, row) for stage in stages for row in stage.rows}
+    unique = {
+        (stage.length, row.key): (stage.length, row)
+        for stage in stages
+        for row in stage.rows
+        if all(place(stage.length, row, document) in known for document in documents[stage.length])
+    }
     for length, row in unique.values():
         name = {"length": length, "row": row.key}
         swaa = row.swaa.to_dict() if row.swaa else None
-        about = {"config": row.name, "window": row.window, "swaa": swaa, "prefill": times.get((length, row.key))}
+        about = {
+            "config": row.name,
+            "window": row.window,
+            "swaa": swaa,
+            "prefill": times.get((length, row.key)),
+            "adapter": row.adapter,
+        }
         rows.append(name | about | {"pairs": {str(tail): _pairs(row, tail, length, real) for tail in row.tails}})
         for tail in map(str, row.tails):
             found = [known[place(length, row, document)]["answers"][tail] for document in documents[length]]
@@ -219,6 +260,7 @@ def _document(
     asked = [
         {"length": length, "task": task, "scored": [[q.scored for q in d.questions if q.task == task] for d in each]}
         for length, each in documents.items()
+        if any(length == measured_length for measured_length, _ in unique)
         for task in TASKS
     ]
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=BUILD.parent, capture_output=True, text=True, check=False)

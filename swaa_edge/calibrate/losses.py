@@ -133,29 +133,43 @@ def label(fa_layers: Collection[int], n_layers: int) -> str:
 
 
 def answer_nll(llm: SwaaLlama, case: Case) -> float:
-    """Return the negative log likelihood of the answer, given the prompt, in nats; `read_answer` evaluates the case."""
+    """Return the negative log likelihood of the answer, given the prompt, in nats."""
     found: list[float] = []
-    read_answer(llm, case, lambda rows, tokens: found.extend(nll(rows, tokens)))
+    read_answers(llm, [case], lambda rows, tokens: found.extend(nll(rows, tokens)))
     return math.fsum(found)
 
 
-def read_answer(llm: SwaaLlama, case: Case, on_rows: OnRows, tail_count: int | None = None) -> None:
-    """Evaluate the prompt and its answer, and pass the logits that predict the answer's tokens to `on_rows`.
+def read_answers(llm: SwaaLlama, cases: Iterable[Case], on_rows: OnRows, tail_count: int | None = None) -> None:
+    """Evaluate each prompt and its answer, and pass the logits that predict the answer's tokens to `on_rows`.
 
-    on_rows(rows, tokens): function that is called several times. Row i of the logits [n, n_vocab] predicts token i, and
-        the rows are overwritten after the call.
+    on_rows(rows, tokens): function that is called several times per case. Row i of the logits [n, n_vocab] predicts
+        token i, and the rows are overwritten after the call.
     tail_count: number of tail tokens to use instead of the number in the model's settings.
 
     Prompt tokens that are still in the engine's cache are not evaluated again, so cases about one document should
-    follow one another.
+    follow one another. Cases whose prompts are equally long share the document's part of the tail too.
+    """
+    if tail_count is None:
+        tail_count = llm.swaa.tail_count if llm.swaa else 0
+    held = math.inf  # the boundary of what the engine holds; at first it holds no tail
+    for case in cases:
+        boundary = max(len(case.prompt) - tail_count, 0)
+        shared = _shared(llm, case.prompt)
+        if boundary != held:
+            shared = min(shared, boundary, held)
+        _read_answer(llm, case, on_rows, boundary, shared)
+        held = boundary
+    # No later prompt may reuse what saw more than a prompt does.
+    llm.n_tokens = min(llm.n_tokens, held)
+
+
+def _read_answer(llm: SwaaLlama, case: Case, on_rows: OnRows, boundary: int, shared: int) -> None:
+    """Evaluate a prompt, whose first `shared` tokens the engine holds, and its answer. on_rows: as in `read_answers`.
+
+    boundary: the prompt's decode boundary.
     """
     from swaa_edge.native import can_continue
 
-    if tail_count is None:
-        tail_count = llm.swaa.tail_count if llm.swaa else 0
-    boundary = max(len(case.prompt) - tail_count, 0)
-    # The engine holds no tail, so it can share only what precedes the tail of this prompt.
-    shared = min(_shared(llm, case.prompt), boundary)
     if shared and can_continue(llm.ctx, 0, shared):
         llm.n_tokens = shared
     else:
@@ -172,8 +186,6 @@ def read_answer(llm: SwaaLlama, case: Case, on_rows: OnRows, tail_count: int | N
     llm.eval(case.prompt[shared:-1], decode_from=boundary)
     llm.eval(case.prompt[-1:], decode_from=boundary, on_logits=add)
     llm.eval(case.answer[:-1], decode_from=boundary, on_logits=add)
-    # No later prompt may reuse what saw more than a prompt does.
-    llm.n_tokens = boundary
 
 
 def _shared(llm: SwaaLlama, prompt: Sequence[int]) -> int:

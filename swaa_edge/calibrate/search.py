@@ -40,7 +40,7 @@ def search(
     """Choose the FA layers of a model with `n_layers` layers; all other settings are those of `swaa`.
 
     settings: of these, only method, keep, candidates and swaps are used.
-    held_out: cases on which the chosen layers are compared with periodic patterns of about as many layers, with the FA
+    held_out: cases on which the chosen layers are compared with the patterns of `patterns`, with the FA
         layers of `swaa`, with all layers and with no layer. If held_out is empty, nothing is compared.
     journal: stores losses, and supplies the losses of an earlier run.
 
@@ -52,7 +52,7 @@ def search(
     rivals: dict[str, frozenset[int]] = {}
     if held_out:
         own = selected_layers("fa_layers", swaa.fa_layers, n_layers)
-        rivals = periodic(n_layers, keep) | ({label(own, n_layers): own} if own else {})
+        rivals = patterns(n_layers, keep) | ({label(own, n_layers): own} if own else {})
     prompts = _choices(n_layers, keep, settings) * len(cases) + (3 + len(rivals)) * len(held_out)
     counter = Counter(on_progress, prompts)
     losses = Losses(load, swaa, n_layers, cases, journal, counter)
@@ -69,10 +69,14 @@ def search(
     return report
 
 
-def periodic(n_layers: int, keep: int) -> dict[str, frozenset[int]]:
-    """Return the patterns of every k-th layer, by --fa-layers value, for the k that gives about `keep` layers."""
+def patterns(n_layers: int, keep: int) -> dict[str, frozenset[int]]:
+    """Return the choices of about `keep` layers that need no calibration, by --fa-layers value.
+
+    They are the first `keep` layers, and every k-th layer from each possible first layer.
+    """
     period = max(1, round(n_layers / keep))
-    return {f"{first}::{period}": frozenset(range(first, n_layers, period)) for first in range(period)}
+    periodic = {f"{first}::{period}": frozenset(range(first, n_layers, period)) for first in range(period)}
+    return {f":{keep}": frozenset(range(keep))} | periodic
 
 
 def _choices(n_layers: int, keep: int, settings: CalibrateSettings) -> int:

@@ -29,7 +29,7 @@ class CalibrateSettings:
     candidates: for greedy, the number of layers to try, from the top of the ranking by the method `keep` (default: all
         layers).
     swaps: for greedy, the number of chosen layers that the last step tries to replace, starting with the weakest.
-    compare: compare the choice with periodic patterns on held-out samples.
+    compare: compare the choice with the first layers and with periodic patterns, on held-out samples.
     task: names of the retrieval tasks that provide the samples, separated by commas.
     text: path of a UTF-8 text that provides the samples instead of the retrieval tasks ("-" means stdin).
     samples: number of samples per retrieval task (default: `SAMPLES`), or number of windows to cut from the text

@@ -82,7 +82,11 @@ class _Keep(click.ParamType):
     "N",
     "With --method greedy: as a last step, try to replace the N weakest of the chosen layers.",
 )
-@click.option("--compare", is_flag=True, help="Compare the chosen layers with periodic patterns, on held-out samples.")
+@click.option(
+    "--compare",
+    is_flag=True,
+    help="Compare the chosen layers with the first layers and with periodic patterns, on held-out samples.",
+)
 @click.option("-o", "--output", metavar="CONFIG.json", help="Write the chosen settings to a file for --config.")
 @click.option("--annotate", metavar="OUT.gguf", help="Write a copy of the model with the chosen settings.")
 @click.option("--in-place", is_flag=True, help="Write the chosen settings into MODEL.gguf.")

@@ -30,7 +30,7 @@ def evaluate(llm: SwaaLlama, part: Part, on_logits: OnLogits | None = None) -> N
     done, started, timings = 0, time.perf_counter(), llm.last_timings
     report = llm.on_prefill if phase is Phase.PREFILL else None
     # Each drafted token is judged by the logits before it, so all of them must be from one llama_decode.
-    drafted = phase is Phase.DECODE and len(tokens) > 1
+    drafted = phase is Phase.DECODE and len(tokens) > 1 and llm._phases.turn is not None
     every_row = llm._logits_all or drafted or on_logits is not None
     # Whatever stops this, the logits in the engine are no longer those of the last token.
     llm._requires_eval = True

@@ -8,7 +8,7 @@ import pytest
 
 from swaa_edge import SwaaConfig
 from swaa_edge.calibrate.cases import Case
-from swaa_edge.calibrate.losses import Losses, Measured, answer_nll, label, read_answer
+from swaa_edge.calibrate.losses import Losses, Measured, answer_nll, label, read_answers
 from swaa_edge.evaluate.perplexity import nll
 
 
@@ -101,16 +101,36 @@ def test_no_prompt_reuses_what_its_own_tail_must_see(load):
 
 @pytest.mark.native
 def test_one_model_reads_answers_with_any_tail(load):
-    """read_answer with tail_count gives what a model loaded with that tail gives, after other tails on the way."""
+    """read_answers with tail_count gives what a model loaded with that tail gives, after other tails on the way."""
     case = Case("x", random_tokens(300, 5), random_tokens(8, 6))
     warm, found = load(SwaaConfig(24, 2, fa_decode=True), 512), {}
     for tail in (0, 1, 40, 16, 400, 0):
         losses: list[float] = []
-        read_answer(warm, case, lambda rows, tokens, to=losses: to.extend(nll(rows, tokens)), tail)
+        read_answers(warm, [case], lambda rows, tokens, to=losses: to.extend(nll(rows, tokens)), tail)
         cold = load(SwaaConfig(24, 2, fa_decode=True, tail_count=tail), 512)
         assert math.fsum(losses) == pytest.approx(answer_nll(cold, case), abs=0.02), tail
         found[tail] = math.fsum(losses)
     assert abs(found[0] - found[40]) > 0.1  # the tail matters here
+
+
+@pytest.mark.native
+def test_questions_share_the_tail_of_their_document(load, monkeypatch):
+    """Prompts of equal length evaluate the document's part of the tail once; the answers are those of a new model."""
+    document = random_tokens(100, 5)
+    ends = [random_tokens(size, seed) for size, seed in ((12, 1), (12, 2), (20, 3), (12, 4), (4, 5), (12, 6))]
+    cases = [Case(str(at), (*document, *end), random_tokens(6, 9 + at)) for at, end in enumerate(ends)]
+    swaa = SwaaConfig(24, 2, fa_decode=True, tail_count=40)
+    warm, losses, evaluated = load(swaa, 512), [], []
+    monkeypatch.setattr(
+        warm, "eval", lambda tokens, **given: evaluated.append(len(tokens)) or type(warm).eval(warm, tokens, **given)
+    )
+    read_answers(warm, cases, lambda rows, tokens: losses.extend(nll(rows, tokens)))
+    assert warm.n_tokens == 112 - 40, "what saw more than a prompt does is not left for the next call"
+    prompts = [sum(evaluated[at : at + 2]) for at in range(0, len(evaluated), 3)]
+    assert prompts == [112, 12, 120 - 72, 112 - 72, 104 - 64, 112 - 64]
+    for case, first in zip(cases, range(0, len(losses), 6), strict=True):
+        found = math.fsum(losses[first : first + 6])
+        assert found == pytest.approx(answer_nll(load(swaa, 512), case), abs=0.02), case.id
 
 
 @pytest.mark.native

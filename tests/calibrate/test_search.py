@@ -11,7 +11,7 @@ import pytest
 from swaa_edge import SwaaConfig
 from swaa_edge.calibrate import losses as losses_module
 from swaa_edge.calibrate.cases import Case
-from swaa_edge.calibrate.search import periodic
+from swaa_edge.calibrate.search import patterns
 from swaa_edge.calibrate.search import search as search_with
 from swaa_edge.calibrate.settings import CalibrateSettings
 from swaa_edge.errors import ConfigError, GenerationError
@@ -120,7 +120,7 @@ def test_candidates_limit_greedy(monkeypatch):
     assert pairs == {(1, 3), (3, 5)}, "only of the layers 1, 3 and 5; greedy has no reason to try 1 with 5"
 
 
-def test_the_choice_is_compared_with_periodic_ones_on_other_samples(monkeypatch):
+def test_the_choice_is_compared_with_patterns_on_other_samples(monkeypatch):
     engine = FakeEngine(monkeypatch, additive)
     held_out = [Case("c", (7,), (8, 8))]
     swaa = SwaaConfig(64, 4, fa_layers="0,5", fa_decode=True)
@@ -129,22 +129,23 @@ def test_the_choice_is_compared_with_periodic_ones_on_other_samples(monkeypatch)
     assert [(row["fa_layers"], row["layers"], row["chosen"]) for row in table] == [
         ("all", [0, 1, 2, 3, 4, 5], False),
         ("none", [], False),
+        (":2", [0, 1], False),
         ("0::3", [0, 3], False),
         ("1::3", [1, 4], False),
         ("2::3", [2, 5], False),
         ("0,5", [0, 5], False),
         ("1,3", [1, 3], True),
     ]
-    assert [row["loss"] for row in table] == pytest.approx([1.15, 3.0, 2.0, 2.45, 2.7, 2.6, 1.6])
-    assert [row["added"] for row in table] == pytest.approx([0, 1.85, 0.85, 1.3, 1.55, 1.45, 0.45])
-    assert [row["error"] for row in table] == pytest.approx([0] * 7), "both cases differ equally"
+    assert [row["loss"] for row in table] == pytest.approx([1.15, 3.0, 2.4, 2.0, 2.45, 2.7, 2.6, 1.6])
+    assert [row["added"] for row in table] == pytest.approx([0, 1.85, 1.25, 0.85, 1.3, 1.55, 1.45, 0.45])
+    assert [row["error"] for row in table] == pytest.approx([0] * 8), "both cases differ equally"
 
 
-def test_periodic_patterns():
-    assert periodic(8, 2) == {f"{i}::4": frozenset({i, i + 4}) for i in range(4)}
-    assert periodic(28, 7).keys() == {"0::4", "1::4", "2::4", "3::4"}
-    assert all(len(layers) == 9 for layers in periodic(36, 9).values())
-    assert periodic(5, 4) == {"0::1": frozenset(range(5))}
+def test_patterns():
+    assert patterns(8, 2) == {":2": frozenset({0, 1})} | {f"{i}::4": frozenset({i, i + 4}) for i in range(4)}
+    assert patterns(28, 7).keys() == {":7", "0::4", "1::4", "2::4", "3::4"}
+    assert [len(layers) for layers in patterns(36, 10).values()] == [10, 9, 9, 9, 9]
+    assert patterns(5, 4) == {":4": frozenset(range(4)), "0::1": frozenset(range(5))}
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt(), GenerationError("out of memory")])

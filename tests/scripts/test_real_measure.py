@@ -19,6 +19,10 @@ STAGE = cells.Stage(
 )
 
 
+def plan():
+    return [*cells.first_stages(), *cells.later_stages(CHOSEN)]
+
+
 @pytest.fixture
 def documents():
     return tasks.build(1024, 3, WordPrompts(), {"python": TEXT}, asked=2)
@@ -28,7 +32,7 @@ def documents():
 
 
 def test_every_strategy_alone_and_in_pairs_is_measured_at_2k():
-    rows = [row for stage in cells.plan(CHOSEN) if stage.length == 2048 for row in stage.rows if row.window == 128]
+    rows = [row for stage in plan() if stage.length == 2048 for row in stage.rows if row.window == 128]
     found = {(row.swaa.sink_count, row.swaa.fa_layers, row.swaa.fa_decode) for row in rows}
     assert set(itertools.product((0, 16), ("none", "1::2", "1::4"), (False, True))) <= found
     for row in rows:
@@ -37,11 +41,11 @@ def test_every_strategy_alone_and_in_pairs_is_measured_at_2k():
 
 
 def test_every_length_has_enough_samples_the_recipes_and_both_windows():
-    for stage in cells.plan(CHOSEN):
+    for stage in plan():
         asked = 4 if stage.length == 8192 else 5
         assert stage.documents * asked >= {2048: 100, 4096: 40, 8192: 16}[stage.length]
     for length in cells.DOCUMENTS:
-        keys = {row.key for stage in cells.plan(CHOSEN) if stage.length == length for row in stage.rows}
+        keys = {row.key for stage in plan() if stage.length == length for row in stage.rows}
         for name in ("naive", *cells.RECIPES.values(), "sinks + 0:8 + FA decode"):
             assert f"{name} @ {length // 16}" in keys
         for name in ("naive", "sinks + FA decode") if length == 8192 else ("naive", *cells.RECIPES.values()):
@@ -50,7 +54,7 @@ def test_every_length_has_enough_samples_the_recipes_and_both_windows():
 
 
 def test_the_plan_starts_with_the_headline_and_takes_under_four_hours_on_two_threads(capsys):
-    first = cells.plan({})[0]
+    first = cells.first_stages()[0]
     assert [row.name for row in first.rows[:3]] == ["full", "naive", "sinks + FA decode"]
     assert measure.main(["--plan", "--threads", "2"]) == 0
     *_, last = capsys.readouterr().out.splitlines()
@@ -76,18 +80,18 @@ class FakeModel:
 
 @pytest.fixture
 def engine(monkeypatch):
-    """What was loaded and asked; `stop_at` interrupts before that answer."""
+    """What was loaded and asked; `stop_at` interrupts before the questions about a document under one tail."""
     state = {"loaded": [], "asked": [], "stop_at": None}
 
-    def load(swaa, n_ctx):
-        state["loaded"].append(swaa)
+    def load(row, n_ctx):
+        state["loaded"].append(row.swaa)
         return FakeModel()
 
-    def ask(llm, document, question, tail):
+    def ask(llm, document, tail):
         if len(state["asked"]) == state["stop_at"]:
             raise KeyboardInterrupt
         state["asked"].append((document.name, tail))
-        return 1.0, 1
+        return [(1.0, 1)] * len(document.questions)
 
     monkeypatch.setattr(reading, "ask", ask)
     return {"load": load, "state": state}
@@ -95,20 +99,17 @@ def engine(monkeypatch):
 
 def test_a_run_that_was_interrupted_loses_one_document_and_asks_nothing_twice(engine, documents, tmp_path):
     path, state = tmp_path / "journal.jsonl", engine["state"]
-    state["stop_at"] = 40
+    state["stop_at"] = 5
     with pytest.raises(KeyboardInterrupt), Journal(path, {}) as journal:
         reading.measure_stage(STAGE, documents, engine["load"], journal)
     kept = len(Journal(path, {}).records)
-    questions = len(documents[0].questions)
     state["asked"].clear()
     state["stop_at"] = None
     with Journal(path, {}) as journal:
         reading.measure_stage(STAGE, documents, engine["load"], journal)
         known = reading.measured(journal.records)
     assert len(known) == 9
-    assert len(state["asked"]) == questions * (
-        3 * 4 - kept - sum(len(r["answers"]) - 1 for r in journal.records[:kept])
-    )
+    assert len(state["asked"]) == 3 * 4 - sum(len(record["answers"]) for record in journal.records[:kept]) == 7
     state["loaded"].clear()
     with Journal(path, {}) as journal:
         reading.measure_stage(STAGE, documents, engine["load"], journal)
@@ -121,7 +122,7 @@ def test_full_attention_is_read_again_beside_later_rows_but_not_asked_again(engi
     reading.measure_stage(STAGE, documents, engine["load"], journal)
     before = len(engine["state"]["asked"])
     reading.measure_stage(later, documents, engine["load"], journal)
-    assert len(engine["state"]["asked"]) - before == sum(len(document.questions) for document in documents)
+    assert len(engine["state"]["asked"]) - before == len(documents)
     names = [record["row"] for record in journal.records[-6:]]
     assert names == [FULL, "sinks @ 64"] * 3
 
@@ -136,15 +137,23 @@ def test_a_ratio_is_of_the_full_attention_read_last():
     assert found[1, "y"] == [4.0]
 
 
-@pytest.mark.parametrize(("option", "more"), [([], "; the same command continues"), (["--quick"], "")])
-def test_ctrl_c_says_whether_the_command_continues(option, more, monkeypatch, capsys):
+def test_ctrl_c_ends_a_short_run_without_a_file(monkeypatch, capsys):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run, "measure_all", interrupt)
     monkeypatch.setattr(run, "measure_quick", interrupt)
-    assert measure.main(option) == 130
-    assert capsys.readouterr().err == f"interrupted{more}\n"
+    assert measure.main(["--quick"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize("complete", [False, True])
+def test_a_run_writes_what_is_complete_and_says_whether_it_is_all(complete, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(measure, "ROOT", tmp_path)
+    monkeypatch.setattr(measure, "DATA", tmp_path / "real.json")
+    monkeypatch.setattr(run, "measure_all", lambda *_: {"rows": [{"row": "full"}], "complete": complete})
+    assert measure.main([]) == (0 if complete else 130)
+    assert json.loads((tmp_path / "real.json").read_text())["rows"] == [{"row": "full"}]
+    assert ("continues" in capsys.readouterr().err) is not complete
 
 
 def test_other_texts_than_those_of_the_committed_results_are_named(monkeypatch, capsys):

@@ -13,7 +13,8 @@ CHOSEN = {"quarter greedy": [0, 1], "quarter nll": [2, 3], "half greedy": [4, 5]
 
 def made(loss=None, length=2048, stages=None):
     documents = {length: tasks.build(length, 3, WordPrompts(), {"python": TEXT}, asked=2)}
-    stages = stages or [stage for stage in cells.plan(CHOSEN) if stage.length == length]
+    plan = [*cells.first_stages(), cells.Stage(2048, 3, cells.tuned()), *cells.later_stages(CHOSEN)]
+    stages = stages or [stage for stage in plan if stage.length == length]
     document = results(stages, documents, loss or usual)
     calibration = {name: {"layers": layers, "loss": 0.5} for name, layers in CHOSEN.items()}
     texts = [{"row": row.key, "kl": 0.25, "kl_error": 0.01} for row in cells.texts_of(length, CHOSEN)]
@@ -34,7 +35,7 @@ def test_the_page_is_what_its_data_give():
 
 
 def test_a_page_of_the_first_rows_only():
-    document = made(stages=cells.plan({})[:1]) | {"calibration": {}, "perplexity": {}}
+    document = made(stages=cells.first_stages()[:1]) | {"calibration": {}, "perplexity": {}}
     assert "Not measured yet." in page(document) and "sinks + 0:8 + FA decode" in page(document)
 
 

@@ -1,0 +1,136 @@
+"""Trains LoRA adapters for the rows of docs/results-real.md: on the model's own responses, under the SWAA mask.
+
+    train(real_model(), corpus(), threads=2); trained()["fast-128"].gguf
+
+The adapters learn from facts hidden in documents that no row is measured on. For each document, the model answers six
+questions under full attention (`swaa-edge distill`), and its correct responses become one conversation about the
+document, so that each document is read only once per training step (`swaa-edge finetune`). Everything is kept in
+build/real-lora/, so the same call resumes an interrupted run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import random
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from real.cells import tuned
+from real.fetch import RealModel
+from real.tasks import FACTS
+from swaa_edge.convert.lora_to_gguf import convert_adapter
+from swaa_edge.engine.settings import EngineSettings
+from swaa_edge.finetune import distill, finetune
+from swaa_edge.generate.prompts import asked
+from swaa_edge.support.atomic import atomic_output
+from swaa_edge.support.progress import progress_bar
+
+FOLDER = Path(__file__).resolve().parents[2] / "build" / "real-lora"
+#: Characters of a document, which are about 2,000 tokens, and the fraction of its sentences between which facts stand.
+CHARACTERS, FAR = 6800, 0.85
+#: Place of the first document in each text, and number of documents per text. Earlier places are measured.
+TEXTS = {"docstrings": 12, "debian": 24}
+PER_TEXT = 18
+#: Responses per question and their length in tokens; the model's answers are one short sentence.
+DISTILL = {"samples": 2, "max_tokens": 40, "seed": 71}
+TRAIN = {
+    "epochs": 2.0,
+    "gradient_accumulation_steps": 2,
+    "learning_rate": 3e-4,
+    "val_fraction": 0.1,
+    "patience": 0,
+    "seed": 71,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapter:
+    """A trained adapter.
+
+    gguf: path of the adapter as a GGUF file.
+    training: the content of its swaa_training.json.
+    """
+
+    gguf: Path
+    training: Mapping[str, Any]
+
+
+def trained() -> dict[str, Adapter]:
+    """Return the adapters in build/real-lora/, by the names in the rows of `tuned`; without those that are missing."""
+    found = {}
+    for row in tuned():
+        folder = FOLDER / str(row.adapter)
+        if (gguf := folder.with_suffix(".gguf")).exists():
+            training = json.loads((folder / "swaa_training.json").read_text(encoding="utf-8"))
+            found[str(row.adapter)] = Adapter(gguf, training)
+    return found
+
+
+def train(model: RealModel, texts: Mapping[str, str], threads: int) -> None:
+    """Train the adapters that are missing in build/real-lora/.
+
+    texts: the texts of `corpus`.
+    threads: CPU threads.
+    """
+    import torch
+
+    torch.set_num_threads(threads)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    questions, responses, data = (FOLDER / f"{name}.jsonl" for name in ("questions", "responses", "conversations"))
+    _write(questions, (record for name in TEXTS for record in ask_about(name, texts[name])))
+    with progress_bar(True) as bar:
+        if not responses.exists():
+            engine = EngineSettings(n_threads=threads, n_gpu_layers=0)
+            found = distill(model.q8_0, questions, responses, engine=engine, on_note=_say, on_progress=bar, **DISTILL)
+            if found.stopped:
+                raise KeyboardInterrupt
+        _write(data, conversations(responses))
+        for row in tuned():
+            folder = FOLDER / str(row.adapter)
+            if not (folder / "adapter_config.json").exists():
+                _say(f"training {row.adapter}")
+                finetune(model.hf, data, folder, row.swaa, on_note=_say, on_progress=bar, **TRAIN)
+            convert_adapter(model.hf, folder, folder.with_suffix(".gguf"), force=True)
+
+
+def ask_about(name: str, text: str) -> Iterator[dict[str, str]]:
+    """Yield the records of `distill`: documents made from `text`, and questions about the facts hidden in them."""
+    for number in range(TEXTS[name], TEXTS[name] + PER_TEXT):
+        rng = random.Random(f"lora/{name}/{number}")
+        sentences = re.split(r"(?<=[.!?])\s+", text[number * CHARACTERS : (number + 1) * CHARACTERS])[1:]
+        facts = [(kind, rng.choice(kind.names), rng.choice(kind.values)) for kind in rng.sample(FACTS, len(FACTS))]
+        for kind, who, value in facts:
+            fact = f"{kind.lead.format(who)} {value}{kind.end}"
+            sentences.insert(rng.randrange(1, int(len(sentences) * FAR)), fact)
+        document = " ".join(sentences)
+        for at, (kind, who, value) in enumerate(facts):
+            question = kind.question.format(who)
+            yield {"id": f"{name}/{number}/{at}", "prompt": document, "question": question, "answer": value}
+
+
+def conversations(responses: Path) -> Iterator[dict[str, list[dict[str, str]]]]:
+    """Yield one record of `finetune` per document: a conversation with all of its kept responses."""
+    records = [json.loads(line) for line in responses.read_text(encoding="utf-8").splitlines()]
+    for _, about in itertools.groupby(records, lambda record: record["id"].rpartition("/")[0]):
+        messages = []
+        for record in about:
+            question = record["question"] if messages else asked(record["prompt"], record["question"])
+            messages += [
+                {"role": "user", "content": question},
+                {"role": "assistant", "content": record["answer"].strip()},
+            ]
+        yield {"messages": messages}
+
+
+def _write(path: Path, records: Iterator[dict[str, Any]]) -> None:
+    with atomic_output(path, force=True) as file:
+        file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+
+
+def _say(what: object) -> None:
+    print(what, file=sys.stderr)
