@@ -127,7 +127,7 @@ def others(length: int, chosen: Mapping[str, Sequence[int]]) -> list[Row]:
 def tuned() -> list[Row]:
     """Return the rows with a LoRA adapter, each with the tail that its adapter was trained with."""
     rows = []
-    for recipe, tail in (("fast", 0), ("fast", TAIL), ("balanced", TAIL)):
+    for recipe, tail in (("fast", TAIL), ("fast", 0), ("balanced", TAIL)):
         base = row(2048 // 16, True, "1::4" if recipe == "balanced" else "none", True)
         swaa = dataclasses.replace(base.swaa, tail_count=tail)
         rows.append(Row(f"{base.name} + LoRA", swaa, (tail,), f"{recipe}-{tail}"))

@@ -65,6 +65,11 @@ class Figures:
         swaa = self.rows[length, row]["swaa"]
         return bool(swaa and swaa["fa_decode"])
 
+    def untrained(self, length: int, row: str) -> bool:
+        """Return whether the row is a configuration of SWAA without an adapter."""
+        about = self.rows[length, row]
+        return row != FULL and not about.get("adapter")
+
     def named(self, length: int, config: str, window: int | None) -> str | None:
         """Return the row of this configuration and window, or None if it was not measured."""
         row = f"{config} @ {window}"

@@ -1,6 +1,7 @@
 """Trains LoRA adapters for the rows of docs/results-real.md: on the model's own responses, under the SWAA mask.
 
-    train(real_model(), corpus(), threads=2); trained()["fast-128"].gguf
+    train(real_model(), corpus(), threads=2)
+    trained()["fast-128"].gguf
 
 The adapters learn from facts hidden in documents that no row is measured on. For each document, the model answers six
 questions under full attention (`swaa-edge distill`), and its correct responses become one conversation about the
@@ -31,11 +32,11 @@ from swaa_edge.support.atomic import atomic_output
 from swaa_edge.support.progress import progress_bar
 
 FOLDER = Path(__file__).resolve().parents[2] / "build" / "real-lora"
-#: Characters of a document, which are about 2,000 tokens, and the fraction of its sentences between which facts stand.
-CHARACTERS, FAR = 6800, 0.85
+#: Characters of a document, which are about 900 tokens, and the fraction of its sentences between which facts stand.
+CHARACTERS, FAR = 3400, 0.8
 #: Place of the first document in each text, and number of documents per text. Earlier places are measured.
-TEXTS = {"docstrings": 12, "debian": 24}
-PER_TEXT = 18
+TEXTS = {"docstrings": 24, "debian": 48}
+PER_TEXT = 24
 #: Responses per question and their length in tokens; the model's answers are one short sentence.
 DISTILL = {"samples": 2, "max_tokens": 40, "seed": 71}
 TRAIN = {

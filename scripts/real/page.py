@@ -36,9 +36,12 @@ def page(document: dict[str, Any]) -> str:
         summary="\n".join(_summary(figures)),
         tables="\n\n".join(_tables(figures)),
         tails="\n".join(_tails(figures, settings["tails"])),
-        calibrated="\n".join(_calibrated(figures) if document["calibration"] else ["Not measured yet."]),
+        calibrated="\n".join(_calibrated(figures)) or _MISSING,
+        lora="\n".join(_lora(figures)) or _MISSING,
     )
 
+
+_MISSING = "Not measured yet."
 
 _PAGE = """\
 # A real model: what each strategy costs and brings
@@ -46,10 +49,10 @@ _PAGE = """\
 <!-- Written by scripts/real/measure.py from docs/results/real.json; edit neither. -->
 
 SmolLM2-135M-Instruct (`{model[file]}`, {model[layers]} layers, trained for 8,192 tokens) answers questions about
-documents of real English text under every configuration, in the engine and without fine-tuning. The documents are made
-from Python's language reference and Debian's manuals. The window is a sixteenth or an eighth of the context; the sinks
-are the first {sinks} tokens. The text that a question asks about always lies further from the end of the prompt than
-the window reaches.
+documents of real English text under every configuration, in the engine. Only rows with "LoRA" are fine-tuned. The
+documents are made from Python's language reference and Debian's manuals. The window is a sixteenth or an eighth of the
+context; the sinks are the first {sinks} tokens. The text that a question asks about always lies further from the end of
+the prompt than the window reaches.
 
 - *passages*: the prompt ends with the first {cue} tokens of a passage of the document. The figure is the model's loss
   on the passage's next {scored} tokens, in nats per token.
@@ -85,10 +88,14 @@ each T:
 
 {calibrated}
 
+## What LoRA adds
+
+{lora}
+
 ## Reproduce it
 
 ```
-scripts/real/fetch.py && scripts/real/measure.py && scripts/real/measure.py --write
+scripts/real/fetch.py && scripts/real/measure.py --train && scripts/real/measure.py && scripts/real/measure.py --write
 ```
 
 Commit `{commit}`; model sha256 `{model[sha256]}`.
@@ -171,7 +178,7 @@ def _summary(figures: Figures) -> Iterator[str]:
         for window in figures.windows(length):
             full, naive = (figures.loss(length, row, 0, "passages").value for row in (FULL, f"naive @ {window}"))
             best = min(
-                (cell for cell in figures.cells(length, window) if cell[0] != FULL),
+                (cell for cell in figures.cells(length, window) if figures.untrained(length, cell[0])),
                 key=lambda cell: figures.excess(length, *cell, "passages").value,
             )
             name = figures.rows[length, best[0]]["config"]
@@ -215,6 +222,9 @@ def _tails(figures: Figures, tails: list[int]) -> Iterator[str]:
 
 def _calibrated(figures: Figures) -> Iterator[str]:
     chosen = figures.document["calibration"]
+    lengths = [length for length in figures.lengths if figures.named(length, "calibrated quarter greedy", length // 16)]
+    if not lengths:
+        return
     settings = figures.document["settings"]["calibration"]
     yield textwrap.fill(
         f"`calibrate` measured losses on {settings['documents']} other documents of {settings['length']:,} tokens, "
@@ -223,7 +233,6 @@ def _calibrated(figures: Figures) -> Iterator[str]:
         "It gives the excess on far passages:",
         120,
     )
-    lengths = [length for length in figures.lengths if figures.named(length, "calibrated quarter greedy", length // 16)]
     yield ""
     yield f"| layers | which | {' | '.join(f'{length:,} tokens' for length in lengths)} |"
     yield "|" + "---|" * (2 + len(lengths))
@@ -239,9 +248,9 @@ def _calibrated(figures: Figures) -> Iterator[str]:
 
 
 def _verdicts(figures: Figures, lengths: list[int]) -> Iterator[str]:
-    """Yield sentences on whether the layers that `greedy` chose beat as many periodic layers.
+    """Yield sentences that compare the layers chosen by `greedy` with periodic layers of the same number.
 
-    A choice beats the other if the interval of their difference excludes 0.
+    A choice is better than the other if the interval of their difference excludes 0.
     """
     for size, rival in (("quarter", RECIPES["balanced"]), ("half", RECIPES["quality"])):
         for length in lengths:
@@ -263,6 +272,51 @@ def _verdicts(figures: Figures, lengths: list[int]) -> Iterator[str]:
                 f"different by {apart.value:+.3f} nats per token [{apart.low:+.3f}, {apart.high:+.3f}].",
                 120,
             )
+
+
+def _lora(figures: Figures) -> Iterator[str]:
+    """Yield a description of the training and, for each adapter, its row beside the same row without an adapter."""
+    tuned = [(length, row, about) for (length, row), about in figures.rows.items() if about.get("adapter")]
+    if not tuned:
+        return
+    training = next(iter(figures.document["lora"].values()))
+    settings = training["settings"]
+    yield textwrap.fill(
+        f"For each row, `finetune` trained a LoRA adapter (rank {settings['lora_rank']}) under the row's mask and "
+        f"tail: {training['data']['examples']} conversations about shorter documents, {settings['epochs']:g} epochs, "
+        f"{training['steps']} optimizer steps. The responses are the model's own correct answers to questions about "
+        "hidden facts (`distill`). No such document appears in any table. Below each row is the same configuration "
+        "without an adapter.",
+        120,
+    )
+    yield ""
+    yield "| configuration | T | passages | excess | shuffled | excess | facts |"
+    yield "|" + "---|" * 7
+    for length, row, about in tuned:
+        tail = about["swaa"]["tail_count"]
+        for name in (row, _without_lora(row)):
+            cells = [figures.rows[length, name]["config"], str(tail)]
+            for task in ("passages", "shuffled"):
+                cells += [
+                    _plus_minus(figures.loss(length, name, tail, task)),
+                    _excess(figures, length, name, tail, task),
+                ]
+            right, count, interval = figures.facts(length, name, tail)
+            yield f"| {' | '.join(cells)} | {right}/{count} {_percent(interval)} |"
+    for length, row, about in tuned:
+        tail = about["swaa"]["tail_count"]
+        apart = figures.apart(length, (row, tail), (_without_lora(row), tail), "passages")
+        yield ""
+        yield textwrap.fill(
+            f"The adapter for {_without_lora(row).partition(' @')[0]} with T = {tail} changes the loss on far passages "
+            f"by {apart.value:+.3f} nats per token [{apart.low:+.3f}, {apart.high:+.3f}].",
+            120,
+        )
+
+
+def _without_lora(row: str) -> str:
+    """Return the row without the adapter: "fast + LoRA @ 128, fast-0" becomes "fast @ 128"."""
+    return row.partition(",")[0].replace(" + LoRA", "")
 
 
 def quick_table(document: dict[str, Any]) -> str:

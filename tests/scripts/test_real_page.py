@@ -18,7 +18,9 @@ def made(loss=None, length=2048, stages=None):
     document = results(stages, documents, loss or usual)
     calibration = {name: {"layers": layers, "loss": 0.5} for name, layers in CHOSEN.items()}
     texts = [{"row": row.key, "kl": 0.25, "kl_error": 0.01} for row in cells.texts_of(length, CHOSEN)]
-    return document | {"calibration": calibration, "perplexity": {str(length): texts}}
+    training = {"settings": {"lora_rank": 16, "epochs": 2.0}, "data": {"examples": 43}, "steps": 44}
+    lora = {row.adapter: training for row in cells.tuned()}
+    return document | {"calibration": calibration, "perplexity": {str(length): texts}, "lora": lora}
 
 
 def usual(row, tail, task, at):
@@ -86,6 +88,26 @@ def test_the_verdict_on_calibrate_follows_the_interval(change, verdict):
 
     text = " ".join(page(made(loss)).split())
     assert f"the greedy quarter of the layers is {verdict} the periodic quarter" in text
+
+
+def test_an_adapter_stands_beside_the_same_row_without_it():
+    def loss(row, tail, task, at):
+        return usual(row, tail, task, at) - 0.25 * (row.adapter == "fast-128")
+
+    text = page(made(loss))
+    section = text.partition("## What LoRA adds")[2].partition("## Reproduce it")[0]
+    lines = [line for line in section.splitlines() if line.startswith("| sinks")]
+    assert [line.split(" | ")[:2] for line in lines] == [
+        [f"| sinks{layers} + FA decode{lora}", str(tail)]
+        for layers, tail in (("", 128), ("", 0), (" + 1::4", 128))
+        for lora in (" + LoRA", "")
+    ]
+    words = " ".join(section.split())
+    assert "sinks + FA decode with T = 128 changes the loss on far passages by -0.250 nats per token [-0.250" in words
+    assert "sinks + FA decode with T = 0 changes the loss on far passages by +0.000" in words
+    assert "43 conversations about shorter documents, 2 epochs, 44 optimizer steps" in words
+    summary = " ".join(text.partition("## 2,048 tokens")[0].split())
+    assert "LoRA with T" not in summary, "the best configuration is one without training"
 
 
 def test_the_quick_table():
