@@ -62,7 +62,7 @@ def read_examples(
         the answer.
     chat: whether to use the chat template instead of plain text.
 
-    Raises `DataFileError` if a record is invalid or no record is left.
+    Raises `DataFileError` if no record is left or a record is invalid. The message names the line of an invalid record.
     """
     path, kept, too_long = Path(path), [], 0
     writer = _Writer(tokenizer, chat)

@@ -88,7 +88,7 @@ def distill(
     """Ask a model about each record under full attention, and write the correct responses to a file.
 
     model: a GGUF file or a Hugging Face model directory.
-    data: a JSON Lines or Parquet file; `swaa_edge.evaluate.datafile` describes its records.
+    data: a JSON Lines or Parquet file. `swaa_edge.evaluate.datafile` describes the records.
     output: the JSON Lines file to write.
     settings: values for the fields of `DistillSettings`.
     force: whether to replace `output` if it exists.

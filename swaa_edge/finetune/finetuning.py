@@ -82,7 +82,7 @@ def finetune(
 
 
 def _train(run: Run, on_progress: OnProgress | None, on_note: Callable[[str], object]) -> Outcome:
-    """Train to the end or until Ctrl-C. The first Ctrl-C lets the current step finish. A second Ctrl-C does not."""
+    """Train to the end or until Ctrl-C. Only a second Ctrl-C interrupts the current step."""
     outcome = None
 
     def stop() -> None:

@@ -169,7 +169,7 @@ class _Run:
         self._known = {(entry.get("record"), entry.get("sample")): entry for entry in journal.records}
 
     def response(self, record: Sample, digest: str, number: int) -> Record:
-        """Return a response to `record`: a dictionary with "response", "ended", "correct" and other keys.
+        """Return a response to `record`: a dictionary with "response", "ended", "correct" and more.
 
         digest: the digest of the record.
         number: the number of the response, from 0.
