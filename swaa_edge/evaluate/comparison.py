@@ -161,7 +161,7 @@ def _measure(
     journals: Mapping[str, Journal],
     on_progress: OnProgress | None,
 ) -> tuple[Report, PerplexityReport | None]:
-    """Ask the questions, then measure perplexity. `Report.stopped` is set if one of the two ends early."""
+    """Ask the questions, then measure perplexity. `Report.stopped` is set if either step ends early."""
     report, found = Report(dict(sides), prepared.samples, []), None
     if journal := journals.get("answers"):
         together = loader.model.size * len(sides) <= TOGETHER

@@ -5,14 +5,14 @@ The fields have the same names as in the SWAA authors' data sets. A LongMemEval-
     with Prompts("model.gguf") as prompts: samples = read_samples("questions.jsonl", prompts)
     samples = check_lengths(samples, context=32768, max_tokens=64)
 
-A record is a line with a JSON object, or a row of a Parquet file. Its fields are:
+A record is a line with a JSON object, or a row of a Parquet file. The fields are:
 
 - prompt: the long text, a string. The prompt may contain the question, as in the SWAA authors' files.
 - question: a string, optional. If the end of the prompt does not contain the question, the question is appended (see
   `SEEN`). A judge sees the question in both cases.
 - answer: a string, a number, or a list of strings and numbers. The scorers `contains`, `in-order` and `regex` require
   all answers of a list. The scorer `exact` requires one of the answers.
-- id: a string or a whole number that is unique in the file, optional. The default is the number of the line or row,
+- id: a string or a whole number, unique in the file, optional. The default is the number of the line or row,
   starting at 1.
 
 Other fields are ignored.

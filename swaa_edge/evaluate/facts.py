@@ -34,7 +34,10 @@ class Question:
 
 
 def code_fact(name: str, value: str) -> str:
-    """Return the sentence that states the code of `name`. value: a number, or the next name in a chain."""
+    """Return the sentence that states the code of `name`.
+
+    value: a number, or the next name in a chain.
+    """
     return f" The code of {name} is {value}."
 
 
@@ -50,7 +53,10 @@ def ask_codes(codes: Mapping[str, str], style: Style) -> Question:
 
 
 def number_fact(name: str, number: str) -> str:
-    """Return the sentence that states the final number of a chain. name: the first name of the chain."""
+    """Return the sentence that states the final number of a chain.
+
+    name: the first name of the chain.
+    """
     return f" The number behind the code of {name} is {number}."
 
 

@@ -1,4 +1,4 @@
-"""Prose of an exact number of tokens, with pieces of text hidden in it.
+"""Prose of an exact number of tokens, with hidden pieces of text.
 
 Each sentence is tokenized on its own. So a prompt can have an exact number of tokens, and a hidden sentence stands
 between two other sentences.
@@ -33,7 +33,7 @@ class Haystack:
     def prose(self, rng: random.Random, count: int) -> list[list[int]]:
         """Return consecutive sentences from a random place, `count` tokens in total. The last sentence may be cut.
 
-        After the last sentence of the text comes the first one. With the same seed, a larger `count` only adds tokens
+        The first sentence of the text follows the last sentence. With the same seed, a larger `count` only adds tokens
         at the end.
         """
         place = rng.randrange(len(self.sentences))

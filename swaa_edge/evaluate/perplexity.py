@@ -64,8 +64,8 @@ class PerplexityReport:
         same_top: fraction of positions with the same most likely next token as full attention.
         nll_increase: nll minus the nll under full attention, on the same tokens.
         nll_error, nll_increase_error, kl_error: standard errors over the windows (None for a single window).
-        past_window: the same fields for the positions beyond window and sinks (None if there are none). Earlier
-            positions see everything, so their predictions are the same as under full attention.
+        past_window: the same fields for the positions beyond window and sinks (None if there are none). At
+            earlier positions, predictions are the same as under full attention.
         """
         return [self._row(name, records) for name in self.configs if (records := self.of(name))]
 
@@ -105,7 +105,7 @@ def measure(
     load: function that loads the model, as in `evaluate`. The context has `length` tokens.
     tokens: the text, without a start token.
     length: number of tokens per window. The text is split into windows, and a shorter remainder is dropped. The first
-        token of a window is not predicted. A model with a start token gets the start token in that place.
+        token of a window is not predicted. If the model uses a start token, the start token replaces the first token.
     windows: maximum number of windows, taken from the start of the text.
     journal: stores the results of each window. Windows in the journal are not measured again.
     on_progress: called before each ubatch and after each window. The unit of work is a token evaluated by one model.
@@ -282,7 +282,10 @@ def _sums(figures: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def _means(sums: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the means over all tokens and their standard errors. sums: one entry per window."""
+    """Return the means over all tokens and the standard errors of the means.
+
+    sums: the sums of each window.
+    """
     tokens = sum(entry["tokens"] for entry in sums)
 
     def of(value: Callable[[Mapping[str, Any]], float]) -> tuple[float, float | None]:

@@ -53,7 +53,7 @@ class Report:
 
         accuracy: fraction of correct answers over all tasks.
         interval: Wilson's 95% interval of the accuracy.
-        prefill_seconds: median prefill time. A prompt doesn't count if it reused more than a tenth of its tokens.
+        prefill_seconds: median prefill time. Prompts with more than a tenth of reused tokens don't count.
         prefill_ratio: median speed-up over full attention on the same prompts (None without full attention).
         """
         return [self._row(name, records) for name in self.configs if (records := self.of(name))]
@@ -135,7 +135,10 @@ def wilson(correct: int, total: int) -> tuple[float, float]:
 
 
 def pareto(points: Mapping[str, tuple[float, float]]) -> list[str]:
-    """Return the names on the Pareto front of low cost and high gain. points: (cost, gain) by name."""
+    """Return the names on the Pareto front of low cost and high gain.
+
+    points: pairs (cost, gain) by name.
+    """
     return [
         name
         for name, (cost, gain) in points.items()

@@ -81,7 +81,7 @@ class _Run:
         self._work = sum(len(s.prompt) for name in self.configs for s in self.samples if (name, s.id) in self._done)
 
     def ask_all(self, names: Sequence[str]) -> None:
-        """Load the configurations `names` together, and ask the questions that the journal has no answers to."""
+        """Load the configurations `names` together, and ask the questions without an answer in the journal."""
         left = [(sample, name) for sample in self.samples for name in names if (name, sample.id) not in self._done]
         n_ctx = max(len(sample.prompt) for sample in self.samples) + self.max_tokens
         with contextlib.ExitStack() as stack:

@@ -133,7 +133,11 @@ def complete(
 
 @dataclasses.dataclass(frozen=True)
 class _Prompt:
-    """A prompt. stops: texts that end the response. asking: as in `Prompts.asking`, or 0 without a question."""
+    """A prompt in tokens.
+
+    stops: texts that end the response.
+    asking: as in `Prompts.asking`, or 0 without a question.
+    """
 
     tokens: list[int]
     stops: list[str] = dataclasses.field(default_factory=list)

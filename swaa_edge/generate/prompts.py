@@ -89,7 +89,7 @@ class Prompts:
         return len(head), len(tail)
 
     def asking(self, question: str) -> int:
-        """Return the number of tokens from the start of `question` to the end of the prompt that `ask` returns."""
+        """Return the number of tokens from the start of `question` to the end of the prompt."""
         return len(self.tokenize(question)) + self.around("")[1]
 
     @property
