@@ -1,4 +1,4 @@
-"""Runs llama.cpp's converters in a child process, with a few of their functions replaced.
+"""Runs llama.cpp's converters in a child process, with a few functions replaced.
 
 run(scripts, "convert_hf_to_gguf.py", ["Qwen3-4B", "--outfile", "model.gguf"], name="Qwen3-4B", pre="qwen2")
 """
