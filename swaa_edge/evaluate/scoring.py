@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 from swaa_edge.evaluate.samples import Sample
 
-# A letter or digit of a script with spaces between words. The pattern excludes Thai, Lao, Burmese, Khmer, Chinese and
-# Japanese, which have no such spaces, and Korean, which joins endings to words.
+# A letter or digit of a script with spaces between words. Not included: Thai, Lao, Burmese, Khmer, Chinese and Japanese
+# (no spaces between words), and Korean (endings are joined to words).
 _LETTER = r"[^\W\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]"
 
 #: scorer(sample, response): returns whether the response is correct. A judge may raise `GenerationError`.
