@@ -50,7 +50,7 @@ ATTENTION: dict[str, bool | None] = {"swaa": None, "swaa_sdpa": False, "swaa_fle
 def apply(model: PreTrainedModel, config: SwaaConfig | None, *, attention: str = "swaa") -> None:
     """Switch the attention of `model` to `config`, or back to full attention if `config` is None.
 
-    The settings are stored in `model.config.swaa`. `save_pretrained` saves the settings too. Load a saved model with
+    The settings are stored in `model.config.swaa`, and `save_pretrained` saves them. Load a saved model with
     attn_implementation="swaa".
 
     attention: one of the names in `ATTENTION`.
