@@ -24,7 +24,7 @@ from swaa_edge.metadata import PADDING_KEY, PREFIX, effective_config, pack
 from swaa_edge.support.atomic import atomic_output
 
 _CHUNK = 4 << 20
-#: Takes the number of bytes written so far, and the total number.
+#: Called with the number of bytes written so far, and the total.
 Progress = Callable[[int, int], None]
 # The content of a new file: bytes, and ranges of bytes to copy from the source.
 _Pieces = list[bytes | range]

@@ -1,6 +1,6 @@
 """The program that child.py starts. Calls one function and writes the outcome to a file.
 
-The parent process passes the path of its package, so that both processes import the same copy. This script's folder
+The parent process passes the package's path, so that both processes import the same copy. This script's folder
 and the current folder stay off the module path, since files there could shadow other modules.
 
     python child_main.py swaa_edge/__init__.py swaa_edge.convert.lora_merge:merge '{"base": ...}' report.json

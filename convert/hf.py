@@ -179,7 +179,7 @@ def workspace(output: Path) -> Iterator[Path]:
 
 
 def _merged(base: Path, adapter: Path, work: Path, verbose: bool) -> Path:
-    # Upstream names the model after its folder. If `base` is a link, keep the link's name: it may say more.
+    # Upstream names the model after the folder. If `base` is a link, the name of the link may say more.
     folder = work / "merged" / (os.path.basename(os.path.abspath(base)) or "model")
     folder.mkdir(parents=True)
     request = {"base": base, "adapter": adapter, "output": folder}

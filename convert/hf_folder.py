@@ -1,4 +1,4 @@
-"""Reads a Hugging Face model directory and checks it before a conversion starts.
+"""Reads and checks a Hugging Face model directory before a conversion starts.
 
 A conversion reports a missing or incomplete file only after minutes, in many lines. This module checks the names, sizes
 and headers of all files first, without torch.

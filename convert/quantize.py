@@ -24,7 +24,7 @@ from swaa_edge.support.atomic import atomic_output
 
 # Types for which llama.cpp requires an importance matrix.
 _NEED_IMATRIX = frozenset(["IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ3_XS", "Q2_K_S"])
-# In llama.cpp's enumeration, but llama.cpp can only read this type.
+# llama.cpp lists this type, but can only read such files.
 _NOT_MADE = frozenset(["NVFP4"])
 _ERROR_LEVEL = 4  # GGML_LOG_LEVEL_ERROR
 

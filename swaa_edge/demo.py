@@ -4,8 +4,8 @@ The demo takes about a minute and downloads nothing. The model was trained with 
 2,048 tokens (swaa_edge/models/README.md). The demo asks the same questions under each of `configurations`. Each prompt
 fills the model's context.
 
-Such prompts are too short to show the speed-up. So the demo also times a long prompt, on a few layers that have the
-shape of a real model and random weights.
+Such prompts are too short to show the speed-up. So the demo also times a long prompt. The layers for the long prompt
+have the shape of a real model, and random weights.
 
     print(demo())
 """

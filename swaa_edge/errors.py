@@ -32,10 +32,7 @@ class OutputError(SwaaError, OSError):
 
 
 class NativeLibraryError(SwaaError, RuntimeError):
-    """The patched llama.cpp library is missing or has the wrong version.
-
-    Also raised if another llama.cpp library is already loaded.
-    """
+    """The patched llama.cpp library is missing, has the wrong version, or conflicts with a loaded llama.cpp library."""
 
 
 class GenerationError(SwaaError, RuntimeError):

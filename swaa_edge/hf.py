@@ -10,8 +10,7 @@ Importing this module registers the attention "swaa" with transformers. A forwar
 Prompt tokens see a sliding window. Under FA decode, generated tokens see every earlier token. `decode_mask`, bool
 [batch, tokens], marks the generated tokens. The model's `forward` must pass keyword arguments on to the attention.
 Without `decode_mask`, the engine's rule applies: a single token after cached tokens is decode, and all other tokens are
-prefill. So training under FA decode needs `decode_mask`. Verifying several drafted tokens in one pass needs
-`decode_mask` too.
+prefill. So `decode_mask` is needed to train under FA decode, and to verify several drafted tokens in one pass.
 
 A tail of T tokens (`SwaaConfig.tail_count`) needs no further argument. With `decode_mask`, the tail is the T tokens
 before each generated token. Without `decode_mask`, a pass of several tokens counts as one turn, and the tail is the
@@ -50,7 +49,7 @@ ATTENTION: dict[str, bool | None] = {"swaa": None, "swaa_sdpa": False, "swaa_fle
 def apply(model: PreTrainedModel, config: SwaaConfig | None, *, attention: str = "swaa") -> None:
     """Switch the attention of `model` to `config`, or back to full attention if `config` is None.
 
-    The settings are stored in `model.config.swaa`, and `save_pretrained` saves them. Load a saved model with
+    The settings are stored in `model.config.swaa`, which `save_pretrained` saves. Load a saved model with
     attn_implementation="swaa".
 
     attention: one of the names in `ATTENTION`.

@@ -1,7 +1,7 @@
 """Compute the exact size of a context's KV cache, by kind of layer, before the context is created.
 
-Layers with full attention in prefill or decode keep K and V of the whole context. All other layers keep a ring buffer
-with just enough cells for the window and the sinks.
+Layers with full attention in prefill or decode keep K and V of the whole context. All other layers keep a ring buffer:
+cells for the window, the sinks and one ubatch.
 
     size = kv_size(read_model("model.gguf"), SwaaConfig(2048, 64), n_ctx=32768); print(size.total, size.ring_cells)
 """

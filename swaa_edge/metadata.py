@@ -136,7 +136,7 @@ def effective_config(header: Header, kv_overrides: Mapping[str, Any] | None = No
 
 
 def to_kv_overrides(config: SwaaConfig, n_layers: int) -> dict[str, bool | int | str]:
-    """Convert `config` to kv_overrides of llama_cpp.Llama, which replace the keys in a model file.
+    """Convert `config` to kv_overrides of llama_cpp.Llama. The overrides replace the keys in the file.
 
     n_layers: number of layers in the model.
 
@@ -160,7 +160,7 @@ def pack(config: SwaaConfig, n_layers: int, padding: bytes | None = None) -> tup
     """Encode `config` as GGUF keys. Return the number of keys, and the bytes.
 
     padding: the original bytes between header and data, for `annotate --strip`. An extra key stores the padding. None
-        omits the extra key, and is enough if all padding is zero.
+        omits the extra key; enough if all bytes are zero.
     """
     values = _encode(config, n_layers)
     if not config.tail_count:  # a file without a tail is the same as in earlier releases
