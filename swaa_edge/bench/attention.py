@@ -5,10 +5,9 @@
 The KV cache is f16 or q8_0. The compared sides take turns, as in `bench`. A turn prefills a prompt and decodes tokens,
 and then does both with a prompt of only `SHALLOW` tokens.
 
-In decode, attention time is the time of a token after the long prompt minus the time of a token after the short prompt.
-In prefill, attention time is the part of each ubatch's time that grows with the number of visible keys (bound.py).
-Memory bandwidth limits decode, so the bandwidth is measured right after each turn (bandwidth.py). docs/bench.md defines
-each figure.
+In decode, attention time is the extra time of a token after the long prompt. In prefill, attention time is the part of
+each ubatch's time that grows with the number of visible keys (bound.py). Memory bandwidth limits decode, so the
+bandwidth is measured right after each turn (bandwidth.py). docs/bench.md defines each figure.
 """
 
 from __future__ import annotations

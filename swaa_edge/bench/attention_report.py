@@ -22,7 +22,7 @@ from swaa_edge.support.table import table
 SHALLOW = 16
 #: Prompt length of the headline ratios. If this length was not measured, the longest is used.
 LENGTH = 8192
-# If a prefill got a smaller share of the processor's time, other programs disturbed the prefill.
+# Other programs disturbed a prefill that got a smaller share of the processor's time.
 _BUSY = 0.9
 Figures = dict[str, float | None]
 
@@ -122,10 +122,10 @@ class AttentionReport(Run):
             reference runs with or without flash attention, whichever is faster.
         q8_0_over_f16: our attention time in prefill with an f16 cache, divided by our time with a q8_0 cache.
         decode_ratio: like decode_vs_no_flash, for each prompt length, with our cache in f16 and in q8_0.
-        decode_bandwidth_share: bytes of K and V that we read per second, as a fraction of the memory bandwidth. Holds
-            at the longest prompt, for each cache type.
-        swaa: our speed in prefill and decode, for each configuration and prompt length. `*_vs_full` divides by the
-            reference's speed under full attention. `*_vs_upstream` divides by the speed of llama.cpp's kernels under
+        decode_bandwidth_share: speed of reading K and V at the longest prompt, as a fraction of the memory bandwidth,
+            for each cache type.
+        swaa: our speed in prefill and decode, for each configuration and prompt length. `*_vs_full` is divided by the
+            reference's speed under full attention. `*_vs_upstream` is divided by the speed of llama.cpp's kernels under
             the same configuration.
         """
         ours = {kind: Side(PATCHED, cache_type=kind) for kind in ("f16", "q8_0")}

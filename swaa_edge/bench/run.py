@@ -96,7 +96,6 @@ def _check_sides(sides: Mapping[str, Configuration], baseline: str | os.PathLike
 
 
 def rounds_of(repeat: int | None, n_tokens: int) -> int:
-    """Return the number of rounds for a prompt of `n_tokens` tokens."""
     return repeat or (_ROUNDS_LONG if n_tokens > _LONG else _ROUNDS)
 
 

@@ -42,7 +42,7 @@ class Snapshots:
         self._context = context
         # Without a ring, nothing is lost.
         self._limit = limit if native.ring_cells(context) else 0
-        # Number of tokens that a ring can always go back.
+        # Number of tokens by which a ring can always go back.
         self._reach: int = native.load().llama_n_ubatch(context)
         self._mark: int | None = None
         self._kept: list[_Snapshot] = []

@@ -24,7 +24,7 @@ from swaa_edge.metadata import PREFIX
 
 llama_cpp = native.load()
 
-#: Facts that K and V depend on, by the name for errors. Plain values, because states are pickled.
+#: Facts that K and V depend on. Keys appear in errors. Values are plain, because states are pickled.
 Facts = dict[str, str]
 _AGAIN = "evaluate the prompt again"
 
