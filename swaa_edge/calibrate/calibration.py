@@ -92,9 +92,8 @@ def calibrate(
     on_note: Callable[[str], object] = lambda line: None,
     **settings: Any,
 ) -> Calibration:
-    """Choose the layers of a model that should keep full attention. The loss of reference answers decides.
+    """Choose the layers of the GGUF `model` that should keep full attention. The loss of reference answers decides.
 
-    model: path of a GGUF.
     swaa: window, sinks, tail and FA decode. The default is the recipe fast, with window and sinks reduced to fit the
         prompts. The FA layers of `swaa` are used only in a comparison.
     settings: keyword arguments for `CalibrateSettings`.
@@ -102,8 +101,7 @@ def calibrate(
     annotate: path for a copy of the model that contains the chosen settings.
     in_place: write the chosen settings into the model file itself.
     force: replace existing files.
-    json_file: path for the result of a complete run, as a JSON document.
-    plot_file: path for the result of a complete run, as a picture.
+    json_file, plot_file: paths for the result of a complete run, as JSON and as a picture.
     journal_file: file with the measurements. The same call resumes an interrupted run from this file. The default is a
         file in the user's cache folder until the run is complete.
     on_note: function that is called with one line of text if measurements are reused.
@@ -114,7 +112,7 @@ def calibrate(
     raises the errors of loading and running a model.
     """
     chosen, file = CalibrateSettings(**settings), read_model(model)
-    chosen.layers_to_keep(file.n_layers)  # its errors before any work
+    chosen.layers_to_keep(file.n_layers)  # raises its errors before any work
     if annotate is not None and in_place:
         raise ConfigError("annotate and in_place exclude each other; give one of them")
     check_pictures(plot_file)

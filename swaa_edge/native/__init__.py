@@ -19,7 +19,7 @@ from swaa_edge.native.library import PATH_VARIABLE, library_dir, load
 __all__ = ["PATH_VARIABLE", "library_dir", "load"]
 
 
-#: The default decode boundary. In a batch, one token of a sequence decodes, and several tokens are prompt.
+#: The default decode boundary. A sequence with one token in the batch decodes. Several tokens are prompt.
 AUTO = -1
 #: The decode boundary after all positions. All tokens are prompt.
 NEVER = 2**31 - 1
