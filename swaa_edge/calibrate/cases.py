@@ -65,7 +65,7 @@ def from_text(
     count: maximum number of cases.
 
     Raises `ConfigError` if the text is too short for one window (two with held_out). Also raises `ConfigError` if
-    `answer` is 0 or leaves no text for the prompt.
+    `answer` is less than 1 or leaves no text for the prompt.
     """
     if not 1 <= answer < length - len(head):
         raise ConfigError(f"answer_tokens = {answer} must be from 1 to {length - len(head) - 1} in windows of {length}")

@@ -69,7 +69,7 @@ class Report:
     rows: list[Ranked] = dataclasses.field(default_factory=list)
 
     def ranking(self) -> list[Ranked]:
-        """Return the layers in descending order of gain. For greedy, return the layers in the order of choice."""
+        """Return the layers in descending order of gain. For greedy, return the layers in the order chosen."""
         return self.rows if self.method == "greedy" else sorted(self.rows, key=lambda row: (-row.gain, row.layer))
 
     def config(self) -> SwaaConfig | None:

@@ -44,7 +44,7 @@ _loaded: ModuleType | None = None
 def library_dir() -> Path:
     """Return the folder that holds the patched library and the backends.
 
-    If SWAA_EDGE_LIB_PATH is set, only this folder is tried. Otherwise, `lib` in this package is tried first. Then
+    If SWAA_EDGE_LIB_PATH names a folder, only that folder is tried. Otherwise, `lib` in this package is tried first. Then
     `swaa_edge/lib` is tried in each entry of sys.path, because a source tree may shadow an installed swaa-edge.
 
     Raises `NativeLibraryError` if no folder holds the library.
@@ -79,7 +79,7 @@ def load() -> ModuleType:
     The environment variable LLAMA_CPP_LIB_PATH is ignored. If `llama_cpp` was imported before, a patched library of
     this version in any folder is accepted.
 
-    Raises `NativeLibraryError` if `llama_cpp` or the library is missing or has the wrong version.
+    Raises `NativeLibraryError` if `llama_cpp` or the library is missing or unsuitable.
     """
     global _loaded
     with _lock:

@@ -33,7 +33,7 @@ def eval_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def file_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options for questions from files, for resuming and for progress."""
+    """Add the options that `eval` and `distill` share."""
     for option in reversed(_FILE_OPTIONS):
         command = option(command)
     return command
