@@ -44,8 +44,8 @@ _loaded: ModuleType | None = None
 def library_dir() -> Path:
     """Return the folder that holds the patched library and the backends.
 
-    If SWAA_EDGE_LIB_PATH names a folder, only that folder is tried. Otherwise, `lib` in this package is tried first. Then
-    `swaa_edge/lib` is tried in each entry of sys.path, because a source tree may shadow an installed swaa-edge.
+    If SWAA_EDGE_LIB_PATH names a folder, only that folder is tried. Otherwise, `lib` in this package is tried first.
+    Then `swaa_edge/lib` is tried in each entry of sys.path, because a source tree may shadow an installed swaa-edge.
 
     Raises `NativeLibraryError` if no folder holds the library.
     """
