@@ -1,7 +1,7 @@
-"""Writes SWAA keys into an existing GGUF, or removes them, without changing a byte of its tensors.
+"""Writes SWAA keys into an existing GGUF file, or removes SWAA keys. The tensors stay unchanged.
 
-The SWAA keys are added at the end of the key section, and all other bytes are copied unchanged. So removing the SWAA
-keys restores the original file, bit for bit. Parsing and rewriting the whole file could change keys of unknown types.
+SWAA keys go to the end of the key section. All other keys are copied byte by byte, even keys of unknown types. So
+removing the SWAA keys restores the original file exactly.
 
     annotate("model.gguf", "model-swaa.gguf", SwaaConfig.from_recipe("balanced"))
 """
@@ -24,9 +24,9 @@ from swaa_edge.metadata import PADDING_KEY, PREFIX, effective_config, pack
 from swaa_edge.support.atomic import atomic_output
 
 _CHUNK = 4 << 20
-#: Called with the bytes written so far, and the total.
+#: Called with the number of bytes written so far, and the total.
 Progress = Callable[[int, int], None]
-# A file's new content: bytes, and ranges of the bytes of its source.
+# The content of a new file: bytes, and ranges of bytes to copy from the source.
 _Pieces = list[bytes | range]
 
 
@@ -39,19 +39,18 @@ def annotate(
     force: bool = False,
     on_progress: Progress | None = None,
 ) -> list[Path]:
-    """Write a copy of `source` with the SWAA keys of `config` to `output`; return the paths of the written files.
+    """Copy the model `source` to `output` with the SWAA keys of `config`. Return the paths of the written files.
 
-    source: the model file; for a split model, its first file.
-    output: the new file. A split model's other files are copied beside it, under names that match.
-    config: the settings to write, or None to remove all `swaa.*` keys. They replace the existing SWAA keys, but
-        `swaa.adapter`, which describes the weights, is kept if `config` has no adapter.
-    in_place: replace `source` by the complete new file instead of writing `output`. If `source` is a symbolic link, the
-        link is replaced, not its target.
+    source: the model file, or the first file of a split model.
+    output: the new file. The other files of a split model are copied to the same folder, under matching names.
+    config: the settings to write. None removes all `swaa.*` keys. The key `swaa.adapter` describes the weights, so
+        an existing `swaa.adapter` is kept if `config` has no adapter.
+    in_place: replace `source` instead of writing `output`. If `source` is a symbolic link, only the link is replaced.
     force: replace existing outputs.
 
-    Raises `ModelFileError` for a damaged source, `UnsupportedModelError` for a model that SWAA can't be applied to,
-    `ConfigError` for layers that the model doesn't have, and `OutputError` for an output that can't be written. On an
-    error, the source and existing outputs stay intact.
+    Raises `ModelFileError` if the source is damaged, and `UnsupportedModelError` if SWAA can't be applied to the model.
+    Raises `ConfigError` for layers that the model doesn't have, and `OutputError` if an output can't be written. On an
+    error, the source and existing outputs stay unchanged.
     """
     if in_place is (output is not None):
         raise OutputError("give either an output file or in_place, not both")
@@ -75,8 +74,8 @@ def annotate(
             on_progress(done, total)
 
     with contextlib.ExitStack() as stack:
-        # All outputs are reserved before the first byte is copied. They take their names in reverse order,
-        # so that the first file, which the others depend on, comes last.
+        # All outputs are reserved before the first byte is copied. The exit stack renames in reverse order, so a split
+        # model's first file appears last, when the other files are complete.
         targets = [stack.enter_context(atomic_output(path, force=force or in_place)) for path in outputs]
         for shard, parts, target in zip(headers, pieces, targets, strict=False):
             _write(shard, parts, target, advance)
@@ -87,7 +86,7 @@ def annotate(
 
 
 def _fitting(header: Header, config: SwaaConfig) -> SwaaConfig:
-    """Return `config`, with the name of the file's adapter if `config` names no adapter.
+    """Return `config`. If `config` names no adapter, the result names the file's adapter.
 
     Raises `UnsupportedModelError` if SWAA can't be applied to the model.
     """
@@ -101,7 +100,7 @@ def _fitting(header: Header, config: SwaaConfig) -> SwaaConfig:
 
 
 def _spliced(header: Header, config: SwaaConfig | None) -> _Pieces:
-    """Return the parts of the new file: its SWAA keys are those of `config`, or none if `config` is None."""
+    """Return the parts of a copy with the SWAA keys of `config`, or without SWAA keys if `config` is None."""
     ours = sorted(
         (field for field in header.fields.values() if field.key.startswith(PREFIX)), key=lambda field: field.start
     )
@@ -129,9 +128,9 @@ def _spliced(header: Header, config: SwaaConfig | None) -> _Pieces:
 
 
 def _original_padding(header: Header, plain_end: int, annotated: bool) -> bytes:
-    """Return the padding between header and data, as it was before SWAA keys were added.
+    """Return the padding that the file had between header and data before SWAA keys were added.
 
-    In a file without tensors, the padding can be shorter than the alignment requires.
+    A file without tensors can have less padding than the alignment requires.
     """
     stored = header.value(PADDING_KEY)
     if stored is not None:
@@ -158,7 +157,7 @@ def _write(header: Header, pieces: _Pieces, target: Path, advance: Callable[[int
                 advance(len(piece))
             else:
                 _copy(header, source, piece, file, advance)
-        # A hole at the end is part of the file only once the length is set.
+        # If the file ends in a hole, only this call sets the full length.
         file.truncate(file.tell())
 
 
@@ -166,7 +165,7 @@ def _copy(header: Header, source: BinaryIO, part: range, file: BinaryIO, advance
     at = part.start
     while at < part.stop:
         try:
-            # Holes stay holes: written as zeros, a sparse file could fill the disk.
+            # Skip the holes of a sparse file: written as zeros, holes could fill the disk.
             data_at = min(_next_data(source, at), part.stop)
             source.seek(data_at)
             data = source.read(min(_CHUNK, part.stop - data_at))
@@ -181,9 +180,9 @@ def _copy(header: Header, source: BinaryIO, part: range, file: BinaryIO, advance
 
 
 def _next_data(source: BinaryIO, at: int) -> int:
-    """Return the offset of the first byte at or after `at` that isn't in a hole of a sparse file.
+    """Return the offset of the first byte outside a hole, at or after `at`.
 
-    If only a hole follows, returns the size of the file.
+    If only a hole follows, return the size of the file.
     """
     if not hasattr(os, "SEEK_DATA"):
         return at
@@ -192,13 +191,13 @@ def _next_data(source: BinaryIO, at: int) -> int:
     except OSError as error:
         if error.errno != errno.ENXIO:
             return at  # a file system without holes
-        # ENXIO means a hole up to the end, or an offset past the end, of a file that was truncated meanwhile.
+        # ENXIO: only a hole follows, or `at` is past the end because the file was truncated meanwhile.
         size = os.fstat(source.fileno()).st_size
         return size if at < size else at
 
 
 def _check(header: Header, written: Path, config: SwaaConfig | None) -> None:
-    """Raise `ModelFileError` unless the written file has the same tensors and the new keys."""
+    """Raise `ModelFileError` unless the written file has the tensors of the source and the keys of `config`."""
     new = read_header(written)
     found = effective_config(new)
     same_data = new.tensors == header.tensors and _data_size(new) == _data_size(header)
@@ -210,5 +209,5 @@ def _check(header: Header, written: Path, config: SwaaConfig | None) -> None:
 
 
 def _data_size(header: Header) -> int:
-    # Negative for a vocabulary file, which may end before the padding does.
+    # A vocabulary file may end within the padding. The difference is then negative.
     return max(0, header.size - header.data_start)

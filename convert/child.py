@@ -1,7 +1,7 @@
 """Runs one heavy step of a conversion in a separate Python process.
 
-Torch releases its memory, often gigabytes, only when the process ends. llama.cpp calls abort() on internal errors, and
-the system kills a process that uses too much memory. In a child process, none of this affects the caller.
+A child process protects the caller. Torch keeps gigabytes of memory until the process ends. llama.cpp calls abort() on
+internal errors. The system kills a process that uses too much memory.
 
     child.run("swaa_edge.convert.lora_merge:merge", {"base": base, "adapter": adapter, "output": folder})
 """
@@ -19,19 +19,22 @@ from typing import Any
 import swaa_edge
 from swaa_edge import errors
 
-# Longer messages quote data; their beginning is enough.
+# Longer messages quote data, so only the beginning is kept.
 _REASON_LIMIT = 400
 
 
 class ChildError(Exception):
-    """A step failed with an error that is not a `SwaaError`; the text gives the reason in one line."""
+    """A step failed with an error other than a `SwaaError`. The message is one line."""
 
 
 def run(task: str, request: Mapping[str, Any], *, verbose: bool = False) -> Any:
-    """Call `task` ("module:function") with the keyword arguments `request` in a child process; return its result.
+    """Call the function `task` in a child process. Return the function's result.
 
-    Arguments and result are passed as JSON, paths as text. The child's Hugging Face libraries work offline. The child's
-    stderr, with its progress bars, is shown only on a terminal; with `verbose`, it is always shown, with all logs.
+    task: the function, as "module:function".
+    request: the keyword arguments. Arguments and result are passed as JSON, paths as text.
+    verbose: show the child's stderr and all logs. Without `verbose`, stderr is shown only on a terminal, without logs.
+
+    Hugging Face libraries work offline in the child process.
 
     Raises the `SwaaError` that the task raised, `OSError` if the disk is full, or `ChildError` for any other failure.
     """
@@ -62,10 +65,10 @@ def run(task: str, request: Mapping[str, Any], *, verbose: bool = False) -> Any:
 
 
 def _environment(verbose: bool) -> dict[str, str]:
-    # NO_LOCAL_GGUF would make the converter use another gguf package than its own.
+    # With NO_LOCAL_GGUF, the converter would not use its own gguf package.
     kept = {name: value for name, value in os.environ.items() if name not in ("NO_LOCAL_GGUF", "SWAA_EDGE_VERBOSE")}
     loud = {"SWAA_EDGE_VERBOSE": "1"} if verbose else {"TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"}
-    # Without bytecode, upstream's folder stays unchanged.
+    # Bytecode files would change upstream's folder.
     return kept | loud | {"HF_HUB_OFFLINE": "1", "PYTHONUTF8": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 
 

@@ -1,7 +1,7 @@
-"""The program of the child processes that child.py starts: it calls one function and writes the outcome to a file.
+"""The program that child.py starts. Calls one function and writes the outcome to a file.
 
-This file is run as a script, so that it imports the same copy of the package as its parent process. Neither the
-package's folder nor the current folder is added to the module path, since files there could shadow other modules.
+The parent process passes the package's path, so that both processes import the same copy. This script's folder
+and the current folder stay off the module path, since files there could shadow other modules.
 
     python child_main.py swaa_edge/__init__.py swaa_edge.convert.lora_merge:merge '{"base": ...}' report.json
 """
@@ -15,13 +15,13 @@ import os
 import re
 import sys
 
-# numpy and Rust libraries report a failed write only in the text of their errors.
+# numpy and Rust libraries report a failed write only in the error's text.
 _SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 class _LastError(logging.Handler):
-    """Remembers the last logged error, since upstream's programs log an error and then exit with only a code."""
+    """Remembers the last logged error. Upstream's programs log an error, then exit with just a code."""
 
     text = ""
 
@@ -31,11 +31,11 @@ class _LastError(logging.Handler):
 
 def main(package, task, request, report):
     sys.path.pop(0)
-    # Output of the task goes to stderr; stdout belongs to the command.
+    # Send the task's output to stderr. stdout belongs to the command.
     os.dup2(2, 1)
     last = _LastError(logging.ERROR)
     verbose = "SWAA_EDGE_VERBOSE" in os.environ
-    # Once there is a handler, upstream's logging.basicConfig has no effect.
+    # With a handler in place, upstream's logging.basicConfig has no effect.
     logging.basicConfig(handlers=[last, *([logging.StreamHandler()] if verbose else [])], format="%(message)s")
     logging.getLogger().setLevel(logging.INFO if verbose else logging.ERROR)
     try:
@@ -62,10 +62,9 @@ def _import_package(path):
 def _described(error, logged):
     """Describe an exception as a dict.
 
-    "reason": the reason in one line of text.
-    "ours": the class name of a `SwaaError`, for such an error only.
-    "errno": the error number of a failed write, for such an error only.
-
+    "reason": one line of text.
+    "ours": the class name, only for a `SwaaError`.
+    "errno": the error number, only for a failed write.
     """
     text = " ".join(str(error).split())
     if type(error).__module__ == "swaa_edge.errors":

@@ -1,8 +1,8 @@
 """Converts a Hugging Face model directory to GGUF: merge, convert, quantize, write SWAA keys.
 
-llama.cpp's own programs convert and quantize, in child processes. This module runs the steps in order, and checks the
-inputs before the first step starts. The module writes either the complete result or nothing. During the conversion,
-intermediate files beside the output take up to twice the size of the unquantized model.
+This module checks all inputs before the first step. llama.cpp's own programs convert and quantize, in child processes.
+The output is written completely or not at all. Intermediate files beside the output take up to twice the size of the
+unquantized model.
 
     convert("Qwen3-4B", "qwen3-q4.gguf", quantize="Q4_K_M", swaa=SwaaConfig.from_recipe("balanced"))
 """
@@ -31,11 +31,11 @@ from swaa_edge.support.atomic import atomic_output
 
 __all__ = ["OUTTYPES", "convert", "upstream_scripts"]
 
-#: The number formats that a conversion can write, and their bytes per weight; "auto" keeps 16-bit numbers unchanged.
+#: Bytes per weight of each number format that a conversion can write. "auto" keeps 16-bit numbers unchanged.
 OUTTYPES = {"auto": 2.0, "f16": 2.0, "bf16": 2.0, "f32": 4.0, "q8_0": 34 / 32}
 
 _NEEDED_PACKAGES = ("torch", "transformers", "safetensors", "sentencepiece")
-#: The end of an error whose cause is only in a log.
+#: The end of an error message whose cause is only in the log.
 MORE = "--verbose shows the log"
 
 
@@ -52,18 +52,18 @@ def convert(
     verbose: bool = False,
     on_step: Callable[[str], None] | None = None,
 ) -> Path:
-    """Write the Hugging Face model in the folder `source` as one GGUF file to `output`; return that path.
+    """Convert the Hugging Face model in the folder `source` to the GGUF file `output`. Return the path of the output.
 
     outtype: one of `OUTTYPES`.
     quantize: one of `quantize.file_types()`.
-    lora: folder of a PEFT adapter to merge before conversion.
-    pre: name of the tokenizer's pre-tokenizer, if llama.cpp's converter doesn't recognise it.
-    swaa: SWAA settings to write (default: the settings that the adapter was trained under, or none).
+    lora: folder of a PEFT adapter to merge into the model first.
+    pre: name of the pre-tokenizer, for a tokenizer that llama.cpp's converter doesn't recognise.
+    swaa: SWAA settings to write. By default, the settings of the adapter's training, if any.
     verbose: show the logs of all steps on stderr.
-    on_step: function that is called with a short description as each step starts.
+    on_step: called with a short description when a step starts.
 
-    Raises `ConfigError` if the adapter was trained under other settings, `UnsupportedModelError` if it was trained on
-    another model, and other `SwaaError`s. On an error, `output` is unchanged.
+    Raises `ConfigError` if the adapter was trained under other settings. Raises `UnsupportedModelError` if the adapter
+    was trained on another model. Other failures raise other `SwaaError`s. On an error, `output` is unchanged.
     """
     steps = on_step or (lambda _: None)
     with atomic_output(output, force=force) as temporary:
@@ -118,10 +118,9 @@ def _check_adapter(
 def check_options(
     model: HfFolder, scripts: Path, outtype: str, quantize: str | None = None, pre: str | None = None
 ) -> None:
-    """Refuse an unknown outtype, quantization type, pre-tokenizer or architecture before the first step.
+    """Check the outtype, the quantization type, the pre-tokenizer and the model's architecture.
 
-    Raises `ConfigError` or `UnsupportedModelError`.
-
+    Raises `ConfigError`, `UnsupportedModelError` or `NativeLibraryError`.
     """
     if outtype not in OUTTYPES:
         raise ConfigError(f"outtype {outtype!r} must be one of {', '.join(OUTTYPES)}")
@@ -129,7 +128,7 @@ def check_options(
         quantizer.check_type(quantize)
         if outtype == "q8_0":
             raise ConfigError("outtype q8_0 is already a quantization; give only one of outtype and quantize")
-        # Raises now, rather than after the conversion, if the library is missing.
+        # If the library is missing, fail now instead of after the conversion.
         native.library_dir()
     if pre is not None and pre not in pre_tokenizers(scripts):
         near = difflib.get_close_matches(pre, pre_tokenizers(scripts), n=1)
@@ -148,16 +147,16 @@ def _pre_names(scripts: Path) -> str:
 
 
 def check_packages() -> None:
-    """Raise `SwaaError` if a package that upstream's converters need is not installed."""
+    """Raise `SwaaError` unless all packages for upstream's converters are installed."""
     missing = [name for name in _NEEDED_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise SwaaError(f"converting needs {', '.join(missing)}; pip install 'swaa-edge[convert]'")
 
 
 def _check_space(model: HfFolder, output: Path, outtype: str, copies: int) -> None:
-    """Raise `OutputError` if the disk can't hold the model and its intermediate files.
+    """Raise `OutputError` if the disk lacks space for the output and the intermediate files.
 
-    Do nothing if the model's size is unknown.
+    If the model's size is unknown, nothing is checked.
     """
     needed = int(model.n_weights * OUTTYPES[outtype]) * copies
     free = shutil.disk_usage(output.absolute().parent).free
@@ -170,17 +169,17 @@ def _check_space(model: HfFolder, output: Path, outtype: str, copies: int) -> No
 
 @contextlib.contextmanager
 def workspace(output: Path) -> Iterator[Path]:
-    """Make a folder for intermediate files on the disk of the output, so that renaming moves the result into place."""
+    """Make a folder for intermediate files beside the output, so that the result only has to be renamed."""
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", suffix=".work", dir=output.absolute().parent) as folder:
         try:
             yield Path(folder)
         except OutputError as error:
-            # It names an intermediate file; from its cause, the full disk, the caller makes an error about the output.
+            # This error names an intermediate file. The caller turns the cause into an error about the output.
             raise error.__cause__ or error from None
 
 
 def _merged(base: Path, adapter: Path, work: Path, verbose: bool) -> Path:
-    # Upstream takes the model's name from the folder; the path as given may be a link with a more telling name.
+    # Upstream names the model after the folder. If `base` is a link, the name of the link may say more.
     folder = work / "merged" / (os.path.basename(os.path.abspath(base)) or "model")
     folder.mkdir(parents=True)
     request = {"base": base, "adapter": adapter, "output": folder}
@@ -194,9 +193,9 @@ def _merged(base: Path, adapter: Path, work: Path, verbose: bool) -> Path:
 def run_upstream(
     what: str, scripts: Path, program: str, arguments: list[Any], *, outtype: str, verbose: bool, **request: Any
 ) -> None:
-    """Call `upstream_run.run` in a child process.
+    """Run `upstream_run.run` in a child process. Raises `ModelFileError` if the converter fails.
 
-    An error of the converter is raised as a `ModelFileError`, which states that `what` can't be converted.
+    what: description of the input, for the error message.
     """
     arguments = [*arguments, "--outtype", outtype, *["--verbose"] * verbose]
     request |= {"scripts": scripts, "program": program, "arguments": arguments}

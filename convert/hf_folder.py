@@ -1,7 +1,7 @@
-"""Reads a Hugging Face model directory and checks it before a conversion starts.
+"""Reads and checks a Hugging Face model directory before a conversion starts.
 
-A conversion takes minutes, and its libraries report a missing or incomplete file late and in many lines. This module
-checks the files' names, sizes and headers first, without torch.
+A conversion reports a missing or incomplete file only after minutes, in many lines. This module checks the names, sizes
+and headers of all files first, without torch.
 
     read_hf_folder("Qwen3-4B").n_layers
 """
@@ -17,17 +17,17 @@ from swaa_edge.errors import ModelFileError
 from swaa_edge.files.weights import LFS_POINTER, read_tensors
 
 _INDEX = "model.safetensors.index.json"
-# Each is the vocabulary file of some tokenizer class that the converter supports.
+# Vocabulary files of the tokenizer classes that the converter supports.
 _TOKENIZERS = ("tokenizer.json", "*.model", "*.tiktoken", "tekken.json", "vocab.json", "vocab*.txt", "rwkv_vocab*.txt")
 _LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 
 
 @dataclass(frozen=True)
 class HfFolder:
-    """A valid model directory, at the path `folder`.
+    """A valid model directory.
 
-    architectures: the model classes that config.json names; the classes of the text part come first.
-    n_layers: number of layers, or None if config.json doesn't state it.
+    architectures: the model classes in config.json. Classes from `text_config` come first.
+    n_layers: number of layers, or None if config.json doesn't state the number.
     n_weights: number of values in the safetensors files, or 0 if the weights have another format.
     """
 
@@ -40,8 +40,8 @@ class HfFolder:
 def read_hf_folder(path: str | os.PathLike[str]) -> HfFolder:
     """Read the model directory at `path`.
 
-    Raises `ModelFileError` if `path` is not a folder, if its configuration, tokenizer or weights are missing, or if a
-    safetensors file is missing, truncated or damaged.
+    Raises `ModelFileError` if `path` is not a folder, or lacks a configuration, a tokenizer or weights. Also raises
+    `ModelFileError` if a safetensors or JSON file is missing or damaged.
     """
     folder = Path(path)
     if folder.is_file():
@@ -90,10 +90,7 @@ def _read_json(path: Path) -> Any:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """Return the model's safetensors files.
-
-    If the weights are PyTorch files, which are not inspected, the result is empty.
-    """
+    """Return the model's safetensors files, or an empty list if the weights are PyTorch files."""
     index = folder / _INDEX
     if index.is_file():
         try:

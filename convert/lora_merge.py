@@ -1,7 +1,7 @@
-"""Reads a LoRA adapter in PEFT's format, and merges it into its base model before conversion.
+"""Reads a LoRA adapter in PEFT's format, and merges the adapter into the base model.
 
-llama.cpp can apply an adapter at run time (lora_to_gguf.py writes the GGUF adapter), but this slows down every token.
-So if a fine-tune is permanent, merge it: each merged weight is W + scale * B A, which PEFT computes.
+llama.cpp can also apply an adapter at run time (see lora_to_gguf.py), but then every token is slower. So merge a
+permanent fine-tune. PEFT computes each merged weight as W + scale * B A.
 
     read_adapter("adapter").settings(None); merge("Qwen3-4B", "adapter", "merged")
 """
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
     import torch
 
 _WEIGHTS = "adapter_model.safetensors"
-# Files of a model directory that hold weights, in all forms that are published.
+# Weight files and their indexes, in all published formats.
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack", ".ckpt", ".index.json")
 
 
 @dataclasses.dataclass(frozen=True)
 class Adapter:
-    """A LoRA adapter in PEFT's format, stored in a folder.
+    """A folder with a LoRA adapter in PEFT's format.
 
     config: PEFT's settings.
-    training: the recipe and base model of the training, or None if another program trained the adapter.
+    training: recipe and base model of the training, or None if another program trained the adapter.
     """
 
     folder: Path
@@ -47,14 +47,13 @@ class Adapter:
 
     @property
     def name(self) -> str:
-        """The folder's name. If the folder is a symbolic link, the name is the link's, not its target's."""
+        """The folder's name. Symbolic links are not resolved."""
         return os.path.basename(os.path.abspath(self.folder))
 
     def settings(self, given: SwaaConfig | None) -> SwaaConfig | None:
-        """Return the SWAA settings to write, with the adapter's label.
+        """Return the SWAA settings to write, with the adapter's label, or None if there are no settings.
 
-        The settings are `given`, or if `given` is None, those that the adapter was trained under. If there are neither,
-        returns None.
+        given: the caller's settings. None selects the settings of the training, if any.
 
         Raises `ConfigError` if `given` differs from the settings of the training.
         """
@@ -66,7 +65,7 @@ class Adapter:
     def label(self, given: SwaaConfig | None) -> str:
         """Return the name of the fine-tune.
 
-        The name is the label in `given`, or else the label in the settings of the training, or else the folder's name.
+        The label in `given` comes first, then the label in the training's settings, then the folder's name.
         """
         for config in (given, self.training and self.training.swaa):
             if config is not None and config.adapter is not None:
@@ -74,13 +73,13 @@ class Adapter:
         return self.name[:LABEL_LIMIT]
 
     def provenance(self, label: str, base: str | os.PathLike[str]) -> dict[str, Any]:
-        """Return metadata keys for upstream's converter: the names of the fine-tune and of its base model.
+        """Return metadata keys that name the fine-tune and the base model.
 
-        If the adapter doesn't name its base model, the name is that of the folder `base`.
+        base: folder of the base model. Used if the adapter doesn't name a base model.
         """
         stated = self.training.base.name if self.training else self.config.get("base_model_name_or_path")
         path = stated if isinstance(stated, str) and stated.strip("/\\") else os.path.abspath(base)
-        # Paths of the machine where it was trained stay private; "owner/name" is not a path.
+        # A path on the training machine stays private. "owner/name" is not a path.
         *_, name = re.split(r"[/\\]", path.rstrip("/\\"))
         owner = re.fullmatch(r"(\w[\w.-]*)/[^/\\]+", path)
         entry = {"name": name, "organization": owner[1]} if owner and not os.path.isdir(path) else {"name": name}
@@ -111,16 +110,16 @@ def read_adapter(path: str | os.PathLike[str]) -> Adapter:
 
 
 def check_merging() -> None:
-    """Raise `SwaaError` if PEFT, which merging needs, is not installed."""
+    """Raise `SwaaError` if PEFT is not installed."""
     if importlib.util.find_spec("peft") is None:
         raise SwaaError("merging an adapter needs PEFT; pip install 'swaa-edge[finetune]'")
 
 
 def merge(base: str, adapter: str, output: str) -> None:
-    """Write the model in the folder `base`, with `adapter` merged into its weights, to the new folder `output`.
+    """Merge the adapter in the folder `adapter` into the model in `base`. Write the result to the folder `output`.
 
-    During the merge, memory holds the whole model in the data type of its files. Raises `UnsupportedModelError` if the
-    adapter does not fit the model.
+    Memory holds the whole model in the data type of the model's files. Raises `UnsupportedModelError` if the adapter
+    does not fit the model.
     """
     import peft
     import transformers
@@ -138,7 +137,7 @@ def merge(base: str, adapter: str, output: str) -> None:
         adapted = peft.PeftModel.from_pretrained(model, adapter)
     except (ValueError, RuntimeError) as error:
         raise UnsupportedModelError(f"{misfit_of}: {' '.join(str(error).split())}; {advice}") from error
-    # PEFT ignores weights for which the model has no layer.
+    # PEFT ignores a weight if the model lacks the layer.
     unused = read_tensors(Path(adapter) / _WEIGHTS).keys() - peft.get_peft_model_state_dict(adapted).keys()
     if unused:
         raise UnsupportedModelError(f"{misfit_of}: the model has no layer for {min(unused)}; {advice}")
@@ -149,9 +148,9 @@ def merge(base: str, adapter: str, output: str) -> None:
 
 
 def _misfit(model: "torch.nn.Module", weights: Path) -> str | None:
-    """Return a message about the first matrix of the adapter that doesn't fit the model, or None if all matrices fit.
+    """Describe the adapter's first matrix that doesn't fit the model. Return None if all matrices fit.
 
-    For a weight of shape [out, in], A has the shape [rank, in] and B the shape [out, rank].
+    For a weight [out, in], A is [rank, in] and B is [out, rank].
     """
     import torch
 

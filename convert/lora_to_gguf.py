@@ -1,8 +1,8 @@
-"""Converts a PEFT LoRA adapter to GGUF: a small file that llama.cpp applies to the base model at run time.
+"""Converts a PEFT LoRA adapter to a GGUF adapter, which llama.cpp applies to the base model at run time.
 
-llama.cpp's own converter copies `lora_alpha` unchanged, and llama.cpp always scales by alpha / rank. But PEFT scales
-some adapters differently, such as rsLoRA by alpha / sqrt(rank). So this module writes an alpha with which llama.cpp's
-scale equals PEFT's. An adapter that llama.cpp can't compute correctly is refused.
+llama.cpp scales every adapter by alpha / rank. PEFT scales some adapters differently: rsLoRA by alpha / sqrt(rank).
+llama.cpp's converter copies alpha unchanged, so this module first replaces alpha to get PEFT's scale. Adapters that
+llama.cpp can't compute correctly are refused.
 
     convert_adapter("Qwen3-4B", "my-adapter", "my-adapter.gguf")     # SwaaLlama("qwen3-4b.gguf", lora_path=...)
 """
@@ -26,7 +26,7 @@ from swaa_edge.files.weights import read_tensors
 from swaa_edge.support.atomic import atomic_output
 
 _MATRICES = (".lora_A.weight", ".lora_B.weight", ".lora_embedding_A", ".lora_embedding_B")
-# PEFT's options that make an adapter more than, or other than, W + scale * B A for each weight matrix.
+# With these options of PEFT, the adapted weights are not just W + scale * B A.
 _BEYOND_LORA = {
     "use_dora": "it is a DoRA",
     "lora_bias": "it has biases",
@@ -58,17 +58,16 @@ def convert_adapter(
     verbose: bool = False,
     on_step: Callable[[str], None] | None = None,
 ) -> Path:
-    """Write the PEFT adapter in the folder `lora` as a GGUF adapter to `output`; return that path.
+    """Convert the PEFT adapter in the folder `lora` to the GGUF adapter `output`. Return the path of the output.
 
-    base: Hugging Face model directory of the adapter's base model.
+    base: Hugging Face model directory of the base model.
     outtype: one of `hf.OUTTYPES`; "auto" keeps the adapter's data type.
-    swaa: the SWAA settings that the adapter was trained under, which are written to the output (default: the settings
-        stored in the adapter's folder).
+    swaa: SWAA settings of the training, to write into the output. By default, the settings in the adapter's folder.
     verbose, on_step: as in `hf.convert`.
 
-    Raises `ConfigError` if `swaa` differs from the settings of the training, `UnsupportedModelError` if `base` isn't
-    the adapter's base model or llama.cpp can't compute the adapter, and other `SwaaError`s. On an error, `output` is
-    unchanged.
+    Raises `ConfigError` if `swaa` differs from the settings of the training. Raises `UnsupportedModelError` if `base`
+    isn't the adapter's base model, or if llama.cpp can't compute the adapter. Other failures raise other `SwaaError`s.
+    On an error, `output` is unchanged.
     """
     with atomic_output(output, force=force) as temporary:
         model = read_hf_folder(base)
@@ -112,8 +111,8 @@ def convert_adapter(
 def scaled_alpha(adapter: Adapter) -> float:
     """Return the alpha for which llama.cpp's scale, alpha / rank, equals PEFT's scale.
 
-    Raises `UnsupportedModelError` if no such alpha exists or the adapter isn't a plain LoRA, and `ModelFileError` if
-    the adapter is damaged.
+    Raises `UnsupportedModelError` if no such alpha exists, or if the adapter isn't a plain LoRA. Raises
+    `ModelFileError` if the adapter is damaged.
     """
     config, alpha = adapter.config, adapter.config.get("lora_alpha")
     for option, what in _BEYOND_LORA.items():
@@ -158,15 +157,15 @@ def _refused(adapter: Adapter, what: str) -> UnsupportedModelError:
 
 
 def _own_type(adapter: Adapter) -> str:
-    """Return the adapter's data type, which upstream's "auto" can't determine for a LoRA adapter."""
+    """Return the adapter's data type. Upstream's "auto" can't determine the type of an adapter."""
     kinds = {_TYPES.get(held.dtype, "f32") for held in read_tensors(adapter.weights).values()}
     return kinds.pop() if len(kinds) == 1 else "f32"
 
 
 def _with_alpha(adapter: Adapter, alpha: float, work: Path) -> Path:
-    """Copy the adapter's folder, and set `lora_alpha` to `alpha` in the copy.
+    """Copy the adapter's folder with `lora_alpha` set to `alpha`. Return the path of the copy.
 
-    The copy keeps the folder's name, since the adapter is named after its folder.
+    The copy keeps the folder's name, because upstream names the adapter after the folder.
     """
     folder = work / "adapter" / (adapter.name or "adapter")
     folder.mkdir(parents=True)

@@ -1,7 +1,7 @@
 """Quantizes a GGUF file with llama.cpp's own quantizer.
 
-The quantizer is a function of the llama.cpp library, so no other program is needed. The quantizer runs in a child
-process, since the library may call abort(). Quantization keeps all metadata, including the SWAA keys.
+The quantizer is a function of the llama.cpp library. A child process calls the function, since the library may abort
+the process. All metadata are kept, including the SWAA keys.
 
     quantize("model-f16.gguf", "model-q4.gguf", "Q4_K_M")
 """
@@ -22,9 +22,9 @@ from swaa_edge.files.header import read_header
 from swaa_edge.files.model import read_shards
 from swaa_edge.support.atomic import atomic_output
 
-# Types of so few bits that llama.cpp requires measured weights; of the K types only Q2_K_S.
+# Types for which llama.cpp requires an importance matrix.
 _NEED_IMATRIX = frozenset(["IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ3_XS", "Q2_K_S"])
-# In the enumeration, although llama.cpp can only read it.
+# llama.cpp lists this type, but can only read such files.
 _NOT_MADE = frozenset(["NVFP4"])
 _ERROR_LEVEL = 4  # GGML_LOG_LEVEL_ERROR
 
@@ -33,8 +33,9 @@ _ERROR_LEVEL = 4  # GGML_LOG_LEVEL_ERROR
 def file_types() -> dict[str, int]:
     """Return llama.cpp's quantization types, as a dict from name (such as "Q4_K_M") to number.
 
-    The types are read from the source text of `llama_cpp`, because importing it would load a native library. Raises
-    `NativeLibraryError` if `llama_cpp` is not installed.
+    The types are read from the source text of `llama_cpp`. Importing `llama_cpp` would load a native library.
+
+    Raises `NativeLibraryError` if `llama_cpp` is not installed.
     """
     spec = importlib.util.find_spec("llama_cpp")
     if spec is None or not spec.submodule_search_locations:
@@ -71,16 +72,16 @@ def quantize(
     force: bool = False,
     verbose: bool = False,
 ) -> Path:
-    """Quantize the GGUF `source` to `file_type` (such as "Q4_K_M", in upper or lower case) and write it to `output`.
+    """Quantize the GGUF file `source` and write the result to `output`. Return the path of the output.
 
-    If the length of a tensor's rows doesn't fit this type, llama.cpp chooses another type for the tensor. A split
-    source becomes one file. Returns the path of the output.
-
+    source: the model file, or the first file of a split model. A split model becomes one file.
+    file_type: a type such as "Q4_K_M", in upper or lower case. If a tensor's row length doesn't fit the type,
+        llama.cpp chooses another type for the tensor.
     threads: number of threads; 0 uses all cores.
 
-    Raises `ModelFileError` for a source that is damaged or already quantized, `ConfigError` for an unknown or
-    unsupported type, `OutputError` if `output` exists (without `force`) or can't be written, and `NativeLibraryError`
-    if the library is missing.
+    Raises `ModelFileError` if `source` is damaged or already quantized. Raises `ConfigError` if the type is unknown or
+    unsupported. Raises `OutputError` if `output` exists (without `force`) or can't be written. Raises
+    `NativeLibraryError` if the library is missing.
     """
     file_type = check_type(file_type)
     header = read_header(source)
@@ -103,7 +104,7 @@ def _explained(reason: str, source: Path, file_type: str) -> Exception:
 
 
 def quantize_here(source: str, output: str, number: int, threads: int) -> None:
-    """Call the quantizer in the child process, show its progress on a terminal, and raise the error that it logs."""
+    """Quantize in this process, with progress on a terminal. Raises the error that llama.cpp logs."""
     from tqdm import tqdm
 
     from swaa_edge import native
@@ -133,7 +134,7 @@ def quantize_here(source: str, output: str, number: int, threads: int) -> None:
     if code == 0:
         return
     reason = logged[-1].split("failed to quantize: ")[-1] if logged else f"llama_model_quantize returned {code}"
-    # C++ streams don't keep errno; if one fails in writing, the disk is full or a limit is reached.
+    # C++ streams don't keep errno. A failed write means a full disk or a size limit.
     if "basic_ios::clear" in reason or "iostream error" in reason:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     raise RuntimeError(reason)

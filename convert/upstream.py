@@ -1,6 +1,6 @@
-"""Locates llama.cpp's own converter, and reads the names that it supports from its source text.
+"""Locates llama.cpp's own converter. Reads the supported names from the converter's source text.
 
-Importing the converter would import torch, which takes seconds, so a mistyped name would be reported late.
+Importing the converter would import torch, and a mistyped name would be reported only after seconds.
 
     scripts = upstream_scripts(); "LlamaForCausalLM" in architectures(scripts)
 """
@@ -16,18 +16,19 @@ from pathlib import Path
 import swaa_edge
 from swaa_edge.errors import NativeLibraryError
 
-#: Environment variable with the root of a llama.cpp tree, whose converter is used instead of searching for one.
+#: Environment variable with the root of a llama.cpp tree. If set, the converter in that tree is used.
 PATH_VARIABLE = "SWAA_EDGE_UPSTREAM"
 
 _ENTRY = "convert_hf_to_gguf.py"
 
 
 def upstream_scripts() -> Path:
-    """Return the folder that holds `convert_hf_to_gguf.py`, `conversion/` and `gguf-py/` of the pinned llama.cpp.
+    """Return the folder of llama.cpp's converter: `convert_hf_to_gguf.py`, `conversion/` and `gguf-py/`.
 
-    If the environment variable SWAA_EDGE_UPSTREAM is set, it names the folder. Otherwise the folder is `upstream` in
-    the installed package, or else `vendor/llama.cpp` in the source tree. Raises `NativeLibraryError` if there is no
-    such folder.
+    The environment variable SWAA_EDGE_UPSTREAM can name the folder. By default, the folder is `upstream` in the
+    installed package, or else `vendor/llama.cpp` in the source tree.
+
+    Raises `NativeLibraryError` if no folder is complete.
     """
     given = os.environ.get(PATH_VARIABLE)
     if given:
@@ -48,7 +49,7 @@ def upstream_scripts() -> Path:
 def _candidates() -> Iterator[Path]:
     package = Path(swaa_edge.__file__).parent
     yield package / "upstream"
-    # A wheel or an editable install has the scripts there, even if this source tree shadows it.
+    # An installed package has the scripts, even if this source tree shadows the package.
     for entry in sys.path:
         yield Path(entry or ".") / "swaa_edge" / "upstream"
     yield package.parent / "vendor" / "llama.cpp"
@@ -70,7 +71,7 @@ def architectures(scripts: Path) -> frozenset[str]:
 
 @functools.cache
 def pre_tokenizers(scripts: Path) -> tuple[str, ...]:
-    """Return llama.cpp's names of pre-tokenizers (the rules that split text before byte-pair merging), sorted."""
+    """Return llama.cpp's names of pre-tokenizers, sorted. A pre-tokenizer splits text before byte-pair merging."""
     source = scripts / "conversion" / "base.py"
     found = re.search(r"def get_vocab_base_pre\b.*?\n    def ", source.read_text(encoding="utf-8"), re.DOTALL)
     names = set(re.findall(r'^ +res = "([^"]+)"$', found[0], re.MULTILINE)) if found else set()

@@ -1,4 +1,4 @@
-"""Runs llama.cpp's converters in a child process. The converters are unchanged, except for a few replaced functions.
+"""Runs llama.cpp's converters in a child process, with a few functions replaced.
 
 run(scripts, "convert_hf_to_gguf.py", ["Qwen3-4B", "--outfile", "model.gguf"], name="Qwen3-4B", pre="qwen2")
 """
@@ -24,16 +24,19 @@ def run(
     n_layers: int | None = None,
     metadata: str | None = None,
 ) -> None:
-    """Run `program` in the folder `scripts` in this process, with the command line `arguments`.
+    """Run the converter `program` from the folder `scripts` with the command line `arguments`, in this process.
 
     name: name of the model directory, for error messages.
     for_swaa: refuse a model that SWAA can't be applied to.
-    pre: name of the tokenizer's pre-tokenizer, or None if the converter recognises the pre-tokenizer.
-    n_layers: layer count to write into the file, for which upstream's adapter converter has no option.
-    metadata: path of a metadata override file, for which upstream's adapter converter has no option.
+    pre: name of the pre-tokenizer, or None if the converter recognises the pre-tokenizer.
+    n_layers: layer count to write into an adapter file.
+    metadata: path of a metadata override file for an adapter.
 
-    Before any weights are written, raises `UnsupportedModelError` if SWAA can't be applied to the model, and
-    `ConfigError` if `pre` is given but the tokenizer doesn't use a pre-tokenizer. Raises the converter's errors too.
+    Upstream's adapter converter has no options for `n_layers` and `metadata`.
+
+    Raises `UnsupportedModelError` if SWAA can't be applied to the model. Raises `ConfigError` if `pre` is given but the
+    tokenizer uses no pre-tokenizer. Both errors come before any weights are written. Also raises the converter's own
+    errors.
     """
     sys.path[:0] = [scripts, str(Path(scripts, "gguf-py"))]
     import conversion
@@ -58,7 +61,7 @@ def run(
 
     def load_overridden(_: Any, *more: Any) -> Any:
         found = load(Path(metadata), *more)
-        # These tags of PEFT's model card hold the base model's path on the machine of the training.
+        # These tags of PEFT's model card contain a path on the training machine.
         found.tags = [tag for tag in found.tags or () if not str(tag).startswith("base_model:")] or None
         return found
 
@@ -72,7 +75,7 @@ def run(
 
 
 def check_fit(writer: Any, name: str) -> None:
-    """Raise `UnsupportedModelError` if SWAA can't be applied to the model that is being written.
+    """Raise `UnsupportedModelError` if SWAA can't be applied to the model in `writer`.
 
     writer: the `gguf.GGUFWriter` that holds the model's keys.
     name: name of the model directory, for the error message.

@@ -1,4 +1,4 @@
-"""Run the command line where the `swaa-edge` script is not on the path: python -m swaa_edge --help"""
+"""Run the command line without the `swaa-edge` script: python -m swaa_edge --help"""
 
 from swaa_edge.cli import main
 

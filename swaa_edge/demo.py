@@ -1,10 +1,11 @@
-"""Measure in a minute the accuracy that SWAA costs and the time that it saves, on a small model in the package.
+"""Measure the accuracy that SWAA costs and the time that SWAA saves, with a small model in the package.
 
-The model (swaa_edge/models/README.md) was trained from scratch with full attention to find facts anywhere in 2,048
-tokens. The demo asks this model the same questions under full attention, a bare sliding window, each recipe, the recipe
-`fast` without its tail, and the layers that `calibrate` chooses. The prompts fill the model's whole context. Prompts of
-2,048 tokens are too short to show the speed-up, so the demo also times a long prompt, on a few layers that have the
-shape of a real model but random weights. The demo measures accuracy and speed on this machine, and downloads nothing.
+The demo takes about a minute and downloads nothing. The model was trained with full attention to find facts anywhere in
+2,048 tokens (swaa_edge/models/README.md). The demo asks the same questions under each of `configurations`. Each prompt
+fills the model's context.
+
+Such prompts are too short to show the speed-up. So the demo also times a long prompt. The layers for the long prompt
+have the shape of a real model, and random weights.
 
     print(demo())
 """
@@ -27,25 +28,25 @@ from swaa_edge.support.interrupt import Stopped
 from swaa_edge.support.progress import OnProgress
 
 MODEL = Path(__file__).parent / "models" / "demo-Q8_0.gguf"
-#: The context that the model was trained for, and the part of it for an answer; tokens.
+#: The model's context, and the part reserved for an answer, in tokens.
 CONTEXT, ANSWER = 2048, 48
-#: A sixteenth of the context, as 2,048 is of 32k; sinks and tail are the same fraction of the recipes' 100 and 128.
+#: About a sixteenth of the recipes' 2,048, 100 and 128 tokens, because the context is a sixteenth of 32k.
 WINDOW, SINKS, TAIL = CONTEXT // 16, 8, 8
-#: FA decode, sinks and these layers in full attention: the choice of `calibrate --method greedy` for a quarter of the
-#: layers (docs/results.md).
+#: FA decode, sinks, a tail, and full attention in the layers `CHOSEN`. These are the quarter of the layers that
+#: `calibrate --method greedy` chose (docs/results.md).
 CALIBRATED = "calibrated"
-#: `fast` without its tail: what the paper's form costs a question that wants its answer at once.
+#: `fast` without the tail, as in the paper. Shows how much accuracy a direct answer then loses.
 NO_TAIL = "fast, no tail"
 CHOSEN = (1, 2)
 #: Questions per configuration and task.
 SAMPLES = 8
 SEED = 2026
-#: The long prompt, in tokens, and what it is timed in: layers of a shape of `swaa_edge.shapes`, under this recipe.
+#: Tokens of the long prompt, one of `shapes.SHAPES`, the number of layers, and the recipe to time.
 LONG, SHAPE, LAYERS, TIMED = 16384, "qwen3-0.6b", 2, "fast"
 
 
 class Demo(Comparison):
-    """A comparison of answers, with the times of a long prompt in the field "long_prompt" of its document."""
+    """A comparison of answers. The document also holds the times of a long prompt, under "long_prompt"."""
 
     def __str__(self) -> str:
         timed = self.document["long_prompt"]
@@ -61,7 +62,7 @@ class Demo(Comparison):
 
 
 def configurations() -> dict[str, Configuration]:
-    """Return the configurations to compare, with window, sinks and tail reduced to suit the model's short context."""
+    """Return the configurations to compare. Window, sinks and tail are reduced to fit the model's short context."""
     recipes = {
         name: dataclasses.replace(
             recipe.config, window_size=WINDOW, sink_count=SINKS, tail_count=min(recipe.config.tail_count, TAIL)
@@ -84,16 +85,16 @@ def demo(
     threads: int | None = None,
     on_progress: OnProgress | None = None,
 ) -> Demo:
-    """Ask the demo model `samples` questions per task under each of `configurations`, and compare the results.
+    """Compare the demo model's answers under each of `configurations`, and time a long prompt.
 
-    The facts to retrieve lie outside the window of a prompt's last token. The result also has the times of a long
-    prompt.
+    The facts to retrieve lie outside the window of the prompt's last token.
 
+    samples: number of questions per configuration and task.
     plot_file: path for a plot of accuracy over prefill speed-up; an existing file is replaced.
     threads: number of CPU threads (default: all cores).
     on_progress: as for `evaluate.compare`.
 
-    Raises `ModelFileError` if the model is missing, and `ConfigError` if a plot is requested but matplotlib is missing.
+    Raises `ModelFileError` if the model is missing, and `ConfigError` if `plot_file` is given without matplotlib.
     """
     if not MODEL.is_file():
         raise ModelFileError(f"{MODEL} is missing; reinstall swaa-edge, or train the model with scripts/demo/train.py")
@@ -127,7 +128,7 @@ def demo(
 
 
 def _long_prompt(engine: EngineSettings, on_progress: OnProgress | None) -> tuple[dict[str, Any] | None, Stopped]:
-    """Return the times of the long prompt and None, or if the measurement ended early, None and the reason."""
+    """Time the long prompt. Return (times, None), or (None, reason) if the measurement ended early."""
     from swaa_edge.bench import bench
     from swaa_edge.shapes import write_shape
 

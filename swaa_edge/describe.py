@@ -1,4 +1,4 @@
-"""Facts about a model file, its SWAA settings and the size of its KV cache, as `swaa-edge inspect` shows them.
+"""Describe a model file, the SWAA settings and the size of the KV cache, for `swaa-edge inspect`.
 
 describe("model.gguf")["kv_memory"]
 """
@@ -20,7 +20,7 @@ CONTEXTS = {"8k": 8192, "32k": 32768, "128k": 131072}
 
 
 def describe(model: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return a description of `model` as plain JSON values, from its metadata alone; sizes are in bytes.
+    """Return a description of `model` as plain JSON values. Sizes are in bytes. Only the metadata are read.
 
     "swaa": the SWAA settings, or None for a file without SWAA keys.
     "layers": the kind of each layer, one of `kvsize.KINDS`.
@@ -58,7 +58,7 @@ def describe(model: str | os.PathLike[str]) -> dict[str, Any]:
 def _kv_memory(model: ModelFile, swaa: SwaaConfig | None, n_ctx: int) -> dict[str, Any]:
     """Return the bytes of the KV cache for each cache type, or None for a type that the model can't use.
 
-    The bytes are per kind of layer, in total ("total"), and in total without rings ("total_swa_full").
+    Each type has the bytes per kind of layer, the sum ("total"), and the sum without rings ("total_swa_full").
     """
     memory: dict[str, Any] = {"context": n_ctx, "ring_cells": kv_size(model, swaa, n_ctx=n_ctx).ring_cells}
     for kind in CACHE_TYPES:

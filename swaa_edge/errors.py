@@ -1,7 +1,6 @@
-"""The errors a user can meet, one class each.
+"""The error classes of swaa-edge.
 
-Every error that swaa-edge raises on purpose derives from `SwaaError`, so that a program can catch all of them.
-The message is one line: what is wrong, and what would be right.
+All classes derive from `SwaaError`. Each message is one line: what is wrong, and what would be right.
 
     try: llm = SwaaLlama("model.gguf")
     except SwaaError as error: print(error)
@@ -9,7 +8,7 @@ The message is one line: what is wrong, and what would be right.
 
 
 class SwaaError(Exception):
-    """Base class of every error that swaa-edge raises on purpose; the message is one line for the user."""
+    """Base class of all errors that swaa-edge raises on purpose."""
 
 
 class ConfigError(SwaaError, ValueError):
@@ -21,11 +20,11 @@ class ModelFileError(SwaaError, ValueError):
 
 
 class DataFileError(SwaaError, ValueError):
-    """A data file can't be read, or one of its records is invalid; the message names the record's line."""
+    """A data file can't be read, or a record is invalid. The message names the record's line."""
 
 
 class UnsupportedModelError(SwaaError, ValueError):
-    """The model is valid, but SWAA (or one of the tools) can't be applied to it."""
+    """SWAA or one of the tools can't be applied to a valid model."""
 
 
 class OutputError(SwaaError, OSError):
@@ -33,17 +32,15 @@ class OutputError(SwaaError, OSError):
 
 
 class NativeLibraryError(SwaaError, RuntimeError):
-    """The patched llama.cpp library is missing or has the wrong version, or another llama.cpp library is already
-    loaded."""
+    """The patched llama.cpp library is missing, has the wrong version, or conflicts with a loaded llama.cpp library."""
 
 
 class GenerationError(SwaaError, RuntimeError):
-    """The engine can't evaluate a prompt: it exceeds the context, or memory ran out."""
+    """A prompt can't be evaluated: the context is too small, or memory ran out."""
 
 
 class GenerationCancelled(GenerationError):
-    """An evaluation was stopped on request. The tokens that were already evaluated stay valid, and the model stays
-    usable."""
+    """An evaluation was stopped on request. Evaluated tokens stay valid, and the model stays usable."""
 
 
 class TrainingError(SwaaError, RuntimeError):
@@ -51,9 +48,9 @@ class TrainingError(SwaaError, RuntimeError):
 
 
 class StateError(SwaaError, KeyError):
-    """A saved state can't be used: it belongs to another model or other settings, is too long, or is damaged.
+    """A saved state belongs to another model or other settings, is too long, or is damaged.
 
-    `StateError` derives from `KeyError` because llama_cpp treats a `KeyError` as a cache miss.
+    Derives from `KeyError` because llama_cpp treats a `KeyError` as a cache miss.
     """
 
-    __str__ = Exception.__str__  # KeyError's own puts the message in quotes
+    __str__ = Exception.__str__  # KeyError.__str__ puts the message in quotes

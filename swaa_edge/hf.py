@@ -1,7 +1,6 @@
-"""SWAA in transformers, through transformers' attention interface, for training and for trying a recipe on a model.
+"""SWAA for models in transformers, to train a model or to try a recipe.
 
-Importing this module registers the attention "swaa". A forward pass then uses the same masks as prefill and decode in
-the engine.
+Importing this module registers the attention "swaa" with transformers. A forward pass then uses the engine's masks.
 
     model = AutoModelForCausalLM.from_pretrained("Qwen3-4B")
     hf.apply(model, SwaaConfig.from_recipe("quality"))
@@ -9,21 +8,21 @@ the engine.
     model.generate(input_ids, attention_mask=mask)
 
 Prompt tokens see a sliding window. Under FA decode, generated tokens see every earlier token. `decode_mask`, bool
-[batch, tokens], marks the generated tokens. `decode_mask` works with every model whose `forward` passes keyword
-arguments on to its attention. Without `decode_mask`, the engine's rule applies: a single token that follows cached
-tokens counts as decode, and all other tokens count as prefill. `decode_mask` is therefore needed to train under FA
-decode, and to verify several drafted tokens in one pass.
+[batch, tokens], marks the generated tokens. The model's `forward` must pass keyword arguments on to the attention.
+Without `decode_mask`, the engine's rule applies: a single token after cached tokens is decode, and all other tokens are
+prefill. So `decode_mask` is needed to train under FA decode, and to verify several drafted tokens in one pass.
 
-A tail of T tokens (`SwaaConfig.tail_count`) needs no further argument. With `decode_mask`, the tail consists of the T
-tokens before each generated token. Without `decode_mask`, several tokens in one forward pass count as the new tokens of
-one turn, and the last T tokens of each sequence as its tail. So if a prompt is split over several passes, all passes
-but the last need a `decode_mask` that is False everywhere.
+A tail of T tokens (`SwaaConfig.tail_count`) needs no further argument. With `decode_mask`, the tail is the T tokens
+before each generated token. Without `decode_mask`, a pass of several tokens counts as one turn, and the tail is the
+last T tokens of each sequence. If a prompt takes several passes, give all passes but the last a `decode_mask` that is
+False everywhere.
 
-On a GPU, torch's flex attention is used. Its block mask takes memory that does not grow with the square of the length.
-Elsewhere, torch's scaled dot-product attention is used. It needs a bool mask [batch, 1, queries, keys] for each kind of
-layer, of which there are at most three. Such a mask takes 1 byte per pair of query and key, and each layer takes 4 more
-bytes per pair while it runs. Both attentions support padding on either side and packed sequences (`position_ids` that
-restart, without attention_mask).
+On a GPU, torch's flex attention is used. The memory for flex attention's block mask does not grow with the square of
+the length. Elsewhere, torch's scaled dot-product attention is used, with a bool mask [batch, 1, queries, keys] for each
+kind of layer. There are at most three kinds. A mask takes 1 byte per pair of query and key. A running layer takes 4
+more bytes per pair.
+
+Padding may be on either side. Packed sequences are supported: `position_ids` that restart, without attention_mask.
 """
 
 from __future__ import annotations
@@ -43,20 +42,20 @@ from swaa_edge.config import SwaaConfig
 from swaa_edge.errors import ConfigError, UnsupportedModelError
 from swaa_edge.files.lora_training import read_training
 
-#: Names of the attention in transformers, and whether they use flex attention; None decides by the device.
+#: Names of the attention in transformers. True selects flex attention, and None chooses by the device.
 ATTENTION: dict[str, bool | None] = {"swaa": None, "swaa_sdpa": False, "swaa_flex": True}
 
 
 def apply(model: PreTrainedModel, config: SwaaConfig | None, *, attention: str = "swaa") -> None:
-    """Switch the attention of `model` to `config`, or back to transformers' own full attention if `config` is None.
+    """Switch the attention of `model` to `config`, or back to full attention if `config` is None.
 
-    The settings are stored in `model.config.swaa`, so `save_pretrained` saves them, and the saved model can be loaded
-    with attn_implementation="swaa".
+    The settings are stored in `model.config.swaa`, which `save_pretrained` saves. Load a saved model with
+    attn_implementation="swaa".
 
-    attention: the attention implementation, one of `ATTENTION`.
+    attention: one of the names in `ATTENTION`.
 
-    Raises `UnsupportedModelError` for a model that has sliding windows of its own or doesn't use the attention
-    interface, and `ConfigError` if the settings name a layer that the model doesn't have.
+    Raises `UnsupportedModelError` if the model has sliding windows of its own, or doesn't use transformers' attention
+    interface. Raises `ConfigError` if `attention` is unknown, or if the settings name a layer that the model lacks.
     """
     text = model.config.get_text_config()
     if config is None:
@@ -81,11 +80,12 @@ def applied(model: PreTrainedModel) -> SwaaConfig | None:
 
 
 def load_adapter(model: PreTrainedModel, folder: str | os.PathLike[str]) -> Any:
-    """Load the LoRA adapter in `folder`, apply the recipe that it was trained under, and return a PeftModel.
+    """Load the LoRA adapter in `folder` and apply the adapter's recipe. Return a PeftModel.
 
-    An adapter without a recipe leaves the attention unchanged. Raises `ConfigError` if `model` runs under another
-    recipe, `UnsupportedModelError` if it doesn't have as many layers as the adapter's base model, and `ModelFileError`
-    if the folder is damaged.
+    An adapter without a recipe leaves the attention unchanged.
+
+    Raises `ConfigError` if `model` runs under another recipe. Raises `UnsupportedModelError` if the adapter's base
+    model has another number of layers. Raises `ModelFileError` if the folder is damaged.
     """
     import peft
 
@@ -105,12 +105,12 @@ def load_adapter(model: PreTrainedModel, folder: str | os.PathLike[str]) -> Any:
 
 
 def decode_mask(prompt_lengths: Sequence[int], attention_mask: torch.Tensor) -> torch.Tensor:
-    """Mark the generated tokens of a batch, in which each sequence is one prompt followed by one answer.
+    """Mark the generated tokens of a batch. Each sequence must be one prompt followed by one answer.
 
-    prompt_lengths: the number of tokens of each prompt, without padding.
+    prompt_lengths: number of tokens of each prompt, without padding.
     attention_mask: [batch, tokens], 0 at padding on either side.
 
-    Returns bool [batch, tokens]. Raises `ConfigError` if a prompt length exceeds the length of its sequence.
+    Returns bool [batch, tokens]. Raises `ConfigError` if the prompt lengths don't fit the sequences.
     """
     real = attention_mask.bool()
     lengths = torch.as_tensor(prompt_lengths, device=real.device)
@@ -127,10 +127,9 @@ def decode_mask(prompt_lengths: Sequence[int], attention_mask: torch.Tensor) -> 
 
 @dataclasses.dataclass(eq=False)
 class _BatchMask:
-    """The data from which the masks of one forward pass are built; transformers passes this object to each layer as its
-    mask.
+    """Builds the masks of one forward pass. transformers passes this object to every layer as the mask.
 
-    The first layer of each kind builds the mask, and all layers of that kind share it.
+    The first layer of each kind builds a mask, and the other layers of the kind share the mask.
     """
 
     swaa: SwaaConfig
@@ -140,15 +139,15 @@ class _BatchMask:
     flex: bool
     #: Arguments for transformers' own mask functions.
     arguments: dict[str, Any]
-    #: Key index of each sequence's first token, [batch]; None without padding, where position_ids determine it.
+    #: Key index of each sequence's first token, [batch]. None without padding: position_ids then give the index.
     first: torch.Tensor | None
-    #: Masks by kind of layer: whether it slides, and whether some of its tokens decode with full attention.
+    #: Masks by kind of layer: (the layer slides, some tokens decode with full attention).
     masks: dict[tuple[bool, bool], Any] = dataclasses.field(default_factory=dict)
-    # transformers passes a mask of four dimensions on unchanged.
+    # transformers leaves a mask of four dimensions unchanged.
     ndim = 4
 
     def to(self, *args: Any, **kwargs: Any) -> _BatchMask:
-        """Return this object unchanged: `swaa_attention` moves a layer's mask to the layer's device when it is used."""
+        """Return this object unchanged. `swaa_attention` moves each mask to the layer's device."""
         return self
 
     def of_layer(self, layer: int, decode: torch.Tensor | None, positions: torch.Tensor | None) -> Any:
@@ -170,13 +169,12 @@ class _BatchMask:
         return self.masks[kind]
 
     def _window(self, decode: torch.Tensor | None, positions: torch.Tensor | None) -> Callable[..., torch.Tensor]:
-        """Return the rule of a sliding layer as a mask function for transformers; the function's indices count cached
-        tokens too."""
+        """Return the mask function of a sliding layer. The function's indices include cached tokens."""
         window, sinks, offset = self.swaa.window_size, self.swaa.sink_count, self.arguments["q_offset"]
         start = self._start(positions)
 
         def visible(batch: Any, head: Any, query: Any, key: Any) -> Any:
-            # A difference would take eight bytes per pair; a comparison of one value per query and one per key doesn't.
+            # Computing `query - key` would take eight bytes per pair. This comparison takes one.
             near = key > query - window
             sink = key < start[batch, query - offset] + sinks
             return near | sink if decode is None else near | sink | decode[batch, query - offset]
@@ -184,7 +182,7 @@ class _BatchMask:
         return visible
 
     def _start(self, positions: torch.Tensor | None) -> torch.Tensor:
-        """Return, for each query, the key index at which its sequence starts, as a tensor [batch, queries]."""
+        """Return the key index of the first token in each query's sequence, [batch, queries]."""
         shape = (self.arguments["batch_size"], self.arguments["q_length"])
         index = torch.arange(shape[1], device=self.arguments["device"]) + self.arguments["q_offset"]
         if self.first is not None:
@@ -194,10 +192,7 @@ class _BatchMask:
         return (index - positions).expand(shape).contiguous()
 
     def _with_tail(self, decode: torch.Tensor | None, positions: torch.Tensor | None) -> torch.Tensor | None:
-        """Mark the tokens that see all earlier tokens in layers with FA decode.
-
-        These are the generated tokens (`decode`) and the tail: the last T tokens of each prompt.
-        """
+        """Mark the generated tokens (`decode`) and the tail, the last T tokens of each prompt."""
         if self.swaa.tail_count == 0:
             return decode
         start, offset = self._start(positions), self.arguments["q_offset"]
@@ -206,10 +201,10 @@ class _BatchMask:
         if self.first is not None:
             real = self.arguments["attention_mask"][:, offset : offset + start.shape[1]].bool()
             ends[:, :-1] |= real.diff()
-        # True at the last token before each generated one; without `decode`, a generated token follows each sequence.
+        # True at the last token before each generated token. Without `decode`, at the last token of each sequence.
         last = ends if decode is None else decode.roll(-1, 1) & ~ends
         index = torch.arange(start.shape[1], device=start.device).expand_as(start)
-        # The nearest token, from each one on, that is True in either.
+        # For each token, the nearest index from there on that is True in `last` or `ends`.
         near = index.masked_fill(~(last | ends), start.shape[1]).flip(1).cummin(1).values.flip(1)
         tail = last.gather(1, near) & (near - index < self.swaa.tail_count)
         return tail if decode is None else tail | decode
@@ -227,12 +222,10 @@ def swaa_mask(
     config: Any = None,
     **_: Any,
 ) -> Any:
-    """The mask function that transformers calls for `ATTENTION`; `swaa_attention` builds the actual masks per layer.
+    """Mask function for transformers. Returns a `_BatchMask`, which builds the actual mask of each layer later.
 
     attention_mask: [batch, tokens], 0 at padding, or None.
     q_offset: number of tokens in the KV cache.
-
-    Returns a `_BatchMask`.
     """
     if isinstance(attention_mask, _BatchMask):
         return attention_mask
@@ -268,15 +261,16 @@ def swaa_attention(
     position_ids: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The attention function that transformers calls for `ATTENTION`: torch's attention under the mask of the layer.
+    """Attention function for transformers: torch's attention under the layer's mask.
 
     query: [batch, heads, queries, head_dim].
     key, value: [batch, kv_heads, keys, head_dim].
     decode_mask: bool [batch, queries].
 
-    Returns the output, [batch, queries, heads, head_dim], and None in place of the attention weights. Raises
-    `ConfigError` if the caller gave a mask of its own, or if `decode_mask` is missing and the result would be wrong
-    without it.
+    Returns the output [batch, queries, heads, head_dim], and None in place of the attention weights.
+
+    Raises `ConfigError` if the caller gave a finished mask, or if `decode_mask` has the wrong shape. Training under FA
+    decode without `decode_mask` also raises `ConfigError`.
     """
     if not isinstance(attention_mask, _BatchMask):
         raise ConfigError("SWAA builds its own masks; give attention_mask as [batch, tokens], 0 at padding, or None")

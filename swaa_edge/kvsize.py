@@ -1,7 +1,7 @@
 """Compute the exact size of a context's KV cache, by kind of layer, before the context is created.
 
-Layers that use full attention, in prefill or only in decode, keep K and V of the whole context. The other sliding
-layers keep a ring buffer with only the cells that their window and sinks need.
+Layers with full attention in prefill or decode keep K and V of the whole context. All other layers keep a ring buffer:
+cells for the window, the sinks and one ubatch.
 
     size = kv_size(read_model("model.gguf"), SwaaConfig(2048, 64), n_ctx=32768); print(size.total, size.ring_cells)
 """
@@ -17,12 +17,12 @@ from swaa_edge.errors import ConfigError
 from swaa_edge.files.header import Header
 from swaa_edge.files.model import ModelFile
 
-#: The kinds of layers: full attention; sliding, but decoding with full attention; sliding.
+#: Kinds of layers: full attention, sliding with FA decode, and sliding without FA decode.
 FA, SLIDING_FA_DECODE, SLIDING = "fa", "sliding_fa_decode", "sliding"
 KINDS = (FA, SLIDING_FA_DECODE, SLIDING)
 
-# Architectures whose tokens have several position numbers, for which there is no ring. The second set has them only if
-# the file has the key for it.
+# The engine makes no ring if a token has several positions. In the second set, a token has several positions only if
+# the file gives rope.dimension_sections.
 _MULTI_POSITION = frozenset(
     ["paddleocr", "qwen2vl", "qwen35", "qwen35moe", "qwen3tts", "qwen3vl", "qwen3vlmoe", "qwen4exp"]
 )
@@ -31,8 +31,12 @@ _MULTI_POSITION_IF_GIVEN = frozenset(["dflash", "glm4", "glm4moe", "hunyuan_vl"]
 
 @dataclasses.dataclass(frozen=True)
 class KVSize:
-    """The bytes of K and V by kind of layer, and the number of cells (tokens) in one stream; ring_cells is 0 if no
-    layer has a ring."""
+    """The size of a KV cache.
+
+    bytes: bytes of K and V in total for each kind of layer.
+    full_cells: number of cells (tokens) per stream in a layer without a ring.
+    ring_cells: number of cells per stream in a ring, or 0 if no layer has a ring.
+    """
 
     bytes: Mapping[str, int]
     full_cells: int
@@ -45,7 +49,7 @@ class KVSize:
 
 
 def layer_kinds(swaa: SwaaConfig | None, n_layers: int) -> list[str]:
-    """Return the kind of each layer, one of `KINDS`; `swaa` is None for full attention."""
+    """Return the kind of each layer, one of `KINDS`. `swaa` is None for full attention."""
     if swaa is None:
         return [FA] * n_layers
     return [
@@ -68,12 +72,12 @@ def kv_size(
     swa_full: bool = False,
     flash_attn: bool = True,
 ) -> KVSize:
-    """Return the size of K and V that a llama.cpp context with these parameters allocates for `model` under `swaa`.
+    """Return the size of the KV cache that llama.cpp allocates for `model` under `swaa`.
 
     n_ctx: context size in tokens, or 0 for the model's own context length.
     n_batch: batch size in tokens, by default n_ubatch.
     type_k, type_v: names or numbers of ggml types.
-    swa_full: whether every layer keeps the whole context instead of a ring.
+    swa_full: whether every layer keeps the whole context, without rings.
 
     Raises `ConfigError` for a type that doesn't exist or doesn't fit the model's heads.
     """
@@ -87,9 +91,9 @@ def kv_size(
         needed = round_up((n_seq_max if kv_unified else 1) * swaa.reach + n_ubatch)
         ring_cells = needed if needed < full_cells else 0
 
-    # The last layers of some models predict further tokens; the engine doesn't run them.
+    # The last layers of some models predict further tokens. The engine doesn't run such layers.
     cached = range(model.n_layers - int(model.header.value(f"{model.architecture}.nextn_predict_layers", 0)))
-    # Without flash attention V is stored transposed, and every layer's rows are as wide as the widest.
+    # Without flash attention, V is stored transposed. Every layer's V then has the width of the widest layer.
     widest = max(model.n_kv_heads, default=0)
     sizes = dict.fromkeys(KINDS, 0)
     for layer in cached:

@@ -1,7 +1,7 @@
-"""Define, read, validate and write the `swaa.*` keys of a GGUF file, version 1.
+"""Read, check and write the `swaa.*` keys of a GGUF file. The keys hold the model's SWAA settings.
 
-A model carries its SWAA settings in these keys, and llama.cpp's kv_overrides can replace each of them at load time. One
-table, `KEYS`, determines how the keys are read and written, and the content of the document convert/METADATA.md.
+llama.cpp's kv_overrides can replace each key at load time. The table `KEYS` determines how keys are read and written.
+The document convert/METADATA.md is generated from `KEYS`.
 
     read_swaa("model.gguf")                                     # SwaaConfig, or None without keys
     python -m swaa_edge.metadata > convert/METADATA.md          # regenerates the document
@@ -31,11 +31,11 @@ _LAYERS = "array of bool"
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """One key: its GGUF type, whether every file with SWAA keys must have it, its meaning and its limits.
+    """One of the SWAA keys.
 
-    least, most: for a number, the limits of its range.
-
-    The length of a text is limited by `config.LABEL_LIMIT`; an array has one element per layer.
+    type: the GGUF type.
+    required: whether every file with SWAA keys must have this key.
+    least, most: limits of a number.
     """
 
     name: str
@@ -56,8 +56,8 @@ class Key:
         }[self.type]
 
 
-#: Every key, in the order in which they are written and checked: the version first, since the other keys may mean
-#: something else in a newer version.
+#: All keys, in the order of writing and checking. The version comes first, since the meaning of the other keys may
+#: depend on the version.
 KEYS = {
     key.name: key
     for key in (
@@ -85,7 +85,7 @@ PADDING_KEY = "swaa.padding"
 
 @dataclasses.dataclass(frozen=True)
 class _Given:
-    """An override in the form of a key. It has the fields of `files.header.Field` that this module uses."""
+    """An override, with the fields of `files.header.Field` that this module uses."""
 
     type: str
     value: Any
@@ -93,14 +93,16 @@ class _Given:
 
 
 def read_swaa(path: str | os.PathLike[str], kv_overrides: Mapping[str, Any] | None = None) -> SwaaConfig | None:
-    """Return the settings in effect for a GGUF file, from its SWAA keys and from overrides of them.
+    """Return the SWAA settings of a GGUF file, or None for full attention.
 
-    kv_overrides: overrides in llama.cpp's form; each takes the place of the file's key of the same name, if any.
+    kv_overrides: overrides in llama.cpp's form. An override replaces or adds the key of the same name.
 
-    Returns None, which means full attention, if there are no SWAA keys or `swaa.enabled` is false. The result's
-    `fa_layers` is a tuple of layers. Raises `ModelFileError` if the file is not a GGUF or is truncated. Also raises it
-    if a key is wrong, missing or newer than this version; the message then names the key, its value and the limit.
-    Raises `ConfigError` for a wrong override.
+    The result is None if there are no SWAA keys, or if `swaa.enabled` is false. The result's `fa_layers` is a tuple of
+    layers.
+
+    Raises `ModelFileError` if the file is not a GGUF or is truncated. A wrong or missing key, or a newer version of the
+    keys, also raises `ModelFileError`. The message then names the key, the value and the limit. Raises `ConfigError`
+    for a wrong override.
     """
     from swaa_edge.files.model import first_header  # files builds on this module
 
@@ -108,7 +110,7 @@ def read_swaa(path: str | os.PathLike[str], kv_overrides: Mapping[str, Any] | No
 
 
 def effective_config(header: Header, kv_overrides: Mapping[str, Any] | None = None) -> SwaaConfig | None:
-    """Do the same as `read_swaa`, but take the header of a model's first file."""
+    """Do the same as `read_swaa`, given the header of a model's first file."""
     given: dict[str, Field | _Given] = {
         key: field for key, field in header.fields.items() if key.startswith(PREFIX) and key != PADDING_KEY
     }
@@ -116,7 +118,7 @@ def effective_config(header: Header, kv_overrides: Mapping[str, Any] | None = No
     if not given:
         return None
     try:
-        # swaa.enabled = false is respected even if the other keys are wrong: without it such a file could not be run.
+        # With swaa.enabled = false, the other keys may be wrong. So a file with wrong keys can still be run.
         if _checked("swaa.enabled", given, 0) is False:
             return None
         values = {name: _checked(name, given, header.n_layers) for name in KEYS}
@@ -134,8 +136,9 @@ def effective_config(header: Header, kv_overrides: Mapping[str, Any] | None = No
 
 
 def to_kv_overrides(config: SwaaConfig, n_layers: int) -> dict[str, bool | int | str]:
-    """Convert `config` to kv_overrides of llama_cpp.Llama for a model of `n_layers` layers; the overrides replace the
-    keys in the file.
+    """Convert `config` to kv_overrides of llama_cpp.Llama. The overrides replace the keys in the file.
+
+    n_layers: number of layers in the model.
 
     Raises `ConfigError` for a layer that the model doesn't have, or for more than 127 layers.
     """
@@ -154,13 +157,13 @@ def to_kv_overrides(config: SwaaConfig, n_layers: int) -> dict[str, bool | int |
 
 
 def pack(config: SwaaConfig, n_layers: int, padding: bytes | None = None) -> tuple[int, bytes]:
-    """Encode `config` as GGUF keys, and return the number of keys and their bytes.
+    """Encode `config` as GGUF keys. Return the number of keys, and the bytes.
 
-    padding: the original bytes between header and data. An extra key stores them, so that `annotate --strip` can
-        restore them. None omits this key, which is needed only if these bytes aren't all zero.
+    padding: the original bytes between header and data, for `annotate --strip`. An extra key stores the padding. None
+        omits the extra key; enough if all bytes are zero.
     """
     values = _encode(config, n_layers)
-    if not config.tail_count:  # files without a tail are those of earlier releases
+    if not config.tail_count:  # a file without a tail is the same as in earlier releases
         del values["swaa.tail_count"]
     packed = [_pack(name, KEYS[name].type, value) for name, value in values.items()]
     if padding is not None:
@@ -220,8 +223,10 @@ def _checked(name: str, given: Mapping[str, Field | _Given], n_layers: int) -> A
 
 
 def _given_overrides(overrides: Mapping[str, Any]) -> dict[str, _Given]:
-    """Convert the overrides of SWAA keys to their GGUF types. In llama.cpp's overrides, numbers are ints, flags are
-    bools, and an array is a text of 0 and 1."""
+    """Convert the overrides of SWAA keys to GGUF types.
+
+    In llama.cpp's overrides, a number is an int, a flag is a bool, and an array is a text of 0 and 1.
+    """
     given = {}
     for name, value in overrides.items():
         if not name.startswith(PREFIX):
@@ -245,7 +250,7 @@ def _given_overrides(overrides: Mapping[str, Any]) -> dict[str, _Given]:
 
 
 def _pack(name: str, kind: str, value: Any) -> bytes:
-    # Only the codes of GGUF's types are needed; gguf takes a moment to import, so not at the top.
+    # Not imported at the top, because importing gguf takes a moment.
     from gguf.constants import GGUFValueType
 
     if kind == _LAYERS:

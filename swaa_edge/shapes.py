@@ -1,18 +1,19 @@
 """Write a GGUF with the shape of a real model and random weights, to measure speed without a download.
 
-The speed of a model depends on its shapes and number formats, not on the values of its weights. A file with fewer
-layers than the real model shows nearly the same speed ratios in less time and memory.
+A model's speed depends on shapes and number formats, not on the values of the weights. A file with fewer layers than
+the real model shows nearly the same speed ratios, in less time and memory.
 
     write_shape("shape.gguf", "qwen3-0.6b", layers=4, ftype="Q8_0")
     python -m swaa_edge.shapes qwen3-4b shape.gguf --type Q8_0      # the same from a shell
 
-Weights. Each matrix repeats one random block of rows that is quantized once, so writing takes seconds instead of
-minutes. No weight is zero, since some processors multiply by zero faster. The scale (std = 1 / sqrt(columns)) keeps
-activations in the same range as in a trained model.
+Weights. Each matrix repeats one block of random rows. The block is quantized once, so writing takes seconds instead of
+minutes. The weights are not zero, since some processors multiply by zero faster. The scale (std = 1 / sqrt(columns))
+keeps activations in the range of a trained model.
 
-Vocabulary. Every command and the unpatched library can load the file. The file's tokenizer is byte-level BPE with as
-many tokens as the real model's, and it has a ChatML template. Each byte of text becomes one token. The other tokens are
-made-up words, which never result from tokenizing text. The model's output is noise.
+Vocabulary. The tokenizer is byte-level BPE with the real model's vocabulary size. Each byte of text becomes one token.
+The other tokens are made-up words, which never occur in tokenized text. The chat template is ChatML.
+
+Every command can load the file, and so can unpatched llama.cpp. The model's output is noise.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ TYPES = ("Q8_0", "F16", "Q4_0")
 
 _BLOCK_ROWS = 256
 _CHUNK = 4 << 20
-# Nothing was trained, so no length is too long.
+# No training limits the context.
 _CONTEXT = 1 << 20
 _MAX_LAYERS, _MAX_VOCAB = 1024, 1 << 24
 _END, _TURN, _TURN_END = _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -75,7 +76,7 @@ class Shape:
     rms_eps: float
 
 
-#: By name, from the models' own configurations.
+#: Shapes by name, copied from the models' configurations.
 SHAPES = {
     "qwen3-0.6b": Shape("qwen3", 28, 1024, 3072, 16, 8, 128, 151936, True, 1e6, 1e-6),
     "qwen3-4b": Shape("qwen3", 36, 2560, 9728, 32, 8, 128, 151936, True, 1e6, 1e-6),
@@ -92,14 +93,16 @@ def write_shape(
     vocab: int | None = None,
     force: bool = False,
 ) -> Path:
-    """Write a GGUF of the shape `name` with random weights to `path`, and return that path.
+    """Write a GGUF file with the shape `name` and random weights to `path`. Return the path of the file.
 
-    layers: number of layers, or None for as many as in the real model.
+    layers: number of layers, or None for the real model's number.
     ftype: the type of every matrix, one of `TYPES`.
-    vocab: number of tokens in the vocabulary, or None for as many as in the real model.
+    vocab: number of tokens in the vocabulary, or None for the real model's number.
     force: whether to replace an existing file.
 
-    The same arguments give the same bytes. Raises `ConfigError` for arguments out of range, and `OutputError` if `path`
+    The same arguments give the same bytes.
+
+    Raises `ConfigError` for arguments out of range, and `OutputError` if `path`
     exists (without `force`) or can't be written.
     """
     shape = _chosen(name, layers, ftype, vocab)
@@ -115,7 +118,7 @@ def write_shape(
 
 @contextlib.contextmanager
 def temporary_shape(name: str, **options: Any) -> Iterator[Path]:
-    """Yield the path of a file that `write_shape` wrote into a temporary folder, which is deleted on exit."""
+    """Yield the path of a file from `write_shape`, in a temporary folder. The folder is deleted on exit."""
     with tempfile.TemporaryDirectory(prefix="swaa-edge-bench-") as folder:
         yield write_shape(Path(folder, f"{Path(name).name}.gguf"), name, **options)
 
@@ -138,7 +141,7 @@ def _chosen(name: str, layers: int | None, ftype: str, vocab: int | None) -> Sha
 
 
 def _tensors(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Yield the name and shape of every tensor in file order; the shape is (rows, columns), or (length,) for a norm."""
+    """Yield the name and shape of every tensor, in file order: (rows, columns), or (length,) for a norm."""
     queries, keys = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
     yield "token_embd.weight", (shape.vocab, shape.width)
     for layer in range(shape.layers):
@@ -183,7 +186,7 @@ def _write_header(path: Path, shape: Shape, name: str, ftype: str) -> None:
     for tensor, dims in _tensors(shape):
         kind = gguf.GGMLQuantizationType[ftype if len(dims) == 2 else "F32"]
         row = gguf.quant_shape_to_byte_shape(dims, kind)
-        # The writer asks for the type of an array that it never gets; the raw type counts.
+        # GGUFWriter requires an array type, but only raw_dtype counts.
         writer.add_tensor_info(tensor, dims, np.dtype(np.float32), int(np.prod(row)), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -202,7 +205,7 @@ def _add_vocabulary(writer: gguf.GGUFWriter, size: int) -> None:
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens)
     writer.add_token_types([*[normal] * (size - len(_SPECIAL)), *[control] * len(_SPECIAL)])
-    # llama.cpp requires the list, and this merge never applies: its pieces are more than a letter.
+    # llama.cpp requires a list of merges. This merge never applies, since both parts are longer than a letter.
     writer.add_token_merges(["merges none"])
     writer.add_add_bos_token(False)
     writer.add_bos_token_id(tokens.index(_END, -len(_SPECIAL)))
@@ -211,15 +214,14 @@ def _add_vocabulary(writer: gguf.GGUFWriter, size: int) -> None:
 
 
 def _byte_letters() -> list[str]:
-    """Return the printable characters that stand for the bytes in GPT-2's vocabulary, in the order of the bytes 0 to
-    255."""
+    """Return the characters that stand for the bytes 0 to 255 in GPT-2's vocabulary, in this order."""
     printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     others = iter(range(256, 512))
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]
 
 
 def _word(number: int) -> str:
-    """Return a made-up word with a space before it, a different one for each number: Ġaa, Ġba, ..."""
+    """Return a different made-up word for each number: Ġaa, Ġba, ... (Ġ is a space)."""
     word = ""
     while len(word) < 2 or number:
         number, letter = divmod(number, 26)
@@ -246,7 +248,7 @@ def _write_tensor(file: BinaryIO, name: str, dims: tuple[int, ...], ftype: str) 
 
 
 def _block(name: str, rows: int, columns: int) -> np.ndarray:
-    """Return random weights [rows, columns], which depend only on the tensor's name and shape."""
+    """Return random weights [rows, columns]. The tensor's name is the seed."""
     import numpy as np
 
     generator = np.random.default_rng(zlib.crc32(name.encode()))
@@ -260,8 +262,7 @@ def _align(file: BinaryIO) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command: write one file, and print its path and size. On an error, print one line to stderr and exit with
-    code 1."""
+    """Write one file, and print the path and size. On an error, print one line to stderr and exit with code 1."""
     parser = argparse.ArgumentParser(prog="python -m swaa_edge.shapes", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("name", metavar="NAME", help=", ".join(SHAPES))
     parser.add_argument("path", metavar="OUT.gguf")

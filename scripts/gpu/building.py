@@ -1,7 +1,11 @@
 """Builds the patched and the unpatched llama.cpp of an unpacked archive, with or without CUDA.
 
-A build needs a C++ compiler, nvcc for the backend `cuda`, CMake (on PATH or as a wheel in the archive), and ninja or
-make. A build does not use the network.
+A build needs no network, but these programs:
+
+- a C++ compiler;
+- CMake, on PATH or as a wheel in the archive;
+- ninja or make;
+- nvcc, for the backend `cuda`.
 
     build = Build(top, work, "cuda", "90", jobs=16, objects=work / "objects"); build.run("patched")
 """
@@ -26,9 +30,9 @@ from gpu.packing import BASELINE, PATCHED
 from gpu.runner import CheckError, OutOfTime, execute
 
 _SIDES = {"patched": PATCHED, "baseline": BASELINE}
-# Off: not needed here, or they would require more than a compiler.
+# The disabled options are not needed here, or require more than a compiler.
 _OPTIONS = ("CMAKE_BUILD_TYPE=Release", "GGML_CCACHE=OFF", "GGML_CUDA_NCCL=OFF", "SWAA_EDGE_CPU_VARIANTS=OFF")
-# Where a system keeps the driver's library.
+# Usual places of the driver's library.
 _DRIVERS = ("usr/lib/*/libcuda.so*", "usr/lib64/libcuda.so*", "usr/local/nvidia/lib*/libcuda.so*")
 
 
@@ -38,9 +42,9 @@ class Build:
 
     top: folder of the unpacked archive.
     work: folder for the builds.
-    arch: compute capability like "90", for the backend `cuda`.
+    arch: compute capability, such as "90". Only the backend `cuda` uses this value.
     objects: folder for the object files that both builds share.
-    native: whether to build for this machine's processor instead of any processor with AVX2.
+    native: True builds for this machine's processor, False for any processor with AVX2.
     """
 
     top: Path
@@ -52,13 +56,16 @@ class Build:
     native: bool = True
 
     def library(self, side: str) -> Path:
-        """Return the folder of the "patched" or "baseline" libraries; the first also holds test-backend-ops."""
+        """Return the folder of the libraries of `side`, "patched" or "baseline".
+
+        The folder of "patched" also holds test-backend-ops.
+        """
         return self.work / f"build-{side}" / "bin"
 
     def run(self, side: str, seconds: float = float("inf")) -> None:
         """Build what is missing or out of date for the side "patched" or "baseline".
 
-        Raises `CheckError` if the build fails. Raises `OutOfTime` after `seconds`; the next call resumes the build.
+        Raises `CheckError` if the build fails. Raises `OutOfTime` after `seconds`. The next call resumes the build.
         """
         deadline = time.monotonic() + seconds
         folder = self.library(side).parent
@@ -82,7 +89,7 @@ class Build:
         languages = ["C", "CXX"]
         if self.backend == "cuda":
             languages.append("CUDA")
-            # No PTX for later cards in a build that travels: it would be a third of the archive.
+            # A packed build has no PTX for later GPUs. PTX would be a third of the archive.
             kind = "" if self.native else "-real"
             options += ["GGML_CUDA=ON", f"CMAKE_CUDA_ARCHITECTURES={self.arch}{kind}"]
             options += [*cublas_options(), *driver_options()]
@@ -93,7 +100,10 @@ class Build:
 
 
 def run_logged(what: str, log: Path, command: Sequence[str], seconds: float = float("inf"), **options: Any) -> None:
-    """Run a build step and write its output to `log`; raises `CheckError` with the first errors, or `OutOfTime`."""
+    """Run a build step and write the output to `log`.
+
+    Raises `CheckError` with the first errors if the step fails, and `OutOfTime` after `seconds`.
+    """
     with open(log, "w") as out:
         code, _, _ = execute(command, seconds, stdout=out, stderr=subprocess.STDOUT, **options)
     if code is None:
@@ -105,7 +115,7 @@ def run_logged(what: str, log: Path, command: Sequence[str], seconds: float = fl
 
 
 def card_arch() -> str:
-    """Compute capability of the first GPU, like "90". Raises `CheckError` if nvidia-smi lists no GPU."""
+    """Compute capability of the first GPU, such as "90". Raises `CheckError` if nvidia-smi lists no GPU."""
     found = re.match(r"(\d+)\.(\d+)", _card("compute_cap") or "")
     if not found:
         raise CheckError("nvidia-smi lists no GPU; give the compute capability of the GPU, like --arch 90")
@@ -127,13 +137,13 @@ def _card(facts: str) -> str | None:
 
 
 def search_path() -> str:
-    """Return PATH, followed by the folder of this Python's programs, because a virtual environment has cmake there."""
+    """Return PATH and the folder of this Python's programs. A virtual environment may have cmake there."""
     return os.pathsep.join([os.environ.get("PATH", os.defpath), sysconfig.get_path("scripts")])
 
 
 @functools.cache
 def tool_path(top: Path, work: Path) -> str:
-    """Return a PATH that includes cmake and ninja, either from this machine or from the archive's wheels."""
+    """Return a PATH with cmake and ninja. The archive's wheels supply programs that this machine lacks."""
     path = search_path()
     for tool in ("cmake", "ninja"):
         if shutil.which(tool, path=path):
@@ -159,7 +169,7 @@ def library_paths() -> list[str]:
 
 
 def cublas_options() -> list[str]:
-    """CMake options that locate cuBLAS in a pip package; [] if CMake finds cuBLAS in the toolkit."""
+    """Return the CMake options that locate cuBLAS in a pip package, or [] if the toolkit has cuBLAS."""
     if shutil.which("nvcc") is None:
         raise CheckError("nvcc is not on PATH; install CUDA's toolkit, or use --backend cpu")
     if _in_toolkits("include/cublas_v2.h"):
@@ -173,13 +183,16 @@ def cublas_options() -> list[str]:
         f"CMAKE_CXX_FLAGS=-I{header.parent}",
         f"CUDA_cublas_LIBRARY={library}",
         f"CUDA_cublasLt_LIBRARY={light}",
-        # The linker of a program also looks for the libraries that ggml-cuda needs.
+        # When a program is linked, the linker also searches for the libraries of ggml-cuda.
         f"CMAKE_EXE_LINKER_FLAGS=-Wl,-rpath-link,{library.parent}",
     ]
 
 
 def driver_options() -> list[str]:
-    """CMake options that locate the CUDA driver's library, or turn off virtual memory if the library is missing."""
+    """Return the CMake option that locates the CUDA driver's library.
+
+    If the library is missing, the option turns off CUDA's virtual memory instead.
+    """
     installed = (path for pattern in _DRIVERS for path in sorted(Path("/").glob(pattern)))
     for path in [*_in_toolkits("lib*/stubs/libcuda.so"), *installed]:
         return [f"CUDA_cuda_driver_LIBRARY={path}"]
@@ -187,7 +200,7 @@ def driver_options() -> list[str]:
 
 
 def _in_toolkits(pattern: str) -> list[Path]:
-    """Files that match `pattern` in nvcc's CUDA toolkit, and then in toolkits at the usual places."""
+    """Find `pattern` in nvcc's CUDA toolkit, and then in toolkits at the usual places."""
     roots = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda", "/usr"]
     if nvcc := shutil.which("nvcc"):
         command = [nvcc, "--dryrun", "-x", "cu", "-c", os.devnull]
@@ -199,6 +212,6 @@ def _in_toolkits(pattern: str) -> list[Path]:
 
 
 def in_packages(pattern: str) -> list[Path]:
-    """Files that match `pattern` in NVIDIA's pip packages."""
+    """Find `pattern` in NVIDIA's pip packages."""
     entries = dict.fromkeys([*filter(None, sys.path), sysconfig.get_path("purelib")])
     return [path for entry in entries for path in sorted(Path(entry).glob(f"nvidia/*/{pattern}"))]

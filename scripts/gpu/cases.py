@@ -1,4 +1,4 @@
-"""The end-to-end cases of the GPU check, in the syntax of tests/support/oracle/grid.py, chosen to reveal kernel errors.
+"""The end-to-end cases of the GPU check, in the syntax of tests/support/oracle/grid.py.
 
 The cases cover:
 
@@ -16,7 +16,7 @@ The cases cover:
 from __future__ import annotations
 
 CASES = (
-    # The table, one sequence: W and S at block edges, a prompt of several batches, FA decode in some layers.
+    # One sequence with the block table. W and S lie at block edges, and some layers use FA decode.
     "qwen3/3 W256 S0 s111 d010 f16 table b512 u512 t1 p1300+12 unified explicit r1",
     "qwen3/3 W255 S1 s101 d100 f16 table b512 u512 t1 p1025+12 unified explicit r2",
     "qwen3/3 W257 S257 s111 d000 f16 table b512 u97 t1 p1100+6 unified explicit r3",
@@ -42,7 +42,8 @@ CASES = (
     "qwen3/3 W256 S100 s111 d010 f16 dense b512 u512 t1 p1000+12 unified explicit r20",
     "stablelm/2 W31 S1 s11 d11 f32 dense b512 u128 t1 p500+6 unified auto r21",
 )
-#: Fed to both libraries with SWAA off: the logits must be the same bits. Heads of 128, which the unpatched one has.
+#: Cases for both libraries with SWAA off. The logits must be identical bit for bit. The head size is 128, because the
+#: unpatched library is complete only for this head size.
 OFF_CASES = (
     "qwen3/3 W31 S4 s111 d101 f16 table b512 u512 t1 p1300+12 unified auto r1",
     "qwen3/3 W31 S4 s111 d101 f16 table b512 u97 t1 p700+8,60+3 unified auto r2",

@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
-"""Check the patched llama.cpp on a GPU and compare its speed with the unpatched library's.
+"""Check the patched llama.cpp on a GPU, and compare the speed of the patched and the unpatched library.
 
     python3 scripts/gpu/check.py pack                       # here: build/gpu-check.tar.gz, with the oracle's logits
     tar xf gpu-check.tar.gz && python3 gpu-check/scripts/gpu/check.py run --out results      # where the GPU is
 
-The GPU machine needs Python 3.10 or newer with numpy, nvcc with cuBLAS, a C++ compiler and CMake, but no network. If
-`pack --arch 90` built the libraries already, the GPU machine needs only Python with numpy and CUDA's libraries. A
-complete check takes two calls of about ten minutes on 16 cores: each call continues where the previous call stopped. In
-a checkout, `run` makes the archive first. The exit code is 0 if all checks passed, 1 if a check failed, and 3 if the
-check is not finished; in this case, run the command again.
+The GPU machine needs Python 3.10 or newer with numpy, nvcc with cuBLAS, a C++ compiler and CMake, but no network. With
+`pack --arch 90`, the libraries are built here. The GPU machine then needs only Python with numpy and CUDA's libraries.
+A complete check takes two calls of about ten minutes on 16 cores. Each call continues where the previous call stopped.
+In a checkout, `run` makes the archive first.
+
+The exit code is 0 if all checks passed, 1 if a check failed, and 3 if the check is not finished. After exit code 3, run
+the command again.
 """
 
 from __future__ import annotations
@@ -95,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def make_pack(output: Path, given: argparse.Namespace) -> None:
-    """Write the archive; the oracle's logits are computed only if their cases or source files changed."""
+    """Write the archive. If neither the oracle's cases nor its sources changed, the saved logits are reused."""
     lines, off = cases.CASES[: given.cases], cases.OFF_CASES[: given.cases]
     prepared = output.parent / "gpu-check-prepared"
     sources = [ROOT / "tests" / "support" / f"{name}.py" for name in _SOURCES]
@@ -113,11 +115,11 @@ def make_pack(output: Path, given: argparse.Namespace) -> None:
 
 
 def _build_here(folder: Path, given: argparse.Namespace) -> dict[str, Path]:
-    """Build both libraries from a source archive, for any processor with AVX2; returns their folders."""
+    """Build both libraries for any processor with AVX2. Return {side: folder}."""
     folder.mkdir(exist_ok=True)
     archive = folder / "sources.tar.gz"
     digest = packing.pack(archive, all_kernels=given.all_kernels)["digest"]
-    # A folder per content: all files of an archive have the same time stamp. Equal sources share their objects.
+    # All files of an archive have the same time stamp, so each content gets its own folder.
     work = folder / digest[:12]
     for old in folder.iterdir():
         if old.is_dir() and old.name not in (work.name, "objects"):
@@ -138,7 +140,7 @@ def _cmake_wheels(folder: Path) -> list[Path]:
 
 
 def run_packed(given: argparse.Namespace, arguments: Sequence[str]) -> int:
-    """Pack a checkout, unpack the archive into the work folder, and run the check there, as on another machine."""
+    """Pack the checkout, unpack the archive into the work folder, and run the check there."""
     work = given.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     archive = work / "gpu-check.tar.gz"
@@ -151,7 +153,7 @@ def run_packed(given: argparse.Namespace, arguments: Sequence[str]) -> int:
 
 
 def run(given: argparse.Namespace, top: Path) -> int:
-    """Run all stages from an unpacked archive and write the report; returns the exit code."""
+    """Run all stages from an unpacked archive and write the report. Return the exit code."""
     started = time.monotonic()
     pack = json.loads((top / "PACK.json").read_text())
     runner = Runner(given.work.resolve(), started + given.seconds)
@@ -161,7 +163,7 @@ def run(given: argparse.Namespace, top: Path) -> int:
     try:
         for name, result in stages:
             results[name] = result
-            # Written after every stage, so that an interrupted call leaves a report of the finished ones.
+            # The report is written after every stage. So an interrupted call leaves a report of the finished stages.
             document = report.make_document(stages.facts(), results, runner.open)
             report.write(document, given.out)
     except KeyboardInterrupt:

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Compile the unpatched and the patched CUDA flash attention, and compare registers, spills and code per kernel.
 
-The check needs nvcc 12.8 or newer and no GPU. If the toolkit has no cuBLAS headers, the headers of the pip package
+The check needs nvcc 12.8 or newer, but no GPU. If the toolkit has no cuBLAS headers, the headers of the pip package
 nvidia-cublas are used. The exit code is 1 if a patched kernel without a block table needs more registers than
-upstream's.
+upstream's kernel.
 
     scripts/gpu/compile_check.py --arch 90                   # a sample: vec, mma, tile, fattn.cu, our kernels
     scripts/gpu/compile_check.py --arch 75 --arch 86 --all   # every flash attention file of a default build
@@ -45,7 +45,7 @@ SAMPLE = (
 TYPES = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "bf16", "f16")
 COMPILED_PAIRS = (("q4_0", "q4_0"), ("q8_0", "q8_0"), ("f16", "f16"), ("bf16", "bf16"))  # upstream's default
 TABLE_KERNELS = ("flash_attn_ext_vec", "flash_attn_tile", "flash_attn_ext_f16")  # with one more template parameter
-TRIVIAL = 1024  # bytes of code; smaller kernels are those that upstream compiles to nothing
+TRIVIAL = 1024  # bytes of code; upstream leaves smaller kernels empty
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def default_files() -> list[str]:
 
 
 def compile_one(tree: str, name: str, arch: str) -> dict[str, Kernel]:
-    """Compile one file for one architecture; returns {demangled name: kernel}."""
+    """Compile one file for one architecture. Return {demangled name: kernel}."""
     folder = TREES[tree] / CUDA
     pairs = [(k, v) for k in TYPES for v in TYPES]
     command = ["nice", "-n", "19", "nvcc", "-std=c++17", "-O3", "-use_fast_math", "-extended-lambda"]

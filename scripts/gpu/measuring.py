@@ -1,7 +1,7 @@
-"""Defines the benchmark of the GPU check: its shapes, prompts and caches, in order. `swaa_edge.bench` runs it.
+"""Defines the workloads of the GPU check's benchmark, and measures each with `swaa_edge.bench`.
 
-A workload is one model, cache type, ubatch and prompt length. Each workload compares every recipe on the patched
-library with full attention on the unpatched library. The most informative workloads come first, since time may run out.
+A workload has one model, cache type and ubatch. Each workload compares every recipe on the patched library with full
+attention on the unpatched library. The most informative workloads come first, since time may run out.
 
     for workload in workloads("full"): rows = measure(workload, model, patched, baseline, runner, gpu=True)["rows"]
 """
@@ -25,9 +25,9 @@ class Workload:
     """One workload of the benchmark.
 
     prompts, decode, ubatch: numbers of tokens.
-    layers, vocab: sizes that replace those of the shape.
+    layers, vocab: sizes that replace the shape's sizes.
     threads: number of CPU threads.
-    recipes: names of recipes; an empty tuple turns SWAA off in the patched library, to measure the patches' overhead.
+    recipes: names of recipes. Without recipes, SWAA is off and the patches' overhead is measured.
     """
 
     shape: str
@@ -48,9 +48,9 @@ class Workload:
 
 
 def workloads(size: str) -> Iterator[Workload]:
-    """Yield the workloads in the order in which they are measured.
+    """Yield the workloads in order of measurement.
 
-    size: "full", or "tiny" for a trial run that takes a few seconds on a CPU.
+    size: "full", or "tiny" for a trial run of a few seconds on a CPU.
     """
     if size == "tiny":
         small = {"layers": 2, "vocab": 512, "ubatch": 64, "decode": 3, "repeat": 1, "threads": 1}
@@ -58,7 +58,7 @@ def workloads(size: str) -> Iterator[Workload]:
         yield Workload("qwen3-0.6b", (320,), recipes=("fast", "stream"), **small)
         yield Workload("qwen3-0.6b", (320,), recipes=("memory",), kv="q8_0", **small)
         return
-    # Two percent must be distinguished from noise, so the short ones are repeated often.
+    # A difference of two percent must exceed the noise, so short workloads are repeated often.
     for length, rounds in ((512, 15), (8192, 5), (32768, 3)):
         yield Workload("qwen3-4b", (length,), decode=64, repeat=rounds, recipes=())
     for length, rounds in ((_LONG, 1), (32768, 2), (8192, 3)):
@@ -75,7 +75,7 @@ def workloads(size: str) -> Iterator[Workload]:
 
 
 def write_model(workload: Workload, folder: Path) -> Path:
-    """Write the workload's model to `folder` unless the model exists there; return its path."""
+    """Return the path of the workload's model in `folder`. A missing model is written first."""
     from swaa_edge.shapes import write_shape
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -86,9 +86,9 @@ def write_model(workload: Workload, folder: Path) -> Path:
 
 
 def measure(workload: Workload, model: Path, patched: Path, baseline: Path, runner: Runner, *, gpu: bool) -> Result:
-    """Measure a workload with `bench.bench`; return its rows.
+    """Measure a workload with `bench.bench`. Return the rows, the fit and the problems.
 
-    Raises `CheckError` if the benchmark fails, and `OutOfTime`, which holds the finished rows, when time runs out.
+    Raises `CheckError` if the benchmark fails. When time runs out, raises `OutOfTime` with the finished rows.
     """
     from swaa_edge.bench import bench
     from swaa_edge.engine.configurations import FULL
@@ -131,10 +131,10 @@ def measure(workload: Workload, model: Path, patched: Path, baseline: Path, runn
 
 
 def _row(workload: Workload, row: dict[str, Any]) -> dict[str, Any]:
-    """A row of the check's document, with the seconds of the median round.
+    """Return a row of the check's document, with the seconds of the median round.
 
-    In this document, "full" is full attention on the unpatched library, and "off" is full attention on the patched
-    library. The ratios are relative to "full", and the bound is relative to "off".
+    "full" means full attention on the unpatched library. "off" means full attention on the patched library. Ratios are
+    relative to "full". The bound is relative to "off".
     """
     name, decode = row.pop("config"), row["decode_tokens"] / row["decode_tok_s"] if row["decode_tok_s"] else 0.0
     ours = {

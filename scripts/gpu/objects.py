@@ -1,10 +1,13 @@
 """A compiler launcher that lets two builds share object files.
 
 The patched and the unpatched llama.cpp have most source files in common, and compiling a CUDA source takes up to a
-minute. An object file is reused if two things are the same: first, the compiler and its arguments, including those in
-response files; second, the content of all source files and headers that the compiler lists in the tree or the build
-folder. Paths are compared relative to the tree and the build folder. System headers are ignored, since both
-builds run on one machine. This module uses only the standard library.
+minute. An object file is reused if two things are the same:
+
+- the compiler and the arguments, including arguments in response files;
+- the content of the sources and headers that the compiler lists in the tree or the build folder.
+
+Paths are compared relative to the tree and the build folder. System headers are ignored, since both builds run on one
+machine. This module uses only the standard library.
 
     cmake ... "-DCMAKE_CUDA_COMPILER_LAUNCHER=python3;objects.py;CACHE_FOLDER;TREE;BUILD_FOLDER"
 """
@@ -24,7 +27,7 @@ from pathlib import Path
 
 
 def launch(cache: Path, tree: Path, build: Path, command: Sequence[str]) -> int:
-    """Run `command`, or copy the object file that an equal command made before; returns the exit code."""
+    """Run `command`, unless its object file is in the cache. Return the exit code."""
     target, depfile = _after(command, "-o"), _after(command, "-MF")
     if target is None or depfile is None or "-c" not in command:
         return subprocess.run(command, check=False).returncode
@@ -45,7 +48,7 @@ def launch(cache: Path, tree: Path, build: Path, command: Sequence[str]) -> int:
 
 
 def _key(tree: Path, build: Path, command: Sequence[str]) -> str:
-    """A hash of the compiler and its arguments, with the content of response files."""
+    """Hash the compiler, the arguments and the content of response files."""
     compiler = shutil.which(command[0]) or command[0]
     facts = os.stat(compiler)
     words = [compiler, str(facts.st_size), str(facts.st_mtime_ns)]
@@ -56,10 +59,10 @@ def _key(tree: Path, build: Path, command: Sequence[str]) -> str:
 
 
 def _inputs(depfile: str, tree: Path, build: Path) -> str | None:
-    """Hash the files that a depfile lists, and the paths of all files in the tree that have the same names.
+    """Hash the files that a depfile lists, and the paths of all files with these names in the tree.
 
-    The paths matter because the compiler may find a header in another tree that this tree lacks. Returns None if the
-    depfile lists no file in the tree or the build folder.
+    The paths matter because another tree may have one more header with the same name. The compiler may then find the
+    other header first. Returns None if the depfile lists no file in the tree or the build folder.
     """
     roots = tuple(f"{folder.resolve()}{os.sep}" for folder in (tree, build))
     words = re.split(r":\s", depfile, maxsplit=1)[-1].replace("\\\n", " ").split()

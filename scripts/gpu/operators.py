@@ -1,4 +1,4 @@
-"""Runs test-backend-ops for flash attention, directly and under compute-sanitizer, and parses its output.
+"""Runs test-backend-ops for flash attention, directly or under compute-sanitizer, and parses the output.
 
 result = run_ops(Path("build/bin/test-backend-ops"), "CUDA0", "FLASH_ATTN_EXT", seconds=540, jobs=16)
 result["passed"], result["total"], result["unsupported"], result["failures"]
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from gpu.runner import CheckError, OutOfTime, Result, execute
 
-#: Upstream's cases, and ours with a table.
+#: The ops of upstream's cases, and of our cases with a block table.
 OPS = ("FLASH_ATTN_EXT", "FLASH_ATTN_EXT_KV_BLOCKS")
 TOOLS = ("memcheck", "racecheck")
 
@@ -31,14 +31,14 @@ def run_ops(
     params: str | None = None,
     wrapper: Sequence[str] = (),
 ) -> Result:
-    """Run test-backend-ops for one op; returns the fields of `read_ops`.
+    """Run test-backend-ops for one op. Return the result of `read_ops`.
 
     seconds: time limit.
-    params: regular expression; only cases whose parameters match it are run.
+    params: regular expression that selects cases by their parameters.
     wrapper: command that runs test-backend-ops, such as compute-sanitizer.
 
-    Raises `OutOfTime`, which holds the results of the finished cases, at the time limit. Raises `CheckError` if no case
-    was run.
+    At the time limit, raises `OutOfTime` with the results of the finished cases. Raises `CheckError` if no case was
+    run.
     """
     command = [*wrapper, str(program), "test", "-b", backend, "-o", op]
     command += (["-p", params] if params else []) + (["-j", str(jobs)] if jobs > 1 else [])
@@ -55,15 +55,17 @@ def run_ops(
 
 
 def read_ops(op: str, output: str, errors: str, code: int | None) -> Result:
-    """Parse the output of test-backend-ops: passed, total, unsupported, exit_code and failures (at most 20 lines).
+    """Parse the output of test-backend-ops.
 
-    code: the exit code, or None for a run that was stopped.
+    The result holds passed, total, unsupported, exit_code and failures (at most 20 lines).
 
-    The result of a run that was stopped has `truncated` set and counts only finished cases. Raises `CheckError` if no
-    case was run.
+    code: exit code, or None for a stopped run.
+
+    For a stopped run, `truncated` is true and only finished cases are counted. Raises `CheckError` if the exit code is
+    0 but the output has no summary.
     """
     lines = [_COLOURS.sub("", line).strip() for line in output.splitlines()]
-    # The error of a case that fails stands before its name.
+    # A failed case's error message precedes the name on the same line.
     mine = [line for line in lines if f"{op}(" in line]
     unsupported = [line for line in mine if "not supported" in line]
     failures = [line for line in mine if "FAIL" in line.rsplit("):", 1)[-1]]
@@ -76,7 +78,7 @@ def read_ops(op: str, output: str, errors: str, code: int | None) -> Result:
             tail = " | ".join(_COLOURS.sub("", line) for line in (output + "\n" + errors).strip().splitlines()[-4:])
             if code == 0:
                 raise CheckError(f"test-backend-ops ran no case of {op}: {tail}")
-            # A crash is a result, the most important one.
+            # A crash counts as a failure.
             failures.append(f"ended early with code {code}: {tail}"[:600])
     return {
         "op": op,
@@ -90,7 +92,7 @@ def read_ops(op: str, output: str, errors: str, code: int | None) -> Result:
 
 
 def sanitize(program: Path, backend: str, tool: str, *, seconds: float, params: str | None) -> Result:
-    """Run our cases under a `tool` of compute-sanitizer; returns the result of `run_ops` and the errors found."""
+    """Run our cases under a `tool` of compute-sanitizer. Return the result of `run_ops` and the errors."""
     sanitizer = shutil.which("compute-sanitizer")
     if sanitizer is None:
         raise CheckError("compute-sanitizer is not installed; it is part of CUDA's toolkit")
@@ -99,16 +101,16 @@ def sanitize(program: Path, backend: str, tool: str, *, seconds: float, params: 
     try:
         result = run_ops(program, backend, OPS[1], seconds=seconds, params=params, wrapper=wrapper)
     except OutOfTime as late:
-        # It is a hundred times slower, and a call has ten minutes: the finished cases are the result.
+        # The sanitizer is a hundred times slower, so the finished cases are the result.
         result = late.partial or {}
     found = read_log(log.read_text(errors="replace") if log.exists() else "", result["truncated"])
     return result | {"tool": tool} | found
 
 
 def read_log(text: str, truncated: bool) -> Result:
-    """Parse compute-sanitizer's log: the number of errors and the first error lines.
+    """Return the number of errors in compute-sanitizer's log, and the first lines of the report.
 
-    A truncated log has no summary, so its errors are counted one by one. Raises `CheckError` if a complete log has no
+    A truncated log has no summary, so the error lines are counted. Raises `CheckError` if a complete log has no
     summary.
     """
     found = [line.removeprefix("=========").strip() for line in text.splitlines() if line.startswith("=========")]

@@ -1,9 +1,13 @@
-"""Compares the engine's logits on the GPU machine with the oracle's logits, which were computed during packing.
+"""Compares the engine's logits on the GPU machine with the oracle's logits.
 
-`prepare` needs torch and transformers; only `check` needs the GPU. The archive holds a selection of each case's rows of
-logits: all decoded rows, the first rows after edges (such as the window's end), and a sample of the others. The archive
-also holds logits under full attention: a GPU multiplies in TF32 or half precision, so the error of full attention shows
-how much of a case's error is rounding.
+`prepare` computes the oracle's logits during packing, with torch and transformers. `check` and `same_bits` run on the
+GPU machine.
+
+The archive holds only some rows of logits per case. These are all decoded rows, the first rows after edges such as the
+window's end, and a sample of the others.
+
+A GPU multiplies in TF32 or half precision. The archive therefore also holds logits under full attention. The error of
+full attention shows how much of a case's error is rounding.
 
     prepare(Path("prepared"), CASES)                              # python3 scripts/gpu/check.py pack does it
     for row in check(Path("prepared"), Path("build/bin"), gpu=True): print(row["case"], row["problems"])
@@ -24,15 +28,15 @@ import numpy as np
 
 from gpu.runner import CheckError
 
-# The tests' helpers are imported inside functions: tests/ is on sys.path only after check.py has put it there.
+# The tests' helpers are imported inside functions, because check.py adds tests/ to sys.path later.
 if TYPE_CHECKING:
     from support.engine.process import Engine, Result
     from support.oracle.grid import Case, Schedule
     from support.oracle.verdict import Figures
 
-# How many prompt rows of a case travel.
+# Number of prompt rows per case in the archive.
 _ROWS = 48
-# How far full attention itself may be from the oracle on the same device; beyond it no case can be judged.
+# Largest accepted error of full attention. Beyond this error, no case can be judged.
 _WORST_PLAIN = {"f16": 0.3, "f32": 0.3, "q8_0": 1.0}
 _ALL_LAYERS = 1 << 20
 
@@ -40,10 +44,10 @@ _ALL_LAYERS = 1 << 20
 def prepare(folder: Path, lines: Sequence[str], models_of: Sequence[str] = ()) -> None:
     """Replace the content of `folder` by cases.json, expected.npz and models.
 
-    lines: cases for which cases.json and expected.npz are written, and also their models.
-    models_of: more cases, for which only the models are written.
+    lines: cases to write to cases.json and expected.npz, with their models.
+    models_of: more cases, of which only the models are written.
 
-    The function needs torch, transformers, and tests/ on sys.path.
+    Needs torch, transformers, and tests/ on sys.path.
     """
     from support.oracle import verdict
     from support.oracle.grid import Case, schedule
@@ -59,7 +63,7 @@ def prepare(folder: Path, lines: Sequence[str], models_of: Sequence[str] = ()) -
         fed = schedule(case)
         rows = chosen_rows(case, fed)
         for name, rule in (("swaa", case), ("full", _full_attention(case))):
-            # Half precision in the file: a part in two thousand, where the limits are at a seventh.
+            # Half precision is accurate to one part in two thousand, far below the limits.
             arrays[f"{number}-{name}"] = verdict.expected_rows(zoo, rule, fed)[rows].astype(np.float16)
         arrays[f"{number}-rows"] = rows.astype(np.int32)
     np.savez_compressed(folder / "expected.npz", **arrays)
@@ -67,9 +71,9 @@ def prepare(folder: Path, lines: Sequence[str], models_of: Sequence[str] = ()) -
 
 
 def chosen_rows(case: Case, fed: Schedule) -> np.ndarray:
-    """Return the indexes of the rows to compare (int64, in the concatenated sequences).
+    """Return the indexes (int64) of the rows to compare, counted over the concatenated sequences.
 
-    All decoded rows are compared, and at most _ROWS others.
+    The rows are all decoded rows and at most _ROWS prompt rows.
     """
     flags = np.concatenate([np.array(flags, dtype=bool) for flags in fed.is_decode])
     starts = np.cumsum([0, *map(len, fed.tokens)])[:-1]
@@ -84,11 +88,11 @@ def chosen_rows(case: Case, fed: Schedule) -> np.ndarray:
 
 
 def check(folder: Path, library: Path, *, gpu: bool) -> Iterator[dict[str, Any]]:
-    """Run the prepared cases with the library; yields a dict per case.
+    """Run the prepared cases with the library and yield a dict per case.
 
     The list `problems` of a case is empty if the case passed.
 
-    gpu: whether to put all layers on the GPU. If so, a case fails if a layer is not on the GPU.
+    gpu: whether to put all layers on the GPU. A case then fails if a layer is not on the GPU.
     """
     from support.engine.process import Engine, EngineError
     from support.oracle.grid import Case, schedule
@@ -118,24 +122,26 @@ def check(folder: Path, library: Path, *, gpu: bool) -> Iterator[dict[str, Any]]
 
 
 def judge(case: Case, figures: Figures, plain: Figures) -> list[str]:
-    """Return one line per error that is too large relative to the error of full attention on this device.
+    """Compare a case's errors with the errors of full attention on this device. Return one line per problem.
 
-    If the error of full attention itself is too large, one more line reports it.
+    An error of full attention above the limit is also a problem.
     """
     from support.oracle.verdict import problems
 
     limit = _WORST_PLAIN[case.kv]
     found = [f"full attention itself is off by {plain.worst:.4g}"] if not plain.worst <= limit else []
-    # The relative limits of a quantized cache, whatever the cache: here it is the arithmetic that rounds.
+    # Every cache type gets the limits of a quantized cache, because the GPU's arithmetic rounds.
     return found + problems(dataclasses.replace(case, kv="q8_0"), figures, plain)
 
 
 def same_bits(folder: Path, ours: Path, theirs: Path, lines: Sequence[str], *, gpu: bool) -> Iterator[dict[str, Any]]:
-    """Compare the logits of library `ours`, with SWAA off, bit for bit with those of the unpatched library `theirs`.
+    """Compare the logits of both libraries bit for bit, with SWAA off, and yield a dict per case.
+
+    ours, theirs: folders of the patched and the unpatched library.
 
     SWAA is turned off in two ways: by a model without SWAA keys, and by the key `swaa.enabled`. On the CPU, upstream's
-    kernels compute attention in both libraries. The function yields a dict per case. If two runs of the unpatched
-    library differ, `repeats` is false and `problems` reports the difference.
+    kernels compute attention in both libraries. If two runs of the unpatched library differ, `repeats` is false and
+    `problems` reports the difference.
     """
     from support.engine.process import Engine, EngineError
     from support.oracle.grid import Case, schedule

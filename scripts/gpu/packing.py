@@ -1,9 +1,8 @@
 """Writes the archive for the GPU machine: both libraries, our programs and the prepared cases.
 
-The archive holds the libraries' sources, or libraries that were built from these sources. The sources are the patched
-and the unpatched llama.cpp, without files that a CPU + CUDA build of libllama and test-backend-ops never opens. A file
-that is the same in both trees is stored once, with a hard link. Pure-Python packages for the benchmark are copied from
-this environment. `PACK.json` describes the content.
+The archive holds the libraries as sources or as built files. The sources are the patched and the unpatched llama.cpp.
+Files that a CPU + CUDA build never opens are left out. A file that is the same in both trees is stored once, with a
+hard link. Pure-Python packages for the benchmark are copied from this environment. `PACK.json` describes the content.
 
     pack("gpu-check.tar.gz", prepared=folder)      # then: tar xf gpu-check.tar.gz
     pack("gpu-check.tar.gz", prepared=folder, built_for="90", built={"patched": folder, "baseline": other})
@@ -27,20 +26,19 @@ from typing import Any
 from gpu.trimming import MATRICES, trim
 
 ROOT = Path(__file__).resolve().parents[2]
-#: The folder in which an archive unpacks.
+#: Name of the archive's top folder.
 TOP = "gpu-check"
 PATCHED, BASELINE = "vendor/llama.cpp-patched", "vendor/llama.cpp"
-#: Where built libraries lie in an archive, a folder per side below it.
+#: Folder of built libraries in an archive. Each side has a subfolder.
 BUILT = "built"
-#: Head size of all shapes that are timed: the only one whose flash attention the unpatched library needs.
+#: Head size of all timed shapes. The unpatched library needs flash attention only for this head size.
 TIMED_HEADS = (128,)
-# What swaa_edge, llama_cpp and gguf import, numpy aside, which the machine must have.
+# Packages that swaa_edge, llama_cpp and gguf import. numpy is not packed, so the GPU machine must have numpy.
 _PACKAGES = ("llama_cpp", "diskcache", "jinja2", "markupsafe", "typing_extensions", "gguf", "yaml", "click")
-# The package, this check, and the engine in a child process with what compares it with the prepared logits: all of it
-# runs without torch.
+# Our package, this check, and the tests' helpers that compare logits. All of these files run without torch.
 _OURS = ("CMakeLists.txt", "LICENSE", "cmake/*", "swaa_edge/**/*.py", "scripts/gpu/*.py", "tests/support/__init__.py")
 _OURS += ("tests/support/engine/*.py", "tests/support/oracle/*.py")
-# Below a llama.cpp tree: folders that travel whole, and single files.
+# Folders of a llama.cpp tree that are packed whole, and single files.
 _FOLDERS = (
     "cmake/",
     "include/",
@@ -54,11 +52,11 @@ _FOLDERS = (
     "vendor/nlohmann/",
 )
 _FILES = ("CMakeLists.txt", "LICENSE", "ggml/CMakeLists.txt", "tests/test-backend-ops.cpp")
-# The same for every archive; not 0, which some build tools read as missing.
+# Modification time of every file. Some build tools treat 0 as missing.
 _TIME = 1_000_000_000
-# A dictionary large enough to find the code that both libraries share.
+# The dictionary is large enough to find code that both libraries share.
 _XZ = [{"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 1 << 28}]
-# Other processors' kernels and vendored backends.
+# Kernels and vendored backends for other processors.
 _NOT = ("ggml/src/ggml-cpu/kleidiai/", "ggml/src/ggml-cpu/spacemit/")
 _LEFT_OUT = (
     f"quantized matrix products of types other than {', '.join(MATRICES)}, in both libraries; flash attention of "
@@ -70,7 +68,7 @@ def needed(path: str) -> bool:
     """Return whether the build needs the file at `path` in a llama.cpp tree."""
     in_ggml_src = path.startswith("ggml/src/") and path.count("/") == 2
     our_cases = path.startswith("tests/test-kv-") and path.endswith(".h")
-    # CMake reads the list of every vendored library, used or not.
+    # CMake reads the CMakeLists.txt of every vendored library.
     vendored = path.startswith("vendor/") and path.endswith("CMakeLists.txt")
     found = path.startswith(_FOLDERS) or path in _FILES or in_ggml_src or our_cases or vendored
     return found and not path.startswith(_NOT)
@@ -86,16 +84,16 @@ def pack(
     built: Mapping[str, Path] | None = None,
     root: Path = ROOT,
 ) -> dict[str, Any]:
-    """Write the archive, a .tar.gz or a .tar.xz; returns the content of its PACK.json.
+    """Write the archive, a .tar.gz or .tar.xz file. Return the content of PACK.json.
 
     prepared: the folder that `gpu.oracle.prepare` wrote.
-    wheels: Python wheels to add, such as the wheel of CMake.
+    wheels: Python wheels to add, such as CMake's.
     all_kernels: whether to keep all kernel instances.
-    built: folders of the libraries "patched" (with test-backend-ops) and "baseline", to pack instead of sources. The
-    libraries must have been built from an archive of the same sources.
-    built_for: the compute capability that the libraries in `built` were built for.
+    built: {side: folder} of built libraries to pack instead of sources. The sides are "patched" (with test-backend-ops)
+    and "baseline". The libraries must have been built from an archive of the same sources.
+    built_for: compute capability of the libraries in `built`.
 
-    Raises FileNotFoundError if `scripts/patches.py apply` has not made the trees.
+    Raises FileNotFoundError if a llama.cpp tree or a Python package is missing.
     """
     files, links = (dict(_built(built)), {}) if built else _sources(root, all_kernels)
     files |= dict(_own_files(root)) | dict(_packages())
@@ -125,9 +123,9 @@ def _built(folders: Mapping[str, Path]) -> Iterator[tuple[str, bytes]]:
 
 
 def _sources(root: Path, all_kernels: bool) -> tuple[dict[str, bytes], dict[str, str]]:
-    """Collect the source files of both trees; a file that is the same in both trees becomes a link.
+    """Return both trees' files as {path in the archive: content}, and the links as {path in the archive: target}.
 
-    Returns {path in the archive: content} of the files, and {path in the archive: path it links to} of the links.
+    A file that is the same in both trees becomes a link.
     """
     for tree in (PATCHED, BASELINE):
         if not (root / tree / "src" / "llama.cpp").is_file():
@@ -141,7 +139,7 @@ def _sources(root: Path, all_kernels: bool) -> tuple[dict[str, bytes], dict[str,
 
 
 def subset(tree: Path) -> dict[str, bytes]:
-    """The files of a tree that go into the archive, as {path in the tree: content}."""
+    """Return {path in the tree: content} of the files that the build needs."""
     return {name: data for name, data in _files_below(tree) if needed(name)}
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-#: Ratios of the whole request that the SWAA authors published for vLLM: Qwen3-4B, 128k tokens in, 512 out.
+#: Ratios of the whole request that the SWAA authors published. vLLM, Qwen3-4B, 128k tokens in, 512 out.
 PUBLISHED = {"stream": 8.0, "memory": 1.79, "fast": 1.71, "balanced": 1.45, "quality": 1.26}
 #: SWAA off against the unpatched library.
 OFF_RATIO = (0.98, 1.02)
@@ -69,7 +69,7 @@ def problems(document: dict[str, Any]) -> list[str]:
 
 
 def target(document: dict[str, Any], row: dict[str, Any]) -> float | None:
-    """The published ratio that a row must reach, or None if no published ratio is comparable."""
+    """Return the published ratio that a row must reach, or None for other workloads and recipes."""
     workload = (row["shape"], row["prompt_tokens"], row["decode_tokens"], row["kv"], row["ubatch"])
     if not _timed(document) or workload != ("qwen3-4b", 131072, 512, "f16", 512):
         return None
@@ -81,7 +81,7 @@ def _timed(document: dict[str, Any]) -> bool:
 
 
 def write(document: dict[str, Any], folder: Path) -> list[Path]:
-    """Write the JSON and the table into `folder`, named after the GPU; returns the two paths."""
+    """Write the JSON and the table into `folder`, in files named after the GPU. Return both paths."""
     folder.mkdir(parents=True, exist_ok=True)
     name = re.sub(r"[^a-z0-9]+", "-", (document["card"] or document["backend"]).split(",")[0].lower()).strip("-")
     paths = [folder / f"{name}.json", folder / f"{name}.md"]

@@ -1,7 +1,7 @@
-"""Runs each stage of the GPU check once: a stage that already finished with the same inputs is skipped.
+"""Runs the stages of the GPU check. A stage that already finished with the same inputs is skipped.
 
-A stage's result is stored as a JSON file in the work folder, with a fingerprint of the stage's inputs. So a run that
-stops early, at the time limit or by Ctrl-C, resumes at the next call.
+Each result is stored in the work folder as a JSON file, with a fingerprint of the inputs. So the next call resumes a
+run that stopped early.
 
     runner = Runner(work, deadline=time.monotonic() + 540); runner.run("oracle", inputs, lambda: {"cases": 3})
     code, output, errors = execute(["nvcc", "--version"], seconds=9, stdout=subprocess.PIPE)
@@ -27,7 +27,7 @@ Result = dict[str, Any]
 
 
 class CheckError(Exception):
-    """A step failed or this machine lacks a program; the message is for the person who runs the check."""
+    """A step failed, or a program is missing. The message is for the person who runs the check."""
 
 
 class OutOfTime(Exception):
@@ -39,10 +39,10 @@ class OutOfTime(Exception):
 
 
 def execute(command: Sequence[str], seconds: float = math.inf, **options: Any) -> tuple[int | None, str, str]:
-    """Run a command for at most `seconds`; returns its exit code (None if it was killed), stdout and stderr.
+    """Run a command for at most `seconds`. Return the exit code, stdout and stderr.
 
-    The command gets a process group of its own, so killing the command also kills its child processes, such as
-    compilers.
+    The exit code is None if the command was killed. The command has its own process group, so child processes are also
+    killed.
 
     options: arguments of Popen.
     """
@@ -51,7 +51,7 @@ def execute(command: Sequence[str], seconds: float = math.inf, **options: Any) -
         output, errors = child.communicate(timeout=None if seconds == math.inf else max(seconds, 1))
         return child.returncode, output, errors
     except subprocess.TimeoutExpired:
-        for end in (signal.SIGTERM, signal.SIGKILL):  # what waits for a card may ignore the first
+        for end in (signal.SIGTERM, signal.SIGKILL):  # a process that waits for the GPU may ignore SIGTERM
             os.killpg(child.pid, end)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 return None, *child.communicate(timeout=20)
@@ -65,7 +65,7 @@ def execute(command: Sequence[str], seconds: float = math.inf, **options: Any) -
 class Runner:
     """Runs stages and keeps their results.
 
-    work: folder in whose subfolder results/ the results are stored.
+    work: work folder. Results are stored in the subfolder results/.
     deadline: the value of time.monotonic() at which this call must end.
     """
 
@@ -74,7 +74,7 @@ class Runner:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.deadline = deadline
         self.say = say or (lambda text: print(text, file=sys.stderr, flush=True))
-        #: Stages that are not finished when the call ends: the reason by name.
+        #: Unfinished stages, as {name: reason}.
         self.open: dict[str, str] = {}
 
     def left(self) -> float:
@@ -82,10 +82,10 @@ class Runner:
         return self.deadline - time.monotonic()
 
     def run(self, name: str, inputs: Any, work: Callable[[], Result], needs: float = 0.0) -> Result | None:
-        """Return the stored result of stage `name`, or else call `work()` and return its result.
+        """Return the result of stage `name`. Calls `work()` if no finished result is stored for these inputs.
 
         inputs: the plain JSON values that the result depends on.
-        needs: the number of seconds that must be left for the stage to start.
+        needs: minimum number of seconds left to start the stage.
 
         Returns None if the stage has no result.
         """
@@ -110,7 +110,7 @@ class Runner:
             self.open[name] = "no time left"
             result, complete = error.partial, False
         except Exception as error:
-            # Time on a card is short: a stage that breaks must not stop the others.
+            # GPU time is short, so a broken stage must not stop the others.
             self.open[name] = f"{type(error).__name__}: {error}"
             self.say(f"{name}: {traceback.format_exc()}")
             return None

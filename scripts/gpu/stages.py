@@ -1,4 +1,4 @@
-"""Defines the stages of the GPU check and their order: build, op tests, oracle, SWAA off, benchmark, sanitizer.
+"""Defines the stages of the GPU check in order: build, op tests, oracle, SWAA off, benchmark, sanitizer.
 
 for name, result in Stages(given, top, pack, runner): results[name] = result
 """
@@ -21,20 +21,20 @@ from gpu.measuring import Workload
 from gpu.runner import CheckError, OutOfTime, Result, Runner
 
 SIDES = ("patched", "baseline")
-# test-backend-ops runs a few cases without a GPU to compare, to try the check itself.
+# Selects the few op cases of a trial run.
 _TINY_PARAMS = r"^hs=64,.*(nb=1,|w=256)|hsk=64,hsv=64,nh=4,nr23=\[1,1\],kv=113,nb=1,mask=1,sinks=0"
-# Table cases that a sanitizer finishes in time: it slows each down by a factor of a hundred.
+# Selects few cases with a block table, because a sanitizer makes each case a hundred times slower.
 _SANITIZED = r"kv=4096,nb=(1|2|7|33|65|70|75|97),"
-# Measured before the sanitizer runs: the cost of unused patches, and the model of the published ratios.
+# Number of workloads before the sanitizer: SWAA off, and the model with published ratios.
 _FIRST_WORKLOADS = 6
-# What must be left of a call for a build or a check to start.
+# Minimum number of seconds left to start a build or a check.
 _BUILD_SECONDS, _CHECK_SECONDS = 60, 20
-# Time limit of each sanitizer tool: the cases finished by then are the result.
+# Time limit of each sanitizer tool. The cases finished by then are the result.
 _SANITIZER_SECONDS = 60
 
 
 class Stages:
-    """Iterates over the stages of one call and yields (name, result), with result None if the stage gave no result."""
+    """Iterates over the stages of one call as (name, result). The result is None if the stage gave no result."""
 
     def __init__(self, given: argparse.Namespace, top: Path, pack: dict[str, Any], runner: Runner) -> None:
         self.given, self.top, self.pack, self.runner = given, top, pack, runner
@@ -48,7 +48,7 @@ class Stages:
         arch = given.arch if self.given_libraries or not self.gpu else given.arch or building.card_arch()
         if carried_for and self.gpu and arch != carried_for:
             raise CheckError(f"the archive's libraries are for compute capability {carried_for}, not {arch}")
-        # Each archive content gets its own builds; objects of equal sources are shared.
+        # Each archive content gets its own builds. Equal sources share objects.
         self.build = Build(top, self.work / pack["digest"][:12], given.backend, arch, given.jobs, self.work / "objects")
         self.builds = not (self.given_libraries or carried_for)
         if not self.given_libraries:
@@ -98,7 +98,7 @@ class Stages:
                 yield name, self.runner.run(name, [self.built, self.device, detail], work, _CHECK_SECONDS)
 
     def _checks(self) -> Iterator[tuple[str, str | None, Callable[[], Result]]]:
-        """Yield each stage after the builds: its name, its inputs besides the libraries, and the function to run it."""
+        """Yield the name, the inputs besides the libraries, and the function of each stage after the builds."""
         params = None if self.given.size == "full" else _TINY_PARAMS
         for op in reversed(operators.OPS):
             yield f"ops-{op}", params, partial(self._ops, op, params)
@@ -144,6 +144,6 @@ class Stages:
 
 
 def _stamp(path: Path) -> list[Any]:
-    """Return the names, sizes and modification times of a built file, or of all libraries in a folder."""
+    """Return the names, sizes and modification times of a built file or of a folder's libraries."""
     files = [path] if path.is_file() else sorted(path.glob("*llama.*")) + sorted(path.glob("libggml*"))
     return [str(path), *((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)]

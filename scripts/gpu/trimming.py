@@ -1,9 +1,10 @@
-"""Leaves kernel instances out of a CUDA tree, so that the tree compiles in minutes instead of half an hour.
+"""Leaves kernel instances out of a CUDA tree, which then compiles in minutes instead of half an hour.
 
-The unpatched library is only timed, so its flash attention is needed only for the head size of the timed models.
-Quantized matrix products are needed only for the types of the models. A left-out kernel is replaced by a
-function that aborts with a message, so the program links, and nobody measures a missing kernel by mistake. The other
-kernels stay unchanged.
+The unpatched library is only timed. So flash attention is needed only for the head size of the timed models. Quantized
+matrix products are needed only for the types of the models.
+
+A left-out kernel becomes a function that aborts with a message. The program still links, and a missing kernel can't be
+measured by mistake. The other kernels stay unchanged.
 
     smaller = trim(tree, heads=(128,), matrices=("Q8_0", "Q4_0"))
 """
@@ -14,13 +15,13 @@ import re
 from collections.abc import Collection, Mapping
 
 INSTANCES = "ggml/src/ggml-cuda/template-instances/"
-#: Weight types whose quantized product is kept: those that swaa_edge.shapes writes.
+#: Weight types that keep quantized products. swaa_edge.shapes writes no other quantized types.
 MATRICES = ("Q8_0", "Q4_0")
 
 _CALL = re.compile(r"^(DECL_(?:FATTN_MMA_F16|FATTN_TILE|FATTN_VEC|MMQ)_CASE\w*)\(([^)]*)\);[ \t]*\n", re.MULTILINE)
 _CONTEXT = "ggml_backend_cuda_context &"
 _ABORT = '{ GGML_ABORT("this kernel is left out of the check\'s build"); }'
-# By macro: the name of the file of stubs, which upstream's build finds by its name; their template; an instance.
+# For each macro: file name of the stubs, template, instance. Upstream's build finds the file by name.
 _STUBS = {
     "DECL_FATTN_MMA_F16_CASE": (
         "fattn-mma-left-out.cu",
@@ -41,8 +42,8 @@ def trim(
 ) -> dict[str, bytes]:
     """Return a copy of `tree`, {path: content}, with fewer kernel instances.
 
-    heads: head sizes for which flash attention is kept, or None to keep all head sizes.
-    matrices: types for which quantized matrix products are kept, or None to keep all types.
+    heads: head sizes that keep flash attention. None keeps all.
+    matrices: types that keep quantized matrix products. None keeps all.
     """
     left_out: dict[str, list[str]] = {}
 
@@ -67,7 +68,7 @@ def trim(
 
 
 def _without_products(text: str) -> str:
-    """Return the text of an mmq instance file whose functions abort instead of multiplying."""
+    """Return the text of an mmq instance file with functions that abort."""
     lines = "".join(
         f"template void mul_mat_q_case<{arguments}{', GGML_PREC_Q4' if macro.endswith('_W4A4') else ''}>"
         "(ggml_backend_cuda_context &, const mmq_args &, cudaStream_t);\n"

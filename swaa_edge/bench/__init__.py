@@ -1,4 +1,4 @@
-"""Compares the speed of SWAA configurations with full attention, and of our attention kernels with llama.cpp's.
+"""Benchmarks: SWAA configurations against full attention, and our attention kernels against llama.cpp's.
 
 report = bench("model.gguf", "quality,fast", [4096, 8192]); print(report)
 report = bench_attention("model.gguf", quick=True); report.to_dict()["decode_vs_no_flash"]

@@ -2,12 +2,12 @@
 
     report = bench_attention("model.gguf", quick=True, baseline="build/baseline/lib"); print(report)
 
-The KV cache is f16 or q8_0. The compared sides take turns, as in `bench`. Each turn prefills a prompt and decodes
-tokens after it, and then does the same with a prompt of only `SHALLOW` tokens in the same process. A token takes longer
-to decode after the long prompt than after the short one, and the difference is the cost of attention over the long
-prompt. The attention time of a prefill is the part of each ubatch's time that grows with the number of visible keys
-(bound.py). The memory bandwidth is measured right after each turn, because it limits decoding (bandwidth.py). Each
-figure is defined in docs/bench.md.
+The KV cache is f16 or q8_0. The compared sides take turns, as in `bench`. A turn prefills a prompt and decodes tokens,
+and then does both with a prompt of only `SHALLOW` tokens.
+
+In decode, attention time is the extra time of a token after the long prompt. In prefill, attention time is the part of
+each ubatch's time that grows with the number of visible keys (bound.py). Memory bandwidth limits decode, so the
+bandwidth is measured right after each turn (bandwidth.py). docs/bench.md defines each figure.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from swaa_edge.errors import ConfigError
 from swaa_edge.support.interrupt import ends_early
 from swaa_edge.support.progress import OnProgress
 
-#: Prompt lengths by default, and those of `quick`.
+#: Default prompt lengths, without and with `quick`.
 LENGTHS, QUICK_LENGTHS = (2048, 8192, 32768), (8192,)
-#: Tokens decoded after each prompt by default.
+#: Default number of tokens decoded after each prompt.
 DECODE = 64
 _ROUNDS, _QUICK_ROUNDS = 3, 5
-# No round of `quick` begins that would end later.
+# Time limit of `quick` in seconds.
 _QUICK_SECONDS = 270.0
-# llama.cpp's own prefill with a q8_0 cache takes minutes at this length, and is measured at no longer one.
+# Longest prompt for llama.cpp's kernels with a q8_0 cache. Prefill of this length takes minutes.
 _Q8_0_LENGTH = 8192
 
 
@@ -52,18 +52,19 @@ def bench_attention(
     baseline: str | os.PathLike[str] | None = None,
     on_progress: OnProgress | None = None,
 ) -> AttentionReport:
-    """Time attention on the CPU for prompts of the given lengths. Errors and interrupted runs are handled as in
-    `bench`.
+    """Time attention on the CPU for prompts of the given lengths.
 
     model, decode: as in `bench`.
-    configs: the SWAA configurations to time with our kernels and with llama.cpp's, or None for full attention only.
-    prompt_tokens: prompt lengths, or None for `LENGTHS` (`QUICK_LENGTHS` with quick) up to the context length.
-    quick: run five rounds, or as many as fit into 270 seconds, and skip llama.cpp's kernels on a q8_0 cache.
+    configs: SWAA configurations to time, with our kernels and with llama.cpp's. None times only full attention.
+    prompt_tokens: prompt lengths, or None for the `LENGTHS` (with quick: `QUICK_LENGTHS`) that fit the context.
+    quick: start no round that would end after 270 seconds, and skip llama.cpp's kernels on a q8_0 cache.
     repeat: rounds per length, or None for 3 (5 with quick).
-    engine: the settings for loading the model. If n_threads is None, prefill and decode use every core. The cache type
-        is ignored, since each side has its own, and nothing runs on a GPU.
-    baseline: folder of an unpatched build of the same llama.cpp, which becomes the reference. Without a baseline, the
-        reference is the patched library with llama.cpp's own kernels (GGML_CPU_FATTN=0).
+    engine: settings for loading the model. If n_threads is None, all cores are used. Cache type and GPU layers are
+        ignored.
+    baseline: folder of an unpatched build of the same llama.cpp, as the reference. Without a baseline, the reference
+        is the patched library with llama.cpp's own kernels (GGML_CPU_FATTN=0).
+
+    Errors and interrupted runs are as in `bench`.
     """
     engine = dataclasses.replace(engine or EngineSettings(), n_gpu_layers=0, cache_type="f16")
     if engine.n_threads is None:
@@ -90,14 +91,14 @@ def bench_attention(
 
 
 def _cores() -> int:
-    # Those that this process may use, where the system limits them.
+    # Only the cores that this process may use, if the system tells.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _rounds(report: AttentionReport, rounds: int, quick: bool) -> Iterator[tuple[int, int, list[Side]]]:
-    """Yield (prompt length, round number from 0, sides in the order in which they run)."""
+    """Yield (prompt length, round number from 0, sides in running order)."""
     reference = report.reference
-    # Neighbours are the pairs whose ratios count most.
+    # The most important ratios compare neighbours in this list.
     sides = [Side(reference, flash_attn=False), Side(PATCHED), Side(reference), Side(PATCHED, cache_type="q8_0")]
     names = [name for name in report.configs if name != FULL]
     sides += [Side(library, config=name) for name in names for library in (UPSTREAM_KERNELS, PATCHED)]
@@ -143,7 +144,7 @@ def _turn(
         engine=dataclasses.replace(work.engine, cache_type=side.cache_type),
         flash_attn=side.flash_attn,
     )
-    # In this order, so that both decodings and the memory are measured within the same seconds.
+    # In this order, both decodes and the memory test run within seconds of each other.
     deep = runner.measure(job, advance)
     shallow = runner.measure(dataclasses.replace(job, tokens=job.tokens[:SHALLOW]))
     return Sample(deep, shallow, bandwidth(work.engine.n_threads), job.n_ctx)

@@ -1,9 +1,8 @@
-"""The results of `bench_attention`: samples, and the figures, ratios and text computed from them.
+"""The results of `bench_attention`: samples, figures, ratios and text.
 
 report.to_dict()["decode_vs_no_flash"]; print(report)
 
-Each ratio is computed within one round, in which the sides ran shortly after one another. The reported ratio is the
-median over the rounds.
+Each ratio compares two sides within one round. The report gives the median over the rounds.
 """
 
 from __future__ import annotations
@@ -19,19 +18,18 @@ from swaa_edge.bench.report import Run, heading, number, ratio, warnings
 from swaa_edge.engine.configurations import FULL
 from swaa_edge.support.table import table
 
-#: Prompt length of the decoding whose attention counts as none.
+#: Length of the short prompt, whose attention time counts as zero.
 SHALLOW = 16
-#: Prompt length of the headline ratios; if it was not measured, the longest one.
+#: Prompt length of the headline ratios. If this length was not measured, the longest is used.
 LENGTH = 8192
-# Below this fraction of the processor's time, other programs disturbed a prefill.
+# Other programs disturbed a prefill that got a smaller share of the processor's time.
 _BUSY = 0.9
 Figures = dict[str, float | None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-    """One side of the comparison: a library of `client.libraries`, with or without flash attention, a cache type and a
-    configuration."""
+    """One side of the comparison. `library` and `config` are names."""
 
     library: str
     flash_attn: bool = True
@@ -48,9 +46,9 @@ class Side:
 class Sample:
     """The times of one turn.
 
-    deep: the times of the prompt's prefill and of the decoding after it, in a context of n_ctx tokens.
-    shallow: the times for a prompt of only a few tokens and the decoding after it.
-    read_gb_s: the memory bandwidth right after the turn, in 1e9 bytes per second.
+    deep: prefill and decode of the long prompt, in a context of n_ctx tokens.
+    shallow: prefill and decode of the short prompt (`SHALLOW` tokens).
+    read_gb_s: memory bandwidth right after the turn, in 1e9 bytes per second.
     """
 
     deep: Timing
@@ -61,10 +59,10 @@ class Sample:
 
 @dataclasses.dataclass
 class AttentionReport(Run):
-    """The samples measured so far: one per round for each pair (side, prompt length).
+    """The samples so far, by side and prompt length: one sample per round.
 
-    reference: the library that runs llama.cpp's own attention.
-    skipped: one line for each measurement that was left out, with the reason.
+    reference: name of the library that runs llama.cpp's own attention.
+    skipped: one line per measurement that was left out, with the reason.
     """
 
     reference: str
@@ -72,7 +70,7 @@ class AttentionReport(Run):
     skipped: list[str] = dataclasses.field(default_factory=list)
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return one row per side and prompt length; each figure is the median over the rounds that `repeats` lists."""
+        """Return one row per side and prompt length. A figure is the median of its values in `repeats`."""
         return [self._row(side, length) for side, length in self.samples]
 
     def _row(self, side: Side, length: int) -> dict[str, Any]:
@@ -92,12 +90,12 @@ class AttentionReport(Run):
         return [self._figures(side, length, sample) for sample in self.samples.get((side, length), [])]
 
     def _figures(self, side: Side, length: int, sample: Sample) -> Figures:
-        """Return the figures of one round; a figure is None if it can't be computed from the times."""
+        """Return the figures of one round. A figure that can't be computed is None."""
         engine, times = self.work.engine, sample.deep.ubatch_seconds
         prefill, token = sum(times), statistics.median(sample.deep.decode_seconds)
         more = token - statistics.median(sample.shallow.decode_seconds)
         line = gb_s = None
-        # Only under full attention do times lie on a line, and does a decoded token read all of K and V.
+        # Under SWAA, ubatch times form no line, and a decoded token may read only a part of K and V.
         if side.config == FULL:
             line = bound.fit_line(times[: length // engine.n_ubatch], engine.n_ubatch)
             read = sample.deep.kv_bytes / sample.n_ctx * (length - SHALLOW)
@@ -118,17 +116,17 @@ class AttentionReport(Run):
     def ratios(self) -> dict[str, Any]:
         """Return the ratios. A ratio is None if one of its sides was not measured.
 
-        ratio_depth: prompt length at which the next three ratios are measured.
-        decode_vs_no_flash: our decoding speed divided by the reference's decoding speed without flash attention, both
-            with an f16 cache.
-        prefill_attention_speedup: the seconds of the reference's attention divided by the seconds of ours, both with an
-            f16 cache; the reference runs with or without flash attention, whichever is faster.
-        q8_0_over_f16: the seconds of our attention with an f16 cache, divided by the seconds with a q8_0 cache.
-        decode_ratio: like decode_vs_no_flash, for each prompt length and each of our cache types.
-        decode_bandwidth_share: for each cache type, the bytes of K and V read per second at the longest prompt, as a
-            fraction of the memory bandwidth.
-        swaa: for each configuration and prompt length, our speed in prefill and in decode, divided by the reference's
-            speed under full attention, and divided by the speed of llama.cpp's kernels under the same configuration.
+        ratio_depth: prompt length of the next three ratios.
+        decode_vs_no_flash: our decode speed divided by the reference's speed without flash attention, with f16 caches.
+        prefill_attention_speedup: the reference's attention time in prefill divided by our time, with f16 caches. The
+            reference runs with or without flash attention, whichever is faster.
+        q8_0_over_f16: our attention time in prefill with an f16 cache, divided by our time with a q8_0 cache.
+        decode_ratio: like decode_vs_no_flash, for each prompt length, with our cache in f16 and in q8_0.
+        decode_bandwidth_share: speed of reading K and V at the longest prompt, as a fraction of the memory bandwidth,
+            for each cache type.
+        swaa: our speed in prefill and decode, for each configuration and prompt length. `*_vs_full` is divided by the
+            reference's speed under full attention. `*_vs_upstream` is divided by the speed of llama.cpp's kernels under
+            the same configuration.
         """
         ours = {kind: Side(PATCHED, cache_type=kind) for kind in ("f16", "q8_0")}
         no_flash, flash = Side(self.reference, flash_attn=False), Side(self.reference)

@@ -1,10 +1,11 @@
-"""Measure the current memory bandwidth of this machine, which limits the speed of decoding.
+"""Measure this machine's memory bandwidth.
 
     bandwidth(threads=8)   # 1e9 bytes per second
 
-Decoding reads all weights and all of K and V for each token, so memory limits it. A machine's bandwidth changes within
-seconds (clocks, heat, other programs), so `bench_attention` measures it at the end of each turn. Memory is read by
-computing NumPy's maximum of floats, which does little besides reading and releases Python's lock. On the machines
+Each decoded token reads all weights and the KV cache, so memory bandwidth limits the speed of decode. The bandwidth
+changes within seconds (clocks, heat, other programs), so `bench_attention` measures after each turn.
+
+Memory is read by NumPy's max(), because max() does little besides reading and releases Python's lock. On the machines
 tried, a C++ loop was not faster.
 """
 
@@ -14,15 +15,19 @@ import statistics
 import threading
 import time
 
-# Memory of all threads together, far more than caches hold; piece: what one call reads.
+# Bytes of all threads together, far more than the caches hold, and bytes per call of max().
 _BYTES, _PIECE = 256 << 20, 1 << 20
 _WINDOWS = 5
 
 
 def bandwidth(threads: int, *, size: int = _BYTES, seconds: float = 0.04) -> float:
-    """Return the memory bandwidth in 1e9 bytes per second, measured while `threads` threads repeatedly read `size`
-    bytes. The result is the median of five time windows of `seconds` seconds each. One more window before them, which
-    doesn't count, lets the processor's clocks settle.
+    """Return the memory bandwidth in 1e9 bytes per second: the median of five time windows.
+
+    An extra window runs first and is discarded, so that the processor's clocks settle.
+
+    threads: number of threads that read at the same time.
+    size: bytes that the threads together read again and again.
+    seconds: length of a window.
     """
     import numpy as np
 
@@ -30,7 +35,7 @@ def bandwidth(threads: int, *, size: int = _BYTES, seconds: float = 0.04) -> flo
     rates: list[list[float]] = []
 
     def read() -> None:
-        # Written by the thread that reads it, so that it lies in the memory near that thread's core.
+        # Each thread writes its own data, so that the data lies in memory near that thread's core.
         data = np.ones(max(1, size // threads // _PIECE) * _PIECE // 4, np.float32)
         pieces = data.reshape(-1, _PIECE // 4)
         together.wait()

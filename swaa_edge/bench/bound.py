@@ -1,21 +1,23 @@
-"""The bound on a configuration's prefill speed-up, which `bench` prints beside the measured speed-up.
+"""The bound on a configuration's prefill speed-up. `bench` prints the bound beside the measured speed-up.
 
-A sliding layer can save at most the time needed to attend to the keys outside its window. The cost of attention depends
-on the model and the machine, so the bound is computed from the measured times of the patched library under full
-attention, not from a count of operations. Full attention and the configuration run the same kernels, so a measured
-speed-up can exceed the bound only by noise.
+A sliding layer saves at most the time to attend to the keys outside its window. The time of attention depends on the
+model and the machine. So the bound is computed from measured times, not from a count of operations. These are the times
+of the patched library under full attention. Full attention and SWAA run the same kernels, so a measured speed-up can
+exceed the bound only by noise.
 
     line = fit_line(ubatch_seconds, n_ubatch=512)
     best = bound(line, config, n_tokens=8192, n_ubatch=512, heads=[16] * 4)
 
-Definition. A ubatch of u tokens from position p sees v = p + (u + 1) / 2 keys per query on average. Work other than
-attention takes the same time at every position, so under full attention the ubatch takes the time t = a + b * v. A
-weighted least-squares fit over the ubatches of a prompt gives a and b; b * v is the time for attention. In a sliding
-layer with W window tokens and S sinks, the query at position q sees min(q + 1, W + S) keys; a query in the tail of the
-prompt sees q + 1 keys if the layer decodes with full attention. Let k be the mean number of visible keys over the
-queries of a ubatch and over all query heads of the model. A configuration then needs at least the time a + b * k for
-the ubatch. The bound is the sum of the full-attention times of all ubatches, divided by the sum of their minimum times
-under the configuration. A shorter last ubatch is weighted by its length.
+Definition. Under full attention, a ubatch of u tokens from position p sees v = p + (u + 1) / 2 keys per query on
+average. The ubatch takes the time a + b * v: attention takes b * v, and all other work takes a at every position. A
+weighted least-squares fit over a prompt's ubatches gives a and b.
+
+In a sliding layer with W window tokens and S sinks, the query at position q sees min(q + 1, W + S) keys. If the layer
+decodes with full attention, a query in the prompt's tail sees q + 1 keys. Let k be the mean number of visible keys over
+a ubatch's queries and the model's query heads. Under the configuration, the ubatch takes at least the time a + b * k.
+
+The bound is T / M. T is the sum of a + b * v over all ubatches, and M is the sum of a + b * k. A shorter last ubatch
+counts by its length.
 """
 
 from __future__ import annotations
@@ -35,14 +37,14 @@ class Line:
 
 
 def visible_full(start: int, count: int) -> float:
-    """Return the mean number of keys that the `count` queries from position `start` on see under full attention."""
+    """Return the mean number of visible keys for `count` queries from position `start`, under full attention."""
     return start + (count + 1) / 2
 
 
 def visible_sliding(start: int, count: int, reach: int) -> float:
-    """Return the mean number of keys that the `count` queries from position `start` on see in a sliding layer.
+    """Return the mean number of visible keys for `count` queries from position `start`, in a sliding layer.
 
-    reach: the number of window and sink tokens together.
+    reach: number of window tokens plus number of sinks.
     """
     growing = range(min(start + 1, reach), min(start + count + 1, reach))
     return (sum(growing) + reach * (count - len(growing))) / max(count, 1)
@@ -55,11 +57,14 @@ def ubatches(n_tokens: int, n_ubatch: int) -> Iterator[tuple[int, int]]:
 
 
 def fit_line(seconds: Sequence[float], n_ubatch: int) -> Line | None:
-    """Fit a line to the times of full ubatches, listed from position 0, by least squares of relative errors.
+    """Fit a line to the times of full ubatches by least squares of relative errors.
 
-    With absolute errors, the slow late ubatches alone would determine the line. Its value at position 0, which decides
-    the bound of a long prompt, would then be uncertain. Returns None if there are fewer than three times, or if the
-    fitted a or b is not positive.
+    With absolute errors, the slow late ubatches alone would determine the line. Then a would be uncertain, and a
+    decides the bound of a long prompt.
+
+    seconds: times of consecutive ubatches, starting at position 0.
+
+    Returns None if there are fewer than three times, or if a or b is not positive.
     """
     import numpy as np
 
@@ -72,11 +77,10 @@ def fit_line(seconds: Sequence[float], n_ubatch: int) -> Line | None:
 
 
 def prefill_seconds(line: Line, config: SwaaConfig | None, n_tokens: int, n_ubatch: int, heads: Sequence[int]) -> float:
-    """Return the seconds that a prefill under `config` takes if attention time is proportional to the number of visible
-    keys.
+    """Return the seconds of a prefill if attention time is proportional to the number of visible keys.
 
     config: settings, or None for full attention.
-    heads: the number of query heads of each layer.
+    heads: number of query heads of each layer.
     """
     slides = _fraction(heads, config.sliding_layers(len(heads))) if config else 0.0
     with_tail = _fraction(heads, config.fa_decode_layers(len(heads))) if config else 0.0
@@ -97,17 +101,16 @@ def _fraction(heads: Sequence[int], chosen: Sequence[bool]) -> float:
 
 
 def bound(line: Line, config: SwaaConfig | None, n_tokens: int, n_ubatch: int, heads: Sequence[int]) -> float:
-    """Return the highest possible prefill speed-up of `config`; it is above 1 if the prompt is longer than window and
-    sinks together."""
+    """Return the highest possible prefill speed-up of `config`."""
     full = prefill_seconds(line, None, n_tokens, n_ubatch, heads)
     return full / prefill_seconds(line, config, n_tokens, n_ubatch, heads)
 
 
 def attention_seconds(line: Line, n_tokens: int, n_ubatch: int) -> float:
-    """Return the seconds that a full-attention prefill spends on attention."""
+    """Return the attention time of a full-attention prefill, in seconds."""
     return prefill_seconds(dataclasses.replace(line, a=0.0), None, n_tokens, n_ubatch, [1])
 
 
 def attention_fraction(line: Line, n_tokens: int, n_ubatch: int) -> float:
-    """Return the fraction of a full-attention prefill's time that is spent on attention, from 0 to 1."""
+    """Return the attention's share of the time of a full-attention prefill, from 0 to 1."""
     return attention_seconds(line, n_tokens, n_ubatch) / prefill_seconds(line, None, n_tokens, n_ubatch, [1])

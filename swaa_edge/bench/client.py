@@ -1,7 +1,7 @@
-"""The parent process of a measurement: starts child processes that time prompts, each with one llama.cpp library.
+"""The parent process of a measurement. Starts one child process per llama.cpp library to time prompts.
 
 Two builds of llama.cpp can't share a process, and a crash in C must not lose the results. A child stays alive between
-its turns, so that the compared libraries can alternate without timing start-up or model loading.
+its turns, so that a turn needs no start-up.
 
     with Runner(native.library_dir()) as runner:
         timing = runner.measure(Job("model.gguf", [1] * 4096, EngineSettings()))
@@ -25,12 +25,12 @@ from swaa_edge import native
 from swaa_edge.engine.settings import EngineSettings, round_up
 from swaa_edge.errors import GenerationError, NativeLibraryError
 
-#: The libraries that can be compared, by name.
+#: Names of the libraries.
 PATCHED, UNPATCHED, UPSTREAM_KERNELS = "patched", "unpatched", "upstream kernels"
-# Leaves attention to upstream's kernels; the library reads it when it first computes attention.
+# Leaves attention to upstream's kernels. The library reads the variable when attention is first computed.
 _KERNELS_OFF = {"GGML_CPU_FATTN": "0"}
 
-# Without the user's current folder on sys.path, and with the very package that starts the child.
+# The child imports the parent's own package, and nothing from the user's current folder.
 _PROGRAM = """
 import sys
 sys.path[:] = [sys.argv.pop(1), *filter(None, sys.path)]
@@ -43,9 +43,9 @@ main(sys.argv[1])
 class Job:
     """One measurement: prefill `tokens`, then decode `decode` more tokens, one at a time.
 
-    engine: settings whose n_ubatch does not exceed their n_batch.
+    engine: settings. n_ubatch must not exceed n_batch.
     overrides: llama.cpp's kv_overrides.
-    flash_attn: whether to use flash attention; False is allowed only under full attention with an f16 cache.
+    flash_attn: whether to use flash attention. False is allowed only under full attention with an f16 cache.
     """
 
     model: str
@@ -57,8 +57,7 @@ class Job:
 
     @property
     def n_ctx(self) -> int:
-        """The context size that the job needs, or the n_ctx of `engine` if that is larger, rounded up to whole blocks
-        of cells."""
+        """The context size: room for the job, but at least `engine.n_ctx`, rounded up to whole blocks of cells."""
         # The warm-up takes a ubatch and one token.
         warm_up = min(len(self.tokens), self.engine.n_ubatch) + 1
         return round_up(max(len(self.tokens) + self.decode, warm_up, self.engine.n_ctx or 0))
@@ -74,11 +73,10 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """The result of a job: the seconds of each ubatch and of each decoded token, and the bytes of the context's
-    buffers.
+    """The result of a job: seconds per ubatch and per decoded token, and bytes of the context's buffers.
 
-    cpu_seconds: processor time of the whole prefill, over all threads. In a run without a GPU, a value below the number
-        of threads times the prefill's seconds means that other programs used the processor.
+    cpu_seconds: processor time of the prefill, summed over all threads. Without a GPU, the expected value is the number
+        of threads times the prefill's seconds. If the value is lower, other programs used the processor.
     """
 
     ubatch_seconds: list[float]
@@ -93,8 +91,10 @@ class Runner(contextlib.AbstractContextManager):
 
     environment: variables to add to the child's environment.
 
-    The attribute `facts` holds "swaa" (whether the library is patched), "version" and "commit" of its ggml, and "gpus"
-    (the names of its GPUs). Raises `NativeLibraryError` if the library does not load.
+    The attribute `facts` is a dict. "swaa" tells whether the library is patched, and "gpus" names the GPUs that the
+    library found. "version" and "commit" describe ggml.
+
+    Raises `NativeLibraryError` if the library does not load.
     """
 
     def __init__(self, library: str | os.PathLike[str], environment: Mapping[str, str] | None = None) -> None:
@@ -119,10 +119,9 @@ class Runner(contextlib.AbstractContextManager):
         self.close()
 
     def measure(self, job: Job, on_progress: Callable[[int], object] | None = None) -> Timing:
-        """Run `job`; after each ubatch, on_progress receives the number of prompt tokens that are prefilled.
+        """Run `job`. After each ubatch, on_progress receives the number of prefilled tokens.
 
-        Raises `GenerationError` if the engine refuses the job, or if the child process dies. After its death, every
-        further job fails.
+        Raises `GenerationError` if the engine refuses the job, or if the child process dies or is dead.
         """
         try:
             print(job.to_json(), file=self._child.stdin, flush=True)
@@ -131,7 +130,7 @@ class Runner(contextlib.AbstractContextManager):
         return Timing(**self._response(GenerationError, on_progress))
 
     def close(self) -> None:
-        """Kill the child, whatever it is doing."""
+        """Kill the child."""
         self._child.kill()
         self._child.wait()
         with contextlib.suppress(BrokenPipeError):
@@ -166,13 +165,14 @@ class Runner(contextlib.AbstractContextManager):
 def libraries(
     baseline: str | os.PathLike[str] | None = None, *, upstream_kernels: bool = False
 ) -> Iterator[dict[str, Runner]]:
-    """Yield one child process per library, by name: `PATCHED`, and on request `UNPATCHED` and `UPSTREAM_KERNELS`.
+    """Yield one child process per library, by name. `PATCHED` is always included.
 
-    baseline: folder of an unpatched build, which becomes the library `UNPATCHED`.
-    upstream_kernels: whether to add `UPSTREAM_KERNELS`, the patched library with llama.cpp's own attention kernels on
+    baseline: folder of an unpatched build, added as `UNPATCHED`.
+    upstream_kernels: whether to add `UPSTREAM_KERNELS`: the patched library with llama.cpp's own attention kernels on
         the CPU.
 
-    Raises `NativeLibraryError` if a library does not load, or if the libraries belong to different llama.cpp releases.
+    Raises `NativeLibraryError` if a library does not load, or if the baseline is patched or from another llama.cpp
+    release.
     """
     if baseline is not None and not any(Path(baseline).glob("*llama.*")):
         raise NativeLibraryError(
@@ -199,7 +199,7 @@ def _check_baseline(ours: Runner, baseline: Runner) -> None:
 
 
 def described(runner: Runner) -> dict[str, Any]:
-    """Return a library's facts as plain JSON values; a path inside the working directory is made relative to it."""
+    """Return a library's facts as plain JSON values. A path inside the working directory becomes relative."""
     path, facts = runner.library, runner.facts
     if path.is_relative_to(Path.cwd()):
         path = path.relative_to(Path.cwd())

@@ -1,4 +1,4 @@
-"""The results of a benchmark: raw samples, and the rows, document, table and plot made from them.
+"""The results of a benchmark: samples, rows, document, table and plot.
 
 print(report); report.to_dict()["rows"]
 """
@@ -24,10 +24,11 @@ from swaa_edge.support.table import table
 
 @dataclasses.dataclass
 class Run:
-    """The facts about a run that the documents of all benchmarks contain.
+    """The facts about a run, for every benchmark.
 
-    libraries: by name, the result of `client.described` for each library.
-    load: the system's load average over the minute before the run, or None if the system doesn't provide one.
+    repeat: rounds per prompt length, or None for the default.
+    libraries: the result of `client.described` for each library, by name.
+    load: the system's load average over the minute before the run, or None if unknown.
     """
 
     work: Workload
@@ -64,16 +65,21 @@ class Run:
 
 @dataclasses.dataclass
 class Report(Run):
-    """The samples measured so far: one Timing per round for each pair (configuration or `UNPATCHED`, prompt length)."""
+    """The samples so far: one Timing per round.
+
+    samples: each key is (name of a configuration or `UNPATCHED`, prompt length).
+    """
 
     samples: dict[tuple[str, int], list[Timing]] = dataclasses.field(default_factory=dict)
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return one row per configuration and prompt length, references first, as plain JSON values.
+        """Return one row per configuration and prompt length, as plain JSON values.
 
-        A ratio is the median time of full attention divided by the median time of the configuration; above 1, the
-        configuration is faster. A value is None if it can't be computed from the times, such as the bound of a prompt
-        with fewer than three ubatches, or the decode speed if no tokens were decoded.
+        A ratio is the median time of full attention divided by the median time of the configuration. Above 1, the
+        configuration is faster.
+
+        A value that can't be computed is None. Examples are the bound of a prompt with fewer than three ubatches, and
+        the decode speed if no tokens were decoded.
         """
         return [
             self._row(name, length)
@@ -83,7 +89,7 @@ class Report(Run):
         ]
 
     def line(self, n_tokens: int) -> bound.Line | None:
-        """Return the line fitted to full attention on the patched library, from each full ubatch's median time."""
+        """Fit a line to the median ubatch times of full attention on the patched library."""
         rounds = [timing.ubatch_seconds for timing in self.samples.get((FULL, n_tokens), [])]
         medians = [statistics.median(times) for times in zip(*rounds, strict=True)]
         n_ubatch = self.work.engine.n_ubatch
@@ -120,7 +126,7 @@ class Report(Run):
         }
 
     def _ratios(self, name: str, reference: str, n_tokens: int) -> tuple[float | None, float | None, float | None]:
-        """Return the speed-ups of `name` over `reference` in prefill, in decode, and in both together."""
+        """Return the speed-ups of `name` over `reference`: prefill, decode, and both together."""
         if (reference, n_tokens) not in self.samples:
             return None, None, None
         (their_prefill, their_decode), (prefill, decode) = (self._medians(side, n_tokens) for side in (reference, name))
@@ -128,17 +134,17 @@ class Report(Run):
         return their_prefill / prefill, their_decode / decode if self.work.decode else None, both
 
     def device(self, name: str) -> str:
-        """Return the hardware that ran `name`: the library's GPUs (and the number of layers on them, if not all), or
-        the CPU."""
+        """Return the hardware that ran `name`: the GPUs or the CPU. If some layers ran on the CPU, the number of layers
+        on the GPUs is added."""
         layers, n_layers = self.work.engine.n_gpu_layers, self.work.model.n_layers
         gpus = self.libraries[UNPATCHED if name == UNPATCHED else PATCHED]["gpus"]
         if not gpus or layers == 0:
             return str(machine()["cpu"])
-        # Beside its repeating layers a model has an output layer to place.
+        # With the output layer, a model has n_layers + 1 layers to place.
         return " + ".join(gpus) + (f", {layers} of {n_layers} layers" if 0 < layers <= n_layers else "")
 
     def _medians(self, name: str, n_tokens: int) -> tuple[float, float]:
-        """Return the median seconds of the whole prefill and of the whole decoding."""
+        """Return the median seconds of the prefill and of the decode."""
         timings = self.samples[name, n_tokens]
         return (
             statistics.median(sum(timing.ubatch_seconds) for timing in timings),
@@ -155,8 +161,7 @@ class Report(Run):
         return {"rows": self.rows(), "fit": fits, **self.facts()}
 
     def __str__(self) -> str:
-        """Return the report as text: machine and model, a row per configuration and length, and an explanation of the
-        rows."""
+        """Return the report as text: heading, table and notes."""
         document = self.to_dict()
         rows = document["rows"]
         columns = [column for column in _COLUMNS if UNPATCHED in document["libraries"] or not column[2]]
@@ -206,7 +211,7 @@ _COLUMNS: list[tuple[str, Callable[[dict[str, Any]], str], bool]] = [
 
 
 def heading(document: dict[str, Any]) -> Iterator[str]:
-    """Yield the lines that describe the model, the device, the settings, the prompt and the libraries."""
+    """Yield lines about the model, device, settings, prompt and libraries."""
     model, this, settings, rows = (document[name] for name in ("model", "machine", "settings", "rows"))
     cores = this["cores"]
     threads = settings["n_threads"] or f"{cores} in prefill, {max(cores // 2, 1)} in decode"
@@ -223,7 +228,7 @@ def heading(document: dict[str, Any]) -> Iterator[str]:
 
 
 def warnings(document: dict[str, Any]) -> Iterator[str]:
-    """Yield a warning line if the machine was busy, and another if the run ended early."""
+    """Yield warnings that the machine was busy, or that the run ended early."""
     load, cores = document["machine"]["load"], document["machine"]["cores"]
     if load is not None and load > cores / 4:
         yield f"The machine was busy at the start (load {load:.1f} on {cores} cores); the times may be noise."
@@ -232,12 +237,13 @@ def warnings(document: dict[str, Any]) -> Iterator[str]:
 
 
 def plot(document: dict[str, Any], path: str | os.PathLike[str], kind: str | None = None) -> None:
-    """Draw the document of `Report.to_dict()` into the file `path`: speed and speed-up by prompt length, with the
-    bound.
+    """Draw speed, speed-up and bound by prompt length.
 
-    kind: the file type, "png", "svg" or "pdf", or None to choose the type by the suffix of `path`.
+    document: the result of `Report.to_dict()`.
+    path: the file to write.
+    kind: "png", "svg" or "pdf", or None for the type that the suffix of `path` names.
 
-    Raises `ConfigError` if matplotlib is not installed.
+    Raises `ConfigError` if matplotlib is not installed, or if the suffix is unknown.
     """
     rows = document["rows"]
     with figure(path, size=(10, 4.2), kind=kind) as canvas:

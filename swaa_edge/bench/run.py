@@ -1,7 +1,7 @@
-"""Compare the speed of full attention and SWAA configurations within one run, as ratios beside their bounds.
+"""Compare the speed of full attention and SWAA configurations within one run.
 
 A laptop's speed drifts by tens of percent within minutes, so figures from two runs can't be compared. Within one run,
-the compared sides take turns in every round, in alternating order, and the medians over the rounds are compared.
+the sides take turns in alternating order. The medians over all rounds are compared.
 
     print(bench("model.gguf", "quality,fast", [4096, 8192]))
 """
@@ -23,11 +23,11 @@ from swaa_edge.errors import ConfigError
 from swaa_edge.support.interrupt import ends_early
 from swaa_edge.support.progress import OnProgress, Progress
 
-#: Prompt lengths by default, as far as the model's context goes.
+#: Default prompt lengths, if they fit the context.
 LENGTHS = (4096, 8192)
-#: Tokens decoded after each prompt by default.
+#: Default number of tokens decoded after each prompt.
 DECODE = 32
-# Rounds by default: a long prompt averages over its own length.
+# Default rounds, fewer for prompts longer than _LONG: noise averages out over a long prompt.
 _ROUNDS, _ROUNDS_LONG, _LONG = 3, 2, 8192
 
 T = TypeVar("T")
@@ -47,16 +47,17 @@ def bench(
     """Time full attention and `configs` in turns, on prompts of the given lengths.
 
     model: a path or a `ModelFile`.
-    configs: the configurations, in any form that the function `configurations` takes; an empty mapping compares only
-        full attention with the baseline.
-    prompt_tokens: prompt lengths, or None for those of `LENGTHS` that fit the context (or one shorter length if none
-        fits).
-    decode: number of tokens decoded after each prompt, or None for `DECODE`.
+    configs: as for the function `configurations`. An empty mapping compares only full attention with the baseline.
+    prompt_tokens: prompt lengths, or None for the `LENGTHS` that fit the context. If none fits, one shorter length is
+        used.
+    decode: number of tokens to decode after each prompt, or None for `DECODE`.
     repeat: rounds per length, or None for 3 (2 for prompts longer than 8192 tokens).
-    baseline: folder of an unpatched build of the same llama.cpp, which then runs full attention as one more side.
+    engine: settings for loading the model.
+    baseline: folder of an unpatched build of the same llama.cpp. The build runs full attention as one more side.
 
-    A KeyboardInterrupt, or an error after the first measurement, ends the run early; `Report.stopped` then holds the
-    reason. Raises `ConfigError` for a prompt that exceeds the context or settings that don't fit the model. Also raises
+    Ctrl-C ends the run early, and so does an error after the first row. `Report.stopped` then holds the reason.
+
+    Raises `ConfigError` if a prompt exceeds the context, or if settings don't fit the model. Also raises
     `ModelFileError`, `UnsupportedModelError`, `NativeLibraryError` and `GenerationError`.
     """
     decode = DECODE if decode is None else decode
@@ -70,7 +71,7 @@ def bench(
         for order in alternating(names, rounds_of(repeat, length))
         for name in order
     ]
-    # All jobs before anything is timed: a configuration that doesn't fit the model is refused here.
+    # Make all jobs before timing. A configuration that doesn't fit the model fails here.
     jobs = {
         (name, length): work.job(length, sides.get(name, False), patched=name != UNPATCHED)
         for name, length in dict.fromkeys(turns)
@@ -95,12 +96,11 @@ def _check_sides(sides: Mapping[str, Configuration], baseline: str | os.PathLike
 
 
 def rounds_of(repeat: int | None, n_tokens: int) -> int:
-    """Return the number of rounds for a prompt of `n_tokens` tokens."""
     return repeat or (_ROUNDS_LONG if n_tokens > _LONG else _ROUNDS)
 
 
 def alternating(sides: Sequence[T], rounds: int) -> Iterator[Sequence[T]]:
-    """Yield the sides of each round, in reverse order every second round, so that a steady drift favours no side."""
+    """Yield the sides of each round. Every second round is reversed, so that a steady drift favours no side."""
     for number in range(rounds):
         yield sides[:: -1 if number % 2 else 1]
 
@@ -108,10 +108,11 @@ def alternating(sides: Sequence[T], rounds: int) -> Iterator[Sequence[T]]:
 def progress_of(
     turns: Sequence[tuple[str, int]], on_progress: OnProgress | None
 ) -> Iterator[Callable[[int], None] | None]:
-    """Yield one progress callback per turn, or None without `on_progress`; it takes the number of prompt tokens
-    prefilled so far.
+    """Yield one progress callback per turn, or None without `on_progress`.
 
-    turns: the text and the number of prompt tokens of each turn.
+    A callback takes the number of prompt tokens prefilled so far.
+
+    turns: text and number of prompt tokens of each turn.
     """
     if on_progress is None:
         yield from [None] * len(turns)

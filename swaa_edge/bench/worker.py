@@ -1,7 +1,6 @@
-"""The program of the child processes that client.py starts: it runs jobs with one llama.cpp library and times them.
+"""The program of client.py's child processes. Times jobs with one llama.cpp library.
 
-The program uses only llama.cpp's C interface, since this is all that the patched and the unpatched library have in
-common.
+Only llama.cpp's C interface is used, so that unpatched libraries work too.
 
     main("build/baseline/lib")   # reads jobs from stdin and writes results to stdout, one JSON document per line
 """
@@ -31,11 +30,11 @@ _DEVICE_GPU = (1, 2)
 
 
 def main(library: str) -> None:
-    """Run the jobs on stdin, one JSON document per line, and write their results to stdout until stdin ends."""
-    # Ctrl-C reaches the whole process group; the parent decides when this process ends.
+    """Run the jobs from stdin and write the results to stdout, until stdin ends."""
+    # Ctrl-C reaches the whole process group, but the parent decides when this process ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     results = os.fdopen(os.dup(1), "w")
-    # What C prints must not mix with the results.
+    # Send C's output to stderr, away from the results.
     os.dup2(2, 1)
 
     def send(**message: Any) -> None:
@@ -57,8 +56,7 @@ def main(library: str) -> None:
 
 
 def _lines_of_stdin() -> Iterator[str]:
-    """Yield the lines of stdin. The end of stdin means that the parent process has ended; this process then exits, even
-    in the middle of a job."""
+    """Yield the lines of stdin. At the end of stdin, exit even in the middle of a job: the parent process has ended."""
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def read() -> None:
@@ -105,7 +103,7 @@ class _Engine:
         lib.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
         lib.ggml_backend_dev_type.argtypes = lib.ggml_backend_dev_description.argtypes = [ctypes.c_void_p]
         lib.ggml_backend_dev_description.restype = ctypes.c_char_p
-        # In the order in which llama.cpp numbers them.
+        # In llama.cpp's order.
         devices = map(lib.ggml_backend_dev_get, range(lib.ggml_backend_dev_count()))
         gpus = [device for device in devices if lib.ggml_backend_dev_type(device) in _DEVICE_GPU]
         return {
@@ -129,7 +127,7 @@ class _Engine:
             compute, kv = (_buffer_bytes(self._lines, kind) for kind in ("compute", "KV"))
             batch = self.api.llama_batch_init(n_ubatch, 0, 1)
             try:
-                # Warm-up: the first pages, graphs and caches of a fresh context take time that must not count.
+                # Warm-up, not timed: a fresh context still has to set up pages, graphs and caches.
                 ubatches, n = [], len(job.tokens)
                 self._decode(context, batch, job.tokens[:n_ubatch], 0, decode_from=n)
                 self._decode(context, batch, job.tokens[:1], min(n, n_ubatch), decode_from=0)
@@ -152,8 +150,7 @@ class _Engine:
         return Timing(ubatches, cpu, decoded, compute, kv)
 
     def _load(self, job: Job) -> None:
-        """Load the job's model with its overrides. The previous model is freed first, so that each process holds at
-        most one model in memory."""
+        """Load the job's model with its overrides, unless already loaded. The previous model is freed first."""
         requested = (job.model, dict(job.overrides), job.engine.n_gpu_layers)
         if requested == self._loaded:
             return
@@ -170,7 +167,7 @@ class _Engine:
         self._loaded = requested
 
     def _overrides(self, given: Mapping[str, Any]) -> Any:
-        array = (self.api.llama_model_kv_override * (len(given) + 1))()  # the last, empty one ends the list
+        array = (self.api.llama_model_kv_override * (len(given) + 1))()  # an empty entry ends the list
         for entry, (key, value) in zip(array, given.items(), strict=False):
             entry.key = key.encode()
             if isinstance(value, bool):
@@ -184,7 +181,7 @@ class _Engine:
     def _context(self, job: Job) -> Any:
         params, settings = self.api.llama_context_default_params(), job.engine
         params.n_ctx, params.n_batch, params.n_ubatch = job.n_ctx, settings.n_batch, settings.n_ubatch
-        # The defaults are those of llama_cpp.Llama.
+        # The same defaults as in llama_cpp.Llama.
         params.n_threads = settings.n_threads or max((os.cpu_count() or 1) // 2, 1)
         params.n_threads_batch = settings.n_threads or os.cpu_count() or 1
         params.type_k = params.type_v = CACHE_TYPES[settings.cache_type]
@@ -198,9 +195,9 @@ class _Engine:
     def _decode(
         self, context: Any, batch: Any, tokens: Sequence[int], at: int, *, decode_from: int, logits: bool = True
     ) -> float:
-        """Return the seconds of one llama_decode of `tokens` from position `at`.
+        """Run llama_decode on `tokens` from position `at`, and return the seconds.
 
-        decode_from: the position of the decode boundary.
+        decode_from: the decode boundary.
         logits: whether to compute the logits of the last token.
         """
         batch.n_tokens = len(tokens)
@@ -231,8 +228,7 @@ class _Engine:
 
 
 def _buffer_bytes(log: Sequence[str], kind: str) -> int:
-    """Return the total bytes of the `kind` buffers of all devices, as llama.cpp's log states them (in MiB with two
-    decimals)."""
+    """Return the total bytes of all `kind` buffers. llama.cpp's log gives the sizes in MiB with two decimals."""
     # A log callback may receive one line in several pieces.
     found = re.findall(rf"{kind} buffer size = *([0-9.]+) MiB", "".join(log))
     return round(sum(map(float, found)) * _MIB)

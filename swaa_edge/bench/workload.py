@@ -1,5 +1,4 @@
-"""The work that every side of a comparison does: one model, prompts of given lengths, and the number of tokens to
-decode after each.
+"""The work that every side of a comparison does: a model, prompt lengths, and the number of tokens to decode.
 
 work = Workload.of("model.gguf", [4096], decode=32)
 runner.measure(work.job(4096, SwaaConfig(2048)))
@@ -25,8 +24,11 @@ from swaa_edge.support.sample_text import real_text
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """Prompts of `lengths` tokens (ascending), with `decode` tokens decoded after each, for one model under
-    `engine`."""
+    """The work of a comparison.
+
+    lengths: prompt lengths, ascending.
+    decode: number of tokens decoded after each prompt.
+    """
 
     model: ModelFile
     lengths: tuple[int, ...]
@@ -45,13 +47,13 @@ class Workload:
     ) -> Workload:
         """Return a validated workload.
 
-        default: the lengths to use if `prompt_tokens` is None; those that exceed the context are dropped.
+        default: prompt lengths if `prompt_tokens` is None. Lengths that exceed the context are dropped.
 
-        Raises `ConfigError` for a prompt that exceeds the context or settings out of range, and `ModelFileError` if the
-        model can't be read.
+        Raises `ConfigError` if a prompt exceeds the context, or if a setting is out of range. Raises `ModelFileError`
+        if the model can't be read.
         """
         engine = engine or EngineSettings()
-        # As llama.cpp does; bench must know, since it cuts prompts into ubatches itself.
+        # llama.cpp caps n_ubatch too. bench cuts prompts into ubatches, and needs the capped value.
         engine = dataclasses.replace(engine, n_ubatch=min(engine.n_ubatch, engine.n_batch))
         model = read_model(model)
         if prompt_tokens is None:
@@ -84,7 +86,7 @@ class Workload:
         """Return the job for one prompt length under `config`.
 
         patched: whether the library supports SWAA.
-        changes: values for other fields of `Job`.
+        changes: other fields of `Job`.
         """
         overrides = resolve_swaa(self.model, config).kv_overrides if patched else None
         job = Job(os.fspath(self.model), self.tokens[:length], self.engine, overrides or {}, self.decode)
@@ -92,26 +94,26 @@ class Workload:
 
     @functools.cached_property
     def tokens(self) -> list[int]:
-        """The tokens of the longest prompt; each shorter prompt is a prefix of it."""
+        """The tokens of the longest prompt. Shorter prompts are prefixes of the longest one."""
         return prompt_ids(self.model, self.lengths[-1])
 
     @property
     def prompt(self) -> str:
-        """The source of the tokens, as text for the report."""
+        """The name of the tokens' source, for the report."""
         return "Python's language reference" if self.model.has_tokenizer else "random tokens"
 
 
 def prompt_ids(model: ModelFile, count: int) -> list[int]:
     """Return `count` tokens for a prompt, the same in every run.
 
-    The tokens are those of Python's language reference, which ships with Python for help(); the text is repeated if it
-    is too short. For a model without a tokenizer, the tokens are random.
+    The text is Python's language reference, which ships with Python for help(). A short text is repeated. A model
+    without a tokenizer gets random tokens.
     """
     if not model.has_tokenizer:
         generator = random.Random(0)
         return [generator.randrange(model.n_vocab) for _ in range(count)]
     from swaa_edge.engine.tokenizer import tokenize  # loads the native library
 
-    # No tokenizer makes more than one token of a byte, and few make one token of more than eight bytes.
+    # On average, tokens are shorter than eight characters.
     tokens = tokenize(model, real_text()[: 8 * count])
     return (tokens * (count // len(tokens) + 1))[:count]

@@ -1,12 +1,12 @@
-"""Choose the layers that should keep full attention, measured by the engine on the quantized model, without torch.
+"""Chooses the layers that should keep full attention. The engine measures the quantized model, without torch.
 
-- `calibration`: the function `calibrate`, which chooses the layers of a model.
-- `recommendation`: the function `recommend`, which chooses among the configurations that `eval` measured.
+- `calibration`: the function `calibrate`.
+- `recommendation`: the function `recommend`. Chooses one of the configurations that `eval` measured.
 - `settings`: the settings of a calibration.
 - `search`: rankings of single layers, and the greedy search.
 - `losses`: the loss of reference answers under a choice of layers.
-- `cases`: the samples to measure, in tokens, from retrieval tasks or from a text.
-- `report`: the result as a document, as text and as a picture.
+- `cases`: the samples to measure, from retrieval tasks or from a text.
+- `report`: the result as JSON, as text and as a picture.
 """
 
 from swaa_edge.calibrate.calibration import Calibration, calibrate

@@ -1,4 +1,4 @@
-"""Find the layers of a model that should keep full attention, as `swaa-edge calibrate` does.
+"""Finds the layers of a model that should keep full attention.
 
 found = calibrate("model.gguf", SwaaConfig.from_recipe("balanced"), text="notes.txt", method="greedy")
 print(found); found.config
@@ -36,7 +36,7 @@ from swaa_edge.support.progress import OnProgress, Progress
 if TYPE_CHECKING:
     from swaa_edge.llama import SwaaLlama
 
-# Tokens of a retrieval sample that are reserved for its answer.
+# Tokens that a retrieval sample reserves for the answer.
 _ANSWER_ROOM = 64
 
 
@@ -46,9 +46,9 @@ class Calibration:
 
     model: path of the model file.
     name: name of the model in its metadata.
-    prompt_tokens: length of a sample in tokens, answer included.
+    prompt_tokens: length of a sample in tokens, including the answer.
     report: the measurements and the chosen layers.
-    written: paths of the files to which the chosen settings were written.
+    written: paths of the files that now contain the chosen settings.
     """
 
     model: str
@@ -67,7 +67,7 @@ class Calibration:
 
     @property
     def stopped(self) -> Stopped:
-        """The reason why the run ended early: "interrupted", an error, or None if the run is complete."""
+        """Why the run ended early: "interrupted" or an error. None if the run is complete."""
         return self.report.stopped
 
     def to_dict(self) -> dict[str, Any]:
@@ -92,27 +92,27 @@ def calibrate(
     on_note: Callable[[str], object] = lambda line: None,
     **settings: Any,
 ) -> Calibration:
-    """Choose the layers of the GGUF `model` that should keep full attention, by the loss of reference answers.
+    """Choose the layers of the GGUF `model` that should keep full attention. The loss of reference answers decides.
 
-    swaa: settings for window, sinks, tail and FA decode (default: the recipe fast, with the window and the sinks
-        reduced to fit the prompts). The FA layers in these settings do not affect the choice, but a comparison
-        includes them.
+    swaa: window, sinks, tail and FA decode. The default is the recipe fast, with window and sinks reduced to fit the
+        prompts. The FA layers of `swaa` are used only in a comparison.
     settings: keyword arguments for `CalibrateSettings`.
     output: path of a JSON file for the chosen settings.
     annotate: path for a copy of the model that contains the chosen settings.
     in_place: write the chosen settings into the model file itself.
     force: replace existing files.
-    json_file, plot_file: paths for the result of a complete run, as a JSON document and as a picture.
-    journal_file: file that keeps the measurements, so that the same call resumes an interrupted run. The default is a
-        file in the user's cache folder, which is deleted when the run is complete.
+    json_file, plot_file: paths for the result of a complete run, as JSON and as a picture.
+    journal_file: file with the measurements. The same call resumes an interrupted run from this file. The default is a
+        file in the user's cache folder until the run is complete.
     on_note: function that is called with one line of text if measurements are reused.
 
-    After Ctrl-C, or an error after the first measurement, the result is incomplete and its `stopped` holds the reason.
-    Raises `ConfigError` or `ModelFileError` for invalid input, `OutputError` for a file that can't be written, and the
-    errors of loading and running a model.
+    If Ctrl-C or an error ends the run early, the result is incomplete, and `stopped` holds the reason. Without any
+    results, the error or KeyboardInterrupt is raised.
+    Raises `ConfigError` or `ModelFileError` for invalid input, and `OutputError` if a file can't be written. Also
+    raises the errors of loading and running a model.
     """
     chosen, file = CalibrateSettings(**settings), read_model(model)
-    chosen.layers_to_keep(file.n_layers)  # its errors before any work
+    chosen.layers_to_keep(file.n_layers)  # raises its errors before any work
     if annotate is not None and in_place:
         raise ConfigError("annotate and in_place exclude each other; give one of them")
     check_pictures(plot_file)
@@ -139,7 +139,7 @@ def calibrate(
 
 
 def _check_engine(engine: EngineSettings, file: ModelFile) -> EngineSettings:
-    """Return `engine` with swa_full set: the cache keeps all positions, so that a document is prefilled only once."""
+    """Set swa_full in `engine`. The cache then keeps all positions, and a document is prefilled only once."""
     if engine.lora_path is not None and read_lora(engine.lora_path, file).swaa is not None:
         raise ConfigError(
             f"{engine.lora_path} was trained under a recipe with fixed FA layers; calibrate without this adapter"
@@ -161,7 +161,7 @@ def _prompt_tokens(file: ModelFile, requested: int | None) -> int:
 
 
 def _sliding(swaa: SwaaConfig | None, length: int) -> SwaaConfig:
-    """Return `swaa`, or if it is None, the recipe fast with window and sinks reduced to fit `length` prompt tokens."""
+    """Return `swaa`. The default is the recipe fast, with window and sinks reduced to fit `length` prompt tokens."""
     if swaa is None:
         fast = RECIPES["fast"].config
         window = min(fast.window_size, length // 4)
@@ -179,7 +179,7 @@ def _sliding(swaa: SwaaConfig | None, length: int) -> SwaaConfig:
 def _cases(
     file: ModelFile, length: int, swaa: SwaaConfig, settings: CalibrateSettings
 ) -> tuple[list[Case], list[Case]]:
-    """Return the cases to measure, and as many held-out cases if settings.compare is set (else none)."""
+    """Return the cases to measure and the held-out cases. Without settings.compare, no case is held out."""
     if settings.text is not None:
         text, head = read_text(settings.text), tokenize(file, "")
         with Prompts(file, chat=False) as prompts:
@@ -198,7 +198,7 @@ def _cases(
 
 
 def _key(file: ModelFile, swaa: SwaaConfig, engine: EngineSettings, cases: list[Case]) -> dict[str, Any]:
-    """Return the inputs that determine a loss, without the method, so that another method can reuse the losses."""
+    """Return the inputs that determine a loss. The method is not included, so another method can reuse the losses."""
     tokens = hashlib.sha256(json.dumps([(case.id, case.prompt, case.answer) for case in cases]).encode())
     lora = [] if engine.lora_path is None else [read_lora(engine.lora_path, file).fingerprint]
     return {
@@ -226,7 +226,7 @@ def _write_settings(
     force: bool,
     on_progress: OnProgress | None,
 ) -> tuple[str, ...]:
-    """Write the chosen settings to the requested files; return the paths of these files."""
+    """Write the chosen settings to the requested files. Return the paths of the written files."""
     config, written = found.config, []
     assert config is not None
     if output is not None:

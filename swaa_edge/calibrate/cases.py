@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Case:
     """A sample to measure.
 
-    id: name that is unique within a run and the same in every run.
+    id: name that is unique within a run, and the same in every run.
     prompt: tokens of the prompt.
     answer: tokens of the reference answer.
     """
@@ -55,11 +55,17 @@ def from_samples(samples: Sequence[Sample], prompts: Prompts) -> list[Case]:
 def from_text(
     tokens: Sequence[int], *, head: Sequence[int] = (), length: int, answer: int, count: int, held_out: bool = False
 ) -> tuple[list[Case], list[Case]]:
-    """Cut a text into windows of `length` tokens; the last `answer` tokens of a window are its reference answer.
+    """Cut a text into windows. Return cases, and with held_out the same number of held-out cases.
 
-    A window begins with the start tokens `head`, which count towards `length`. Returns at most `count` windows, spread
-    over the text, and with held_out, an equal number of windows that lie between these. Raises `ConfigError` if the
-    text is too short for one window (for two windows with held_out), or if no token is left for a prompt.
+    The windows are spread over the text. Each held-out case follows one of the other cases.
+
+    head: start tokens of every window.
+    length: number of tokens in a window, including `head`.
+    answer: number of tokens at the end of a window that are the reference answer.
+    count: maximum number of cases.
+
+    Raises `ConfigError` if the text is too short for one window (two with held_out). Also raises `ConfigError` if
+    `answer` is less than 1 or leaves no text for the prompt.
     """
     if not 1 <= answer < length - len(head):
         raise ConfigError(f"answer_tokens = {answer} must be from 1 to {length - len(head) - 1} in windows of {length}")

@@ -1,4 +1,4 @@
-"""Recommends one of the configurations that `swaa-edge eval` measured, given a minimum speed-up or accuracy.
+"""Recommends one of the configurations that `swaa-edge eval` measured.
 
 choice = recommend("eval.json", target_speedup=2.0, output="settings.json"); print(choice.why)
 """
@@ -19,11 +19,11 @@ from swaa_edge.support.atomic import check_outputs, write_json
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One row of the table that `swaa-edge eval` measured.
+    """A configuration that `swaa-edge eval` measured.
 
     config: the SWAA settings, or None for full attention.
     interval: 95% interval of the accuracy.
-    speedup: prefill time of full attention, divided by the prefill time of this configuration.
+    speedup: prefill time of full attention, divided by the configuration's prefill time.
     """
 
     name: str
@@ -35,7 +35,11 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Recommendation:
-    """why: the reason for the choice in one sentence. front: the Pareto front of speed and accuracy, fastest first."""
+    """The result of `recommend`.
+
+    why: the reason for the choice, in one sentence.
+    front: the Pareto front of speed and accuracy, fastest first.
+    """
 
     chosen: Row
     why: str
@@ -70,15 +74,16 @@ def recommend(
 ) -> Recommendation:
     """Choose a configuration from `measured`, a document written by `swaa-edge eval --json`.
 
-    target_speedup: choose the most accurate configuration with at least this prefill speed-up over full attention.
-    min_accuracy: choose the fastest configuration with at least this accuracy (0 to 1). If target_speedup is also
-        given, choose the most accurate configuration that meets both.
-    output: path of a file for the chosen settings, which the option --config can read.
+    With target_speedup, the most accurate configuration that fits is chosen. Otherwise, the fastest is chosen.
+
+    target_speedup: minimum prefill speed-up over full attention.
+    min_accuracy: minimum accuracy, from 0 to 1.
+    output: path of a file for the chosen settings. The option --config can read the file.
     force: replace an existing file.
 
-    Raises `ConfigError` if the document is invalid, if neither target_speedup nor min_accuracy is given, if no
-    configuration meets them, or if `output` is given but full attention was chosen. Raises `OutputError` if `output`
-    can't be written.
+    Raises `ConfigError` if the document is invalid, if no minimum is given, or if no configuration fits. Also raises
+    `ConfigError` if `output` is given but full attention was chosen.
+    Raises `OutputError` if `output` can't be written.
     """
     if target_speedup is None and min_accuracy is None:
         raise ConfigError("give a target speed-up, a minimum accuracy or both")
@@ -93,7 +98,7 @@ def recommend(
 
 
 def _read_table(path: str | os.PathLike[str]) -> list[Row]:
-    """Read the configurations whose speed and accuracy are known; raise `ConfigError` if there are none."""
+    """Read the configurations with known speed and accuracy. Raise `ConfigError` if there are none."""
     name = os.fspath(path)
     try:
         with open(path, encoding="utf-8") as file:
@@ -141,7 +146,7 @@ def _measured(path: str, number: int, row: Any) -> Row | None:
 def _choose(rows: Sequence[Row], target_speedup: float | None, min_accuracy: float | None) -> Recommendation:
     names = pareto({str(at): (-row.speedup, row.accuracy) for at, row in enumerate(rows)})
     front = sorted((rows[int(at)] for at in names), key=lambda row: (-row.speedup, -row.accuracy))
-    # A configuration off the front is no better than one on it.
+    # For each configuration off the front, some configuration on the front is at least as fast and as accurate.
     fit = [row for row in front if row.speedup >= (target_speedup or 0) and row.accuracy >= (min_accuracy or 0)]
     if not fit:
         aims = [] if target_speedup is None else [f"a prefill speed-up of {target_speedup:.2f}x"]

@@ -1,4 +1,4 @@
-"""The result of a search: a ranking of the layers, the chosen layers, and a comparison with other choices.
+"""The result of a search: ranking, chosen layers, and a comparison with other choices of layers.
 
 report.ranking(); report.chosen; report.config()      # a SwaaConfig
 report.to_dict(); plot(report.to_dict(), "layers.png")
@@ -22,7 +22,7 @@ GAINS = {
     "keep": "loss saved when only this layer keeps full attention",
     "greedy": "loss saved by adding this layer to those above it",
 }
-# Longest bar of the ranking in characters.
+# Length of the longest bar in characters.
 _BAR = 40
 
 
@@ -30,8 +30,8 @@ _BAR = 40
 class Ranked:
     """The gain of a layer.
 
-    gain: change of the loss, in nats per answer token; `GAINS` defines it for each method.
-    error: standard error of the gain, or None if it is unknown.
+    gain: change of the loss, in nats per answer token. `GAINS` defines the gain of each method.
+    error: standard error of the gain, or None if unknown.
     """
 
     layer: int
@@ -43,12 +43,14 @@ class Ranked:
 class Report:
     """The results of a search so far.
 
-    full: the loss with full attention in all layers, or None if it is not measured yet.
-    sliding: the loss with full attention in no layer, or None if it is not measured yet.
-    loss: the loss with full attention in the `chosen` layers, or None if it is not measured yet.
-    compared: the comparison on held-out cases, with one JSON object for each choice of layers.
+    A loss is None until measured.
+
+    full: loss with full attention in all layers.
+    sliding: loss with full attention in no layer.
+    loss: loss with full attention in the `chosen` layers.
+    compared: comparison on held-out cases, with one JSON object for each choice of layers.
     rows: the entries of the ranking, unsorted.
-    stopped: the reason why the run ended early ("interrupted" or the error), or None if it is complete.
+    stopped: why the run ended early ("interrupted" or the error), or None if the run is complete.
     """
 
     swaa: SwaaConfig
@@ -67,7 +69,7 @@ class Report:
     rows: list[Ranked] = dataclasses.field(default_factory=list)
 
     def ranking(self) -> list[Ranked]:
-        """Return the layers in descending order of gain, or for greedy, in the order in which they were chosen."""
+        """Return the layers in descending order of gain. For greedy, return the layers in the order chosen."""
         return self.rows if self.method == "greedy" else sorted(self.rows, key=lambda row: (-row.gain, row.layer))
 
     def config(self) -> SwaaConfig | None:
@@ -75,14 +77,17 @@ class Report:
         return with_layers(self.swaa, self.chosen) if self.chosen else None
 
     def recovered(self) -> float | None:
-        """Return the fraction of the loss added by sliding that the chosen layers remove; None if no loss is added."""
+        """Return the fraction of the added loss that the chosen layers remove.
+
+        The added loss is `sliding` minus `full`. Returns None if no loss is added, or if a loss is not measured yet.
+        """
         if self.full is None or self.sliding is None or self.loss is None:
             return None
         gap = self.sliding.loss - self.full.loss
         return (self.sliding.loss - self.loss.loss) / gap if gap > 0 else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as plain JSON values, with losses in nats per answer token."""
+        """Return the report as plain JSON values. Losses are in nats per answer token."""
         config = self.config()
         return {
             "config": config.to_dict() if config else None,
@@ -105,7 +110,7 @@ class Report:
 
 
 def summary(document: dict[str, Any]) -> str:
-    """Render the document of a `Calibration` as text: losses, ranking as bars, any comparison, chosen layers."""
+    """Render the document of a `Calibration` as text. Bars show the ranking."""
     parts = [_facts(document), _bars(document), _comparison(document), _conclusion(document)]
     return "\n\n".join(text for part in parts if (text := "\n".join(part)))
 
@@ -165,9 +170,11 @@ def _conclusion(document: dict[str, Any]) -> Iterator[str]:
 
 
 def plot(document: dict[str, Any], path: str | os.PathLike[str], kind: str | None = None) -> None:
-    """Draw the document of a report into `path`: the gain of each layer and, if there is one, the comparison.
+    """Draw the document of a report: the gain of each layer, and the comparison if there is one.
 
-    kind: file type (png, svg or pdf), by default taken from `path`. Raises `ConfigError` if matplotlib is missing.
+    kind: file type (png, svg or pdf). The default is the type of `path`.
+
+    Raises `ConfigError` if matplotlib is missing.
     """
     table = document["held_out"]["table"]
     with figure(path, size=(10 if table else 6, 4.2), kind=kind) as canvas:

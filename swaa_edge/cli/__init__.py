@@ -1,7 +1,7 @@
-"""The `swaa-edge` command: a group that imports a command's module only when that command runs.
+"""The `swaa-edge` command. A subcommand's module is imported only when the subcommand runs.
 
-Torch, llama_cpp and the native library take seconds to import and may be missing; `swaa-edge --help` needs none of
-them. So the commands and their one-line help texts are in the table `COMMANDS`.
+Torch, llama_cpp and the native library take seconds to import, and may be missing. `swaa-edge --help` must work without
+these imports. So the table `COMMANDS` holds a one-line help text for each subcommand.
 
     swaa-edge --help
 """
@@ -34,9 +34,9 @@ COMMANDS = {
 
 
 class LazyGroup(click.Group):
-    """A click group with the commands in `COMMANDS`, which reports an error as one line on stderr.
+    """A click group with the commands in `COMMANDS`. An error is printed as one line on stderr.
 
-    The exit code is 0 for success, 1 for an error, 2 for a wrong command line, and 130 after an interrupt.
+    Exit codes: 0 for success, 1 for an error, 2 for a wrong command line, 130 after an interrupt.
     """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -49,7 +49,7 @@ class LazyGroup(click.Group):
         return getattr(importlib.import_module(module), attribute)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        # click's own version would import every command for its one-line help.
+        # click's own method imports every command for the one-line help texts.
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
@@ -62,8 +62,8 @@ class LazyGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             result = super().invoke(ctx)
-            # Flush here, so that a closed pipe (`| head`) raises inside click, which then exits quietly.
-            if sys.stdout is not None:  # closed by the caller
+            # If the pipe is closed (`| head`), flush raises here. click handles the error and exits quietly.
+            if sys.stdout is not None:  # None if the caller closed stdout
                 sys.stdout.flush()
             return result
         except SwaaError as error:
@@ -82,7 +82,7 @@ class LazyGroup(click.Group):
 
 def _in_one_line(error: click.UsageError) -> click.UsageError:
     """Return the error without click's usage lines."""
-    # click 8.1 lacks this error: there, a group without a command prints its help itself.
+    # click 8.1 has no NoArgsIsHelpError. There, a group without a command prints its help without an error.
     if error.ctx is None or isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
         return error
     # click prints the usage lines only for an error with a context.

@@ -22,7 +22,7 @@ from swaa_edge.shapes import SHAPES, TYPES, temporary_shape
 from swaa_edge.support.atomic import atomic_outputs
 from swaa_edge.support.progress import progress_bar
 
-# Under --attention, without a model: enough layers for ratios of attention, and fewer for --quick.
+# The model of --attention if no model is given. A few layers are enough to compare attention.
 _SHAPE, _LAYERS, _QUICK_LAYERS = "qwen3-0.6b", 4, 2
 
 
@@ -114,7 +114,7 @@ def bench(
         check_plot()
     kind = None if plot_file is None else picture_type(plot_file)
     with progress_bar(progress) as shown, contextlib.ExitStack() as stack:
-        # Both files are claimed before the minutes of measuring.
+        # Check both output files before measuring, which takes minutes.
         files = stack.enter_context(atomic_outputs((json_file, plot_file), force=force, others=(model,)))
         path = model or stack.enter_context(temporary_shape(shape, **sizes))
         sides = None
@@ -129,7 +129,7 @@ def bench(
             files[json_file].write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
         if plot_file is not None:
             plot(document, files[plot_file], kind)
-    # After the files: a closed pipe on stdout must not lose minutes of measuring.
+    # Print last. If the pipe on stdout is closed, the files are already complete.
     print_result(report, as_json=json_file == "-")
     raise_stopped(report.stopped)
 

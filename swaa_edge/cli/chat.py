@@ -1,4 +1,4 @@
-"""`swaa-edge chat`: a conversation with a model in the terminal, or through a pipe with one turn per line.
+"""`swaa-edge chat`: chat with a model in a terminal, or through a pipe with one turn per line.
 
 swaa-edge chat model.gguf
 """
@@ -73,7 +73,7 @@ def chat(
 
 
 def talk(llm: SwaaLlama, conversation: Conversation, shown: PrefillProgress | None = None) -> None:
-    """Take turns until the input ends or a line is /exit; answers go to stdout, everything else to stderr."""
+    """Take turns until /exit or the end of the input. Answers go to stdout, everything else to stderr."""
     terminal = sys.stdin.isatty()
     if terminal:
         click.echo(HELP, err=True)
@@ -97,14 +97,14 @@ def talk(llm: SwaaLlama, conversation: Conversation, shown: PrefillProgress | No
                 if not terminal:
                     raise
             except GenerationError as error:
-                # At a terminal the user can react; in a pipe nobody can, so there it ends the program.
+                # At a terminal, the user can react to the error. In a pipe, the error ends the program.
                 if not terminal:
                     raise
                 click.echo(str(error), err=True)
 
 
 def _read(terminal: bool) -> str | None:
-    """The next line, or None at the end of the input."""
+    """Return the next line, or None at the end of the input."""
     if not terminal:
         try:
             line = sys.stdin.readline()

@@ -1,4 +1,4 @@
-"""`swaa-edge convert`: convert a Hugging Face model directory to GGUF, optionally quantized and with SWAA keys.
+"""`swaa-edge convert`: convert a Hugging Face model directory to GGUF.
 
 swaa-edge convert Qwen3-4B -o qwen3-4b.gguf --quantize Q4_K_M --recipe balanced
 """

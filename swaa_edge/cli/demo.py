@@ -1,4 +1,4 @@
-"""`swaa-edge demo`: show in a minute what SWAA costs and gains, on a small model that ships with the package.
+"""`swaa-edge demo`: show what SWAA costs and gains, in a minute, on a small model.
 
 swaa-edge demo
 """

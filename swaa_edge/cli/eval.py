@@ -1,4 +1,4 @@
-"""`swaa-edge eval`: measure long-context accuracy and speed of a model under each configuration.
+"""`swaa-edge eval`: compare long-context accuracy and speed of configurations.
 
 swaa-edge eval model.gguf --task needle,kv --prompt-tokens 4096 --configs full,naive,quality
 """

@@ -1,4 +1,4 @@
-"""`swaa-edge finetune`: train a LoRA adapter under the SWAA mask, on a Hugging Face model.
+"""`swaa-edge finetune`: train a LoRA adapter for a Hugging Face model, under the SWAA mask.
 
 swaa-edge finetune Qwen3-4B --data distilled.jsonl --output adapter --recipe quality
 """

@@ -118,7 +118,7 @@ def _range(counts: int | list[int]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Replace unprintable characters, which could move the terminal's cursor, with question marks."""
+    """Replace unprintable characters with question marks. Such characters could move the terminal's cursor."""
     return "".join(char if char.isprintable() else "?" for char in text)
 
 

@@ -1,4 +1,4 @@
-"""`swaa-edge run`: complete one prompt, or answer one question about it, streamed to stdout.
+"""`swaa-edge run`: complete one prompt, or answer one question about a text.
 
 swaa-edge run model.gguf -f report.txt -q "Who wrote this report?"
 """

@@ -1,1 +1,1 @@
-"""Everything between `SwaaLlama` and the C library: checks before a load, phases, evaluation, KV cache, states."""
+"""Between `SwaaLlama` and the C library: checks before a load, phases, evaluation, KV cache, states."""

@@ -1,9 +1,7 @@
-"""Manage the KV cache of a loaded model, with or without a ring buffer: go back to an earlier position, reuse a prefix,
-shift the context.
+"""The KV cache of a loaded model: go back to an earlier position, reuse a prefix, shift the context.
 
-A ring holds only the sinks, the window and a little more, so the engine is asked whether the sequence can go back to a
-position. If the ring doesn't reach back far enough, a snapshot of the ring is tried. If no snapshot reaches back far
-enough either, the caller evaluates the tokens again or gets an error.
+A ring buffer holds only the sinks, the window and a little more. If the ring doesn't reach back far enough, a snapshot
+of the ring is tried. If no snapshot helps, the caller evaluates the tokens again or gets an error.
 
     end = cache.reach(llm.input_ids[: llm.n_tokens], prompt); cache.cut(end)
 """
@@ -19,9 +17,11 @@ from swaa_edge.errors import GenerationError
 
 
 class KVCache:
-    """K and V of sequence 0 of a `llama_context *` that runs under `swaa`, with up to `n_snapshots` copies of its ring.
+    """The KV cache of sequence 0. The caller keeps track of the number of valid tokens.
 
-    The caller keeps track of the number of valid tokens.
+    context: the `llama_context *`.
+    swaa: the settings of the context, or None for full attention.
+    n_snapshots: maximum number of copies of the ring.
     """
 
     def __init__(self, context: int, swaa: SwaaConfig | None, n_snapshots: int) -> None:
@@ -29,8 +29,10 @@ class KVCache:
         self.snapshots = Snapshots(context, n_snapshots)
 
     def cut(self, n_tokens: int) -> None:
-        """Keep only the first `n_tokens` tokens. Raises `GenerationError` if the ring doesn't reach back that far; the
-        cache is then unchanged."""
+        """Keep only the first `n_tokens` tokens.
+
+        Raises `GenerationError` if the ring doesn't reach back that far. The cache is then unchanged.
+        """
         llama_cpp = native.load()
         memory = llama_cpp.llama_get_memory(self._context)
         if memory and not llama_cpp.llama_memory_seq_rm(memory, 0, n_tokens, -1):
@@ -40,29 +42,29 @@ class KVCache:
             )
 
     def reach(self, held: np.ndarray, tokens: list[int], has_logits: bool = False) -> int | None:
-        """If llama_cpp can't cut the cache itself because of a ring, restore the cache so that llama_cpp can continue
-        with `tokens`.
+        """Restore a snapshot if the ring doesn't reach back to where `tokens` differ from the held tokens.
 
         held: the tokens in the cache.
+        tokens: the new tokens, from the start of the sequence.
         has_logits: whether the engine holds the logits of the last token.
 
-        Returns the number of tokens that the cache now holds (0 if all must be evaluated again), or None if llama_cpp
-        can cut the cache itself.
+        Returns None if llama_cpp can cut the cache itself. Otherwise returns the number of tokens to keep. 0 means that
+        all tokens must be evaluated again.
         """
         length = min(len(held), len(tokens))
         differs = held[:length] != np.asarray(tokens[:length], np.intc)
         shared = int(differs.argmax()) if differs.any() else length
         if shared == len(tokens) == len(held) and has_logits:
             return None
-        position = shared - (shared == len(tokens))  # the last token is evaluated again, for its logits
+        position = shared - (shared == len(tokens))  # evaluate the last token again, for its logits
         if native.can_continue(self._context, 0, position):
             return None
         return self.snapshots.restore(position) or 0
 
     def check_shift(self, n_tokens: int, n_discard: int | None, n_keep: int | None) -> tuple[int, int]:
-        """Return n_discard and n_keep for a context shift of `n_tokens` tokens, with defaults in place of None.
+        """Return n_discard and n_keep for a context shift of `n_tokens` tokens. None is replaced by a default.
 
-        Raises `GenerationError` if the model or its ring can't make this shift, or if the numbers are out of range.
+        Raises `GenerationError` if a number is out of range, or if the model or its ring can't make the shift.
         """
         llama_cpp = native.load()
         memory = llama_cpp.llama_get_memory(self._context)
@@ -81,23 +83,23 @@ class KVCache:
     def _can_shift(self, swaa: SwaaConfig, n_tokens: int, n_discard: int, n_keep: int) -> bool:
         """Return whether the ring holds all tokens that the next token would see after the shift."""
         end = n_tokens - n_discard
-        # Tokens that move down into the window were in the window. New to it are kept tokens that aren't sinks; new
-        # among the sinks are tokens that move down there because fewer are kept.
+        # Two kinds of tokens become visible. Kept tokens can enter the window. If n_keep is less than the number of
+        # sinks, other tokens move down and become sinks.
         return native.holds(self._context, 0, end - swaa.window_size + 1, n_keep) and native.holds(
             self._context, 0, n_keep + n_discard, min(swaa.sink_count, end) + n_discard
         )
 
     def shift(self, n_tokens: int, n_discard: int, n_keep: int) -> bool:
-        """Discard the `n_discard` tokens after the first `n_keep`, and move the rest of the `n_tokens` tokens down.
+        """Discard the `n_discard` tokens after the first `n_keep`, and move the later tokens down.
 
-        n_discard, n_keep: the numbers that `check_shift` returned.
+        n_discard, n_keep: the result of `check_shift`.
 
-        Returns False if the engine failed to move the remaining tokens; all tokens must then be evaluated again. Raises
-        `GenerationError` if the engine refuses the shift; the cache is then unchanged.
+        Returns False if the engine failed to move the later tokens. All tokens must then be evaluated again.
+        Raises `GenerationError` if the engine refuses the shift. The cache is then unchanged.
         """
         llama_cpp = native.load()
         memory, start = llama_cpp.llama_get_memory(self._context), n_keep + n_discard
-        # Cells behind the tokens that count must not be moved along.
+        # Cells after the first n_tokens must not move along.
         for first, last in ((n_tokens, -1), (n_keep, start)):
             if not llama_cpp.llama_memory_seq_rm(memory, 0, first, last):
                 raise GenerationError(f"the engine can't discard tokens: {native.last_error()}")
@@ -107,7 +109,7 @@ class KVCache:
 
 
 def shift_range(n_tokens: int, n_discard: int | None, n_keep: int | None, sinks: int) -> tuple[int, int]:
-    """Return n_discard and n_keep with defaults in place of None. Raises `GenerationError` if they are out of range."""
+    """Replace None by defaults, and return n_discard and n_keep. Raises `GenerationError` for numbers out of range."""
     n_keep = max(sinks, 1) if n_keep is None else n_keep
     rest = n_tokens - n_keep
     if n_tokens < 3 or not 0 <= n_keep <= n_tokens - 2:

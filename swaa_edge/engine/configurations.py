@@ -1,8 +1,8 @@
-"""Find the configurations that a run compares, given the names from the user; `bench` and `eval` take the same names.
+"""Find the configurations to compare by name, for `bench` and `eval`.
 
     configurations("model.gguf", "full,naive,quality,mine.json", changes={"window_size": 128})
 
-Full attention always comes first, under the name `FULL`, since all others are compared with it.
+Full attention (`FULL`) always comes first, because all other configurations are compared with full attention.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from swaa_edge.config import CUSTOM, FULL_ATTENTION, RECIPES, Configuration, Swa
 from swaa_edge.errors import ConfigError
 from swaa_edge.files.model import read_model
 
-#: Full attention; a sliding window and nothing else; the settings in the model file.
+#: Names: full attention, only a sliding window, and the settings in the model file.
 FULL, NAIVE, FILE = "full", "naive", "file"
-#: Compared where neither the caller nor the model file names a configuration.
+#: Compared if neither the caller nor the model file gives settings.
 DEFAULT = (FULL, NAIVE, "quality", "balanced", "fast")
-#: Window of `NAIVE` in tokens, that of the recipes, unless `changes` has another one.
+#: Default window of `NAIVE` in tokens, the same as in the recipes.
 WINDOW = 2048
 
 
@@ -33,19 +33,19 @@ def configurations(
     base: SwaaConfig | None = None,
     changes: Mapping[str, Any] | None = None,
 ) -> dict[str, Configuration]:
-    """Return the configurations to compare, by name, full attention first.
+    """Return the configurations to compare, by name. Full attention comes first.
 
     model: a path or a `ModelFile`.
-    names: a list or a comma-separated text, in which each name is `FULL`, `NAIVE`, `FILE`, a recipe or the path of a
-        JSON file; or a mapping from names to configurations. The configuration in a JSON file is named after the file,
-        without the extension.
-    base: one whole configuration to compare with full attention, instead of `names`.
-    changes: fields of SwaaConfig to replace in each configuration (in `NAIVE`, only the window is replaced). Without
-        `names` and `base`, these fields alone make up the configuration.
+    names: a list, a comma-separated text, or a mapping from names to configurations. In a list or text, each name is
+        `FULL`, `NAIVE`, `FILE`, a recipe or the path of a JSON file. A JSON file's configuration is named after the
+        file, without the extension. A mapping is used unchanged.
+    base: one configuration to compare with full attention, instead of `names`.
+    changes: fields of SwaaConfig to replace in each configuration. In `NAIVE`, only the window is replaced. Without
+        `names` and `base`, the fields alone make up the configuration.
 
-    Without names, base and changes, the result is the settings in the model file, or `DEFAULT` if the file has none.
-    Raises `ConfigError` for an unknown name or two configurations with the same name, and `ModelFileError` for a model
-    file that can't be read.
+    Without names, base and changes, the settings in the model file are used. If the file has none, `DEFAULT` is used.
+
+    Raises `ConfigError` if a name is unknown or given twice. Raises `ModelFileError` if the model file can't be read.
     """
     changes, configs = dict(changes or {}), {FULL: FULL_ATTENTION}
     if isinstance(names, Mapping):
@@ -76,8 +76,7 @@ def configurations(
 
 
 def named(model: str | os.PathLike[str], name: str, changes: Mapping[str, Any] | None = None) -> Configuration:
-    """Return the configuration called `name` for `model`, with `changes` as in `configurations`. Raises
-    `ConfigError`."""
+    """Return the configuration called `name`. Arguments and errors are as in `configurations`."""
     changes = changes or {}
     if name == FULL:
         return FULL_ATTENTION

@@ -1,6 +1,6 @@
-"""Check arguments before a model is loaded, so that a mistake results in one clear error line instead of an abort in C.
+"""Check arguments before a model is loaded. A mistake gives one clear error line instead of an abort in C.
 
-`SwaaLlama` calls these checks; they need neither llama_cpp nor the native library.
+The checks need neither llama_cpp nor the native library.
 
     resolved = resolve_swaa("model.gguf", SwaaConfig.from_recipe("balanced")); print(resolved.config)
 """
@@ -20,17 +20,21 @@ from swaa_edge.layers import shown, whole_number
 from swaa_edge.metadata import PREFIX, to_kv_overrides
 
 Override = bool | int | float | str
-# upstream keeps a list per batch row, each a memory mapping of its own if the context is long
+# Upstream keeps a list per batch row. In a long context, each list is a memory mapping of its own.
 _MAX_BATCH = 1 << 14
 # GGML_MAX_N_THREADS
 _MAX_THREADS = 512
-# enum ggml_type: types of a KV cache that aren't quantized (f32, f16, bf16)
+# Unquantized types of a KV cache (f32, f16, bf16) in enum ggml_type
 _UNQUANTIZED = (0, 1, 30)
 
 
 @dataclasses.dataclass(frozen=True)
 class ResolvedSwaa:
-    """The `kv_overrides` to load a model with (or None), and the settings in effect (None for full attention)."""
+    """Settings for a load.
+
+    kv_overrides: the overrides to pass to llama.cpp, or None.
+    config: the SWAA settings in effect, or None for full attention.
+    """
 
     kv_overrides: dict[str, Override] | None
     config: SwaaConfig | None
@@ -42,14 +46,15 @@ def resolve_swaa(
     kv_overrides: Mapping[str, Override] | None = None,
     lora: str | os.PathLike[str] | None = None,
 ) -> ResolvedSwaa:
-    """Combine all sources of settings into those under which a model (a path or a `ModelFile`) will run.
+    """Combine all sources of settings.
 
+    model: a path or a `ModelFile`.
     swaa: as for `SwaaLlama`.
-    kv_overrides: the caller's overrides, which stay in force.
-    lora: a GGUF adapter. Its recipe applies if neither the overrides nor the model file hold settings.
+    kv_overrides: the caller's overrides. The result contains the overrides too.
+    lora: a GGUF adapter. The adapter's recipe applies if no other source has settings.
 
-    Raises `ModelFileError`, `UnsupportedModelError`, or `ConfigError`, for example if the adapter was trained under
-    other settings.
+    Raises `ConfigError`, for example if the adapter was trained under other settings. Also raises `ModelFileError` and
+    `UnsupportedModelError`.
     """
     if not (swaa is None or swaa is False or isinstance(swaa, SwaaConfig)):
         raise ConfigError(
@@ -81,8 +86,7 @@ def resolve_swaa(
 
 
 def check_tokenizer(model: str | os.PathLike[str]) -> None:
-    """Raise `ModelFileError` for a model without a tokenizer, since llama.cpp would abort the process at the first
-    text."""
+    """Raise `ModelFileError` for a model without a tokenizer. llama.cpp would abort the process at the first text."""
     model = read_model(model)
     if not model.has_tokenizer:
         raise ModelFileError(
@@ -101,8 +105,10 @@ def check_context(
     type_v: int | None = None,
     **_: Any,
 ) -> None:
-    """Refuse arguments of a context that would crash llama.cpp, or that llama.cpp would refuse without giving a reason.
-    Raises `ConfigError`."""
+    """Check a context's arguments. Some values crash llama.cpp, and others make it fail without a reason.
+
+    Raises `ConfigError`.
+    """
     whole_number("n_ctx", n_ctx, 0)
     for name, value in (("n_batch", n_batch), ("n_ubatch", n_ubatch)):
         if not 1 <= whole_number(name, value, 0) <= _MAX_BATCH:
@@ -117,7 +123,7 @@ def check_context(
 
 
 def labelled(reported: SwaaConfig | None, expected: SwaaConfig | None) -> SwaaConfig | None:
-    """Return the settings that the engine reports, with the recipe and adapter labels of the expected settings."""
+    """Return `reported` with the recipe and adapter labels of `expected`."""
     if reported is None or expected is None:
         return reported
     return dataclasses.replace(reported, recipe=expected.recipe, adapter=expected.adapter)

@@ -1,4 +1,4 @@
-"""Settings for loading a model: context and batch sizes, KV cache, threads, GPU and adapter, named as in llama.cpp.
+"""Settings for loading a model, named as in llama.cpp.
 
 llm = EngineSettings(n_ubatch=256, cache_type="q8_0").load("model.gguf", swaa=None, n_ctx=4096)
 """
@@ -14,9 +14,9 @@ from swaa_edge.errors import ConfigError
 if TYPE_CHECKING:
     from swaa_edge.llama import SwaaLlama
 
-#: Types of the KV cache, and their numbers in enum ggml_type.
+#: Types of the KV cache, with the numbers of enum ggml_type.
 CACHE_TYPES = {"f16": 1, "q8_0": 8}
-#: llama.cpp rounds contexts and KV caches up to whole blocks of this many cells.
+#: llama.cpp rounds contexts and KV caches up to whole blocks of this size in cells.
 CONTEXT_STEP = 256
 _BATCH = 512
 
@@ -30,9 +30,9 @@ def round_up(n: int, step: int = CONTEXT_STEP) -> int:
 class EngineSettings:
     """Settings for loading a model. Sizes are in tokens. None leaves the choice to the command or to llama.cpp.
 
-    n_batch: number of prompt tokens per llama_decode, or None for 512 or n_ubatch, whichever is larger.
-    n_ubatch: number of prompt tokens that are computed together; llama.cpp caps it at n_batch.
-    cache_type: the type of the KV cache, a key of `CACHE_TYPES`.
+    n_batch: number of prompt tokens per llama_decode. None means 512 or n_ubatch, whichever is larger.
+    n_ubatch: number of prompt tokens computed together. llama.cpp caps n_ubatch at n_batch.
+    cache_type: type of the KV cache, a key of `CACHE_TYPES`.
     lora_path: path of a GGUF adapter.
 
     Raises `ConfigError` for an unknown cache type.
@@ -54,7 +54,7 @@ class EngineSettings:
             raise ConfigError(f"cache_type = {self.cache_type} must be one of {', '.join(CACHE_TYPES)}")
 
     def kwargs(self, n_ctx: int | None = None) -> dict[str, Any]:
-        """Return the arguments of `SwaaLlama` for these settings, without the model and `swaa`.
+        """Return these settings as arguments of `SwaaLlama`.
 
         n_ctx: if given, replaces the n_ctx of the settings.
         """
@@ -81,11 +81,13 @@ class EngineSettings:
         kind: type[SwaaLlama] | None = None,
         **more: Any,
     ) -> SwaaLlama:
-        """Load `model` (a path or a `ModelFile`) under `swaa` with a context of `n_ctx` tokens and llama.cpp's log off.
+        """Load a model, with llama.cpp's log off.
 
+        model: a path or a `ModelFile`.
+        n_ctx: context size in tokens.
         kind: a subclass to create instead of SwaaLlama.
-        more: further arguments of that class.
+        more: further arguments of the class.
         """
-        from swaa_edge.llama import SwaaLlama  # imports llama_cpp, which settings alone don't need
+        from swaa_edge.llama import SwaaLlama  # here, because settings alone don't need llama_cpp
 
         return (kind or SwaaLlama)(model, swaa=swaa, **self.kwargs(n_ctx), verbose=False, **more)

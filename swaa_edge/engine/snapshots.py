@@ -1,9 +1,8 @@
 """Snapshots of a KV ring: copies that let a context go back further than the ring itself reaches.
 
 A ring has room for the window and one ubatch. After a response longer than a ubatch, the ring no longer reaches back to
-the end of the prompt, and the whole prompt would have to be evaluated again. With a reasoning model, this would happen
-at each turn, because the reasoning is dropped from the conversation. So the ring is copied before it loses the end of a
-prompt.
+the end of the prompt. Then the whole prompt must be evaluated again. With a reasoning model, every turn is affected,
+because the reasoning is dropped from the conversation. So the ring is copied before the end of a prompt is lost.
 
     snapshots.mark(100); snapshots.advance(100, 512); snapshots.restore(100)
 """
@@ -18,8 +17,11 @@ from swaa_edge import native
 
 @dataclass
 class _Snapshot:
-    """A copy of the ring, made before the token at `position` was evaluated. The copy's tokens at positions before
-    `valid` are still in the sequence."""
+    """A copy of the ring.
+
+    position: the copy was made before the token at this position was evaluated.
+    valid: the copy's tokens before this position are still in the sequence.
+    """
 
     position: int
     data: bytearray
@@ -27,30 +29,33 @@ class _Snapshot:
 
 
 class Snapshots:
-    """The newest copies of the ring of sequence 0 of a `llama_context *`, at most `limit` of them.
+    """The newest copies of the ring of sequence 0.
 
     A copy made at position c can also restore positions up to a ubatch before c, unless an earlier token was evaluated
     again. K and V of all layers must come from the same tokens, computed in the same way.
+
+    context: the `llama_context *`.
+    limit: maximum number of copies.
     """
 
     def __init__(self, context: int, limit: int) -> None:
         self._context = context
-        # Without a ring nothing is ever lost.
+        # Without a ring, nothing is lost.
         self._limit = limit if native.ring_cells(context) else 0
-        # Tokens that a ring can always take back.
+        # Number of tokens by which a ring can always go back.
         self._reach: int = native.load().llama_n_ubatch(context)
         self._mark: int | None = None
         self._kept: list[_Snapshot] = []
 
     def mark(self, position: int) -> None:
-        """Record that a prompt ends before `position`, so that the sequence can later go back to `position`."""
+        """Record that a prompt ends before `position`."""
         self._mark = position
 
     def advance(self, position: int, count: int) -> None:
-        """Prepare for the evaluation of `count` tokens from `position` on, by copying the ring if necessary."""
+        """Copy the ring, if necessary, before `count` tokens from `position` are evaluated."""
         self.invalidate(position)
-        # Half of the reach is left for going back into the prompt's last tokens, which often differ next time. A
-        # response shorter than the other half needs no copy.
+        # A response shorter than half of the reach needs no copy. The other half lets the sequence go back into the
+        # prompt's last tokens, because the last tokens often change in the next turn.
         if self._limit and self._mark is not None and position + count > self._mark + self._reach // 2:
             self._take(position)
             self._mark = None
@@ -58,8 +63,8 @@ class Snapshots:
     def restore(self, position: int) -> int | None:
         """Restore the ring as it was at `position`, or at the nearest earlier position that a copy allows.
 
-        Returns the position from which evaluation must continue. Returns None if no copy can be used; then the sequence
-        must be evaluated from its start.
+        Returns the position from which evaluation must continue. Returns None if no copy can be used. The sequence must
+        then be evaluated from the start.
         """
         llama_cpp = native.load()
         for snapshot in reversed(self._kept):

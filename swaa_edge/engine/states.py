@@ -1,8 +1,7 @@
-"""Saved states of SwaaLlama: the facts that a state records about its origin, and the checks before a state is loaded.
+"""Saved states of SwaaLlama.
 
-K and V are valid only under the model, the settings and the adapter that computed them. So a state records its model,
-settings and adapter, which must be the same when the state is loaded. A state that doesn't fit is refused with the
-reason, and nothing is changed.
+K and V are valid only under the model, settings and adapter that computed K and V. So a state records all three as
+facts. A state with other facts is refused with the reason, and nothing is changed.
 
     state = save(llm, facts); check(llm, state, facts); load(llm, state)
 """
@@ -25,7 +24,7 @@ from swaa_edge.metadata import PREFIX
 
 llama_cpp = native.load()
 
-#: What decides whether K and V fit, by its name in errors; plain values, since they are pickled.
+#: Facts that K and V depend on. Keys appear in errors. Values are plain, because states are pickled.
 Facts = dict[str, str]
 _AGAIN = "evaluate the prompt again"
 
@@ -34,10 +33,10 @@ def facts_of(llm: llama_cpp.Llama, swaa: SwaaConfig | None, overrides: Mapping[s
     """Return the facts about a loaded model.
 
     swaa: the settings in effect.
-    overrides: the kv_overrides that the caller gave.
+    overrides: the caller's kv_overrides.
     """
     params, adapter = llm.context_params, llm.lora_path
-    # The labels make no difference to the engine.
+    # The engine ignores the labels.
     settings = {
         key: value for key, value in (swaa.to_dict() if swaa else {}).items() if key not in ("recipe", "adapter")
     }
@@ -49,7 +48,7 @@ def facts_of(llm: llama_cpp.Llama, swaa: SwaaConfig | None, overrides: Mapping[s
         "flash_attn": "on" if params.flash_attn_type else "off",
         "swa_full, or n_ctx": "a ring" if native.ring_cells(llm.ctx) else "no ring",
         "kv_overrides": json.dumps(others, sort_keys=True),
-        # This covers the SWAA settings too, so those are compared before it.
+        # The fingerprint also covers the SWAA settings, so the fingerprint is compared last.
         "model or RoPE settings": f"{native.fingerprint(llm.ctx):016x}",
     }
 
@@ -63,14 +62,15 @@ def _digest(path: str) -> str:
 
 
 def save(llm: llama_cpp.Llama, facts: Facts) -> llama_cpp.llama.LlamaState:
-    """Return the state of `llm`: llama_cpp's `LlamaState` with two more attributes, `facts` and `ring_cells` (the size
-    of the ring).
+    """Return the state of `llm`: a llama_cpp `LlamaState` with two more attributes, `facts` and `ring_cells`.
 
-    The state holds one copy of K and V, and logits only if `llm` keeps the logits of all tokens. Raises `StateError` if
-    the engine fails.
+    ring_cells is the size of the ring. The state holds one copy of K and V. Logits are included only if `llm` keeps the
+    logits of all tokens.
+
+    Raises `StateError` if the engine fails.
     """
     size = llama_cpp.llama_state_get_size(llm.ctx)
-    data = bytearray(size)  # a bytes object, as upstream has, would need a copy
+    data = bytearray(size)  # upstream uses bytes, which would need a copy
     written = llama_cpp.llama_state_get_data(llm.ctx, (ctypes.c_uint8 * size).from_buffer(data), size)
     if not 0 < written <= size:
         raise StateError("the engine can't save its state; too little memory?")
@@ -88,7 +88,7 @@ def save(llm: llama_cpp.Llama, facts: Facts) -> llama_cpp.llama.LlamaState:
 
 
 def check(llm: llama_cpp.Llama, state: Any, facts: Facts) -> None:
-    """Refuse a state that doesn't fit `llm`, whose facts are `facts`. Raises `StateError`."""
+    """Raise `StateError` if the state doesn't fit `llm`. `facts` are the facts of `llm`."""
     theirs = getattr(state, "facts", None)
     if not isinstance(theirs, Mapping):
         raise StateError(f"the state doesn't record which model and settings it belongs to; {_AGAIN}")
@@ -129,8 +129,8 @@ def _is_sound(state: Any, n_vocab: int) -> bool:
 
 
 def load(llm: llama_cpp.Llama, state: llama_cpp.llama.LlamaState) -> None:
-    """Load a checked state into `llm`, which must be empty. Raises `StateError` if the engine refuses it."""
-    # A view, because the engine can read K and V without a copy.
+    """Load a checked state into the empty `llm`. Raises `StateError` if the engine refuses the state."""
+    # A view, to avoid a copy of K and V.
     data = np.frombuffer(state.llama_state, np.uint8)
     pointer = data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
     if llama_cpp.llama_state_set_data(llm.ctx, pointer, data.size) != data.size:
@@ -144,12 +144,11 @@ def load(llm: llama_cpp.Llama, state: llama_cpp.llama.LlamaState) -> None:
 
 
 class OwnStates(llama_cpp.llama_cache.BaseLlamaCache):
-    """A view of a llama_cpp cache that finds only one owner's states, since other models and settings may share the
-    cache.
+    """A view of a llama_cpp cache that finds only one owner's states. Other models and settings may share the cache.
 
-    The owner is identified by a hash of `facts`. A cache of llama_cpp returns the state whose key, a token sequence,
-    shares the longest prefix with the prompt. So the hash becomes part of the first token of each key: keys of
-    different owners then share no prefix. States that were put directly into the underlying `cache` are also found.
+    A hash of `facts` identifies the owner. Keys are token sequences, and llama_cpp returns the state whose key shares
+    the longest prefix with the prompt. So the hash becomes part of each key's first token. Keys of different owners
+    then share no prefix. States that were put directly into the underlying `cache` are also found.
     """
 
     def __init__(self, cache: llama_cpp.llama_cache.BaseLlamaCache, facts: Facts) -> None:

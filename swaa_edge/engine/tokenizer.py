@@ -1,6 +1,6 @@
-"""Tokenize a text with a model's vocabulary alone, without its weights.
+"""Tokenize a text without loading the model's weights.
 
-The token count of a prompt must be known before the model is loaded, because loading fixes the context size.
+Loading a model fixes the context size, so a prompt's token count must be known before.
 
     tokens = tokenize("model.gguf", "Once upon a time")
 """
@@ -19,17 +19,19 @@ from swaa_edge.errors import ModelFileError
 
 @contextlib.contextmanager
 def open_vocabulary(model: str | os.PathLike[str]) -> Iterator[Any]:
-    """Yield the vocabulary of `model` (a path or a `ModelFile`) as llama_cpp's own `LlamaModel`.
+    """Yield the vocabulary of `model` as llama_cpp's own `LlamaModel`.
 
-    SWAA keys in the file are ignored. Raises `ModelFileError` if the file isn't a valid GGUF or has no vocabulary.
+    model: a path or a `ModelFile`. SWAA keys in the file are ignored.
+
+    Raises `ModelFileError` if the file isn't a valid GGUF or has no vocabulary.
     """
     llama_cpp = native.load()
     check_tokenizer(model)
-    off = (llama_cpp.llama_model_kv_override * 2)()  # the second, empty one ends the list
+    off = (llama_cpp.llama_model_kv_override * 2)()  # an empty entry ends the list
     off[0].key, off[0].tag = b"swaa.enabled", llama_cpp.LLAMA_KV_OVERRIDE_TYPE_BOOL
     params = llama_cpp.llama_model_default_params()
     params.vocab_only, params.kv_overrides = True, off
-    # llama_cpp.Llama would make a context too, and warn that it doesn't suit a model without weights.
+    # llama_cpp.Llama would also make a context, and warn about the missing weights.
     from llama_cpp._internals import LlamaModel
 
     try:
@@ -43,7 +45,9 @@ def open_vocabulary(model: str | os.PathLike[str]) -> Iterator[Any]:
 
 
 def tokenize(model: str | os.PathLike[str], text: str) -> list[int]:
-    """Return the tokens of `text`, after a start token if the model uses one; special tokens in `text` are recognized.
-    Errors are as in `open_vocabulary`."""
+    """Return the tokens of `text`. Special tokens in `text` are recognized.
+
+    If the model uses a start token, the result begins with the start token. Errors are as in `open_vocabulary`.
+    """
     with open_vocabulary(model) as vocabulary:
         return vocabulary.tokenize(text.encode("utf-8"), add_bos=True, special=True)

@@ -1,4 +1,4 @@
-"""Translate llama_cpp's errors into ours: one clear line instead of an error code or a line of llama.cpp's log.
+"""Translate llama_cpp's errors into ours, with one clear line each.
 
 raise decode_failure(error, tokens, n_vocab=32000, n_ctx=4096) from error
 """
@@ -15,8 +15,8 @@ from swaa_edge.errors import ConfigError, GenerationCancelled, GenerationError, 
 
 
 def load_failure(error: BaseException, path: str, lora: str | None = None) -> BaseException:
-    """Return our error for a failure to load the model at `path` with the adapter `lora`, or `error` itself if it is of
-    another kind."""
+    """Return our error for a failed load of the model `path` with the adapter `lora`. Other errors are returned
+    unchanged."""
     text = " ".join(str(error).split())
     if isinstance(error, jinja2.TemplateError):
         return ModelFileError(f"{path} has a chat template that is not valid Jinja: {text}")
@@ -32,7 +32,7 @@ def load_failure(error: BaseException, path: str, lora: str | None = None) -> Ba
 
 
 def decode_failure(error: RuntimeError, tokens: Sequence[int], *, n_vocab: int, n_ctx: int) -> RuntimeError:
-    """Return our error for a failure of llama_decode on `tokens`, or `error` itself if it is of another kind."""
+    """Return our error for a failed llama_decode of `tokens`. Other errors are returned unchanged."""
     found = re.search(r"llama_decode returned (-?\d+)", str(error))
     if found is None:
         return error
@@ -43,6 +43,6 @@ def decode_failure(error: RuntimeError, tokens: Sequence[int], *, n_vocab: int, 
         return GenerationError(f"the context of {n_ctx} tokens has no room for {count} more; raise n_ctx")
     if code == -1 and not all(0 <= token < n_vocab for token in tokens):
         return GenerationError(f"the engine refused {count} tokens; each must be from 0 to {n_vocab - 1}")
-    # The last error may be an older one, unless the batch was refused.
+    # If the batch was not refused, the last error may be an older one.
     why = native.last_error() if code == -1 else ""
     return GenerationError(why or f"the engine failed (llama_decode returned {code}); too little memory?")

@@ -1,10 +1,13 @@
-"""Measure long-context accuracy and speed under full attention and SWAA configurations, on the same questions.
+"""Measure long-context accuracy and speed under full attention and SWAA configurations.
 
-- `compare` does what the command `swaa-edge eval` does.
+All configurations get the same questions.
+
+- `compare` runs a complete evaluation, like the command `swaa-edge eval`.
 - `tasks` (with `facts` and `haystack`) and `datafile` create the questions.
 - `run` asks the questions.
-- `scoring` and `judge` score the responses, and `report` counts the correct responses.
-- `perplexity` measures how well a text is predicted, without questions.
+- `scoring` and `judge` score the responses.
+- `report` counts the correct responses.
+- `perplexity` measures how well the model predicts a text.
 - `plot` and `table` present the results.
 
     from swaa_edge import evaluate

@@ -35,17 +35,17 @@ from swaa_edge.support.progress import OnProgress
 
 PathLike = str | os.PathLike[str]
 _Files = tuple[PathLike | None, PathLike | None, PathLike | None]  # JSON, plot, heat map
-#: Bytes of weights, over all configurations, up to which each configuration has its own copy of the model loaded, so
-#: that they can take turns.
+#: Limit in bytes for loading one copy of the model per configuration. If all copies together are larger, the
+#: configurations run one after the other.
 TOGETHER = 1 << 30
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """The results of `swaa-edge eval`: a document of plain JSON values, which `str` renders as a table.
+    """The results of `swaa-edge eval`. `str(comparison)` returns a table.
 
-    stopped: the reason why the run ended early ("interrupted" or the error), or None if it is complete. If the run
-        ended early, the document has the results so far.
+    document: the results as plain JSON values. If the run ended early, the document has the results so far.
+    stopped: None if the run is complete, otherwise "interrupted" or the error.
     """
 
     document: dict[str, Any]
@@ -75,22 +75,22 @@ def compare(
     on_progress: OnProgress | None = None,
     **questions: Any,
 ) -> Comparison:
-    """Ask `model` the same questions under each configuration, count correct answers and measure time.
+    """Ask `model` the same questions under each configuration. Count correct answers and measure time.
 
-    model: path or `ModelFile`. configs, base, changes: the configurations to compare, as in `engine.configurations`.
-    engine: settings for loading the model. If these name an adapter with a recipe, the adapter is applied only under
-        SWAA, and its recipe is the default configuration.
-    json_file, plot_file, heatmap_file: paths for the results of a complete run. force: replace existing files.
-    journal_file: file that keeps the answers, so that the same call resumes an interrupted run. The default is a file
-        in the user's cache folder, which is deleted when the run is complete.
+    model: path or `ModelFile`.
+    configs, base, changes: the configurations to compare, as in `engine.configurations`.
+    engine: settings for loading the model. An adapter with a recipe is applied only under SWAA, and the recipe becomes
+        the default configuration.
+    json_file, plot_file, heatmap_file: paths for the results of a complete run. Existing files require `force`.
+    journal_file: answers for resuming. The default file is in the user's cache folder until the run is complete.
     fresh: discard the answers of an earlier run.
     on_note: function that is called with one line of text if answers are reused.
     on_progress: as in `run.evaluate`.
     questions: keyword arguments for `Questions`.
 
-    After Ctrl-C, or an error after the first answer, the result is incomplete and its `stopped` holds the reason.
-    The same call then resumes the run. Raises `ConfigError`, `DataFileError`, `OutputError` and the errors of loading a
-    model.
+    Ctrl-C, or an error after the first answer, ends the run early. `Comparison.stopped` then holds the reason, and the
+    same call resumes the run.
+    Raises `ConfigError`, `DataFileError`, `OutputError` and the errors of loading a model.
     """
     asked, model = Questions(**questions), read_model(model)
     loader = _Loader(model, engine or EngineSettings())
@@ -121,26 +121,26 @@ def compare(
 
 
 class _Loader:
-    """Loads `model` under a configuration; under full attention, it leaves out an adapter that has a recipe."""
+    """Loads `model` under a configuration. An adapter with a recipe is not loaded under full attention."""
 
     def __init__(self, model: ModelFile, engine: EngineSettings) -> None:
         self.model, self.engine = model, engine
         self._lora = read_lora(engine.lora_path, model) if engine.lora_path else None
-        #: Of the adapter, if it has one.
+        #: The adapter's recipe, if there is one.
         self.recipe = self._lora.swaa if self._lora else None
-        #: Tokens, 0 if unknown.
+        #: Context size in tokens, 0 if unknown.
         self.context = engine.n_ctx or model.context_length or 0
 
     def __call__(self, config: Configuration, n_ctx: int) -> Any:
         return self._settings(config).load(self.model, swaa=config, n_ctx=max(n_ctx, self.engine.n_ctx or 0))
 
     def check(self, configs: Iterable[Configuration]) -> None:
-        """Check that the model can be loaded under each of `configs`; raise the error of loading if it can't."""
+        """Raise the error of loading if the model can't be loaded under one of `configs`."""
         for config in configs:
             resolve_swaa(self.model, config, lora=self._settings(config).lora_path)
 
     def key(self, sides: Mapping[str, Configuration], prepared: Prepared, settings: dict[str, Any]) -> dict[str, Any]:
-        """Return the inputs that determine the results."""
+        """Return all inputs that affect the results, to identify the run."""
         return {
             "model": [self.model.fingerprint, self._lora and self._lora.fingerprint],
             "samples": prepared.digest(),
@@ -161,7 +161,7 @@ def _measure(
     journals: Mapping[str, Journal],
     on_progress: OnProgress | None,
 ) -> tuple[Report, PerplexityReport | None]:
-    """Ask the questions, then measure perplexity. If either step ends early, `Report.stopped` holds the reason."""
+    """Ask the questions, then measure perplexity. `Report.stopped` is set if either step ends early."""
     report, found = Report(dict(sides), prepared.samples, []), None
     if journal := journals.get("answers"):
         together = loader.model.size * len(sides) <= TOGETHER
@@ -173,7 +173,7 @@ def _measure(
             found = perplexity.measure(loader, sides, prepared.text, max(prepared.lengths), **more)
             report.stopped = found.stopped
         except SwaaError as error:
-            report.stopped = error  # the answers are reported all the same
+            report.stopped = error  # the report still contains the answers
     return report, found
 
 
@@ -196,7 +196,6 @@ def _document(
     seed: int,
     kept: bool,
 ) -> dict[str, Any]:
-    """Build the document with the model, the settings, the results, and the state of the run."""
     document = report.to_dict()
     document |= {
         "perplexity": found.to_dict() if found else None,
@@ -230,7 +229,7 @@ def _check_files(files: _Files, force: bool, others: Iterable[str | os.PathLike[
     check_pictures(*pictures)
     if json_file in pictures:
         raise ConfigError(f"{json_file} can't be both a JSON file and a picture; give two names")
-    check_outputs(dict.fromkeys(files), force=force, others=others)  # one file may hold both pictures
+    check_outputs(dict.fromkeys(files), force=force, others=others)  # both pictures may go into one file
 
 
 def _write_files(document: dict[str, Any], files: _Files, force: bool) -> None:

@@ -1,20 +1,21 @@
-"""Samples from the user's own file, which is JSON Lines or Parquet with the fields `prompt`, `question` and `answer`.
+"""Read samples from the user's own file in JSON Lines or Parquet.
 
-The SWAA authors' data sets have the same field names, so a LongMemEval-style file works unchanged.
+The fields have the same names as in the SWAA authors' data sets. A LongMemEval-style file works unchanged.
 
     with Prompts("model.gguf") as prompts: samples = read_samples("questions.jsonl", prompts)
     samples = check_lengths(samples, context=32768, max_tokens=64)
 
-A record is a JSON object on its own line, or a row of a Parquet file, with these fields:
+A record is a line with a JSON object, or a row of a Parquet file. The fields are:
 
 - prompt: the long text, a string. The prompt may contain the question, as in the SWAA authors' files.
-- question: a string, optional. The question is appended to the prompt, unless the last `SEEN` characters of the prompt
-  contain it. A judge sees the question in both cases.
-- answer: a string, a number, or a list of these. The scorers `contains`, `in-order` and `regex` require all answers of
-  a list; the scorer `exact` requires one of them.
-- id: a string or a whole number that is unique in the file, optional. The default is the number of the line or of the
-  row, counted from 1.
-- Other fields are ignored.
+- question: a string, optional. If the end of the prompt does not contain the question, the question is appended (see
+  `SEEN`). A judge sees the question in both cases.
+- answer: a string, a number, or a list of strings and numbers. The scorers `contains`, `in-order` and `regex` require
+  all answers of a list. The scorer `exact` requires one of the answers.
+- id: a string or a whole number, unique in the file, optional. The default is the number of the line or row,
+  starting at 1.
+
+Other fields are ignored.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ from swaa_edge.evaluate.samples import Sample
 from swaa_edge.files.records import present, read_records, sound, text
 from swaa_edge.layers import shown
 
-#: A question within this many characters of the prompt's end is not appended again. Instructions and options may follow
-#: it; the same words much earlier in the text are not the question.
+#: Maximum number of characters after the question in a prompt, for example instructions and options. The same words
+#: much earlier in the text are not the question.
 SEEN = 4000
 
 _FIELDS = ("id", "prompt", "question", "answer")
@@ -46,13 +47,14 @@ class Asks(Protocol):
 
 
 def read_samples(path: str | os.PathLike[str], prompts: Asks, *, limit: int | None = None) -> list[Sample]:
-    """Read the samples of a file, in file order, so that the engine can reuse a prefix that adjacent prompts share.
+    """Read the samples of a file, in file order. The engine can then reuse a prefix that adjacent prompts share.
 
-    limit: maximum number of samples; the rest of the file is not read.
+    limit: maximum number of samples. The rest of the file is not read.
 
-    The task of a sample is the file's name without its extension, and the sample's id is "<task>/<id of the record>".
-    Raises `DataFileError` with the line of an invalid record. Raises `ConfigError` if `limit` is less than 1, or for a
-    Parquet file if pyarrow is missing.
+    A sample's task is the name of the file without extension. A sample's id is "<task>/<id of the record>".
+
+    Raises `DataFileError` with the line of an invalid record. Raises `ConfigError` if `limit` is less than 1, or if
+    pyarrow is missing for a Parquet file.
     """
     path = Path(path)
     if limit is not None and limit < 1:
@@ -72,11 +74,12 @@ def read_samples(path: str | os.PathLike[str], prompts: Asks, *, limit: int | No
 
 
 def check_lengths(samples: Sequence[Sample], context: int, max_tokens: int, *, skip_long: bool = False) -> list[Sample]:
-    """Return the samples if every prompt, plus `max_tokens` for the answer, fits into `context` tokens.
+    """Check that each prompt and `max_tokens` for the answer fit into `context` tokens, and return the samples.
 
-    skip_long: drop the samples that don't fit, instead of raising an error.
+    skip_long: drop the samples that don't fit.
 
-    Raises `DataFileError` with the first sample that doesn't fit, but with skip_long, only if no sample fits.
+    Raises `DataFileError` with the first sample that doesn't fit. With skip_long, the error is raised only if no sample
+    fits.
     """
     fits = [sample for sample in samples if len(sample.prompt) + max_tokens <= context]
     if len(fits) == len(samples) or (skip_long and fits):
@@ -110,7 +113,7 @@ def _sample(task: str, number: int, source: str, record: Any, prompts: Asks) -> 
 
 
 def to_ask(prompt: str, question: str) -> str:
-    """Return the question to append to the prompt, or "" if the end of the prompt already contains it."""
+    """Return `question`, or "" if the end of the prompt already contains the question."""
     return "" if question.strip() in prompt[-SEEN - len(question) :] else question
 
 
@@ -123,7 +126,7 @@ def _answers(source: str, record: dict[str, Any]) -> tuple[str, ...]:
 
 def _answer(source: str, value: Any) -> str:
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
-        value = int(value)  # a column of whole numbers with gaps is read as floats
+        value = int(value)  # a column of whole numbers with missing values is read as floats
     finite = isinstance(value, float) and math.isfinite(value)
     if isinstance(value, bool) or not (finite or isinstance(value, (str, int))):
         raise DataFileError(f"{source}: answer = {shown(value)} must be a string, a number or a list of these")

@@ -1,7 +1,7 @@
 """The texts of the retrieval tasks: facts, questions and correct responses.
 
-All texts are in one place, so that the demo model's training data, `eval` and `calibrate` use the same words. The texts
-suit any model and do not depend on its vocabulary.
+The demo model's training data, `eval` and `calibrate` share these texts. The texts do not depend on a model's
+vocabulary.
 
     code_fact("amber", "47")                         # " The code of amber is 47."
     question = ask_codes({"amber": "47"}, "spoken")  # text, a correct response, reference answers
@@ -14,15 +14,19 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-#: The form of answer a question requests. direct: the answer begins with the first generated token, so prefill decides
-#: it. spoken: the response repeats the question first, so decode decides it.
+#: The form of answer that a question requests.
+#: direct: the answer begins with the first generated token, so prefill decides the answer.
+#: spoken: the response first repeats the question, so decode decides the answer.
 Style = Literal["direct", "spoken"]
 STYLES: tuple[Style, ...] = ("direct", "spoken")
 
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """A question with its ideal response. answers: the texts that a correct response contains, in this order."""
+    """A question with an ideal response.
+
+    answers: the texts that a correct response contains, in this order.
+    """
 
     text: str
     response: str
@@ -30,12 +34,15 @@ class Question:
 
 
 def code_fact(name: str, value: str) -> str:
-    """Return a sentence to hide in prose. value: the code of `name`, either a number or the next name in a chain."""
+    """Return the sentence that states the code of `name`.
+
+    value: a number, or the next name in a chain.
+    """
     return f" The code of {name} is {value}."
 
 
 def ask_codes(codes: Mapping[str, str], style: Style) -> Question:
-    """Ask for the codes of these names, in this order."""
+    """Ask for the code of each name, in the order of `codes`."""
     names, values = list(codes), tuple(codes.values())
     plural = "s" if len(names) > 1 else ""
     text = f"what {'are' if plural else 'is'} the code{plural} of {' and '.join(names)}?"
@@ -46,17 +53,20 @@ def ask_codes(codes: Mapping[str, str], style: Style) -> Question:
 
 
 def number_fact(name: str, number: str) -> str:
-    """Return a sentence that states the number at the end of the chain that starts with `name`."""
+    """Return the sentence that states the final number of a chain.
+
+    name: the first name of the chain.
+    """
     return f" The number behind the code of {name} is {number}."
 
 
 def ask_chain(links: Sequence[str], style: Style) -> Question:
-    """Ask for the number at the end of the chain.
+    """Ask for the number at the end of a chain.
 
     links: the names of the chain in order, then a number. The code of each name is the next link.
 
-    For a direct answer, the model must resolve all links before the first token of the answer. A spoken response names
-    the links one by one.
+    A direct answer requires that the model resolves all links before the first token. A spoken response names the links
+    one by one.
     """
     text = f"a code that is a word names another code; what is the number behind the code of {links[0]}?"
     if style == "direct":
@@ -66,7 +76,7 @@ def ask_chain(links: Sequence[str], style: Style) -> Question:
 
 
 def json_pairs(pairs: Mapping[str, str]) -> list[str]:
-    """Return the text of a JSON object with these pairs, split into one piece per pair."""
+    """Return the text of a JSON object, one piece per pair."""
     pieces = [f' "{key}": {value},' for key, value in pairs.items()]
     pieces[0] = "\n{" + pieces[0][1:]
     pieces[-1] = pieces[-1][:-1] + "}\n"
@@ -74,7 +84,7 @@ def json_pairs(pairs: Mapping[str, str]) -> list[str]:
 
 
 def ask_value(key: str, value: str, style: Style) -> Question:
-    """Ask for the value of a key of the JSON object."""
+    """Ask for the value of `key` in the JSON object."""
     if style == "direct":
         return Question(f'Answer with the value only: what is the value of "{key}"?', f" {value}", (value,))
     return Question(f'Answer with key and value: what is the value of "{key}"?', f' "{key}": {value}', (value,))

@@ -1,7 +1,7 @@
-"""Prose of an exact number of tokens, with pieces of text hidden in it.
+"""Prose of an exact number of tokens, with hidden pieces of text.
 
-The prompts of a retrieval task must have an exact length in tokens with any vocabulary, and a hidden sentence must
-stand between two other sentences. So documents are assembled from sentences that are tokenized one by one.
+Each sentence is tokenized on its own. So a prompt can have an exact number of tokens, and a hidden sentence stands
+between two other sentences.
 
     hay = Haystack(text, tokenize); document = hay.bury(rng, 2000, [(950, tokenize(" The code of fox is 47."))])
 """
@@ -15,12 +15,15 @@ from collections.abc import Callable, Sequence
 
 Tokenize = Callable[[str], list[int]]
 
-# The end of a sentence or a line; the next one starts with its own white space.
+# The end of a sentence or a line. White space belongs to the sentence after it.
 _SEAM = re.compile(r"(?<=[.!?:;])(?= )|(?<=\S)(?=\n)")
 
 
 class Haystack:
-    """The sentences of a text, as tokens. tokenize: function that converts text to tokens without a start token."""
+    """The sentences of a text, as tokens.
+
+    tokenize: function that returns the tokens of a text without a start token.
+    """
 
     def __init__(self, text: str, tokenize: Tokenize) -> None:
         self.sentences = [tokens for part in _SEAM.split(text) if part.strip() and (tokens := tokenize(part))]
@@ -28,10 +31,10 @@ class Haystack:
             raise ValueError("the text has no sentences")
 
     def prose(self, rng: random.Random, count: int) -> list[list[int]]:
-        """Return `count` tokens of consecutive sentences from a random place; the last sentence is truncated to fit.
+        """Return consecutive sentences from a random place, `count` tokens in total. The last sentence may be cut.
 
-        A text with fewer than `count` tokens is repeated. With the same seed, a larger `count`
-        continues the same tokens.
+        The first sentence of the text follows the last sentence. With the same seed, a larger `count` only adds tokens
+        at the end.
         """
         place = rng.randrange(len(self.sentences))
         run: list[list[int]] = []
@@ -42,10 +45,10 @@ class Haystack:
         return run
 
     def bury(self, rng: random.Random, count: int, pieces: Sequence[tuple[float, Sequence[int]]]) -> list[int]:
-        """Return a document of exactly `count` tokens: prose with each piece inserted before the sentence at its place.
+        """Return a document of exactly `count` tokens: prose with the pieces inserted between sentences.
 
-        pieces: pairs (place, tokens). A place counts the prose tokens before the piece. Pieces with the same place stay
-            in the given order.
+        pieces: pairs (place, tokens). A place is a number of prose tokens. The piece goes before the sentence at this
+            place. Pieces with the same place keep their order.
 
         Raises `ValueError` if the pieces alone are longer than `count`.
         """

@@ -1,8 +1,8 @@
-"""A scorer that asks another model, behind any OpenAI-compatible address, whether a response is correct.
+"""A scorer that asks another model whether a response is correct.
 
-A free-form answer can be worded in many correct ways, and a comparison of texts does not recognize them all. The common
-servers (`swaa-edge serve`, llama.cpp, Ollama, hosted services) share OpenAI's protocol. The `openai` package implements
-this protocol and retries failed requests.
+A correct answer can have many wordings, and a comparison of texts does not recognize all of them. The judge can be any
+server with OpenAI's protocol: `swaa-edge serve`, llama.cpp, Ollama or a hosted service. The `openai` package sends the
+requests and retries them after a failure.
 
     judge = Judge("http://localhost:8000/v1", "judge-model"); judge(sample, "It was Ann.")
 """
@@ -19,7 +19,7 @@ from swaa_edge.errors import ConfigError, GenerationError
 from swaa_edge.evaluate.samples import Sample
 from swaa_edge.evaluate.scoring import final
 
-#: The prompt for the judge; {question}, {answers} and {reply} are filled in.
+#: The prompt for the judge, with the fields {question}, {answers} and {reply}.
 TEMPLATE = """\
 Below are a question about a long text, the reference answer, and somebody's reply.
 Is the reply right? It is if it says what the reference answer says, in whatever words, and nothing against it. If \
@@ -33,8 +33,8 @@ Reply: {reply}
 
 Say "yes" if the reply is right and "no" if it isn't, and nothing else."""
 
-#: Retries of a request that failed temporarily, with growing waits of 23 s in all or what Retry-After asks for: a
-#: server that is loading its model takes a while.
+#: Number of retries after a temporary failure. The waits take 23 s in all, unless the server sends Retry-After. A
+#: server that is loading its model may need that time.
 RETRIES = 6
 
 _AGAIN = 'Say "yes" or "no" only: is the reply right?'
@@ -42,14 +42,17 @@ _FIELDS = re.compile(r"\{(question|answers|reply)\}")
 
 
 class Judge:
-    """Asks `model` at `base_url` ("http://host:port/v1") whether a response is correct; an instance is a scorer.
+    """A scorer that asks a model (at temperature 0) whether a response is correct.
 
+    base_url: address of the server, such as "http://host:port/v1".
+    model: name of the model on the server.
     timeout: seconds to wait for a connection or for data.
 
-    The API key comes from the environment variable OPENAI_API_KEY; if that is not set, no key is sent. A call returns
-    True if the judge, at temperature 0, finds the response correct. If a response has no text after its reasoning, it
-    counts as wrong, and the judge is not asked. The constructor raises `ConfigError` for an invalid address or key, or
-    if the `openai` package is missing. A call raises `GenerationError` if the judge gives no verdict.
+    The API key comes from the environment variable OPENAI_API_KEY. If the variable is not set, no key is sent.
+    A response without text after the reasoning is wrong. The judge is not asked about such a response.
+
+    The constructor raises `ConfigError` for an invalid address or key, or if the `openai` package is missing. A call
+    raises `GenerationError` if the judge gives no verdict.
     """
 
     def __init__(self, base_url: str, model: str, *, timeout: float = 120.0) -> None:
@@ -64,7 +67,7 @@ class Judge:
             import openai
         except ImportError as error:
             raise ConfigError("a judge needs the package openai; pip install 'swaa-edge[judge]'") from error
-        # The client requires a key; this keeps a made-up one out of the request.
+        # The client requires a key. Without one, the header is omitted, and the client gets a placeholder.
         self._headers = {} if key else {"Authorization": openai.Omit()}
         self._client = openai.OpenAI(
             base_url=base,
@@ -97,7 +100,7 @@ class Judge:
         import openai
 
         try:
-            # Raw, because the client does not check the body, and would pass on anything.
+            # The raw response, because the client does not check the body.
             raw = self._client.chat.completions.with_raw_response.create(
                 model=self.model, messages=messages, temperature=0, extra_headers=self._headers
             )
@@ -125,14 +128,14 @@ class Judge:
 
 
 def verdict_of(answer: str) -> bool | None:
-    """Return True if the answer, without reasoning, begins or ends with yes, False for no, None for neither or both."""
+    """Return True if the answer begins or ends with yes, False for no, None for neither or both. Skips reasoning."""
     words = re.findall(r"\w+", final(answer).casefold())
     found = {word for word in (*words[:1], *words[-1:]) if word in ("yes", "no")}
     return found.pop() == "yes" if len(found) == 1 else None
 
 
 def _base(base_url: str) -> str:
-    """Check the address of a server, and return the part of it up to /v1."""
+    """Check a server's address, and return it without /chat/completions."""
     base = base_url.strip().rstrip("/").removesuffix("/chat/completions")
     try:
         parts = urllib.parse.urlsplit(base)
@@ -147,7 +150,7 @@ def _base(base_url: str) -> str:
 
 
 def _refusal(error: Any) -> str:
-    """Return status, reason and the server's message from an `openai.APIStatusError`, with advice for the user."""
+    """Return the text of an `openai.APIStatusError`, with advice for the user."""
     response = error.response
     try:
         message = response.json()["error"]

@@ -1,13 +1,12 @@
 """The task `ppl`: perplexity of a text under each configuration, and divergence from full attention.
 
-Retrieval tasks show whether a model still finds facts. This task shows how much the predictions for a text change under
-SWAA, and needs no questions. It measures perplexity and, per token, the Kullback-Leibler divergence
-KL(full || configuration).
+Retrieval tasks show whether a model still finds facts. The task `ppl` shows how much SWAA changes the predictions for a
+text. The divergence is the mean Kullback-Leibler divergence KL(full || configuration) per token.
 
     report = measure(load, {"full": False, "fast": SwaaConfig.from_recipe("fast")}, tokens, 4096); report.rows()
 
-Full attention and one configuration are loaded together and evaluate the text ubatch by ubatch, so memory holds
-only one ubatch of logits per model. All tokens are evaluated as prefill; nothing is generated.
+Full attention and one configuration are loaded together. Both evaluate the text ubatch by ubatch, so memory holds only
+one ubatch of logits per model. All tokens are evaluated as prefill. Nothing is generated.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from swaa_edge.support.progress import OnProgress, Progress
 if TYPE_CHECKING:
     from swaa_edge.llama import SwaaLlama
 
-# Number of logits converted to float64 together: 32 MB.
+# Number of logits that are converted to float64 together (32 MB).
 _CHUNK = 1 << 22
 
 
@@ -39,8 +38,9 @@ _CHUNK = 1 << 22
 class PerplexityReport:
     """The results of a perplexity measurement so far.
 
-    length: tokens per window. windows: number of windows per configuration in a complete run.
-    stopped: the reason why the run ended early ("interrupted" or the error), or None if it is complete.
+    length: tokens per window.
+    windows: number of windows per configuration in a complete run.
+    stopped: None if the run is complete, otherwise "interrupted" or the error.
     """
 
     configs: dict[str, Configuration]
@@ -50,22 +50,22 @@ class PerplexityReport:
     stopped: Stopped = None
 
     def of(self, config: str) -> list[Record]:
-        """Return the records of a configuration, in the order of the windows."""
+        """Return the records of a configuration, one per window, in order."""
         found = {record["window"]: record for record in self.records if record["config"] == config}
         return [found[window] for window in sorted(found) if window < self.windows]
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return one row of plain JSON values for each configuration with at least one complete window.
+        """Return one row of plain JSON values for each configuration with a complete window.
 
         tokens: number of predicted tokens.
         nll: mean negative log likelihood in nats.
         ppl: perplexity, the exponential of nll.
         kl: mean of KL(full || configuration) in nats.
-        same_top: fraction of positions whose most likely next token is the same as under full attention.
+        same_top: fraction of positions with the same most likely next token as full attention.
         nll_increase: nll minus the nll under full attention, on the same tokens.
-        ..._error: standard error of the mean of that name, over the windows (None for a single window).
-        past_window: an object with the same fields, but only for the positions that can't see all earlier positions,
-            because only these can differ from full attention (None if there are no such positions).
+        nll_error, nll_increase_error, kl_error: standard errors over the windows (None for a single window).
+        past_window: the same fields for the positions beyond window and sinks (None if there are none). At
+            earlier positions, predictions are the same as under full attention.
         """
         return [self._row(name, records) for name in self.configs if (records := self.of(name))]
 
@@ -81,7 +81,7 @@ class PerplexityReport:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the rows and the state of the run as plain JSON values."""
+        """Return `rows` and the state of the run as plain JSON values."""
         return {
             "perplexity": self.rows(),
             "length": self.length,
@@ -100,18 +100,20 @@ def measure(
     journal: Journal | None = None,
     on_progress: OnProgress | None = None,
 ) -> PerplexityReport:
-    """Split the text `tokens` into windows of `length` tokens, and measure them under each of `configs` (by name).
+    """Measure the perplexity of a text under each of `configs` (by name).
 
-    tokens: the text, without a start token. The first token of a window is never predicted; if the model uses a start
-        token, the start token replaces this first token. A remainder shorter than a window is dropped.
+    load: function that loads the model, as in `evaluate`. The context has `length` tokens.
+    tokens: the text, without a start token.
+    length: number of tokens per window. The text is split into windows, and a shorter remainder is dropped. The first
+        token of a window is not predicted. If the model uses a start token, the start token replaces the first token.
     windows: maximum number of windows, taken from the start of the text.
-    load: function that loads the model, as in `evaluate`, with contexts of `length` tokens.
-    journal: stores the results of each window, and supplies the results of an earlier run.
-    on_progress: called before each ubatch and after each window; the unit of work is a token evaluated by one model.
+    journal: stores the results of each window. Windows in the journal are not measured again.
+    on_progress: called before each ubatch and after each window. The unit of work is a token evaluated by one model.
 
-    KeyboardInterrupt, or an error after the first window, ends the run early and is reported as
-    `PerplexityReport.stopped`. Raises `ConfigError` if the text is shorter than a window, and the errors of loading and
-    running a model.
+    KeyboardInterrupt, or an error after the first window, ends the run early. `PerplexityReport.stopped` then holds
+    the reason.
+
+    Raises `ConfigError` if the text is shorter than a window, and the errors of loading and running a model.
     """
     if not configs:
         raise ConfigError("there is nothing to measure; give at least one configuration")
@@ -131,8 +133,6 @@ def measure(
 
 
 class _Run:
-    """Measures all windows under all configurations."""
-
     def __init__(
         self,
         load: Load,
@@ -148,7 +148,7 @@ class _Run:
         self._left = {name: [at for at in range(len(parts)) if (name, at) not in done] for name in configs}
         sliding = [left for name, left in self._left.items() if configs[name]]
         alone = {at for name, left in self._left.items() if not configs[name] for at in left}.difference(*sliding)
-        # Tokens that both models have evaluated, and will have at the end.
+        # Numbers of tokens over both models: evaluated so far, and at the end.
         self._tokens, self._total = 0, (2 * sum(map(len, sliding)) + len(alone)) * (self._length - 1)
 
     def measure_all(self) -> None:
@@ -163,19 +163,19 @@ class _Run:
                     for window in list(self._left[name]):
                         also = [also for also in full if window in self._left[also]]
                         self._window(window, base, other, [*also, name])
-            # Each comparison measured full attention too; the remaining windows are measured alone.
+            # Each comparison also measured full attention. The other windows have no comparison.
             for name in full:
                 for window in list(self._left[name]):
                     self._window(window, base, None, [name])
 
     def _window(self, window: int, base: SwaaLlama, other: SwaaLlama | None, names: Sequence[str]) -> None:
-        """Measure a window under the configurations `names`, the last one with `other`; store a record for each."""
+        """Measure a window and store a record for each of `names`. The last name belongs to `other`."""
         name = names[-1]
         part = list(self._parts[window])
         if base._model.add_bos_token():
             part[0] = base.token_bos()
         llms = [base] if other is None else [base, other]
-        # The smaller ubatch of both models, so that each call yields the logits of the same tokens.
+        # Both models must evaluate the same tokens per call, so the smaller ubatch counts.
         step = min(min(llm.context_params.n_ubatch, llm.n_batch) for llm in llms)
         for llm in llms:
             llm.reset()
@@ -197,7 +197,7 @@ class _Run:
         self._report(name)
 
     def _chunk(self, llms: Sequence[SwaaLlama], chunk: Sequence[int], targets: Sequence[int]) -> dict[str, np.ndarray]:
-        """Evaluate the next ubatch with each model, first under full attention, and compare the logits."""
+        """Evaluate the next ubatch with each model, and compare the logits. The first model has full attention."""
         kept: list[np.ndarray] = []
         found: list[dict[str, np.ndarray]] = []
         self._eval(llms[0], chunk, lambda rows: kept.append(rows.copy()))
@@ -220,7 +220,7 @@ class _Run:
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Return the log softmax of each row of logits [n, n_vocab], as float64 of the same shape."""
+    """Return the log softmax of each row of logits as float64 [n, n_vocab]."""
     rows = np.asarray(logits).astype(np.float64)
     rows -= rows.max(axis=1, keepdims=True)
     rows -= np.log(np.exp(rows).sum(axis=1, keepdims=True))
@@ -228,14 +228,15 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def nll(logits: np.ndarray, tokens: Sequence[int]) -> np.ndarray:
-    """Return the negative log likelihoods of n tokens in nats; row i of logits [n, n_vocab] predicts token i."""
+    """Return the negative log likelihoods of n tokens in nats. Row i of logits [n, n_vocab] predicts token i."""
     return -_log_softmax(logits)[np.arange(len(logits)), np.asarray(tokens, np.intp)]
 
 
 def divergence(full: np.ndarray, other: np.ndarray, targets: Sequence[int]) -> dict[str, np.ndarray]:
-    """Compare the logits of two models at each position; both arrays have the shape [positions, n_vocab].
+    """Compare the logits of two models at each position.
 
-    targets: the actual next tokens, [positions].
+    full, other: logits [positions, n_vocab].
+    targets: the actual next tokens [positions].
 
     Returns float64 arrays [positions] with these keys:
     - `nll`: negative log likelihood of the target under `other`, in nats.
@@ -252,7 +253,7 @@ def divergence(full: np.ndarray, other: np.ndarray, targets: Sequence[int]) -> d
         row = np.arange(len(p))
         target = np.asarray(targets[at : at + size])
         probability = np.exp(log_p)
-        # A token of probability 0 contributes 0, although its logarithm is infinite.
+        # A token of probability 0 has an infinite logarithm but contributes 0.
         with np.errstate(invalid="ignore"):
             terms = np.multiply(probability, log_p - log_q, out=np.zeros_like(probability), where=probability > 0)
         kl = np.maximum(terms.sum(axis=1), 0.0)
@@ -281,7 +282,10 @@ def _sums(figures: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def _means(sums: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the means over all tokens, and their standard errors over the windows, from the sums of each window."""
+    """Return the means over all tokens and the standard errors of the means.
+
+    sums: the sums of each window.
+    """
     tokens = sum(entry["tokens"] for entry in sums)
 
     def of(value: Callable[[Mapping[str, Any]], float]) -> tuple[float, float | None]:

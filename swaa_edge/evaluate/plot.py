@@ -2,8 +2,8 @@
 
     document = report.to_dict(); plot_accuracy(document, "eval.png"); plot_heatmap(document, "needle.png")
 
-The functions take the document that `swaa-edge eval --json` writes, so they need no model. They raise `ConfigError` if
-matplotlib is missing, or if the document has no data to plot.
+The functions need only the document from `swaa-edge eval --json`, not the model. Errors: `ConfigError` if matplotlib is
+missing or the document has no data to plot.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _ACROSS = 3
 
 
 def plot_accuracy(document: dict[str, Any], path: Path_, kind: str | None = None) -> None:
-    """Plot the accuracy and its interval over the prefill speed-up, and draw the Pareto front as a line.
+    """Plot accuracy with its interval over prefill speed-up. A line marks the Pareto front.
 
     kind: file type (png, svg or pdf), by default taken from `path`.
     """
@@ -33,14 +33,14 @@ def plot_accuracy(document: dict[str, Any], path: Path_, kind: str | None = None
 
 
 def plot_heatmap(document: dict[str, Any], path: Path_, kind: str | None = None) -> None:
-    """Plot the accuracy of the task needle by depth and prompt length, one heat map per configuration."""
+    """Plot the accuracy of the task needle by depth and prompt length. Each configuration has its own heat map."""
     names = _mapped(document)
     with figure(path, size=_map_size(document, names), kind=kind) as canvas:
         _heatmap(canvas, document, names)
 
 
 def plot_both(document: dict[str, Any], path: Path_, kind: str | None = None) -> None:
-    """Draw one picture, with the plot of accuracy at the top and the heat maps below."""
+    """Draw the plot of accuracy and the heat maps into one picture."""
     points, names = _points(document), _mapped(document)
     width, height = _map_size(document, names)
     with figure(path, size=(max(8.5, width), 4.8 + height), kind=kind) as canvas:
@@ -50,7 +50,7 @@ def plot_both(document: dict[str, Any], path: Path_, kind: str | None = None) ->
 
 
 def _points(document: dict[str, Any]) -> Points:
-    """Return pairs of speed-up and row, in ascending order of speed-up."""
+    """Return pairs (speed-up, row) in ascending order."""
     rows = (row for row in document["table"] if row["prefill_ratio"] is not None)
     points = [(float(row["prefill_ratio"]), row) for row in rows]
     if not points:
@@ -67,7 +67,7 @@ def _accuracy(canvas: Any, document: dict[str, Any], points: Points) -> None:
         reach = [[max(0.0, accuracy - low)], [max(0.0, high - accuracy)]]
         axes.errorbar([x], [accuracy], reach, fmt="none", ecolor="0.6", elinewidth=1, capsize=3, zorder=1)
         color = "black" if row["config"] == FULL else f"C{(number - 1) % 10}"
-        # Points are numbered, and named in the legend, because names would overlap.
+        # Names beside the points would overlap, so the points have numbers, and the legend has the names.
         label = f"{number}  {row['config']}: {accuracy:.0%}, {x:.2f}x"
         fill = color if row["config"] in front else "white"
         axes.plot([x], [accuracy], "o", markersize=7, color=color, markerfacecolor=fill, zorder=3, label=label)
@@ -84,13 +84,13 @@ def _accuracy(canvas: Any, document: dict[str, Any], points: Points) -> None:
 
 
 def _number(axes: Any, points: Points) -> None:
-    """Write a number beside each point, where no earlier number is."""
+    """Write a number beside each point, without overlaps if possible."""
     xs = [x for x, _ in points]
     wide = (max(xs) - min(xs)) or 1.0
     spots = [(8, 6), (-14, 6), (8, -14), (-14, -14), (20, 6)]
     taken: list[tuple[float, float]] = []
     for number, (x, row) in enumerate(points, 1):
-        # In points, for a picture of about 400 by 280.
+        # Positions in typographic points, in a picture of about 400 by 280.
         at = ((x - min(xs)) / wide * 360, row["accuracy"] * 260)
         for offset in spots:
             place = (at[0] + offset[0], at[1] + offset[1])
@@ -108,7 +108,7 @@ def _title(document: dict[str, Any]) -> str:
 
 
 def _mapped(document: dict[str, Any]) -> list[str]:
-    """Return the names of the configurations under which needle questions with known depths were asked."""
+    """Return the names of the configurations that have needle results with a depth."""
     names = dict.fromkeys(cell["config"] for cell in document["cells"] if _is_mapped(cell))
     if not names:
         raise ConfigError("a heat map needs the task needle; evaluate this task too")
@@ -128,7 +128,7 @@ def _map_size(document: dict[str, Any], names: Sequence[str]) -> tuple[float, fl
 def _heatmap(canvas: Any, document: dict[str, Any], names: Sequence[str]) -> None:
     found: dict[tuple[str, float, int], list[int]] = {}
     for cell in document["cells"]:
-        if _is_mapped(cell):  # counts of both styles add up
+        if _is_mapped(cell):  # the counts of both styles are added
             counts = found.setdefault((cell["config"], cell["depth"], cell["length"]), [0, 0])
             counts[0] += cell["correct"]
             counts[1] += cell["samples"]

@@ -1,4 +1,4 @@
-"""The input of a comparison: questions from tasks and data files, text for perplexity, and the scorer for responses.
+"""The input of a comparison: questions, text for perplexity, and the scorer for responses.
 
 questions = Questions(tasks="needle,own.jsonl", prompt_tokens=4096)
 prepared = questions.prepare("model.gguf", context=32768); prepared.samples
@@ -32,27 +32,29 @@ if TYPE_CHECKING:
 BUILT_IN = tuple(TASKS)
 PERPLEXITY = "ppl"
 JUDGE = "judge"
-#: Default length of prompts in tokens, if the context allows it.
+#: Default length of prompts in tokens. A smaller context lowers the default.
 PROMPT_TOKENS = 4096
 _DATA = (".jsonl", ".json", ".parquet")
 
 
 @dataclasses.dataclass(frozen=True)
 class Questions:
-    """Settings for the questions of a comparison, and for their scorer. Sizes are in tokens.
+    """Settings for the questions of a comparison and for the scorer. Sizes are in tokens.
 
-    tasks: names from `BUILT_IN`, `PERPLEXITY`, and paths of data files (`datafile`), separated by commas or in a list.
-    prompt_tokens: prompt lengths of built-in tasks (default: as long as the context allows, up to `PROMPT_TOKENS`).
-    samples: number of questions per built-in task and length, and maximum number of windows for perplexity.
+    tasks: names of tasks (`BUILT_IN`, `PERPLEXITY`) and paths of data files, in a list or separated by commas.
+    prompt_tokens: prompt lengths of built-in tasks. The largest length is also the length of a perplexity window. By
+        default, `PROMPT_TOKENS`, or less if the context is smaller.
+    samples: number of questions per built-in task and length. Also the maximum number of windows for perplexity.
     depths, beyond, needles, pairs, hops, seed: as in `TaskSettings`.
-    style: style of the questions: direct, spoken or both.
-    haystack: text file for the prose of built-in tasks (default: a text that ships with Python).
+    style: style of the answers: direct, spoken or both.
+    haystack: text file for the prose of built-in tasks (default: a text that comes with Python).
     max_tokens: maximum length of an answer.
     chat: use the model's chat template in prompts.
     scorer: scorer for questions from files: `JUDGE` or a key of `SCORERS`. Built-in tasks always use `in_order`.
-    judge, judge_model: address of the judge's server, and name of the judge's model.
+    judge: address of the judge's server.
+    judge_model: name of the judge's model.
     limit: maximum number of questions per file.
-    skip_long: skip questions from files that exceed the context, instead of raising an error.
+    skip_long: skip questions from files that exceed the context. If false, such questions are an error.
     text: text file for perplexity (default: the haystack).
 
     Raises `ConfigError` for an unknown task or an incomplete judge.
@@ -93,7 +95,7 @@ class Questions:
         return split_tasks(self.tasks)[1]
 
     def lengths(self, context: int) -> tuple[int, ...]:
-        """Return the prompt lengths. Raises `ConfigError` if prompt and answer exceed `context` tokens (0: unknown)."""
+        """Return the prompt lengths. Raises `ConfigError` if prompt and answer exceed `context` (0: unknown)."""
         if self.prompt_tokens is None:
             return (min(PROMPT_TOKENS, context - self.max_tokens if context else PROMPT_TOKENS),)
         lengths = (self.prompt_tokens,) if isinstance(self.prompt_tokens, int) else tuple(self.prompt_tokens)
@@ -106,14 +108,16 @@ class Questions:
         return lengths
 
     def score(self) -> Scorer:
-        """Return one scorer for the questions of all tasks and files."""
+        """Return a scorer for all tasks and files."""
         own = scorer(self.scorer, self.judge, self.judge_model)
         return lambda sample, response: (in_order if sample.task in BUILT_IN else own)(sample, response)
 
     def prepare(self, model: str | os.PathLike[str], context: int) -> Prepared:
-        """Build the prompts for `model`; only its vocabulary is loaded. context: context size, 0 if unknown.
+        """Build the prompts for `model`. Only the vocabulary is loaded.
 
-        Raises `ConfigError`, and `DataFileError` with the file and line of an invalid record.
+        context: context size in tokens, 0 if unknown.
+
+        Raises `ConfigError`, or `DataFileError` with the file and line of an invalid record.
         """
         from swaa_edge.generate.prompts import Prompts  # opens the library
 
@@ -154,8 +158,8 @@ class Prepared:
     """The questions for one model.
 
     text: tokens for perplexity.
-    windows: number of windows of `max(lengths)` tokens to measure perplexity on.
-    skipped: number of questions that were left out because they exceed the context.
+    windows: number of windows for perplexity, each of `max(lengths)` tokens.
+    skipped: number of questions that exceed the context and are left out.
     """
 
     samples: list[Sample]
@@ -166,7 +170,7 @@ class Prepared:
     haystack_sha256: str
 
     def digest(self) -> str:
-        """Return a hash of all prompts and answers, and of the text for perplexity."""
+        """Return a hash of all prompts, all answers and the text for perplexity."""
         found = hashlib.sha256()
         for sample in self.samples:
             found.update(json.dumps([sample.id, sample.answers, sample.question]).encode())
@@ -176,7 +180,7 @@ class Prepared:
 
 
 def split_tasks(tasks: str | Sequence[str]) -> tuple[list[str], list[str]]:
-    """Split `Questions.tasks` into names of tasks and paths of data files. Raises `ConfigError` for an unknown task."""
+    """Split `Questions.tasks` into task names and file paths. Raises `ConfigError` for an unknown task."""
     values = [tasks] if isinstance(tasks, str) else tasks
     given = [part.strip() for value in values for part in ([value] if os.path.exists(value) else value.split(","))]
     known = [*BUILT_IN, PERPLEXITY]
@@ -197,7 +201,7 @@ def split_tasks(tasks: str | Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def check_judge(scorer: str | None, judge: str | None, judge_model: str | None) -> None:
-    """Raise `ConfigError` if these settings of `Questions` contradict one another."""
+    """Raise `ConfigError` if these settings of `Questions` are invalid."""
     if scorer is not None and scorer not in (*SCORERS, JUDGE):
         raise ConfigError(f"there is no scorer {scorer}; there are {', '.join(SCORERS)}, {JUDGE}")
     if (judge is None) != (judge_model is None):
@@ -209,7 +213,7 @@ def check_judge(scorer: str | None, judge: str | None, judge_model: str | None) 
 
 
 def scorer(scorer: str | None, judge: str | None, judge_model: str | None) -> Scorer:
-    """Return the scorer for questions from files; the settings must have passed `check_judge`."""
+    """Return the scorer for questions from files. Call `check_judge` first."""
     from swaa_edge.evaluate.judge import Judge
 
     return SCORERS[scorer or "contains"] if judge is None else Judge(judge, str(judge_model))

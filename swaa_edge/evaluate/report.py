@@ -1,4 +1,4 @@
-"""Results of an evaluation as rows: accuracy with its interval, times, and the speed-up over full attention.
+"""Results of an evaluation as rows: accuracy, times, and speed-up over full attention.
 
 report.rows(); report.cells(); report.to_dict()
 """
@@ -19,7 +19,7 @@ from swaa_edge.support.journal import Record
 
 # Quantile of the standard normal distribution for a two-sided 95% interval.
 _Z = 1.959964
-# Prefill times of prompts with a larger reused fraction are not counted.
+# Maximum fraction of reused tokens. Prefill times of prompts with a larger fraction are ignored.
 _REUSED = 0.1
 
 
@@ -27,7 +27,7 @@ _REUSED = 0.1
 class Report:
     """The results of an evaluation so far.
 
-    stopped: the reason why the run ended early ("interrupted" or the error), or None if it is complete.
+    stopped: None if the run is complete, otherwise "interrupted" or the error.
     """
 
     configs: dict[str, Configuration]
@@ -49,11 +49,11 @@ class Report:
         return [record for record in found if record is not None]
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return one row of plain JSON values for each configuration with at least one answer.
+        """Return one row of plain JSON values for each configuration that has answers.
 
         accuracy: fraction of correct answers over all tasks.
         interval: Wilson's 95% interval of the accuracy.
-        prefill_seconds: median prefill time of the prompts that reused at most a tenth of their tokens from the cache.
+        prefill_seconds: median prefill time. Prompts with more than a tenth of reused tokens don't count.
         prefill_ratio: median speed-up over full attention on the same prompts (None without full attention).
         """
         return [self._row(name, records) for name in self.configs if (records := self.of(name))]
@@ -86,7 +86,7 @@ class Report:
         return statistics.median(ratios) if ratios else None
 
     def cells(self) -> list[dict[str, Any]]:
-        """Return accuracy by configuration, task, length, depth and style; a field that a task lacks is None."""
+        """Return accuracy by configuration, task, length, depth and style (None where a task has no such value)."""
         found: dict[tuple[Any, ...], list[Record]] = {}
         for (name, sample_id), record in self._records.items():
             sample = self._samples[sample_id]
@@ -122,7 +122,7 @@ def counted(records: Iterable[Record]) -> dict[str, Any]:
 
 
 def wilson(correct: int, total: int) -> tuple[float, float]:
-    """Return Wilson's 95% score interval of a proportion, which stays within 0 and 1 even for few samples.
+    """Return Wilson's 95% score interval of a proportion. The interval stays within 0 and 1, even for few samples.
 
     Source: E. B. Wilson, Probable inference, the law of succession, and statistical inference, JASA 22 (1927).
     """
@@ -135,7 +135,10 @@ def wilson(correct: int, total: int) -> tuple[float, float]:
 
 
 def pareto(points: Mapping[str, tuple[float, float]]) -> list[str]:
-    """The names on the Pareto front of (cost, gain): no other point is at least as good in both and better in one."""
+    """Return the names on the Pareto front of low cost and high gain.
+
+    points: pairs (cost, gain) by name.
+    """
     return [
         name
         for name, (cost, gain) in points.items()

@@ -1,4 +1,4 @@
-"""Ask a model every question under every configuration, with the same prompt tokens, and score the responses.
+"""Ask a model the same questions under each configuration, and score the responses.
 
 def load(swaa, n_ctx): return SwaaLlama("model.gguf", swaa=swaa, n_ctx=n_ctx)
 report = evaluate(load, dict(full=False, fast=SwaaConfig.from_recipe("fast")), samples)
@@ -23,12 +23,12 @@ from swaa_edge.support.progress import OnProgress, Progress
 if TYPE_CHECKING:
     from swaa_edge.llama import SwaaLlama
 
-#: load(swaa, n_ctx): the model under this configuration; the caller of `Load` closes it.
+#: load(swaa, n_ctx): returns the model under a configuration. The caller closes the model.
 Load = Callable[[Configuration, int], "SwaaLlama"]
 
-#: Default limit of an answer in tokens.
+#: Default for the maximum length of an answer, in tokens.
 MAX_TOKENS = 64
-# Tokens evaluated before the first prompt, so that its time does not include first-touch costs of a new context.
+# Number of tokens for warming up. The first use of a new context is slow, and must not count as prefill time.
 _WARM_UP = 512
 
 
@@ -45,12 +45,15 @@ def evaluate(
 ) -> Report:
     """Ask every sample under each of `configs` (by name), decode greedily, and score the responses.
 
-    together: load one copy of the model per configuration, and let the copies take turns at each sample, so that times
-        stay comparable if the machine's speed drifts. If false, one configuration runs after the other.
-    journal: stores each answer; questions whose answers are in the journal are not asked again.
-    on_progress: called before and after each answer; the unit of work is a prompt token.
+    load: function that loads the model under a configuration.
+    journal: stores each answer. Questions with an answer in the journal are not asked again.
+    together: load all configurations at once, and ask each sample under all of them in turn. Times then stay comparable
+        if the machine's speed changes. If false, the configurations run one after the other.
+    on_progress: called before and after each answer. The unit of work is a prompt token.
 
-    KeyboardInterrupt, or an error after the first answer, ends the run early and is reported as `Report.stopped`.
+    KeyboardInterrupt, or an error after the first answer, ends the run early. `Report.stopped` then holds
+    the reason.
+
     Raises `ConfigError` if there are no questions or no configurations, and the errors of loading and running a model.
     """
     if not configs or not samples:
@@ -78,7 +81,7 @@ class _Run:
         self._work = sum(len(s.prompt) for name in self.configs for s in self.samples if (name, s.id) in self._done)
 
     def ask_all(self, names: Sequence[str]) -> None:
-        """Ask the questions whose answers are not in the journal, with these configurations loaded together."""
+        """Load the configurations `names` together, and ask the questions without an answer in the journal."""
         left = [(sample, name) for sample in self.samples for name in names if (name, sample.id) not in self._done]
         n_ctx = max(len(sample.prompt) for sample in self.samples) + self.max_tokens
         with contextlib.ExitStack() as stack:
@@ -94,7 +97,7 @@ class _Run:
                 with interruptible(llms[name]):
                     record = self._ask(llms[name], sample)
                 if (config := self.configs[name]) and config.tail_count:
-                    # The next prompt may not reuse what saw more than a prompt does, or the order would matter.
+                    # The tail saw the whole prompt. No other prompt may reuse the tail, or the order would matter.
                     llms[name].n_tokens = max(len(sample.prompt) - config.tail_count, 0)
                 correct = self.scorer(sample, record["reply"])
                 self.journal.add(record | {"config": name, "sample": sample.id, "correct": correct})

@@ -1,4 +1,4 @@
-"""A sample is one question with its reference answers; all tasks and data files produce samples.
+"""A sample is one question with its reference answers. All tasks and data files produce samples.
 
 Sample("needle/2048/7", "needle", prompt=tokens, answers=("47",))
 """
@@ -15,18 +15,18 @@ from swaa_edge.evaluate.facts import Style
 class Sample:
     """A prompt and its reference answers.
 
-    id: name that is unique within a run and the same in every run.
-    task: name of the task, or of the data file.
+    id: unique name, the same in every run.
+    task: name of the task or of the data file.
     prompt: all tokens of the prompt, chat template included.
     answers: the reference answers.
     question: the question without the document.
     response: an ideal response, if the task has one.
     length: requested length of the prompt in tokens (None for data files).
     depth: position of a needle in the document, from 0 to 1 (None for other tasks).
-    style: requested style of the answer (only for built-in tasks).
-    source: place of the record in a data file, such as "questions.jsonl:3" (empty for built-in tasks).
-    document: the field "prompt" of the record in the data file (empty for built-in tasks).
-    name: the field "id" of the record in the data file (empty for built-in tasks).
+    style: requested style of the answer (None for data files).
+    source: file and position of the record, such as "questions.jsonl:3" (empty for built-in tasks).
+    document: the record's field "prompt" (empty for built-in tasks).
+    name: the record's field "id" (empty for built-in tasks).
     """
 
     id: str

@@ -1,4 +1,4 @@
-"""Decide whether a response is correct, by its words, by equality, or by a pattern.
+"""Scorers decide whether a response is correct: by words, by equality, or by a pattern.
 
 score = SCORERS["contains"]; score(sample, "The code of fox is 47.")
 """
@@ -10,27 +10,27 @@ from collections.abc import Callable
 
 from swaa_edge.evaluate.samples import Sample
 
-# A letter or digit of a script that puts spaces between words: Thai, Lao, Burmese, Khmer, Chinese and Japanese don't,
-# and Korean puts endings right behind a word, so there the neighbours of a word decide nothing.
+# A letter or digit of a script with spaces between words. Not included: Thai, Lao, Burmese, Khmer, Chinese and Japanese
+# (no spaces between words), and Korean (endings are joined to words).
 _LETTER = r"[^\W\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]"
 
-#: scorer(sample, response): whether the response is correct. A judge may raise `GenerationError`.
+#: scorer(sample, response): returns whether the response is correct. A judge may raise `GenerationError`.
 Scorer = Callable[[Sample, str], bool]
 
 
 def final(response: str) -> str:
-    """Return the response without the reasoning at its start and without surrounding white space."""
+    """Return the response without reasoning and without surrounding white space."""
     return response.rpartition("</think>")[2].strip()
 
 
 def contains(sample: Sample, response: str) -> bool:
-    """Return whether the response contains every answer, as whole words, in any case and any order."""
+    """Return whether the response contains every answer as whole words. Ignores case and order."""
     text = _words(final(response))
     return all(_word(answer).search(text) for answer in sample.answers)
 
 
 def in_order(sample: Sample, response: str) -> bool:
-    """Return whether the response contains the answers in the given order; words and case count as in `contains`."""
+    """Like `contains`, but the answers must come in the given order."""
     at, text = 0, _words(final(response))
     for answer in sample.answers:
         found = _word(answer).search(text, at)
@@ -41,13 +41,13 @@ def in_order(sample: Sample, response: str) -> bool:
 
 
 def exact(sample: Sample, response: str) -> bool:
-    """Return whether the response equals one of the answers, apart from white space, case and a final full stop."""
+    """Return whether the response equals one of the answers. Ignores white space, case and a final full stop."""
     text = _words(final(response)).rstrip(".")
     return any(text == _words(answer).rstrip(".") for answer in sample.answers)
 
 
 def regex(sample: Sample, response: str) -> bool:
-    """Return whether every answer, as a regular expression of Python's `re`, matches somewhere in the response."""
+    """Return whether every answer, a regular expression for `re.search`, matches the response."""
     return all(re.search(answer, final(response)) for answer in sample.answers)
 
 

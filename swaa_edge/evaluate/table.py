@@ -17,13 +17,13 @@ Row = dict[str, Any]
 
 
 def front(rows: Sequence[Row]) -> list[str]:
-    """Return the Pareto front in accuracy and prefill speed-up among the configurations for which both are known."""
+    """Return the configurations on the Pareto front of accuracy and prefill speed-up."""
     known = [row for row in rows if row["prefill_ratio"] is not None]
     return pareto({row["config"]: (-row["prefill_ratio"], row["accuracy"]) for row in known})
 
 
 def conclusion(rows: Sequence[Row]) -> str | None:
-    """Return the result in one sentence, or None if there is no configuration to compare with full attention."""
+    """Return the result in one sentence, or None if there is nothing to compare."""
     full = next((row for row in rows if row["config"] == FULL), None)
     others = [row for row in rows if row["config"] != FULL and row["prefill_ratio"] is not None]
     if full is None or not others:
@@ -39,18 +39,18 @@ def conclusion(rows: Sequence[Row]) -> str | None:
 
 
 def keeps(row: Row, full: Row) -> str:
-    """Return text for the fraction of full attention's accuracy that a configuration keeps."""
+    """Return text that compares a configuration's accuracy with full attention."""
     fraction = row["accuracy"] / full["accuracy"]
     return f"keeps {fraction:.0%} of full attention's accuracy ({row['accuracy']:.1%} of {full['accuracy']:.1%})"
 
 
 def speed_up(ratio: float) -> str:
-    """Return a ratio of times in words, such as "speed-up of 2.00x" for 2 and "slow-down of 2.00x" for 0.5."""
+    """Return "speed-up of 2.00x" for 2, or "slow-down of 2.00x" for 0.5."""
     return f"speed-up of {ratio:.2f}x" if ratio >= 1 else f"slow-down of {1 / ratio:.2f}x"
 
 
 def table(document: dict[str, Any]) -> str:
-    """Return the report as text: model and tasks, a row per configuration, a legend, and the conclusion."""
+    """Return the document as text."""
     parts = [list(_facts(document))]
     if document["table"]:
         parts += [[aligned(_answers(document))], list(_notes(document))]

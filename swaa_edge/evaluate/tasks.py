@@ -1,11 +1,14 @@
-"""The built-in retrieval tasks: prompts of an exact length, built from real prose, hidden facts and a seed.
+"""The built-in retrieval tasks: prompts of an exact length with hidden facts.
 
     samples = build(TaskSettings(tasks=("needle", "kv"), lengths=(4096,), samples=50), prompts)
 
-The task needle hides one fact in prose. The task multi-needle hides several facts and asks for two of them. The task kv
-hides a JSON object and asks for one value. The task chain hides facts that name one another and asks for the number at
-the end. The sources are the needle-in-a-haystack test, RULER (arXiv 2404.06654) for several needles and variable
-tracking, and "Lost in the Middle" (arXiv 2307.03172) for JSON pairs.
+- needle hides one fact in prose.
+- multi-needle hides several facts and asks for two of them.
+- kv hides a JSON object and asks for one value.
+- chain hides a series of facts and asks for the number at the end. Each fact names the next fact.
+
+The task needle follows the needle-in-a-haystack test. The tasks multi-needle and chain follow RULER (arXiv 2404.06654),
+and kv follows "Lost in the Middle" (arXiv 2307.03172).
 """
 
 from __future__ import annotations
@@ -31,19 +34,19 @@ if TYPE_CHECKING:
 class TaskSettings:
     """Settings for the questions to build.
 
-    lengths: prompt lengths in tokens, chat template included.
+    lengths: prompt lengths in tokens, including the chat template.
     samples: number of questions per task and length, spread over depths and styles. Each document gets one question
-        per style, one after the other, so that the engine can reuse the document's prefix.
-    depths: positions of the needle, used in turn; 0 is the start of the document, and 1 is its end. Without depths, and
-        in tasks other than needle, positions are random.
-    beyond: minimum number of tokens from the facts to the end of the prompt, so that the last token does not
-        see them through a window of up to this size. A needle whose depth is nearer to the end moves towards the start.
+        per style. These questions are adjacent, so that the engine can reuse the document's prefix.
+    depths: positions of the needle, from 0 (start of the document) to 1 (end). Documents use the depths in turn.
+        In other tasks, or without depths, positions are random.
+    beyond: minimum distance in tokens from each fact to the end of the prompt. A window of this size or smaller then
+        hides the facts from the last token. A needle too near to the end moves towards the start.
     needles: number of facts in a multi-needle document.
     pairs: number of pairs in a kv document.
     hops: number of facts in a chain.
     haystack: the text of the prose (default: `sample_text.real_text`).
 
-    Raises `ConfigError` if a value is invalid; the message contains the field, its value and its limit.
+    Raises `ConfigError` if a value is invalid. The message contains the field, the value and the limit.
     """
 
     tasks: tuple[str, ...]
@@ -83,11 +86,11 @@ class TaskSettings:
 class _Case:
     """The contents of one document.
 
-    pieces: the texts to hide, in order.
-    asked: number of pieces that the question is about; these come first.
+    pieces: the texts to hide. The pieces that the question is about come first.
+    asked: number of pieces that the question is about.
     ask: function that returns the question in a given style.
-    together: keep all pieces side by side.
-    behind: the part of the asked piece that follows the answer.
+    together: hide all pieces at the same place.
+    behind: the end of the piece that the question is about, after the answer.
     """
 
     pieces: list[str]
@@ -98,7 +101,7 @@ class _Case:
 
 
 def build(settings: TaskSettings, prompts: Prompts) -> list[Sample]:
-    """Return the samples in the order in which to run them. Raises `ConfigError` if a prompt length is too small."""
+    """Return the samples in the order to run. Raises `ConfigError` if a prompt length is too small."""
     hay = Haystack(settings.haystack or real_text(), prompts.tokenize)
     samples: list[Sample] = []
     for task in settings.tasks:
@@ -113,7 +116,7 @@ def build(settings: TaskSettings, prompts: Prompts) -> list[Sample]:
 def _document(
     settings: TaskSettings, task: str, length: int, number: int, hay: Haystack, prompts: Prompts
 ) -> list[Sample]:
-    """Build one document, and one sample per style of its question."""
+    """Build one document, and return one sample per style."""
     name = f"{task}/{length}/{number}"
     rng = random.Random(f"{settings.seed}/{name}")
     case = TASKS[task](rng, settings)
@@ -124,7 +127,7 @@ def _document(
     room = length - max(around.values()) - sum(map(len, hidden))
     if room < 0:
         raise ConfigError(f"{task} doesn't fit into a prompt of {length} tokens; give at least {length - room}")
-    # How much prose may precede the asked pieces so that `beyond` tokens follow them.
+    # Maximum number of prose tokens before the pieces in question. At least `beyond` tokens must follow.
     most = length - max(head for head, _ in sides.values()) - sum(map(len, hidden)) - settings.beyond
     most += max(0, len(prompts.tokenize(case.behind)) - 1) if case.behind else 0
     if most < 0:
@@ -132,17 +135,17 @@ def _document(
             f"beyond = {settings.beyond} must be at most {settings.beyond + most} in {task} prompts of {length} tokens"
             "; lower it, or use longer prompts"
         )
-    # Random places are drawn below `high`, which counts the template's tokens before the document as following it.
+    # Upper limit of random places. The template's tokens before the document count as tokens after the document.
     high = max(0, room - max(0, settings.beyond - min(around.values())))
     depth = settings.depths[number % len(settings.depths)] if settings.depths and task == "needle" else None
     places = _places(rng, case, len(hidden), depth, room, high, most)
     if depth is not None and places[0] < depth * room:
-        depth = round(places[0] / room, 2)  # the actual depth, for the heat map
+        depth = round(places[0] / room, 2)  # the heat map needs the actual depth
     pieces = list(zip(places, hidden, strict=True))
     seed = rng.random()
     samples = []
     for style, question in questions.items():
-        # With equal seeds, the documents of the styles differ only at their end, by the length of the question.
+        # With the same seed, the documents of all styles differ only at the end.
         document = hay.bury(random.Random(seed), length - around[style], pieces)
         prompt, expected = prompts.ask(document, question.text), (question.answers, question.text, question.response)
         samples.append(Sample(f"{name}/{style}", task, prompt, *expected, length, depth, style))
@@ -152,7 +155,7 @@ def _document(
 def _places(
     rng: random.Random, case: _Case, count: int, depth: float | None, room: int, high: int, most: int
 ) -> list[float]:
-    """Return how many of the `room` prose tokens precede each of `count` pieces; at most `most` for an asked piece."""
+    """Return the places of `count` pieces among `room` prose tokens. `most` limits the first `case.asked` places."""
     if depth is None:
         depths = [rng.random() * high / max(room, 1) for _ in range(case.asked)]
     else:
@@ -179,7 +182,7 @@ def _multi_needle(rng: random.Random, settings: TaskSettings) -> _Case:
 
 
 def _chain(rng: random.Random, settings: TaskSettings) -> _Case:
-    """Build the chain that the question is about, and a second chain, with its own number, as a distractor."""
+    """Build the chain that the question is about, and a second chain as a distractor."""
     names = rng.sample(WORDS, 2 * settings.hops)
     asked, other = ([*part, _number(rng)] for part in (names[: settings.hops], names[settings.hops :]))
     pieces = [facts.code_fact(*link) for links in (asked, other) for link in itertools.pairwise(links)]
@@ -196,7 +199,7 @@ def _kv(rng: random.Random, settings: TaskSettings) -> _Case:
     )
 
 
-#: Builders of a document's contents, by task.
+#: Functions that build the contents of a document, by task.
 TASKS: dict[str, Callable[[random.Random, TaskSettings], _Case]] = {
     "needle": _needle,
     "multi-needle": _multi_needle,

@@ -1,11 +1,14 @@
 """The header of a GGUF file: its keys and tensors, with their byte offsets.
 
-gguf.GGUFReader is not used, because it takes seconds and creates a Python object for each vocabulary entry. GGUFReader
-hangs or fails with bare exceptions on impossible counts in a damaged file, and it accepts a file whose tensor data is
-truncated. GGUFReader doesn't report where the key section ends, which `annotate` needs. This module reads a header
-once, from start to end, in bounded memory, and refuses counts and lengths that exceed the file's size.
-
     read_header("model.gguf").value("general.architecture")
+
+The header is read once, in bounded memory. Counts and lengths that exceed the file's size are errors.
+gguf.GGUFReader is not used, for these reasons:
+
+- GGUFReader takes seconds and creates a Python object for each vocabulary entry.
+- Impossible counts in a damaged file make GGUFReader hang or raise bare exceptions.
+- GGUFReader accepts a file with truncated tensor data.
+- GGUFReader doesn't report where the keys end. `annotate` needs this offset.
 """
 
 import dataclasses
@@ -18,7 +21,7 @@ from typing import Any, BinaryIO
 
 from swaa_edge.errors import ModelFileError
 
-# GGUF's types of values by code: name and struct format. Strings and arrays have no fixed size.
+# Name and struct format of each value type of fixed size, by GGUF's type code.
 _SCALARS = {
     0: ("uint8", "<B"),
     1: ("int8", "<b"),
@@ -33,30 +36,30 @@ _SCALARS = {
     12: ("float64", "<d"),
 }
 _STRING, _ARRAY = 8, 9
-#: Bytes of magic, version, tensor count and key count.
+#: Number of bytes of the magic, version, tensor count and key count together.
 FIXED_PART = 24
 _VERSIONS = (2, 3)
 
-# Limits far above any real model, so that an impossible count is an error and not a long loop.
+# Limits far above any real model. Without limits, an impossible count would cause a long loop.
 _MAX_KEYS = 1 << 16
 _MAX_TENSORS = 1 << 20
 _MAX_STRINGS = 1 << 24
 _MAX_NAME = 1 << 16
 _MAX_ALIGNMENT = 1 << 24
 _MAX_LAYERS = 1 << 12
-# Longer values are skipped: vocabularies, merges, images.
+# Strings of more bytes and arrays of more elements are skipped.
 _KEEP_STRING = 1 << 20
 _KEEP_ARRAY = 1 << 14
 
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """One key and its value, stored in the bytes [start, end) of the file.
+    """A key and its value, stored in the bytes [start, end) of the file.
 
-    type: for example "uint32", "string" or "array of bool". count: number of elements in an array, or 1 for any other
-        type.
-    value: an int, float, bool, str or tuple of numbers, or None if the value was skipped because it is long or a list
-        of strings. A bool whose byte is neither 0 nor 1 is invalid, and is stored as an int, the value of that byte.
+    type: for example "uint32", "string" or "array of bool".
+    count: number of elements in an array, or 1 for any other type.
+    value: an int, float, bool, str or tuple of numbers. Long values and lists of strings are skipped: their value is
+        None. An invalid bool (a byte other than 0 or 1) is stored as an int.
     """
 
     key: str
@@ -69,7 +72,11 @@ class Field:
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """One tensor: ggml type code, shape (fastest dimension first), byte offset from the start of the data."""
+    """A tensor. The shape starts with the fastest dimension.
+
+    type: ggml's type code.
+    offset: bytes from the start of the tensor data.
+    """
 
     name: str
     type: int
@@ -85,8 +92,8 @@ class Tensor:
 class Header:
     """The part of a GGUF file before its tensor data. Offsets are in bytes from the start of the file.
 
-    The keys occupy the bytes [24, keys_end), and the tensor list occupies [keys_end, tensors_end). Padding follows up
-    to data_start, a multiple of `alignment`. size: bytes of the whole file.
+    The keys occupy the bytes [24, keys_end), and the tensor list occupies [keys_end, tensors_end). Padding follows.
+    The tensor data starts at data_start, a multiple of `alignment`. size: bytes of the whole file.
     """
 
     path: Path
@@ -117,7 +124,7 @@ class Header:
 
     @property
     def n_layers(self) -> int:
-        """The value of `{architecture}.block_count`. Raises `ModelFileError` if it is missing or out of range."""
+        """The value of `{architecture}.block_count`. Raises `ModelFileError` if the key is missing or invalid."""
         key = f"{self.architecture}.block_count"
         field = self.fields.get(key)
         if field is None or field.type != "uint32" or not 1 <= field.value <= _MAX_LAYERS:
@@ -127,12 +134,12 @@ class Header:
 
 
 def aligned(offset: int, alignment: int) -> int:
-    """Return `offset` rounded up to a multiple of `alignment`, a power of two."""
+    """Round `offset` up to a multiple of `alignment`, a power of two."""
     return (offset + alignment - 1) & -alignment
 
 
 def read_header(path: str | os.PathLike[str]) -> Header:
-    """Read and validate the header of a GGUF file, and check that the file holds all its tensor data.
+    """Read the header of a GGUF file, and check that the tensor data is complete.
 
     Raises `ModelFileError` if the file is missing, unreadable, not GGUF, big-endian, truncated or of an unsupported
     version.
@@ -156,7 +163,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
 
 
 class _Parser:
-    """One pass over the header. Before a length is used, it is compared with the number of bytes left in the file."""
+    """Reads the header in one pass. Checks each length against the number of bytes left in the file."""
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self.path, self.file = path, file
@@ -207,7 +214,7 @@ class _Parser:
             length = self.length(f"the text of {key}", 1)
             text = None
             if length <= _KEEP_STRING:
-                # Old converters cut names in the middle of a character; the rest is still useful.
+                # Old converters cut names in the middle of a character. The rest of the name is useful.
                 text = self.take(length, key).decode("utf-8", "replace")
             else:
                 self.skip(length)
@@ -243,7 +250,7 @@ class _Parser:
         return Field(key, f"array of {name}", count, value, start, self.at)
 
     def skip_strings(self, count: int, key: str) -> None:
-        # A vocabulary has hundreds of thousands of them, so this loop calls nothing except the file.
+        # Written for speed: a vocabulary has hundreds of thousands of strings.
         read, unpack, at, size = self.file.read, struct.Struct("<Q").unpack, self.at, self.size
         for _ in range(count):
             head = read(8)
@@ -284,7 +291,7 @@ class _Parser:
             raise self.damaged(f"{what} at byte {self.at - length} is not UTF-8 text") from None
 
     def length(self, what: str, width: int) -> int:
-        """Read a number of elements, and check that they fit in the rest of the file at `width` bytes or more each."""
+        """Read a number of elements. Check that the rest of the file has at least `width` bytes for each element."""
         count = self.number("<Q", what)
         if count * width > self.size - self.at:
             raise self.truncated(f"{what} claims {count} {'bytes' if width == 1 else 'elements'}")
@@ -317,14 +324,13 @@ def _as_bool(byte: int) -> bool | int:
 
 
 def _one_line(text: str) -> str:
-    """Make `text` short and printable for an error line, since a name in a file may be long or unprintable."""
+    """Make `text` short and printable, for an error line."""
     text = "".join(char if char.isprintable() else "?" for char in text)
     return text if len(text) <= 200 else text[:197] + "..."
 
 
 def tensor_data(header: Header) -> Iterator[tuple[Tensor, range]]:
-    """Yield each tensor with the range of its bytes in the file; the range is empty if gguf doesn't know the tensor's
-    type."""
+    """Yield each tensor with its byte range in the file. For a type unknown to gguf, the range is empty."""
     from gguf.constants import GGML_QUANT_SIZES  # takes a moment to import
 
     sizes = {int(kind): size for kind, size in GGML_QUANT_SIZES.items()}

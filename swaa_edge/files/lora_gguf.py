@@ -1,10 +1,12 @@
-"""A LoRA adapter in GGUF form: its recipe, and whether it fits a model, checked before llama.cpp loads it.
-
-llama.cpp alone is not enough: it reports only in its log why it refuses an adapter, it aborts the process if a key has
-the wrong type, and it doesn't check recipes. Under any recipe other than its own, an adapter silently gives worse
-answers.
+"""LoRA adapters in GGUF form: the recipe of an adapter, and checks before llama.cpp loads the adapter.
 
     adapter = read_lora("my-adapter.gguf", "model.gguf"); adapter.check_recipe(config)
+
+llama.cpp's own checks are not enough:
+
+- If llama.cpp refuses an adapter, only the log states the reason.
+- If a key has the wrong type, llama.cpp aborts the process.
+- llama.cpp doesn't check recipes. Under another recipe, an adapter silently gives worse answers.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from swaa_edge.files.header import Header, Tensor, read_header
 from swaa_edge.files.model import file_fingerprint, read_model
 from swaa_edge.metadata import effective_config
 
-# The keys that llama.cpp reads, and their types; for another type it aborts the process.
+# The type of each key that llama.cpp reads. For another type, llama.cpp aborts the process.
 _KEYS = {
     "general.type": "string",
     "general.architecture": "string",
@@ -30,7 +32,7 @@ _KEYS = {
 _ALORA = "adapter.alora.invocation_tokens"
 _A, _B = ".lora_a", ".lora_b"
 _TOKENS, _OUTPUT = "token_embd.weight", "output.weight"
-# ggml's numbers of the types that it can't multiply by: integers and float64.
+# Codes of the types that ggml can't multiply by: integers and float64.
 _NOT_MULTIPLIED = frozenset([24, 25, 26, 27, 28])
 _ADVICE = "give the adapter that was made for this model"
 
@@ -53,20 +55,25 @@ class LoraAdapter:
         return file_fingerprint([self.header])
 
     def check_recipe(self, requested: SwaaConfig | None, advice: str | None = None) -> None:
-        """Raise `ConfigError` if the adapter has a recipe from which `requested` differs in some layer.
+        """Raise `ConfigError` if `requested` differs from the adapter's recipe in some layer.
 
         requested: settings, or None for full attention.
-        advice: text that ends the error message and states how to resolve the conflict.
+        advice: end of the error message, about how to resolve the conflict.
+
+        An adapter without a recipe accepts all settings.
         """
         if self.swaa is not None:
             training.check_recipe(self.swaa, requested, self.n_layers, self.label, advice or training.ADVICE)
 
 
 def read_lora(path: str | os.PathLike[str], model: str | os.PathLike[str]) -> LoraAdapter:
-    """Read the adapter in the GGUF file `path`, and check that it fits `model` (a path or a `ModelFile`).
+    """Read a LoRA adapter, and check that the adapter fits a model.
 
-    Raises `ModelFileError` if the file can't be read, isn't a LoRA adapter or has wrong SWAA keys, and
-    `UnsupportedModelError` if the adapter doesn't fit the model or llama.cpp can't apply it correctly.
+    path: the adapter's GGUF file.
+    model: the path of a GGUF model, or a `ModelFile`.
+
+    Raises `ModelFileError` if the file can't be read, isn't a LoRA adapter or has wrong SWAA keys. Raises
+    `UnsupportedModelError` if the adapter doesn't fit the model, or if llama.cpp can't apply the adapter correctly.
     """
     model = read_model(model)
     header = read_header(path)
@@ -95,13 +102,13 @@ def read_lora(path: str | os.PathLike[str], model: str | os.PathLike[str]) -> Lo
 
 
 def _check_tensors(header: Header, base: Header, weights: dict[str, tuple[int, ...]]) -> None:
-    """Refuse matrices that llama.cpp would refuse, or would read out of bounds. Raises `UnsupportedModelError`."""
+    """Check the LoRA matrices against the model's weights. llama.cpp would read some wrong shapes out of bounds."""
     pairs: dict[str, dict[str, Tensor]] = {}
     for tensor in header.tensors:
         name, matrix = tensor.name[: -len(_A)], tensor.name[-len(_A) :]
         if matrix in (_A, _B):
             pairs.setdefault(name, {})[matrix] = tensor
-        elif not tensor.name.endswith("_norm.weight"):  # llama.cpp ignores those
+        elif not tensor.name.endswith("_norm.weight"):  # llama.cpp ignores norms
             raise ModelFileError(f"{header.path} holds {tensor.name}, which is not a LoRA matrix; convert it again")
     if not pairs:
         raise ModelFileError(f"{header.path} holds no LoRA matrices; convert it again")
@@ -114,7 +121,7 @@ def _check_tensors(header: Header, base: Header, weights: dict[str, tuple[int, .
             raise ModelFileError(f"{header.path}: {bad.name} has the ggml type {bad.type}; convert the adapter as f16")
         a, b, weight = (_four(shape) for shape in (pair[_A].shape, pair[_B].shape, weights[name]))
         if name == _TOKENS:
-            # Its A is looked up by token, so it is stored transposed.
+            # llama.cpp looks up the rows of A by token, so A is stored transposed.
             fits = (b[1], a[1], a[0]) == (weight[0], weight[1], b[0])
         else:
             fits = (a[0], b[1], a[1]) == (weight[0], weight[1], b[0]) and a[2:] == b[2:] == weight[2:]

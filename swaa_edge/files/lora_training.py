@@ -1,10 +1,10 @@
-"""The recipe and the base model that a LoRA adapter was trained with, stored in its folder beside PEFT's files.
-
-An adapter silently degrades under any mask other than the one it was trained with. So training stores the recipe and
-the base model, and merging, converting and loading check that the settings and the model in use are the same.
+"""Stores the recipe and the base model of a LoRA adapter in the adapter's folder, beside PEFT's files.
 
     save_training("adapter", Training(config, base=BaseModel.of("Qwen3-4B")))
     read_training("adapter").check_recipe(config, "adapter")
+
+Under a mask that differs from training, an adapter silently gives worse answers. So merging, converting and loading
+compare the recipe and the base model with the stored ones.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from swaa_edge.config import SwaaConfig
 from swaa_edge.errors import ConfigError, ModelFileError, UnsupportedModelError
 from swaa_edge.files.weights import fingerprint, read_tensors
 
-#: The recipe, in the form that `--config` takes; and facts about the training.
+#: Names of two files: the recipe, which `--config` can read, and the facts about the training.
 RECIPE_FILE, TRAINING_FILE = "swaa.json", "swaa_training.json"
 _VERSION = 1
-#: The end of an error about settings that differ from the adapter's.
+#: Default end of the error message about a different recipe.
 ADVICE = "leave the settings out to use its own, or train an adapter under yours"
 
 
@@ -62,7 +62,7 @@ class BaseModel:
 def _weights(file: Path) -> tuple[Path, range, list[range]]:
     tensors = read_tensors(file)
     start = min((tensor.data.start for tensor in tensors.values()), default=file.stat().st_size)
-    # The header follows its length, a number of eight bytes.
+    # The first eight bytes hold the length of the header.
     return file, range(8, start), [tensors[name].data for name in sorted(tensors)]
 
 
@@ -70,7 +70,7 @@ def _weights(file: Path) -> tuple[Path, range, list[range]]:
 class Training:
     """The facts about an adapter's training.
 
-    swaa: the recipe that the adapter was trained under.
+    swaa: the recipe during training.
     base: the base model.
     more: further facts.
     """
@@ -84,7 +84,7 @@ class Training:
         check_recipe(self.swaa, requested, self.base.n_layers, adapter)
 
     def check_base(self, folder: str | os.PathLike[str], adapter: str) -> None:
-        """Raise `UnsupportedModelError` if the model directory `folder` isn't the base model of the training."""
+        """Raise `UnsupportedModelError` if the model directory `folder` is not the base model."""
         other = BaseModel.of(folder)
         if other.n_layers != self.base.n_layers:
             what = f"it has {other.n_layers} layers instead of {self.base.n_layers}"
@@ -103,8 +103,8 @@ def check_recipe(
     """Raise `ConfigError` unless `trained` and `requested` are equal in each of `n_layers` layers.
 
     requested: settings, or None for full attention.
-    adapter: how the error message names the adapter.
-    advice: text that ends the error message.
+    adapter: name of the adapter in the error message.
+    advice: end of the error message.
     """
     ours, theirs = _by_layer(trained, n_layers), None if requested is None else _by_layer(requested, n_layers)
     if ours == theirs:
@@ -137,11 +137,12 @@ def save_training(folder: str | os.PathLike[str], training: Training) -> None:
 
 
 def read_training(folder: str | os.PathLike[str]) -> Training | None:
-    """Read the two files that `save_training` writes. Return None if both are missing, as for an adapter from another
-    tool.
+    """Read the two files that `save_training` writes.
 
-    Raises `ModelFileError` if only one of the two files exists or a file is damaged, and `ConfigError` for an invalid
-    recipe.
+    Return None if both files are missing. The adapter is then from another tool.
+
+    Raises `ModelFileError` if only one of the files exists, or if a file is damaged. Raises `ConfigError` if the recipe
+    is invalid.
     """
     recipe, facts = (Path(folder) / name for name in (RECIPE_FILE, TRAINING_FILE))
     missing = [file.name for file in (recipe, facts) if not file.is_file()]

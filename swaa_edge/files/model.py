@@ -1,9 +1,9 @@
-"""A GGUF model on disk, with all its files: shape, size, SWAA settings, and whether SWAA can be applied to it.
-
-A model may be split over several files, NAME-00001-of-0000N.gguf and so on. The first file holds the metadata. The
-engine finds the other files by their names. This module finds the files in the same way, and also checks them.
+"""A GGUF model on disk: shape, size, SWAA settings, and whether SWAA can be applied.
 
     model = read_model("model.gguf"); print(model.n_layers, model.swaa(), model.refusal)
+
+A model may be split into several files, named NAME-00001-of-0000N.gguf and so on. The first file holds the metadata.
+The engine finds the other files by name. This module finds and checks the same files.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# Architectures that the engine does not attach to, by what llama.cpp's graph builds for them. With these lists
-# `annotate` and `inspect` can refuse a model early; the engine's loader decides by the graph itself.
+# Architectures without SWAA support, grouped by the reason. With these lists, `annotate` and `inspect` can refuse a
+# model early. The engine's loader decides by llama.cpp's graph.
 _RECURRENT = _names(
     """arwkv7 bailingmoe3 deepseek4 falcon-h1 glm5-next granitehybrid jamba kimi-k3 kimi-linear lfm2 lfm2moe mamba
     mamba2 minimax-01 nemotron_h nemotron_h_moe plamo2 qwen35 qwen35moe qwen3next qwen4exp rwkv6 rwkv6qwen2 rwkv7"""
@@ -45,20 +45,22 @@ _OWN_WINDOW = _names(
     """afmoe cohere2 cohere2moe exaone-moe gemma2 gemma3n gemma4 gemma4-assistant gpt-oss granite_swa maple mimo2
     muse-glimmer spark2_5 step35"""
 )
-# These have a window of their own only if the file has the key for it. Other architectures ignore that key.
+# These architectures have a window of their own only if the file has the key attention.sliding_window.
 _WINDOW_IF_GIVEN = _names("gemma3 laguna mellum olmo2 plamo3 smallthinker")
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelFile:
-    """A model whose headers were read once; any function that takes a model's path takes a `ModelFile` too.
+    """A model, as described by the headers of its files.
+
+    Any function that takes a model's path also takes a `ModelFile`. The headers are then not read again.
 
     headers, paths: the headers and paths of all files, in order.
     n_heads, n_kv_heads: the number of heads in each layer.
     key_length, value_length: the number of elements per head.
-    context_length: the number of tokens that the model was trained for, or 0 if the file doesn't state it.
+    context_length: the context length in tokens from training, or 0 if the file has none.
     tensor_types: the number of tensors of each ggml type, by type name, most frequent first.
-    size: the number of bytes of all files together.
+    size: the total number of bytes of all files.
     """
 
     headers: tuple[Header, ...]
@@ -96,7 +98,7 @@ class ModelFile:
         return str(self.path)
 
     def swaa(self, kv_overrides: Mapping[str, Any] | None = None) -> SwaaConfig | None:
-        """Return what `metadata.read_swaa` returns for the model."""
+        """See `metadata.read_swaa`."""
         return effective_config(self.header, kv_overrides)
 
     @property
@@ -106,7 +108,7 @@ class ModelFile:
 
     @property
     def has_tokenizer(self) -> bool:
-        """Whether the model has a tokenizer; if not, llama.cpp aborts the process when it has to tokenize."""
+        """Whether the model has a tokenizer. Without a tokenizer, tokenizing makes llama.cpp abort the process."""
         return self.header.value("tokenizer.ggml.model", "none") not in ("none", "no_vocab")
 
     @functools.cached_property
@@ -116,10 +118,11 @@ class ModelFile:
 
 
 def read_model(source: str | os.PathLike[str]) -> ModelFile:
-    """Read the model at the path `source`, with all files of a split model; a `ModelFile` is returned unchanged.
+    """Read the headers of a model, including all files of a split model.
 
-    Raises `ModelFileError` if one of the files is missing, truncated or not a GGUF, or if the model isn't a language
-    model.
+    source: the path of the (first) file. A `ModelFile` is returned unchanged.
+
+    Raises `ModelFileError` if a file is missing, truncated or not a GGUF, or if the model isn't a language model.
     """
     if isinstance(source, ModelFile):
         return source
@@ -156,8 +159,10 @@ def read_model(source: str | os.PathLike[str]) -> ModelFile:
 
 
 def first_header(source: str | os.PathLike[str]) -> Header:
-    """Return the header that holds a model's metadata. Raises `ModelFileError` if `source` is a later file of a split
-    model."""
+    """Return the header with a model's metadata.
+
+    Raises `ModelFileError` if `source` is a later file of a split model.
+    """
     if isinstance(source, ModelFile):
         return source.header
     header = read_header(source)
@@ -166,15 +171,17 @@ def first_header(source: str | os.PathLike[str]) -> Header:
 
 
 def file_fingerprint(headers: Iterable[Header]) -> str:
-    """Return the `weights.fingerprint` of the GGUF files of a model or an adapter."""
+    """Return the fingerprint of a model or an adapter. See `weights.fingerprint`."""
     return fingerprint(
         (header.path, range(header.tensors_end), [data for _, data in tensor_data(header)]) for header in headers
     )
 
 
 def read_shards(header: Header) -> list[Header]:
-    """Return the headers of all files of the model whose first file has the header `header`. Raises
-    `ModelFileError`."""
+    """Return the headers of all files of a model, given the header of the first file.
+
+    Raises `ModelFileError` if a file is missing, misnamed or part of another model.
+    """
     headers = [header, *(read_header(path) for path in _shard_paths(header)[1:])]
     for number, shard in enumerate(headers):
         if len(headers) > 1 and (shard.value("split.no"), _shard_count(shard)) != (number, len(headers)):
@@ -183,8 +190,10 @@ def read_shards(header: Header) -> list[Header]:
 
 
 def output_paths(first: str | os.PathLike[str], count: int) -> list[Path]:
-    """Return the paths for the `count` files of a split model, given the first path. Raises `OutputError` if the first
-    path isn't named like a split file."""
+    """Return the paths of all `count` files of a model, given the first path.
+
+    Raises `OutputError` if the model is split and the first path isn't named like a split file.
+    """
     paths = _split_names(Path(first), count)
     if paths is None:
         name = _shard_name("NAME", 0, count)
@@ -201,7 +210,7 @@ def _shard_paths(header: Header) -> list[Path]:
     if paths is None:
         name = _shard_name("NAME", 0, count)
         raise ModelFileError(f"{header.path} is the first of {count} files; rename it to {name}, like the others")
-    # The header was read, so its own file exists.
+    # The first file exists: its header was read.
     for path in paths[1:]:
         if not path.is_file():
             raise ModelFileError(f"{path} is missing; the model has {count} files, which must be in one folder")
@@ -222,8 +231,7 @@ def _shard_count(header: Header) -> int:
 
 
 def _split_names(first: Path, count: int) -> list[Path] | None:
-    """Return the paths of the `count` files of a model, or None if `first` isn't named like the first of `count`
-    files."""
+    """Return the paths of all `count` files, or None if the name of `first` doesn't fit."""
     if count == 1:
         return [first]
     match = _SHARD.fullmatch(first.name)
@@ -237,9 +245,9 @@ def _shard_name(stem: str, number: int, count: int) -> str:
 
 
 def swaa_refusal(header: Header) -> str | None:
-    """Return an error line that states why SWAA can't be applied to the model, or None if it can be applied.
+    """Return an error line if SWAA can't be applied to the model, or None.
 
-    Only the metadata is checked, so that a model is refused before it is loaded or written.
+    The check reads only metadata, so the model need not be loaded.
     """
     reason = _refusal(header)
     return reason and (

@@ -1,9 +1,9 @@
-"""Read a user's data files: plain text, or records in JSON Lines or Parquet, each with its position in the file.
+"""Reads a user's data files: plain text, or records in JSON Lines or Parquet.
 
     for number, source, record in read_records("data.jsonl", ("prompt", "answer")): text(source, record, "prompt")
 
-A record is a JSON object on one line, or a Parquet row. The source of a record is, for example, "data.jsonl:3" or
-"data.parquet: row 3".
+A record is a JSON object on one line, or a Parquet row. The source of a record is the file name and the position, for
+example "data.jsonl:3" or "data.parquet: row 3".
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ Place = tuple[int, str, Any]
 
 
 def read_records(path: Path, fields: Sequence[str], needed: Sequence[str] = ()) -> Iterator[Place]:
-    """Yield the number (from 1), source and value of each record, one record at a time.
+    """Yield the line or row number (from 1), the source and the value of each record.
 
     fields: the columns to read from a Parquet file.
     needed: the columns that a Parquet file must have.
 
-    Raises `DataFileError` if the file can't be read, is of another kind or has a line that isn't JSON, and
-    `ConfigError` if the file is Parquet and pyarrow is not installed. `text` and `present` check the fields of a
-    record.
+    `text` and `present` check the fields of a record; this function doesn't.
+
+    Raises `DataFileError` if the file can't be read, has another extension or has a line that isn't JSON. Raises
+    `ConfigError` if a Parquet file is given but pyarrow is not installed.
     """
     extension = path.suffix.lower()
     if extension in _LINES:
@@ -44,7 +45,7 @@ def read_records(path: Path, fields: Sequence[str], needed: Sequence[str] = ()) 
         raise DataFileError(f"{path} has {what}; it must be .jsonl or .json (one object per line) or .parquet")
     try:
         yield from records
-    except OSError as error:  # pyarrow's own has no errno, and several lines
+    except OSError as error:  # pyarrow's OSError has several lines and no strerror
         raise DataFileError(f"cannot read {path}: {' '.join((error.strerror or str(error)).split())}") from error
 
 
@@ -67,8 +68,10 @@ def read_text(path: str | os.PathLike[str]) -> str:
 
 
 def text(source: str, record: dict[str, Any], field: str) -> str:
-    """Return the text in a field of a record. Raises `DataFileError` if the field is missing, null, empty, not a string
-    or not valid Unicode."""
+    """Return the text in a field of a record.
+
+    Raises `DataFileError` if the field is missing, null, empty, not a string or not valid Unicode.
+    """
     value = present(source, record, field)
     if not isinstance(value, str):
         raise DataFileError(f"{source}: {field} = {shown(value)} must be a string")

@@ -1,4 +1,4 @@
-"""The weights of a model on disk: the tensors of a safetensors file, and a fingerprint that is fast even for gigabytes.
+"""The weights of a model on disk: the tensors of a safetensors file, and a fast fingerprint of large files.
 
 read_tensors("Qwen3-4B/model.safetensors")["model.norm.weight"].shape
 """
@@ -14,16 +14,20 @@ from typing import NamedTuple
 
 from swaa_edge.errors import ModelFileError, SwaaError
 
-# What git leaves in place of a large file that was not downloaded.
+# Start of a Git LFS pointer, a small text file in place of a large file that was not downloaded.
 LFS_POINTER = b"version "
-# Of each tensor, this many bytes from its middle are hashed: whole models take minutes, and a fine-tune may differ from
-# its base in the attention's matrices only.
+# Number of bytes to hash from the middle of each tensor. Hashing a whole model takes minutes. Every tensor is sampled,
+# since a fine-tune may change only the attention's matrices.
 _SAMPLE = 4096
 
 
 class StoredTensor(NamedTuple):
-    """One tensor of a safetensors file: its type (such as "BF16"), its shape (slowest dimension first) and the range of
-    its bytes."""
+    """A tensor of a safetensors file.
+
+    dtype: for example "BF16".
+    shape: slowest dimension first.
+    data: range of the tensor's bytes in the file.
+    """
 
     dtype: str
     shape: tuple[int, ...]
@@ -31,9 +35,9 @@ class StoredTensor(NamedTuple):
 
 
 def read_tensors(path: Path) -> dict[str, StoredTensor]:
-    """Return the tensors of a safetensors file by name, in the order in which they are stored.
+    """Return the tensors of a safetensors file by name, in stored order.
 
-    Raises `ModelFileError` if the file is truncated or not a safetensors file, and `SwaaError` if the package
+    Raises `ModelFileError` if the file is truncated or not a safetensors file. Raises `SwaaError` if the package
     safetensors is not installed.
     """
     try:
@@ -50,13 +54,13 @@ def read_tensors(path: Path) -> dict[str, StoredTensor]:
             slices = [(name, file.get_slice(name)) for name in file.offset_keys()]
             found = [(name, part.get_dtype(), tuple(part.get_shape())) for name, part in slices]
     except SafetensorError as error:
-        # Its texts for a file that ends in its header, or in its data.
+        # Messages of safetensors for a file that ends within the header or within the data.
         if re.search("invalid header length|incomplete metadata", str(error)):
             raise ModelFileError(
                 f"{path} is truncated: its header does not fit its {size} bytes; download it again"
             ) from None
         raise ModelFileError(f"{path} is not a safetensors file; download it again") from None
-    # The format has no gaps: the tensors fill the file up to its end, one after the other.
+    # The tensors are stored without gaps, and the last tensor ends at the end of the file.
     lengths = [math.prod(shape) * _bits(dtype) // 8 for _, dtype, shape in found]
     at, tensors = size - sum(lengths), {}
     for (name, dtype, shape), length in zip(found, lengths, strict=True):
@@ -66,15 +70,17 @@ def read_tensors(path: Path) -> dict[str, StoredTensor]:
 
 
 def _bits(dtype: str) -> int:
-    # The names hold the width: F32, BF16, F8_E4M3; only BOOL has none, and takes a byte.
+    # The name of a type contains the number of bits, as in BF16 or F8_E4M3. The exception is BOOL, with 8 bits.
     number = re.search(r"[0-9]+", dtype)
     return int(number[0]) if number else 8
 
 
 def fingerprint(files: Iterable[tuple[Path, range, Iterable[range]]]) -> str:
-    """Identify model files of any size by a hash of each file's metadata and of the middle of each tensor.
+    """Return a hash that identifies model files.
 
-    files: for each file, its path, the byte range of the metadata, and the byte ranges of the tensors.
+    Only the metadata and the middle of each tensor are hashed, so that large files take little time.
+
+    files: for each file, the path, the byte range of the metadata, and the byte ranges of the tensors.
     """
     digest = hashlib.sha256()
     for path, metadata, tensors in files:

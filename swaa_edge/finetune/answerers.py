@@ -1,9 +1,10 @@
-"""Models under full attention that answer prompts, for `distill`: the interface, and our engine on a GGUF file.
+"""Answers prompts with a model under full attention, for `distill`.
 
     answerer = LlamaAnswerer(SwaaLlama("model.gguf", swaa=False, n_ctx=n_ctx), max_tokens=1024, sampling={})
     answerer.answer(prompt, seed=1)
 
-The answerer for Hugging Face model directories is in `hf_answerer`, because it needs torch.
+`Answerer` is the interface. `LlamaAnswerer` runs a GGUF file in our engine. The answerer for Hugging Face models needs
+torch, so `hf_answerer` is a separate module.
 """
 
 from __future__ import annotations
@@ -37,21 +38,21 @@ class Answerer(Protocol):
     """A model under full attention that answers prompts."""
 
     def answer(self, prompt: Sequence[int], seed: int) -> Response:
-        """Return the response to the tokens of `prompt`; it depends only on prompt and seed, not on earlier prompts."""
+        """Return the response to the tokens of `prompt`. Earlier prompts don't affect the response."""
         ...
 
     def close(self) -> None: ...
 
 
 def reusable(before: Sequence[int] | None, prompt: Sequence[int], step: int) -> int:
-    """Count the tokens at the start of `prompt` that need no prefill, because the cache holds them after `before`.
+    """Return the number of tokens at the start of `prompt` that can be reused from the KV cache.
 
     before: the prompt that was prefilled last, or None.
     step: number of tokens in a prefill batch.
 
-    The result is a multiple of `step`. The last token of each prompt is not counted. The last bits of K and V depend on
-    the batch that computed them. Both prompts are prefilled from their start in batches of `step` tokens, so equal
-    batches have bit-identical K and V.
+    The result is a multiple of `step`. The last token of each prompt is not counted. Both prompts are prefilled from
+    the start in batches of `step` tokens. Equal batches give bit-identical K and V, but the same tokens in another
+    batch may not.
     """
     if before is None:
         return 0
@@ -63,8 +64,8 @@ def reusable(before: Sequence[int] | None, prompt: Sequence[int], step: int) -> 
 class LlamaAnswerer:
     """An `Answerer` that runs a GGUF file in our engine. Ctrl-C stops the engine within one ubatch.
 
-    llm: a model loaded with swaa=False. The method `close` closes this model.
-    sampling: keyword arguments of create_completion, without a seed.
+    llm: a model loaded with swaa=False. `close` closes this model.
+    sampling: keyword arguments of create_completion, without the seed.
     """
 
     def __init__(self, llm: SwaaLlama, *, max_tokens: int, sampling: Mapping[str, Any]) -> None:
@@ -82,15 +83,15 @@ class LlamaAnswerer:
         return Response(choice["text"], choice["finish_reason"] == "stop", self._llm.last_timings.generated_tokens)
 
     def _prefill(self, prompt: Sequence[int]) -> None:
-        """Prefill all tokens but the last one, which is evaluated in its own batch for every response."""
+        """Prefill all tokens but the last. For every response, the last token gets a batch of its own."""
         llm, before = self._llm, self._prefilled
-        self._prefilled = None  # an error leaves the cache unknown
+        self._prefilled = None  # after an error, the cache is unknown
         count = len(prompt) - 1 if before == prompt else reusable(before, prompt, llm.n_batch)
-        llm.n_tokens = min(count, llm.n_tokens)  # fewer after a failure
+        llm.n_tokens = min(count, llm.n_tokens)  # after a failure, the cache holds fewer
         try:
-            llm.eval([])  # removes the tokens after that
+            llm.eval([])  # removes the tokens after n_tokens
         except GenerationError:
-            llm.reset()  # a cache that can't go back
+            llm.reset()  # this cache can't go back
         llm.eval(prompt[llm.n_tokens : -1])
         self._prefilled = prompt
 

@@ -1,16 +1,16 @@
-"""Training data as tokens, each marked as part of a prompt or of a response.
+"""Training data as tokens. Each token is marked as part of a prompt or of a response.
 
     examples, too_long = read_examples("train.jsonl", tokenizer, max_length=4096)
     batch = Collator(tokenizer.pad_token_id)(examples[:4])
 
 A record of the JSON Lines or Parquet file has one of these forms:
 
-- prompt, answer: strings; an optional question is appended to the prompt, as in the files that `eval` reads and
-`distill` writes. If the answer is a list, its first element is used.
-- messages: a conversation, a list of {"role", "content"}; the model learns every response of the assistant.
+- prompt, answer: strings. An optional question is appended to the prompt. If the answer is a list, the first element
+is used. `eval` reads and `distill` writes files of this form.
+- messages: a conversation as a list of {"role", "content"}. The model learns the responses of the assistant.
 
-Prompts and messages are formatted with the model's chat template. A response is tokenized as the engine would have
-generated it: separately from its prompt, up to and including the token that ends the turn.
+Prompts and messages are formatted with the model's chat template. A response is tokenized separately from the prompt,
+as in generation. The response includes the token that ends the turn.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Example:
     """A record of the data file as tokens.
 
     tokens: the tokens of the whole conversation.
-    generated: for each token, whether it belongs to a response. Only these tokens count in the loss, and they see the
-        same tokens as in decode.
+    generated: for each token, whether the token belongs to a response. Only response tokens count in the loss, and
+        only response tokens get the mask of decode.
     source: the record's place in the file, for error messages.
     """
 
@@ -55,14 +55,14 @@ class Example:
 def read_examples(
     path: str | os.PathLike[str], tokenizer: Any, *, max_length: int, chat: bool = True
 ) -> tuple[list[Example], int]:
-    """Return the examples in a file, in file order, and the number of records left out because they are too long.
+    """Return the examples in a file, in file order, and the number of records left out.
 
     tokenizer: a tokenizer of transformers.
-    max_length: maximum length in tokens. Longer records are left out, since a truncated prompt may lack what its answer
-        needs.
+    max_length: maximum length in tokens. Longer records are left out, since a truncated prompt may lack the facts for
+        the answer.
     chat: whether to use the chat template instead of plain text.
 
-    Raises `DataFileError` if a record is invalid (the message names its line) or if no record is left.
+    Raises `DataFileError` if no record is left or a record is invalid. The message names the line of an invalid record.
     """
     path, kept, too_long = Path(path), [], 0
     writer = _Writer(tokenizer, chat)
@@ -83,9 +83,9 @@ def read_examples(
 
 
 class Collator:
-    """Turns examples into a batch for a model under `swaa_edge.hf`, padded on the right.
+    """Turns examples into a batch for a model under `swaa_edge.hf`. The batch is padded on the right.
 
-    input_ids, attention_mask and labels are int64, decode_mask is bool; all are [batch, tokens].
+    All tensors are [batch, tokens]. input_ids, attention_mask and labels are int64, and decode_mask is bool.
     """
 
     def __init__(self, pad: int) -> None:
@@ -108,7 +108,7 @@ class Collator:
 
 
 class _Writer:
-    """Turns records into tokens with one tokenizer and its chat template."""
+    """Turns records into tokens."""
 
     def __init__(self, tokenizer: Any, chat: bool) -> None:
         self._tokenizer = tokenizer
@@ -132,7 +132,7 @@ class _Writer:
         return Example(tokens, generated, source)
 
     def _plain(self, source: str, record: dict[str, Any]) -> list[tuple[str, bool]]:
-        """Return the texts of prompt and answer, each paired with a bool that marks the response."""
+        """Return the prompt and the answer as pairs (text, is_response)."""
         question = text(source, record, "question") if record.get("question") not in (None, "") else ""
         prompt = text(source, record, "prompt")
         content = asked(prompt, to_ask(prompt, question))
@@ -145,15 +145,15 @@ class _Writer:
         if self._chat:
             messages = [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
             return self._turns(source, messages)
-        # Whether the tokenizer puts its start token before a text.
+        # The start token, if the tokenizer puts this token before a text.
         bos = self._tokenizer.bos_token_id
         start = self._tokenizer.bos_token if bos is not None and self._tokenizer.encode("a")[:1] == [bos] else ""
         return [(f"{start}{content}{PLAIN_END}", False), (answer + (self._tokenizer.eos_token or ""), True)]
 
     def _turns(self, source: str, messages: Any) -> list[tuple[str, bool]]:
-        """Return the texts of a conversation in order, each paired with a bool that marks responses.
+        """Return a conversation as pairs (text, is_response), in order.
 
-        A response is the text that the template adds when one more message is rendered.
+        A response is the text that the template adds for one more message.
         """
         messages = self._checked(source, messages)
         parts: list[tuple[str, bool]] = []
@@ -163,7 +163,7 @@ class _Writer:
             before = self._render(source, messages[:at], True)
             after = self._render(source, messages[: at + 1], False)
             if not before.startswith(written) or not after.startswith(before):
-                # The template drops the reasoning of earlier turns, so only the last response is rendered in full.
+                # The template drops the reasoning of earlier turns. Only the last response is complete.
                 if at != responses[-1]:
                     continue
                 written, parts = "", []
@@ -198,13 +198,15 @@ class _Writer:
             raise DataFileError(f"{source}: the model's chat template rejects this record: {what}") from error
 
     def _generated(self, rendered: str) -> str:
-        """The part of a rendered response that a model generates; a template may add a line break after it."""
+        """Remove the line break that a template may add after the end token of a response."""
         bare = rendered.rstrip()
         return bare if any(bare.endswith(token) for token in self._special) else rendered
 
 
 def split(examples: Sequence[Example], val_fraction: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """Split off a random `val_fraction` (0 to less than 1) of the examples; return training and validation examples.
+    """Split examples at random into training and validation examples.
+
+    val_fraction: fraction of validation examples, at least 0 and less than 1.
 
     Examples with the same prompt stay together. Raises `ConfigError` for a fraction out of range.
     """

@@ -60,7 +60,7 @@ class Distilled:
 
     @property
     def stopped(self) -> Stopped:
-        """The reason why there is no output ("interrupted" or the error), or None if there is output."""
+        """The reason why there is no output: "interrupted" or an error. None if there is output."""
         found = self.collected
         if found.stopped or found.lines:
             return found.stopped
@@ -85,21 +85,22 @@ def distill(
     on_note: Callable[[str], object] = lambda line: None,
     **settings: Any,
 ) -> Distilled:
-    """Ask `model`, under full attention, about the records of `data`; write its correct responses to `output`.
+    """Ask a model about each record under full attention, and write the correct responses to a file.
 
     model: a GGUF file or a Hugging Face model directory.
-    data: a JSON Lines or Parquet file; `swaa_edge.evaluate.datafile` describes its records.
+    data: a JSON Lines or Parquet file. `swaa_edge.evaluate.datafile` describes the records.
     output: the JSON Lines file to write.
     settings: values for the fields of `DistillSettings`.
     force: whether to replace `output` if it exists.
-    journal_file: file that keeps the responses, so that the same call resumes an interrupted run. By default, responses
-        are kept in the user's cache folder until the run is complete.
+    journal_file: file that keeps all responses. With this file, the same call resumes an interrupted run. By default,
+        the user's cache folder keeps the responses until the run is complete.
     fresh: whether to discard the responses of an earlier run.
-    on_note: function that is called with one line of text about reused responses.
+    on_note: function that receives a line of text about reused responses.
 
-    Ctrl-C, or an error after the first response, ends the run early; `Distilled.stopped` reports it. Raises
-    `ConfigError`, `DataFileError` or `ModelFileError` for invalid input, `OutputError` if the output can't be written,
-    and the errors of loading and running a model.
+    Ctrl-C ends the run early, and so does an error after the first response. `Distilled.stopped` then has the reason.
+
+    Raises `ConfigError`, `DataFileError` or `ModelFileError` for invalid input. Raises `OutputError` if the output
+    can't be written. Loading and running the model can raise other errors.
     """
     chosen, engine = DistillSettings(**settings), engine or EngineSettings()
     _check_output(output, force, (data, journal_file))
@@ -133,12 +134,12 @@ def _check_output(output: str | os.PathLike[str], force: bool, others: Iterable[
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-    """The model that is asked.
+    """The model that writes the responses.
 
-    prompts: context manager that provides the object that builds the prompts for the model.
+    prompts: builds the prompts (`Prompts` or `HfPrompts`).
     context: maximum context size in tokens, or 0 for no limit.
-    identity: plain JSON values that differ between models with different responses.
-    load(n_ctx): loads the model.
+    identity: plain JSON values that identify the model's weights and settings.
+    load(n_ctx): loads the model with room for `n_ctx` tokens.
     """
 
     prompts: Any
@@ -184,7 +185,7 @@ def _hf_source(model: str | os.PathLike[str], engine: EngineSettings, settings: 
 
 
 def _records(source: _Source, data: str | os.PathLike[str], settings: DistillSettings) -> tuple[list[Sample], int]:
-    """The records to ask, and the number of records left out because they exceed the context."""
+    """Return the records to ask about, and the number of records left out as too long."""
     with source.prompts as prompts:
         found = read_samples(data, prompts, limit=settings.limit)
     fit = check_lengths(found, source.context or 2**31, settings.max_tokens, skip_long=settings.skip_long)
@@ -198,7 +199,8 @@ def _key(
 ) -> dict[str, Any]:
     """Return everything that a response depends on.
 
-    output: path of the output file, which identifies the run in the cache folder, or None if the user named a journal.
+    output: path of the output file, or None if the user named a journal. In the cache folder, this path identifies the
+        run.
     """
     return {
         "distill": 2,

@@ -38,18 +38,21 @@ def finetune(
     on_note: Callable[[str], object] = lambda line: None,
     **settings: Any,
 ) -> Outcome:
-    """Train an adapter for `model` under the mask of `swaa`, and write it to the folder `output`.
+    """Train a LoRA adapter under the mask of `swaa`.
 
     model: a Hugging Face model directory.
-    data: a JSON Lines or Parquet file; `swaa_edge.finetune.data` describes its records.
+    data: a JSON Lines or Parquet file. `swaa_edge.finetune.data` describes the records.
+    output: the folder for the adapter.
     settings: values for the fields of `Settings`.
     plot_file: file for a plot of the losses.
     json_file: file for the outcome as a JSON document.
-    force: whether to replace the adapter, `plot_file` and `json_file` if they exist.
-    on_note: function that is called with lines for the user, such as the step that an interrupted run resumes from.
+    force: whether to replace an existing adapter, `plot_file` or `json_file`.
+    on_note: function that receives each line of text for the user.
 
-    Ctrl-C ends training after the current step and raises KeyboardInterrupt; the same call resumes it. Raises
-    `SwaaError` if torch, transformers or PEFT is missing, and the errors of `swaa_edge.finetune.train.Run`.
+    Ctrl-C ends training after the current step and raises KeyboardInterrupt. The same call resumes the training.
+
+    Raises `SwaaError` if torch, transformers or PEFT is missing. Also raises the errors of
+    `swaa_edge.finetune.train.Run`.
     """
     from swaa_edge.convert.hf_folder import read_hf_folder
 
@@ -79,7 +82,7 @@ def finetune(
 
 
 def _train(run: Run, on_progress: OnProgress | None, on_note: Callable[[str], object]) -> Outcome:
-    """Train to the end or until Ctrl-C; the first Ctrl-C lets the current step finish, and a second Ctrl-C does not."""
+    """Train to the end or until Ctrl-C. Only a second Ctrl-C interrupts the current step."""
     outcome = None
 
     def stop() -> None:
@@ -97,7 +100,6 @@ def _train(run: Run, on_progress: OnProgress | None, on_note: Callable[[str], ob
 
 
 def _plot(history: Sequence[Mapping[str, float]], path: Path, kind: str) -> None:
-    """Draw the losses by training step."""
     with figure(path, size=(7, 4), kind=kind) as canvas:
         axes = canvas.subplots()
         for name, label, style in (("loss", "training", "-"), ("val_loss", "validation", "o-")):

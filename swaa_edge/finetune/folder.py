@@ -1,4 +1,4 @@
-"""The adapter's folder: it holds the training state during training and the complete adapter afterwards.
+"""The adapter's folder. The training state is stored there during training, and the adapter afterwards.
 
 folder = AdapterFolder("adapter"); folder.check(key); state = folder.open(key); folder.save(model, training)
 """
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from swaa_edge.errors import OutputError
 from swaa_edge.files.lora_training import Training, save_training
 
-#: Subfolder with the checkpoints of transformers' Trainer and the key of the run; removed when training ends.
+#: Subfolder for the training state: Trainer's checkpoints and the run's key. Removed when training ends.
 STATE = "training"
 _RUN = "run.json"
 _WEIGHTS = "adapter_model.safetensors"
@@ -28,17 +28,20 @@ class Checkpoint(NamedTuple):
 
 
 class AdapterFolder:
-    """The folder of an adapter. A run's key (plain JSON values by name) decides whether a stored state belongs to the
-    run."""
+    """The folder of an adapter.
+
+    A run has a key: plain JSON values by name. A stored training state belongs to the run with the same key.
+    """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
 
     def check(self, key: dict[str, Any], force: bool = False) -> None:
-        """Raise `OutputError` if the folder holds anything other than the training state of the run with this key.
+        """Raise `OutputError` if the folder holds anything other than the training state of this run.
 
-        force: whether to accept any content instead. The training state of another run is then deleted here, and `save`
-            replaces an adapter or other files.
+        key: the key of this run.
+        force: whether to accept any content. The training state of another run is then deleted. `save` later replaces
+            an existing adapter.
         """
         run = self.path / STATE / _RUN
         stored = _read(run)
@@ -57,7 +60,9 @@ class AdapterFolder:
             raise OutputError(f"{self.path} is not empty; choose another folder, or write into it with --force")
 
     def open(self, key: dict[str, Any]) -> Path:
-        """Create the folder for the training state of the run with this key, unless it exists; return its path.
+        """Return the folder for a run's training state. Create the folder if it is missing.
+
+        key: the key of the run.
 
         Raises `OutputError` if the folder can't be written.
         """
@@ -72,7 +77,7 @@ class AdapterFolder:
     def last_checkpoint(self) -> Checkpoint | None:
         """Return the last complete checkpoint, or None.
 
-        A checkpoint is complete if it has the file trainer_state.json, which Trainer writes last.
+        Trainer writes the file trainer_state.json last. A checkpoint with this file is complete.
         """
         found = [
             Checkpoint(int(folder.name.rpartition("-")[2]), folder)
@@ -82,21 +87,21 @@ class AdapterFolder:
         return max(found, default=None)
 
     def resume_hint(self) -> str:
-        """Return the end of an error line, which names the checkpoint to resume from; "" if there is no checkpoint."""
+        """Return the end of an error line about the last checkpoint, or "" if there is no checkpoint."""
         last = self.last_checkpoint()
         return "" if last is None else f"; the checkpoint of step {last.step} is kept; the same command resumes from it"
 
     def save(self, model: Any, training: Training) -> None:
         """Write the adapter of a PEFT model, then remove the training state.
 
-        Raises `OutputError` if writing fails; the training state then stays.
+        Raises `OutputError` if writing fails. The training state then stays.
         """
         part = self.path / f"{STATE}.part"
         shutil.rmtree(part, ignore_errors=True)
         try:
             model.save_pretrained(str(part))
             save_training(part, training)
-            # The weights come last: a folder that has them holds a complete adapter.
+            # The weights are moved last, so a folder with weights holds a complete adapter.
             for file in sorted(part.iterdir(), key=lambda file: file.name == _WEIGHTS):
                 os.replace(file, self.path / file.name)
         except OSError as error:

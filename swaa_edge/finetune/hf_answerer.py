@@ -1,6 +1,6 @@
-"""An `Answerer` that runs a Hugging Face model directory in transformers, without changes to the model's code.
+"""An `Answerer` that runs a Hugging Face model in transformers. The model's code is not changed.
 
-This answerer is for machines with a GPU, and for models that have no GGUF yet. Importing this module imports torch.
+This answerer is for machines with a GPU, and for models without a GGUF. Importing this module imports torch.
 
     prompts = HfPrompts("Qwen3-4B"); tokens = prompts.ask(document, question)
     answerer = HfAnswerer("Qwen3-4B", max_tokens=1024, sampling={"temperature": 0.7, "top_p": 0.95, "top_k": 40})
@@ -26,18 +26,19 @@ try:
 except ImportError as error:
     raise ConfigError(f"a Hugging Face model needs {error.name}; pip install 'swaa-edge[convert]'") from error
 
-# Prompt tokens per forward pass; a layer's memory for the mask and the logits grows with it.
+# Prompt tokens per forward pass. More tokens need more memory for a layer's mask and attention scores.
 _STEP = 1024
-# The default of llama_cpp, so that both kinds of model are sampled alike.
+# llama_cpp's default, so that GGUF and Hugging Face models are sampled alike.
 _MIN_P = 0.05
 
 
 class HfPrompts:
-    """Builds prompts with the tokenizer and chat template in `folder`, as `Prompts` does for a GGUF.
+    """Builds prompts with the tokenizer and chat template in `folder`. `Prompts` does the same for a GGUF.
 
-    Prompts are plain text if chat is False or the model has no template. The names of special tokens in a document are
-    tokenized as text, if transformers is new enough to support this. Raises `ModelFileError` if the tokenizer can't be
-    loaded.
+    Prompts are plain text if `chat` is False or the model has no template. Names of special tokens in a document are
+    tokenized as text, except by old versions of transformers.
+
+    Raises `ModelFileError` if the tokenizer can't be loaded.
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, chat: bool = True) -> None:
@@ -52,7 +53,10 @@ class HfPrompts:
         pass
 
     def ask(self, document: str, question: str) -> array[int]:
-        """The prompt that asks `question` about `document`, as tokens. Raises `ModelFileError`."""
+        """Return the tokens of a prompt that asks `question` about `document`.
+
+        Raises `ModelFileError` if the chat template fails.
+        """
         content = asked(document, question)
         if not self.chat:
             return array("i", self._tokenizer(content + PLAIN_END, split_special_tokens=True)["input_ids"])
@@ -61,9 +65,9 @@ class HfPrompts:
                 [{"role": "user", "content": content}],
                 add_generation_prompt=True,
                 return_dict=False,
-                sanitize_control_tokens=True,  # older versions pass this on to the template, which ignores it
+                sanitize_control_tokens=True,  # older versions ignore this option
             )
-        except Exception as error:  # a template is a program and can raise any class
+        except Exception as error:  # a template can raise any exception
             raise ModelFileError(
                 f"{self._folder}: its chat template fails ({one_line(error)}); use --no-chat"
             ) from error
@@ -71,14 +75,16 @@ class HfPrompts:
 
 
 class HfAnswerer:
-    """An `Answerer` that calls `generate` of the model in `folder`, on the accelerator that torch finds or on the CPU.
+    """An `Answerer` that calls `generate` of a Hugging Face model. Uses torch's accelerator, or else the CPU.
 
-    sampling: temperature (0 means greedy), top_p and top_k. The model's generation_config.json sets everything else,
-        such as a repetition penalty.
+    folder: the model directory.
+    sampling: temperature (0 means greedy), top_p and top_k. min_p has llama_cpp's default. The model's
+        generation_config.json sets other options, such as a repetition penalty.
     threads: number of CPU threads, or None for torch's default.
 
-    Before each response, torch's random number generators are seeded. Raises `ModelFileError` if the model can't be
-    loaded.
+    Each response seeds torch's random number generators.
+
+    Raises `ModelFileError` if the model can't be loaded.
     """
 
     def __init__(
@@ -95,7 +101,7 @@ class HfAnswerer:
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         model = load(transformers.AutoModelForCausalLM, folder, dtype="auto")
         self._model = model.to(accelerator or "cpu").eval()
-        # Settings passed to generate() would be merged with these a second time.
+        # The model's own settings are changed. generate() would merge other settings with the model's.
         settings = self._model.generation_config
         _set(settings, self._tokenizer.eos_token_id, max_tokens, sampling)
         ends = settings.eos_token_id
@@ -119,14 +125,13 @@ class HfAnswerer:
         return Response(self._text(tokens[:-1] if ended else tokens), ended, len(tokens))
 
     def _prefill(self, prompt: Sequence[int]) -> None:
-        """Prefill all tokens but the last one, as `LlamaAnswerer` does, so that all responses share the prompt's K and
-        V."""
-        before, self._prefilled = self._prefilled, None  # an error leaves the cache unknown
+        """Prefill all tokens but the last, as in `LlamaAnswerer`. All responses share the K and V of a prompt."""
+        before, self._prefilled = self._prefilled, None  # after an error, the cache is unknown
         count = len(prompt) - 1 if before == prompt else reusable(before, prompt, _STEP)
         if count == 0:
             self._cache = transformers.DynamicCache()
         elif (more := self._cache.get_seq_length() - count) > 0:
-            self._cache.crop(-more)  # the form that all versions of transformers accept
+            self._cache.crop(-more)  # all versions of transformers accept a negative number
         for start in range(count, len(prompt) - 1, _STEP):
             tokens = self._tensor(prompt[start : min(start + _STEP, len(prompt) - 1)])
             self._model(input_ids=tokens, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
@@ -146,7 +151,7 @@ class HfAnswerer:
         return torch.tensor([list(tokens)], device=self._model.device)
 
     def _text(self, tokens: Sequence[int]) -> str:
-        # Some tokenizers drop the space before the first word of a text; the anchor keeps ours from being the first.
+        # Some tokenizers drop the space before the first word of a text. So an anchor is put first and then cut off.
         anchor = self._tokenizer("a", add_special_tokens=False)["input_ids"]
         return self._decoded([*anchor, *tokens])[len(self._decoded(anchor)) :]
 
@@ -158,7 +163,7 @@ class HfAnswerer:
 
 
 def _set(settings: Any, eos: int | None, max_tokens: int, sampling: Mapping[str, Any]) -> None:
-    """Change a model's generation config to our settings. eos: the end token to use if the config names none."""
+    """Change a model's generation config to our settings. eos: the end token if the config has none."""
     if settings.eos_token_id is None:
         settings.eos_token_id = eos
     if settings.pad_token_id is None:

@@ -1,4 +1,4 @@
-"""Loads Hugging Face models and tokenizers from disk, with one-line errors and without transformers' own output.
+"""Loads Hugging Face models and tokenizers from disk. Errors have one line, and transformers prints nothing.
 
 model = load(transformers.AutoModelForCausalLM, "Qwen3-4B", dtype="auto")
 
@@ -19,9 +19,12 @@ from swaa_edge.errors import ModelFileError
 
 
 def load(kind: Any, folder: str | os.PathLike[str], **options: Any) -> Any:
-    """Load `folder` with `kind`, a class of transformers such as AutoTokenizer. Raises `ModelFileError`.
+    """Load a model, a tokenizer or a configuration from a Hugging Face model directory.
 
+    kind: a class of transformers, such as AutoTokenizer.
     options: arguments of `kind.from_pretrained`.
+
+    Raises `ModelFileError` if loading fails.
     """
     try:
         with quiet(), contextlib.redirect_stdout(None):
@@ -31,9 +34,9 @@ def load(kind: Any, folder: str | os.PathLike[str], **options: Any) -> Any:
 
 
 def context_length(folder: str | os.PathLike[str]) -> int | None:
-    """The context length in tokens that the model in `folder` was trained for, or None if its config doesn't state it.
+    """Return the context length in tokens from the model's configuration, or None if there is none.
 
-    Raises `ModelFileError`.
+    Raises `ModelFileError` if the configuration can't be loaded.
     """
     config = load(transformers.AutoConfig, folder)
     return getattr(config.get_text_config(), "max_position_embeddings", None)
@@ -42,14 +45,14 @@ def context_length(folder: str | os.PathLike[str]) -> int | None:
 def out_of_memory(error: Exception) -> bool:
     """Return whether torch raised `error` because memory ran out.
 
-    Torch has an error class for lack of GPU memory. Lack of CPU memory can be recognized only by the error message.
+    Torch has an error class for lack of GPU memory. Lack of CPU memory shows only in the error message.
     """
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Suppress transformers' progress bars and warnings, which would mix with ours."""
+    """Suppress transformers' progress bars and warnings."""
     log = transformers.utils.logging
     level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity_error()

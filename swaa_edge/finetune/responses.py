@@ -1,15 +1,15 @@
 """Self-distillation data: the model's own correct responses to long prompts, under full attention.
 
-Training under a sliding window should teach a model only to work with the window. The model's own responses are
-suitable, since they are already in its style. The authors of SWAA (arXiv 2512.10411) make their data this way.
+Training should teach a model to work with a sliding window, and nothing else. The model's own responses don't change
+the model's style. The authors of SWAA (arXiv 2512.10411) make their data this way.
 
     load = lambda n_ctx: LlamaAnswerer(SwaaLlama("model.gguf", swaa=False, n_ctx=n_ctx), max_tokens=1024, sampling={})
     collected = collect(load, read_samples("questions.jsonl", prompts), contains, DistillSettings())
     collected.lines
 
-The model answers each record until `keep` responses are correct, at most `samples` times. The first correct responses
-are kept, so an easy record costs a single response. Keeping the shortest responses would teach the model to be brief.
-All responses are sampled, because greedy responses of reasoning models tend to repeat themselves.
+The model answers each record until `keep` responses are correct, but at most `samples` times. The first correct
+responses are kept, so an easy record costs few responses. Keeping the shortest responses would teach the model to be
+brief. Responses are sampled, because greedy responses of reasoning models tend to repeat themselves.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ from swaa_edge.support.progress import OnProgress, Progress
 
 @dataclasses.dataclass
 class Collected:
-    """lines: the training data, one dictionary per kept response, in the order of the records.
+    """The kept responses and the counts.
 
+    lines: the training data, one dictionary per kept response, in the order of the records.
     records: number of records done.
     without_correct: number of records without a correct response.
     responses: number of all responses.
@@ -77,18 +78,19 @@ def collect(
     journal: Journal | None = None,
     on_progress: OnProgress | None = None,
 ) -> Collected:
-    """Ask a model for responses to `records`, and keep those that `scorer` accepts.
+    """Ask a model for responses to `records`, and keep the responses that `scorer` accepts.
 
-    load(n_ctx): function that loads the model with room for `n_ctx` tokens. `load` is called only if a response is
-        missing, and the model is closed at the end.
-    settings: only the fields `samples`, `keep`, `max_tokens` and `seed` are used. Each response has a seed of its own,
-        derived from `seed`, the record's name and the response's number, so a resumed run gives the same responses as
-        an uninterrupted run.
-    journal: saves responses and supplies those of an earlier run, even if `samples` and `keep` were different.
-        Responses that another scorer judged (`DistillSettings.scored_by`) are judged again.
+    load(n_ctx): loads the model with room for `n_ctx` tokens. Called only if the journal lacks a response. The model is
+        closed at the end.
+    settings: the fields `samples`, `keep`, `max_tokens`, `seed` and `scored_by` are used.
+    journal: saves responses, and supplies the responses of an earlier run. That run may have had other values of
+        `samples` and `keep`. If `scored_by` differs, a response is judged again.
 
-    KeyboardInterrupt, or an error after the first response, ends the run early, with the reason in `Collected.stopped`.
-    Raises `ConfigError` if there are no records, and the errors of loading and running a model.
+    The seed of each response depends on `seed`, the record's name and the response's number. A resumed run therefore
+    gives the same responses as an uninterrupted run.
+
+    KeyboardInterrupt ends the run early, and so does an error after the first response. `Collected.stopped` then has
+    the reason. Raises `ConfigError` if there are no records. Loading and running the model can raise other errors.
     """
     if not records:
         raise ConfigError("there is nothing to ask; give at least one record")
@@ -109,9 +111,9 @@ def collect(
 def _until_correct(
     run: _Run, record: Sample, settings: DistillSettings, kept: set[str], found: Collected
 ) -> Iterator[int]:
-    """Collect a record's responses in `found`; yield the number of each response before the model is asked for it.
+    """Collect a record's responses in `found`. Yield the number of each response before asking the model.
 
-    kept: identities of the kept responses to all records.
+    kept: hashes of the responses kept so far.
     """
     new = correct = 0
     digest = prompt_digest(record)
@@ -145,19 +147,19 @@ def _line(record: Sample, response: str, number: int) -> dict[str, Any]:
 
 
 def seed_of(seed: int, name: str, number: int) -> int:
-    """The seed of a record's response, which is at least 0 and never llama.cpp's value for a random seed."""
+    """Return the seed of a response, from 0 to 2^32 - 2. llama.cpp takes 2^32 - 1 as a request for a random seed."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{number}/{name}".encode()).digest()[:8], "big") % (2**32 - 1)
 
 
 def prompt_digest(record: Sample) -> str:
-    """Return a hash of a record's name, prompt, question and reference answers, which identifies the record."""
+    """Return a hash that identifies a record by name, prompt, question and reference answers."""
     found = hashlib.sha256(json.dumps([record.name, record.answers, record.question]).encode())
     found.update(record.prompt.tobytes())
     return found.hexdigest()[:16]
 
 
 class _Run:
-    """Supplies responses from the journal, or from a model that is loaded only when a response is missing."""
+    """Supplies responses from the journal or the model. The model is loaded when the journal lacks a response."""
 
     def __init__(
         self, load: Callable[[], Answerer], scorer: Scorer, settings: DistillSettings, journal: Journal
@@ -167,7 +169,7 @@ class _Run:
         self._known = {(entry.get("record"), entry.get("sample")): entry for entry in journal.records}
 
     def response(self, record: Sample, digest: str, number: int) -> Record:
-        """Return a response to `record` as a dictionary with "response", "ended" and "correct", among other keys.
+        """Return a response to `record`: a dictionary with "response", "ended", "correct" and more.
 
         digest: the digest of the record.
         number: the number of the response, from 0.

@@ -1,4 +1,4 @@
-"""Settings of `finetune` and `distill`; checked without torch, so that a wrong option fails before anything is loaded.
+"""Settings of `finetune` and `distill`. The checks need no torch, so an invalid setting fails at once.
 
 settings = Settings(lora_rank=32, learning_rate=5e-5, epochs=2)
 settings = DistillSettings(samples=8, max_tokens=8192)
@@ -13,33 +13,34 @@ from typing import Any
 from swaa_edge.errors import ConfigError
 from swaa_edge.evaluate.questions import check_judge
 
-#: Defaults of `distill`: responses per record, tokens per response, and the temperature they are sampled at.
+#: Defaults of `distill`: responses per record, tokens per response, and sampling temperature.
 SAMPLES, MAX_TOKENS, TEMPERATURE = 4, 1024, 0.7
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Settings for training the adapter. Rank, alpha, rsLoRA and target modules default to those of arXiv 2512.10411.
+    """Settings for training an adapter.
+
+    The defaults of rank, alpha, rsLoRA and target modules are from arXiv 2512.10411.
 
     lora_rank: rank of the LoRA matrices.
     lora_alpha: scale of the LoRA matrices, before the division by the rank or its square root.
-    rslora: whether to divide lora_alpha by the square root of the rank (rsLoRA) instead of by the rank.
-    lora_dropout: dropout probability of the input of the LoRA matrices.
+    rslora: whether to divide lora_alpha by the square root of the rank (rsLoRA) instead of the rank.
+    lora_dropout: probability of dropout before the LoRA matrices.
     target_modules: names of the linear layers that get LoRA matrices.
     epochs: number of training epochs.
-    max_steps: number of optimizer steps, which replaces epochs if given.
+    max_steps: number of optimizer steps. If given, epochs is ignored.
     batch_size: number of examples per batch.
     gradient_accumulation_steps: number of batches per optimizer step.
     learning_rate: peak learning rate.
-    warmup_ratio: fraction of the steps in which the learning rate rises to its peak,
-        before it falls along a cosine.
+    warmup_ratio: fraction of the steps before the learning rate reaches the peak. A cosine decay follows.
     max_length: maximum example length in tokens, or None for the model's context length. Longer examples are left out.
-    val_fraction: fraction of the examples held out to measure the validation loss.
-    eval_steps: number of steps between two validations, or None for a tenth of all steps, but at most 100. Each
-        validation saves the training state.
-    patience: number of validations without improvement after which training stops, or 0 to never stop early.
+    val_fraction: fraction of the examples held out for validation.
+    eval_steps: number of steps between two validations. None means a tenth of all steps, but at most 100. The training
+        state is saved at the same steps.
+    patience: number of validations without improvement before training stops, or 0 to never stop early.
     gradient_checkpointing: whether to recompute activations to save memory.
-    bf16: whether to compute in bfloat16, or None to do so if a GPU supports bfloat16.
+    bf16: whether to compute in bfloat16. None means yes if a GPU supports bfloat16.
     chat: whether to format the examples with the model's chat template.
 
     Raises `ConfigError` for a value out of range.
@@ -89,9 +90,9 @@ class Settings:
 class DistillSettings:
     """Settings for generating, judging and keeping responses.
 
-    samples: maximum number of responses per record, or None for 4 (1 at temperature 0).
+    samples: maximum number of responses per record. None means 4, or 1 at temperature 0.
     keep: number of correct responses to keep per record.
-    max_tokens: token limit of a response; a response that does not end within this limit is not kept.
+    max_tokens: token limit of a response. A response that does not end within the limit is not kept.
     temperature, top_p, top_k, seed: settings for sampling the responses.
     chat: whether to use the model's chat template.
     scorer, judge, judge_model: settings for judging the responses, as in `eval`. The default is the scorer "contains".
@@ -134,5 +135,5 @@ class DistillSettings:
 
     @property
     def sampling(self) -> dict[str, Any]:
-        """The arguments of create_completion."""
+        """The sampling arguments of create_completion."""
         return {name: getattr(self, name) for name in ("temperature", "top_p", "top_k")}

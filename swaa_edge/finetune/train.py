@@ -1,11 +1,10 @@
-"""LoRA under the SWAA mask, with PEFT and transformers' Trainer.
+"""LoRA training under the SWAA mask, with PEFT and transformers' Trainer.
 
     run = Run("Qwen3-4B", "train.jsonl", "adapter", SwaaConfig.from_recipe("quality"), Settings(epochs=2))
     outcome = run.train(on_progress=print)
 
-The adapter's folder gets the recipe and the identity of the base model (`files.lora_training`). Until training ends,
-the folder also holds the training state, in the subfolder `training`. The same call resumes an interrupted run from
-this state.
+`files.lora_training` stores the recipe and the identity of the base model in the adapter's folder. During training, the
+subfolder `training` holds the training state. The same call resumes an interrupted run from this state.
 """
 
 from __future__ import annotations
@@ -39,15 +38,15 @@ class Outcome:
 
     model, output: the values given to `Run`.
     swaa: the recipe given to `Run`, with the name of the adapter added.
-    stopped: whether `Run.stop` ended the run early, in which case there is no adapter yet.
+    stopped: whether `Run.stop` ended the run early. There is then no adapter yet.
     step: number of optimizer steps done.
     total: number of optimizer steps planned.
     resumed: the step that this call resumed from.
     examples, val_examples: numbers of training and validation examples.
-    too_long: number of records left out because they are too long.
+    too_long: number of records left out as too long.
     seconds: duration of this call.
-    history: for each logged loss, {"step", "loss"} or (in a validation) {"step", "val_loss"}, in nats per response
-        token.
+    history: the logged losses, in nats per response token. An entry is {"step", "loss"}, or {"step", "val_loss"} for a
+        validation.
     """
 
     model: str
@@ -79,14 +78,14 @@ class Outcome:
 
 
 class Run:
-    """One training run; creating it checks the input and loads the model.
+    """A training run. The constructor checks the input and loads the model.
 
     model: a Hugging Face model directory.
-    data: a JSON Lines or Parquet file; `swaa_edge.finetune.data` describes its records.
-    output: the adapter's folder, which is created if it is missing.
+    data: a JSON Lines or Parquet file. `swaa_edge.finetune.data` describes the records.
+    output: the adapter's folder. A missing folder is created.
     force: whether to replace an adapter or the training state of another run in `output`.
 
-    Raises `ModelFileError`, `DataFileError`, `ConfigError` or `UnsupportedModelError` for invalid input, and
+    Raises `ModelFileError`, `DataFileError`, `ConfigError` or `UnsupportedModelError` for invalid input. Raises
     `OutputError` if `output` holds anything but the training state of this run.
     """
 
@@ -108,7 +107,8 @@ class Run:
         swaa.fa_decode_layers(self.base.n_layers)
         label = swaa.adapter or os.path.basename(os.path.abspath(output))[:LABEL_LIMIT]
         self.swaa = dataclasses.replace(swaa, adapter=label)
-        ignored = ("recipe", "adapter") if swaa.tail_count else ("recipe", "adapter", "tail_count")  # 0.2 has no tail
+        # Version 0.2 stored no tail_count. A run that 0.2 began must have the same key.
+        ignored = ("recipe", "adapter") if swaa.tail_count else ("recipe", "adapter", "tail_count")
         key = {
             "base": self.base.fingerprint,
             "data": _sha256(data),
@@ -127,14 +127,14 @@ class Run:
         self.control = Control(bool(self.validation))
 
     def stop(self) -> None:
-        """End `train` after the current step and save its state. Any thread or a signal handler may call this."""
+        """End `train` after the current step and save the training state. Safe in threads and signal handlers."""
         self.control.stopping = True
 
     def train(self, *, on_progress: OnProgress | None = None) -> Outcome:
-        """Train until the end or until `stop` is called; at the end, write the adapter.
+        """Train to the end and write the adapter, or train until `stop` is called.
 
-        Raises `TrainingError` if the loss becomes NaN or infinite or memory runs out; the last checkpoint stays, and
-        the same call resumes from it.
+        Raises `TrainingError` if memory runs out, or if the loss becomes NaN or infinite. The last checkpoint stays.
+        The same call resumes from this checkpoint. Raises `OutputError` if the folder can't be written.
         """
         self.control.on_progress = on_progress
         trainer = self._trainer(self.folder.open(self._key), self.control)
@@ -194,7 +194,7 @@ class Run:
         )
 
     def _with_lora(self, folder: str | os.PathLike[str]) -> Any:
-        """The model under the SWAA mask, with frozen weights and with LoRA matrices to train."""
+        """Load the model under the SWAA mask, with frozen weights and trainable LoRA matrices."""
         settings = self.settings
         transformers.set_seed(settings.seed)
         dtype = torch.bfloat16 if settings.bf16 else "auto"

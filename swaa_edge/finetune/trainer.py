@@ -1,4 +1,4 @@
-"""transformers' Trainer with a check of the loss, progress reports and stopping, and the arguments for our settings.
+"""A Trainer that checks the loss, reports progress and can be stopped. Also converts our settings to TrainingArguments.
 
 trainer = CheckedTrainer(resume_hint, model=model, args=arguments(settings, state, 80, True), callbacks=[control], ...)
 """
@@ -18,12 +18,12 @@ from swaa_edge.errors import TrainingError
 from swaa_edge.finetune.settings import Settings
 from swaa_edge.support.progress import OnProgress, Progress
 
-# Trainer's name of each loss: ours in texts, and in the history.
+# By Trainer's name of a loss: our name in messages, and our name in the history.
 _LOSSES = {"loss": ("loss", "loss"), "eval_loss": ("validation loss", "val_loss")}
 
 
 class Control(transformers.TrainerCallback):
-    """Reports each step, and ends the training after the current step once `stopping` is set."""
+    """Reports each step. If `stopping` is True, training ends after the current step."""
 
     def __init__(self, validates: bool) -> None:
         self.stopping = False
@@ -49,7 +49,7 @@ class Control(transformers.TrainerCallback):
 
 
 def history(trainer: transformers.Trainer) -> list[dict[str, float]]:
-    """The losses so far: for each logged loss, {"step", "loss"} or (in a validation) {"step", "val_loss"}."""
+    """Return the logged losses. An entry is {"step", "loss"}, or {"step", "val_loss"} for a validation."""
     log = trainer.state.log_history
     return [
         {"step": line["step"], name: line[key]} for line in log for key, (_, name) in _LOSSES.items() if key in line
@@ -57,7 +57,12 @@ def history(trainer: transformers.Trainer) -> list[dict[str, float]]:
 
 
 def arguments(settings: Settings, state: Path, n_examples: int, validates: bool) -> transformers.TrainingArguments:
-    """The Trainer arguments of a run that keeps its checkpoints in the folder `state`."""
+    """Convert our settings to Trainer's arguments.
+
+    state: folder for the checkpoints.
+    n_examples: number of training examples.
+    validates: whether there are validation examples.
+    """
     per_step = settings.batch_size * settings.gradient_accumulation_steps
     total = settings.max_steps or max(1, math.ceil(n_examples / per_step * settings.epochs))
     eval_steps = settings.eval_steps or max(1, min(100, total // 10))
@@ -67,7 +72,7 @@ def arguments(settings: Settings, state: Path, n_examples: int, validates: bool)
     if validates:
         more |= {"metric_for_best_model": "eval_loss", "greater_is_better": False}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # names of options that a later version changes
+        warnings.simplefilter("ignore", FutureWarning)  # about options that a later version renames
         return transformers.TrainingArguments(
             output_dir=str(state),
             per_device_train_batch_size=settings.batch_size,
@@ -101,9 +106,9 @@ def arguments(settings: Settings, state: Path, n_examples: int, validates: bool)
 
 
 class CheckedTrainer(transformers.Trainer):
-    """A Trainer that raises an error at a NaN or infinite loss, before a step damages the weights.
+    """A Trainer that raises `TrainingError` at a NaN or infinite loss, before the weights are damaged.
 
-    resume_hint: function that returns the text at the end of the error message.
+    resume_hint: function that returns the end of the error message.
     more: arguments of Trainer.
     """
 

@@ -1,4 +1,4 @@
-"""Generate text with a model: one completion (`complete`), or the turns of a conversation (`Conversation`).
+"""Generate text with a model: one completion (`complete`) or a conversation (`Conversation`).
 
 from swaa_edge.generate import complete
 print(complete("model.gguf", "Once upon a time", max_tokens=64).text)

@@ -1,4 +1,4 @@
-"""Complete one prompt, or answer a question about it, and measure the time, as `swaa-edge run` does.
+"""Complete one prompt, or answer a question about a text, and measure the time.
 
 print(complete("model.gguf", "Once upon a time", max_tokens=64).to_dict())
 print(complete("model.gguf", report, question="Who wrote this report?").text)
@@ -27,12 +27,12 @@ _TEMPLATE = "tokenizer.chat_template"
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    """A generated text, with the settings and times of its generation.
+    """A generated text with settings and times.
 
     finish_reason: why the text ended, "stop" or "length".
     seed: sampling seed that reproduces the text.
     swaa: the SWAA settings, or None under full attention.
-    policy: name of the method with which the engine computed sliding layers.
+    policy: name of the method that computed sliding layers.
     load_seconds: wall time of loading the model.
     """
 
@@ -86,17 +86,17 @@ def complete(
 ) -> Completion:
     """Load `model`, complete `prompt` with at most `max_tokens` tokens, and close the model.
 
-    With a `question`, the model answers it instead: `system` is the system prompt, and the user message is `prompt`
-    (which may be empty) followed by the question. Special tokens in the message are treated as text.
+    question: question to answer through the chat template. `system` is the system prompt. The user message is `prompt`
+        (possibly empty) and the question. Special tokens in the message are treated as text.
+    swaa: settings, as for `SwaaLlama`.
+    engine: settings of the engine. The default for n_ctx is the length of the prompt plus `max_tokens`.
+    sampling: arguments of create_completion. Without a seed, a random seed is chosen.
+    using: function that takes the loaded model and returns a context manager for the generation.
+    on_text: function that is called with each generated piece of text.
+    on_note: function that gets one line of advice, for example if the question is longer than the tail.
 
-    swaa: settings, as for `SwaaLlama`. engine: settings of the engine (default for n_ctx: prompt plus `max_tokens`).
-    sampling: arguments of create_completion; without a seed, a random seed is chosen.
-    on_text: function that is called with each piece of text as it is generated.
-    using: function that takes the loaded model and returns a context manager to use during generation.
-    on_note: function that gets a line if the file's chat template isn't used, or the question is longer than the tail.
-
-    Raises `GenerationError` if the prompt doesn't fit the context, `ConfigError` for an empty question,
-    `ModelFileError` if the file's chat template is missing or fails, and the errors of loading the model.
+    Raises `GenerationError` if the prompt doesn't fit the context, and `ConfigError` for an empty question. Raises
+    `ModelFileError` if the chat template for a question is missing or fails, and the errors of loading the model.
     """
     model, engine = read_model(model), engine or EngineSettings()
     asked = _Prompt.of(model, prompt, question, system)
@@ -133,7 +133,11 @@ def complete(
 
 @dataclasses.dataclass(frozen=True)
 class _Prompt:
-    """A prompt's tokens, and the texts that end the response. asking: as in `Prompts.asking`; 0 without a question."""
+    """A prompt in tokens.
+
+    stops: texts that end the response.
+    asking: as in `Prompts.asking`, or 0 without a question.
+    """
 
     tokens: list[int]
     stops: list[str] = dataclasses.field(default_factory=list)
@@ -141,10 +145,10 @@ class _Prompt:
 
     @classmethod
     def of(cls, model: ModelFile, text: str, question: str | None, system: str | None) -> _Prompt:
-        """Build the prompt; arguments and errors are as in `complete`.
+        """Build the prompt. Arguments and errors are as in `complete`.
 
-        The template is rendered with a placeholder for the user's message, and the message is tokenized on its own
-        without special tokens. So a document that contains "<|im_end|>" can't end the user's turn.
+        The template is rendered with a placeholder for the user's message. The message is tokenized separately, without
+        special tokens. So the text "<|im_end|>" in a document can't end the user's turn.
         """
         from swaa_edge.engine.tokenizer import tokenize  # imports llama_cpp, which takes seconds
         from swaa_edge.generate.prompts import Prompts
@@ -166,11 +170,11 @@ class _Prompt:
             return cls(list(tokens), prompts.stops, prompts.asking(question))
 
     def note(self, model: ModelFile, swaa: SwaaConfig | None) -> str | None:
-        """Return one line of advice for a user who starts this prompt under `swaa`, or None."""
+        """Return one line of advice about this prompt under `swaa`, or None."""
         if not self.asking:
             unused = f"{model} has a chat template, which -p and -f alone don't use; -q QUESTION asks through it"
             return unused if _TEMPLATE in model.header.fields else None
-        # Without FA decode there is no tail, and a prompt within window and sinks sees everything anyway.
+        # Without FA decode, the tail has no effect. A prompt within window and sinks needs no tail.
         if swaa is None or not swaa.fa_decode or len(self.tokens) <= swaa.window_size + swaa.sink_count:
             return None
         if self.asking <= swaa.tail_count:
@@ -182,9 +186,9 @@ class _Prompt:
 
 
 def fitting_context(model: str | os.PathLike[str], n_prompt: int, n_new: int, requested: int | None = None) -> int:
-    """Return the context size in tokens: `requested`, or if it is None, `n_prompt` + `n_new`.
+    """Return the context size in tokens: `requested`, or by default `n_prompt` + `n_new`.
 
-    Raises `GenerationError` if `requested` is too small, or if it is None and the training context is too small.
+    Raises `GenerationError` if `requested` or, without `requested`, the training context is too small.
     """
     needed = n_prompt + n_new
     if requested is not None:

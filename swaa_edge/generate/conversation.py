@@ -1,6 +1,6 @@
-"""The turns of a conversation with a model, in the chat template of its file.
+"""A conversation with a model, in the chat template of the model file.
 
-Each turn sends the whole conversation; the part that is already in the KV cache is not computed again.
+Each turn sends the whole conversation. The part in the KV cache is not computed again.
 
     Conversation(llm, system="Be brief.").ask("What is a KV cache?", on_text=print)
 """
@@ -20,15 +20,15 @@ from swaa_edge.files.model import read_model
 if TYPE_CHECKING:
     from swaa_edge.llama import SwaaLlama
 
-#: Tokens. The whole context that a model was trained for can take tens of gigabytes of K and V.
+#: Maximum default context in tokens. The full training context of a model can take tens of gigabytes of KV cache.
 DEFAULT_CONTEXT = 16384
 
 
 class Conversation:
-    """The messages of a conversation, and a method that adds a question and its answer.
+    """The messages of a conversation. `ask` adds a question and the answer.
 
-    max_tokens: maximum length of one answer in tokens (default: as long as the context allows).
-    sampling: arguments of create_chat_completion. Each answer gets its own seed, derived from the seed in `sampling`.
+    max_tokens: maximum length of one answer in tokens. By default, the context is the limit.
+    sampling: arguments of create_chat_completion. Each answer gets a new seed, derived from the seed in `sampling`.
     """
 
     def __init__(
@@ -51,17 +51,21 @@ class Conversation:
         self.messages = [{"role": "system", "content": self._system}] if self._system else []
 
     def ask(self, question: str, on_text: Callable[[str], object] = lambda text: None) -> str:
-        """Return the answer to `question`, and pass each piece of it to `on_text` as it is generated.
+        """Return the answer to `question`.
 
-        If an answer is interrupted, its text so far stays in the conversation. If the conversation exceeds the context,
-        or the chat template refuses it, the question is removed and `GenerationError` is raised.
+        on_text: function that is called with each generated piece of text.
+
+        The text of an interrupted answer stays in the conversation.
+
+        Raises `GenerationError` if the conversation exceeds the context or the chat template refuses the conversation.
+        The question is then removed.
         """
         self.messages.append({"role": "user", "content": question})
         pieces: list[str] = []
         try:
             self._generate(pieces, on_text)
         except (ValueError, jinja2.TemplateError) as error:
-            # llama_cpp raises the first for a prompt that is too long, the template the second, or either.
+            # llama_cpp raises ValueError for a long prompt. The template raises TemplateError or ValueError.
             pieces.clear()
             if "exceed context window" in str(error):
                 size = self._llm.n_ctx()
@@ -86,7 +90,7 @@ class Conversation:
 
 
 def conversation_context(model: str | os.PathLike[str], requested: int | None = None) -> int:
-    """Return the context size for a conversation, by default the model's training context up to `DEFAULT_CONTEXT`."""
+    """Return `requested`, or by default the model's training context, but not more than `DEFAULT_CONTEXT`."""
     if requested is not None:
         return requested
     return min(read_model(model).context_length or DEFAULT_CONTEXT, DEFAULT_CONTEXT)

@@ -1,4 +1,4 @@
-"""Prompts in tokens: a document and a question about it, with a model's chat template and vocabulary.
+"""Build prompts in tokens from a document and a question, with the model's chat template.
 
 with Prompts("model.gguf") as prompts: tokens = prompts.ask(document, "What is the code of fox?")
 """
@@ -17,20 +17,21 @@ from swaa_edge.engine.tokenizer import open_vocabulary
 from swaa_edge.errors import ModelFileError
 from swaa_edge.files.model import read_model
 
-# Placeholder for the document while the template is rendered; no template changes letters.
+# Placeholder for the document while the template is rendered. Templates don't change letters.
 _MARK = "DOCUMENTSTANDSHERE"
-#: What follows the question without a chat template.
+#: Text after the question if there is no chat template.
 PLAIN_END = "\nAnswer:"
 
 
 class Prompts:
-    """Writes prompts for `model` (a path or a `ModelFile`) with its chat template, or as plain text.
+    """Builds prompts for a model. Only the vocabulary is loaded.
 
-    chat: use the chat template; for a model without one, prompts are plain text.
-    system: the system prompt, which requires a chat template.
-    advice: text that ends the error message if the template fails.
+    path: a path or a `ModelFile`.
+    chat: use the chat template. If false, or without a chat template, prompts are plain text.
+    system: the system prompt, for the chat template only.
+    advice: end of the error message if the template fails.
 
-    Only the model's vocabulary is loaded. Raises `ModelFileError` if the file has no vocabulary or an invalid template.
+    Raises `ModelFileError` if the file has no vocabulary or an invalid template.
     """
 
     def __init__(
@@ -62,19 +63,19 @@ class Prompts:
         self._stack.close()
 
     def tokenize(self, text: str) -> list[int]:
-        """Return the tokens of `text` as plain text, without a start token or special tokens.
+        """Return the tokens of `text`, without a start token. Names of special tokens are treated as text.
 
-        If the vocabulary puts a space before every text (SentencePiece), a leading space in `text` is not doubled.
+        Some vocabularies (SentencePiece) add a space before every text. A leading space in `text` is then not doubled.
         """
         text = text[1:] if self._spaced and text.startswith(" ") else text
         return self._vocabulary.tokenize(text.encode("utf-8"), False, False)
 
     def ask(self, document: str | Sequence[int], question: str) -> array[int]:
-        """Return the tokens of a prompt that asks `question` about `document`: a user turn and the start of the answer.
+        """Return the tokens of a prompt with `document` and `question`: a user turn and the start of the answer.
 
-        If the document is tokens, they are inserted unchanged, so the prompt has `len(document)` tokens plus those of
-        `around`. If it is text, it is tokenized without special tokens, because a user's file may contain the text of
-        an end-of-turn token.
+        document: tokens or text. Tokens are inserted unchanged. The prompt then has `len(document)` tokens plus the
+            numbers from `around`. Text is tokenized without special tokens, because a user's file may contain the text
+            of an end-of-turn token.
         """
         if isinstance(document, str):
             head, tail = self._around("")
@@ -88,12 +89,12 @@ class Prompts:
         return len(head), len(tail)
 
     def asking(self, question: str) -> int:
-        """Return the number of tokens from the start of `question` to the end of the prompt that `ask` returns."""
+        """Return the number of tokens from the start of `question` to the end of the prompt."""
         return len(self.tokenize(question)) + self.around("")[1]
 
     @property
     def stops(self) -> list[str]:
-        """Names of the tokens that end a text or a turn. If the model spells out a name, the response ends there."""
+        """Names of the tokens that end a text or a turn. A response also ends where the model spells out a name."""
         ends = (self._vocabulary.token_eos(), self._vocabulary.token_eot())
         return sorted({self._name(token) for token in ends} - {""})
 
@@ -128,16 +129,16 @@ class Prompts:
             raise ModelFileError(f"{self._path} has a chat template that is not valid Jinja: {error}") from error
 
     def _name(self, token: int) -> str:
-        """Return a token's text for templates, or "" for -1, which llama.cpp returns for a token that doesn't exist."""
+        """Return a token's text for templates. A missing token is -1 in llama.cpp and has the text ""."""
         return self._vocabulary.token_get_text(token) if token >= 0 else ""
 
 
 def asked(document: str, question: str) -> str:
-    """Return the user's message: the document, followed by the question if there is one."""
+    """Return the user's message: the document and, unless empty, the question."""
     return f"{document}\n\n{question}" if question else document
 
 
 def _spaced(vocabulary: Any) -> bool:
-    """Return whether a vocabulary puts a space before a text that starts without one."""
+    """Return whether a vocabulary adds a space before every text."""
     tokens = vocabulary.tokenize(b"a", False, False)
     return bool(tokens) and vocabulary.token_get_text(tokens[0]).startswith("\u2581")

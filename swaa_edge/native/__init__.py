@@ -1,4 +1,4 @@
-"""Find the patched llama.cpp library, load it under `llama_cpp`, check it, and wrap our C functions.
+"""Loads the patched llama.cpp library for `llama_cpp`, and wraps the C functions of SWAA.
 
 Pointers (`llama_model *`, `llama_context *`) are passed as ints, as in llama_cpp.
 
@@ -19,20 +19,19 @@ from swaa_edge.native.library import PATH_VARIABLE, library_dir, load
 __all__ = ["PATH_VARIABLE", "library_dir", "load"]
 
 
-#: A decode boundary: a sequence's only token in a batch decodes, several tokens are prompt.
+#: The default decode boundary. A sequence with one token in the batch decodes. Several tokens are prompt.
 AUTO = -1
-#: A decode boundary that no position reaches: all tokens are prompt.
+#: The decode boundary after all positions. All tokens are prompt.
 NEVER = 2**31 - 1
 
 
 class Policy(enum.IntEnum):
-    """How sliding layers are computed: with a block table in the kernel, by gathering K and V for the stock kernel, or
-    with a full mask."""
+    """How sliding layers skip the keys that the window hides."""
 
-    AUTO = 0
-    TABLE = 1
-    COPY = 2
-    DENSE = 3
+    AUTO = 0  # the best policy that each device supports
+    TABLE = 1  # the kernel reads a block table
+    COPY = 2  # K and V are gathered for the stock kernel
+    DENSE = 3  # a mask over the whole KV cache
 
 
 def _lib() -> ctypes.CDLL:
@@ -40,13 +39,15 @@ def _lib() -> ctypes.CDLL:
 
 
 def last_error() -> str:
-    """Return why SWAA last refused something on this thread (a model, context, batch, state or cut of a sequence), or
-    "" if it refused nothing."""
+    """Return the reason of SWAA's last refusal on this thread, or "" if there was none.
+
+    SWAA can refuse a model, a context, a batch, a state or the cut of a sequence.
+    """
     return (_lib().llama_swaa_last_error() or b"").decode("utf-8", "replace")
 
 
 def model_config(model: int) -> SwaaConfig | None:
-    """Return the SWAA settings in force in a `llama_model *`, or None if SWAA is off for this model."""
+    """Return the SWAA settings in force in a `llama_model *`, or None if SWAA is off."""
     head = CConfig()
     if not _lib().llama_swaa_model_config(model, ctypes.byref(head), None, None, 0):
         return None
@@ -56,29 +57,33 @@ def model_config(model: int) -> SwaaConfig | None:
 
 
 def set_decode_from(context: int, position: int, sequence: int = -1) -> None:
-    """Set the decode boundary: tokens evaluated from now on at `position` or after it are decode tokens.
+    """Set the decode boundary. In later evaluations, the tokens from `position` on are decode tokens.
 
-    position: a position, `AUTO` or `NEVER`. The tokens of a prompt's tail count as decode tokens here.
-    sequence: the sequence whose boundary to set, or -1 for all sequences.
+    position: a position, `AUTO` or `NEVER`. For a prompt with a tail, give the position of the first tail token.
+    sequence: number of the sequence, or -1 for all sequences.
     """
     if _lib().llama_swaa_set_decode_from(context, sequence, position) != 0:
         raise ValueError(f"decode boundary {position} of sequence {sequence} must be -1 or a position of the context")
 
 
 def get_policy(context: int) -> Policy:
-    """Return the policy of a context, or AUTO if SWAA is off in the context."""
+    """Return the policy of a context. AUTO if SWAA is off."""
     return Policy(_lib().llama_swaa_get_policy(context))
 
 
 def fingerprint(context: int) -> int:
-    """Return a 64-bit number that is equal in two contexts if K and V of one are valid in the other (same model,
-    settings, RoPE)."""
+    """Return a 64-bit number for the model, the SWAA settings and RoPE.
+
+    If two contexts have the same number, K and V of one context are valid in the other.
+    """
     return _lib().llama_swaa_fingerprint(context)
 
 
 def can_continue(context: int, sequence: int, position: int) -> bool:
-    """Return whether `sequence` can be cut at `position`, that is, whether the cache still holds all keys that a token
-    at `position` sees."""
+    """Return whether `sequence` can be cut at `position`.
+
+    The KV cache must still hold all keys that a token at `position` sees.
+    """
     return _lib().llama_swaa_can_continue(context, sequence, position)
 
 
@@ -88,7 +93,7 @@ def holds(context: int, sequence: int, start: int, end: int) -> bool:
 
 
 def kv_bytes(context: int) -> int:
-    """Return the number of bytes that a context has allocated for K and V."""
+    """Return how many bytes a context has allocated for K and V."""
     return _lib().llama_swaa_kv_bytes(context)
 
 
@@ -98,18 +103,19 @@ def ring_cells(context: int) -> int:
 
 
 def set_default_policy(policy: Policy) -> None:
-    """Set the policy of all contexts created after this call, for comparisons and tests; AUTO lets each device
-    choose."""
+    """Set the policy of all contexts created after this call. For comparisons and tests."""
     if _lib().llama_swaa_set_default_policy(policy) != 0:
         raise ValueError(f"policy {policy!r} must be one of {', '.join(map(str, list(Policy)))}")
 
 
 class AbortFlag:
-    """A flag that stops a running llama_decode from any thread; llama_decode returns 2 after the current graph node.
+    """A flag that stops a running llama_decode. Any thread can set the flag.
 
-    ggml calls its abort callback before every node, a thousand times per token. A Python callback would take the
-    interpreter's lock each time. So the callback is C's own `strlen`, on a string of zero or one characters. ggml takes
-    its result, 0 or 1, as false or true, and a call takes 3 ns.
+    llama_decode then returns 2 after the current graph node.
+
+    ggml calls the abort callback before every graph node, a thousand times per token. A Python callback would take the
+    interpreter's lock each time. So the callback is C's `strlen`, and the flag is a string of 0 or 1 characters. ggml
+    reads the length as false or true. One call takes 3 ns.
     """
 
     def __init__(self) -> None:
@@ -118,11 +124,11 @@ class AbortFlag:
         self._callback = load().llama_cpp.ggml_abort_callback(ctypes.cast(libc.strlen, ctypes.c_void_p).value)
 
     def attach(self, context: int) -> None:
-        """Make a `llama_context *` stop on this flag; the flag must outlive the context."""
+        """Make a `llama_context *` stop on this flag. The flag must outlive the context."""
         load().llama_set_abort_callback(context, self._callback, ctypes.addressof(self._string))
 
     def set(self) -> None:
-        """Stop the current evaluation, and any evaluation that starts before `clear`."""
+        """Stop the current evaluation, and all later evaluations until `clear`."""
         self._string[0] = b"x"
 
     def clear(self) -> None:

@@ -1,6 +1,6 @@
-"""The C functions that the patched library must export: their version, their signatures, and checks of both.
+"""Version and signatures of the C functions that the patched library exports.
 
-The functions are declared in patches/src/include/llama-swaa.h; this module mirrors the declarations in ctypes.
+patches/src/include/llama-swaa.h declares the functions. This module repeats the declarations for ctypes.
 
     check(lib); declare(lib)
 """
@@ -13,7 +13,7 @@ from swaa_edge.errors import NativeLibraryError
 
 #: Version of the `llama_swaa_*` functions below.
 ABI_VERSION = 3
-#: How to get a library that fits, for error messages.
+#: Advice for error messages.
 REBUILD = "run `make setup` in the source tree, or reinstall swaa-edge"
 
 
@@ -43,7 +43,7 @@ _FUNCTIONS = {
 
 
 def check(lib: ctypes.CDLL) -> None:
-    """Refuse a library that lacks our functions or has another version of them. Raises `NativeLibraryError`."""
+    """Raise `NativeLibraryError` if a library lacks the SWAA functions, or has another version than `ABI_VERSION`."""
     if not hasattr(lib, "llama_swaa_abi_version"):
         raise NativeLibraryError(f"{lib._name} is a llama.cpp without SWAA; {REBUILD}")
     found = lib.llama_swaa_abi_version()
@@ -54,7 +54,7 @@ def check(lib: ctypes.CDLL) -> None:
 
 
 def declare(lib: ctypes.CDLL) -> None:
-    """Set the ctypes signatures of our functions in `lib`. Raises `NativeLibraryError` if a function is missing."""
+    """Set the ctypes signatures of the SWAA functions. Raises `NativeLibraryError` if a function is missing."""
     for name, (result, arguments) in _FUNCTIONS.items():
         function = getattr(lib, name, None)
         if function is None:

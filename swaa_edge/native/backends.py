@@ -1,8 +1,8 @@
-"""Load ggml's backends if they are separate files, but not AMX backends that would kill the process.
+"""Loads ggml's backends from separate files, without AMX backends that would kill the process.
 
-A wheel carries one CPU backend per processor generation, and ggml loads the best one that the CPU reports support for.
-A processor may report AMX although the kernel or the virtual machine doesn't allow it; the process then dies with
-SIGILL at its first tile instruction. So the AMX instructions are first tried in a child process.
+A wheel has one CPU backend per processor generation. ggml loads the best backend that the processor claims to support.
+Some processors report AMX, but the kernel or the virtual machine forbids AMX. The first tile instruction then kills the
+process with SIGILL. So a child process tries the AMX instructions first.
 
     load_backends(llama_cpp.llama_cpp._lib, folder)
 """
@@ -26,19 +26,21 @@ from swaa_edge.errors import NativeLibraryError
 
 # enum ggml_backend_dev_type
 _DEVICE_CPU = 0
-# ggml_backend_score() of an x86 CPU backend is 1 plus a bit per feature it uses, and AMX is the highest, 1 << 11.
+# ggml_backend_score() of an x86 CPU backend is 1 plus one bit per feature. The bit of AMX, 1 << 11, is the highest.
 _AMX_SCORE = 1 << 11
-# arch_prctl by which a Linux process asks for the tile registers, as ggml does before it uses them.
+# The arch_prctl call that requests the tile registers from Linux. ggml makes the same call.
 _SYS_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA = 158, 0x1023, 18
 # ldtilecfg (%rdi); tilezero %tmm0, %tmm1, %tmm2; tdpbssd %tmm2, %tmm1, %tmm0; tilerelease; ret
 _TILE_CODE = bytes.fromhex("c4e2784907 c4e27b49c0 c4e27b49c8 c4e27b49d0 c4e26b5ec1 c4e27849c0 c3")
 
 
 def load_backends(lib: ctypes.CDLL, folder: Path, amx_works: Callable[[], bool] | None = None) -> None:
-    """Load the backends in `folder`, beside libggml, unless the library has its CPU backend built in.
+    """Load the backends in `folder`. If the library has a built-in CPU backend, nothing is loaded.
 
-    amx_works: a function that returns whether AMX instructions run on this machine; it is called only if a backend
-        would use them.
+    folder: folder of the library.
+    amx_works: function that returns whether AMX instructions run on this machine. Called only if a backend would use
+        AMX.
+
     Raises `NativeLibraryError` if no CPU backend in `folder` runs on this processor.
     """
     ggml = _ggml(lib, folder)
@@ -56,7 +58,7 @@ def load_backends(lib: ctypes.CDLL, folder: Path, amx_works: Callable[[], bool] 
 
 
 def _ggml(lib: ctypes.CDLL, folder: Path) -> ctypes.CDLL:
-    # Only Windows looks symbols up in one file; elsewhere they are found through libllama too.
+    # On Windows, only ggml.dll gives access to ggml's symbols. Elsewhere, libllama does too.
     ggml = ctypes.CDLL(str(folder / "ggml.dll")) if sys.platform == "win32" else lib
     ggml.ggml_backend_dev_by_type.restype = ctypes.c_void_p
     ggml.ggml_backend_dev_by_type.argtypes = [ctypes.c_int]
@@ -67,7 +69,7 @@ def _ggml(lib: ctypes.CDLL, folder: Path) -> ctypes.CDLL:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    # llama_cpp prints every log line until the first model has set its level, also which backend was loaded.
+    # Until the first model sets the log level, llama_cpp prints all log lines, such as the name of each backend.
     logger = logging.getLogger("llama-cpp-python")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -78,14 +80,14 @@ def _quiet() -> Iterator[None]:
 
 
 def amx_backends(folder: Path) -> list[Path]:
-    """Return the CPU backend files in `folder` that would use AMX on this processor; always [] except on x86 Linux."""
+    """Return the CPU backends in `folder` that would use AMX on this processor. Only for x86 Linux, else []."""
     if not sys.platform.startswith("linux") or platform.machine() not in ("x86_64", "amd64"):
         return []
     return [path for path in sorted(folder.glob("libggml-cpu-*.so")) if _score(path) > _AMX_SCORE]
 
 
 def _score(path: Path) -> int:
-    """Return ggml's score of a backend file for this processor, or 0 if the backend doesn't run on the processor."""
+    """Return ggml's score of a backend file, or 0 if the backend doesn't run on this processor."""
     import _ctypes
 
     try:
@@ -100,8 +102,7 @@ def _score(path: Path) -> int:
 
 @contextlib.contextmanager
 def _without(folder: Path, left_out: list[Path]) -> Iterator[Path]:
-    """Yield a folder of links to the backends in `folder` except `left_out`, so that ggml picks the best of the
-    others."""
+    """Yield a folder of links to the backends in `folder`, without `left_out`."""
     with tempfile.TemporaryDirectory(prefix="swaa-edge-backends-") as links:
         for path in folder.glob("libggml*.so"):
             if path not in left_out:
@@ -110,18 +111,18 @@ def _without(folder: Path, left_out: list[Path]) -> Iterator[Path]:
 
 
 def tile_instructions_work() -> bool:
-    """Return whether AMX tile instructions run in a child process, or False if they can't be tried.
+    """Return whether AMX tile instructions run in a child process. False if the attempt itself is impossible.
 
-    If the kernel denies the process the tile registers, the result is True too, since ggml then doesn't use them.
+    If the kernel denies the tile registers, the result is True, because ggml then doesn't use AMX.
     """
     try:
         code = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
-    except OSError:  # a system that forbids memory both writable and executable
+    except OSError:  # the system forbids memory that is writable and executable
         return False
     code.write(_TILE_CODE)
     start = ctypes.addressof(ctypes.c_char.from_buffer(code))
     run_tiles = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(start)
-    # Palette 1; tiles 0 to 2 of 16 rows of 64 bytes.
+    # Palette 1. Tiles 0 to 2 have 16 rows of 64 bytes.
     tiles = bytes([1]) + bytes(15) + b"\x40\x00" * 3 + bytes(26) + bytes([16] * 3) + bytes(13)
 
     def use_tiles() -> None:
@@ -132,14 +133,13 @@ def tile_instructions_work() -> bool:
 
 
 def survives(work: Callable[[], object]) -> bool:
-    """Return whether `work` runs to its end in a forked child, without raising or killing the child; False if the fork
-    fails.
+    """Return whether a forked child runs `work` without an exception or a crash. False if the fork fails.
 
-    The child is a fork, not a new interpreter, because sys.executable is not Python in a program that embeds Python.
+    A new interpreter is not always possible. In a program that embeds Python, sys.executable is not Python.
     """
     try:
         with warnings.catch_warnings():
-            # Python warns about forking with threads; the child only runs `work` and ends.
+            # Python warns about a fork in a program with threads. This child only runs `work` and ends.
             warnings.simplefilter("ignore", DeprecationWarning)
             child = os.fork()
     except OSError:
@@ -154,12 +154,12 @@ def survives(work: Callable[[], object]) -> bool:
             os._exit(code)
     try:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    except ChildProcessError:  # in a program that ignores SIGCHLD, children leave no exit status
+    except ChildProcessError:  # if the program ignores SIGCHLD, a child leaves no exit status
         return False
 
 
 def _die_quietly() -> None:
-    """Write no traceback and no core file: this child is expected to die."""
+    """Turn off tracebacks and core files. A crash of this process is expected."""
     import resource
 
     faulthandler.disable()

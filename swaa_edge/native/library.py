@@ -1,8 +1,7 @@
-"""Find the patched llama.cpp library, load it under `llama_cpp`, and check the library and `llama_cpp`.
+"""Finds the patched llama.cpp library, and imports `llama_cpp` with the patched library.
 
-The published llama-cpp-python loads any library that it is given. But the ctypes declarations in llama-cpp-python fit
-only one version of llama.cpp. With another version, C code would not fail but read past the end of structs. So this
-module first checks that the library and llama-cpp-python fit each other.
+llama-cpp-python loads any library, but the ctypes declarations fit only one version of llama.cpp. With another version,
+C code would read past the end of structs without an error. So this module checks both versions.
 
     llama_cpp = load()
 """
@@ -27,9 +26,9 @@ from swaa_edge.native.backends import load_backends
 
 #: The one release of llama-cpp-python whose struct declarations match the library.
 LLAMA_CPP_VERSION = "0.3.36"
-#: Environment variable: the folder of the library, instead of those that are searched.
+#: Environment variable with the folder of the library. If set, no other folder is searched.
 PATH_VARIABLE = "SWAA_EDGE_LIB_PATH"
-# The environment variable from which llama_cpp itself takes the folder.
+# Environment variable with the folder in which llama_cpp looks for a library.
 _LLAMA_CPP_VARIABLE = "LLAMA_CPP_LIB_PATH"
 
 _FILE_NAMES = {"win32": ("llama.dll", "libllama.dll"), "darwin": ("libllama.dylib", "libllama.so")}.get(
@@ -43,11 +42,12 @@ _loaded: ModuleType | None = None
 
 
 def library_dir() -> Path:
-    """Return the folder that holds the patched library and its backends.
+    """Return the folder that holds the patched library and the backends.
 
-    The folder is the value of SWAA_EDGE_LIB_PATH if this variable is set, else `lib` in this package, else
-    `swaa_edge/lib` in an entry of sys.path. sys.path is searched because this source tree may shadow an installed
-    swaa-edge that has the library. Raises `NativeLibraryError` if there is no such folder.
+    If SWAA_EDGE_LIB_PATH names a folder, only that folder is tried. Otherwise, `lib` in this package is tried first.
+    Then `swaa_edge/lib` is tried in each entry of sys.path, because a source tree may shadow an installed swaa-edge.
+
+    Raises `NativeLibraryError` if no folder holds the library.
     """
     given = os.environ.get(PATH_VARIABLE)
     if given:
@@ -74,11 +74,12 @@ def _holds_library(folder: Path) -> bool:
 
 
 def load() -> ModuleType:
-    """Return `llama_cpp`, running on the patched library; the first call loads and checks the library and `llama_cpp`.
+    """Return `llama_cpp` with the patched library. The first call imports and checks both.
 
-    The environment variable LLAMA_CPP_LIB_PATH is for other programs, so it is removed while `llama_cpp` is imported,
-    and restored afterwards. A `llama_cpp` that was imported before is accepted if it uses a patched library of this
-    version, in any folder. Raises `NativeLibraryError`.
+    The environment variable LLAMA_CPP_LIB_PATH is ignored. If `llama_cpp` was imported before, a patched library of
+    this version in any folder is accepted.
+
+    Raises `NativeLibraryError` if `llama_cpp` or the library is missing or unsuitable.
     """
     global _loaded
     with _lock:
@@ -105,8 +106,8 @@ def load() -> ModuleType:
 def _import_llama_cpp(folder: Path) -> ModuleType:
     if importlib.util.find_spec("llama_cpp") is None:
         raise NativeLibraryError(f"llama-cpp-python is not installed; {_INSTALL}")
-    # Another release may need functions that this library lacks, so its import would already fail. A copy
-    # without metadata is checked by its __version__ after the import.
+    # Check the version first: the import of another release can fail, because the library may lack functions. A copy
+    # without metadata is checked after the import.
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         _check_version(importlib.metadata.version("llama-cpp-python"))
     before = os.environ.get(_LLAMA_CPP_VARIABLE)
@@ -117,7 +118,7 @@ def _import_llama_cpp(folder: Path) -> ModuleType:
         why = " ".join(str(error).split()) or type(error).__name__
         raise NativeLibraryError(f"the library in {folder} can't be loaded: {why}; {REBUILD}") from error
     finally:
-        # Child processes may be other programs with a llama_cpp of their own.
+        # A child process may be another program with another llama_cpp.
         del os.environ[_LLAMA_CPP_VARIABLE]
         if before is not None:
             os.environ[_LLAMA_CPP_VARIABLE] = before

@@ -3,7 +3,7 @@
     serve("model.gguf", port=8000, on_ready=print)
     curl http://127.0.0.1:8000/v1/completions -d '{"prompt": "Once upon", "max_tokens": 20}'
 
-Routes, request types and streaming come from llama-cpp-python; this module only creates the model.
+Routes, request types and streaming come from llama-cpp-python. This module only creates the model.
 """
 
 from __future__ import annotations
@@ -43,13 +43,14 @@ def serve(
     port: port to listen on, or 0 for any free port.
     api_key: key that each request must contain (default: no key is required).
     swaa: settings, as for `SwaaLlama`.
-    on_ready: function that is called with the base URL (".../v1") when the model is loaded.
+    on_ready: function that is called with the base URL (".../v1") after the model is loaded.
 
-    Raises `ConfigError` if a package is missing or if the address can't be used, and the errors of loading the model.
+    Raises `ConfigError` if a package is missing or if the address can't be used. Also raises the errors of loading a
+    model.
     """
     _check_packages()
     engine = engine or EngineSettings()
-    # Listening comes first, so that a port in use is reported before minutes of loading.
+    # Listen first: a port in use is then reported before the model is loaded.
     with contextlib.closing(listen(host, port)) as listener:
         file = read_model(model)
         llm = engine.load(file, swaa=swaa, n_ctx=conversation_context(file, engine.n_ctx), kind=served_class())
@@ -77,7 +78,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def served_class() -> type[SwaaLlama]:
-    """Return a subclass of SwaaLlama that answers with HTTP status 503, not a traceback, if the server stops."""
+    """Return a subclass of SwaaLlama that answers with HTTP status 503 if the server stops."""
     from fastapi import HTTPException
 
     from swaa_edge.llama import SwaaLlama
@@ -108,12 +109,12 @@ def make_app(llm: SwaaLlama, api_key: str | None = None) -> fastapi.FastAPI:
         def load_llama_from_model_settings(settings: ModelSettings) -> SwaaLlama:
             return llm
 
-    # model_construct keeps these classes from reading HOST, PORT, MODEL, CACHE and so on from the environment.
-    # A new request waits for its turn; by default upstream would interrupt the answer in progress.
+    # model_construct ignores environment variables such as HOST, PORT, MODEL and CACHE.
+    # interrupt_requests=False: a new request waits for the answer in progress.
     server = ServerSettings.model_construct(api_key=api_key, interrupt_requests=False)
     model = ModelSettings.model_construct(model=llm.model_path, model_alias=os.path.basename(llm.model_path))
-    # create_app looks up the class of its model by this name, and reads its settings from a file that a variable of a
-    # common name can hold.
+    # create_app uses upstream.LlamaProxy to load the model. If CONFIG_FILE names a file, create_app would read the
+    # settings from the file.
     proxy, config_file = upstream.LlamaProxy, os.environ.pop("CONFIG_FILE", None)
     upstream.LlamaProxy = LoadedModel
     try:
@@ -125,12 +126,12 @@ def make_app(llm: SwaaLlama, api_key: str | None = None) -> fastapi.FastAPI:
 
 
 def run_server(app: fastapi.FastAPI, llm: SwaaLlama, listener: socket.socket) -> None:
-    """Answer requests on `listener` until a signal arrives, then stop the answer in progress and return."""
+    """Answer requests on `listener` until a signal arrives. The signal also stops the answer in progress."""
     import uvicorn
 
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: Any) -> None:
-            # A stream in progress can't get another status, so uvicorn would log a traceback for it.
+            # A stream in progress can't change its HTTP status. uvicorn would log a traceback.
             logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
             llm.cancel()
             super().handle_exit(sig, frame)
@@ -139,7 +140,7 @@ def run_server(app: fastapi.FastAPI, llm: SwaaLlama, listener: socket.socket) ->
 
 
 def _declare_details() -> None:
-    # FastAPI drops fields that the type of an answer lacks, and upstream's lacks SwaaLlama's count of reused tokens.
+    # FastAPI drops fields that an answer's type doesn't declare. Upstream doesn't declare the count of reused tokens.
     from llama_cpp.llama_types import CompletionUsage
     from typing_extensions import NotRequired
 

@@ -1,7 +1,7 @@
-"""Atomic writes, which leave a file either completely written or unchanged.
+"""Atomic writes: a file is either completely written or unchanged.
 
-A converter that dies halfway must not leave a partial file or a damaged input. The new content goes into a temporary
-file beside the target. When complete, the temporary file is flushed to disk and renamed to the target.
+A converter that dies halfway must not leave a partial file or a damaged input. So the new content goes into a temporary
+file beside the target. The complete file is flushed to disk and renamed to the target.
 
     with atomic_output("model.gguf") as tmp: write(tmp)
 """
@@ -20,12 +20,13 @@ from swaa_edge.errors import OutputError
 
 @contextlib.contextmanager
 def atomic_output(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; if the block ends without an error, rename that file to `path`.
+    """Yield a temporary path beside `path`. If the block ends without an error, rename the temporary file to `path`.
 
-    On any exception, `KeyboardInterrupt` included, the temporary file is removed and `path` stays as it was. If `path`
-    is a symbolic link, the link is replaced and its target is kept, because other links in a download cache may share
-    the target. Raises `OutputError` if `path` exists and `force` is false, if `path` exists but is not a regular file,
-    if its folder is missing or not writable, or if the disk is full.
+    On any exception, even `KeyboardInterrupt`, the temporary file is removed and `path` stays unchanged. A symbolic
+    link is replaced, and the link's target is kept: other links in a download cache may share the target.
+
+    Raises `OutputError` if `path` exists, unless `path` is a regular file and `force` is true. Also raises
+    `OutputError` if the folder is missing or not writable, or if the disk is full.
     """
     target = Path(path)
     if target.is_dir():
@@ -43,7 +44,7 @@ def atomic_output(path: str | os.PathLike[str], *, force: bool = False) -> Itera
     os.close(handle)
     temporary = Path(name)
     try:
-        # mkstemp makes files private; a model is an ordinary file, so take the mode open() would give it.
+        # mkstemp makes files private. Set the mode that open() would give.
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)
@@ -64,12 +65,12 @@ def atomic_output(path: str | os.PathLike[str], *, force: bool = False) -> Itera
 def atomic_outputs(
     files: Iterable[str | None], *, force: bool = False, others: Iterable[str | os.PathLike[str] | None] = ()
 ) -> Iterator[dict[str, Path]]:
-    """Do the same as `atomic_output` for several files; yield a mapping from each file to its temporary path.
+    """Do the same as `atomic_output` for several files. Yield a mapping from each file to its temporary path.
 
-    files: paths to write; None and "-" (stdout) are skipped.
-    others: further files that the caller reads or writes, such as its inputs and its journal.
+    files: paths to write. None and "-" (stdout) are skipped.
+    others: other files of the caller, such as inputs and a journal.
 
-    Raises `OutputError` for the reasons of `atomic_output`, and if a file is named twice.
+    Raises `OutputError` as `atomic_output` does, and if a file is named twice.
     """
     files = list(files)
     _check_distinct(files, others)
@@ -81,7 +82,7 @@ def atomic_outputs(
 def check_outputs(
     files: Iterable[str | None], *, force: bool = False, others: Iterable[str | os.PathLike[str] | None] = ()
 ) -> None:
-    """Raise the `OutputError` that `atomic_outputs` would raise for these files, before hours of work are lost."""
+    """Raise the errors of `atomic_outputs` early, before hours of work are lost."""
 
     class Claimed(Exception):
         pass
@@ -109,7 +110,7 @@ def write_json(path: str | os.PathLike[str], document: dict[str, Any], *, force:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Flush a rename in this folder to disk, if the file system can sync a folder."""
+    """Flush a rename to disk, if the file system can sync a folder."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -28,7 +28,7 @@ def check_plot() -> None:
 
 
 def picture_type(path: str | os.PathLike[str]) -> str:
-    """Return the picture type that the suffix of `path` names, or "png" if there is no suffix.
+    """Return the picture type that the suffix of `path` names. Without a suffix, the type is "png".
 
     Raises `ConfigError` for an unknown suffix, and for "-" (stdout).
     """
@@ -41,7 +41,7 @@ def picture_type(path: str | os.PathLike[str]) -> str:
 
 
 def check_pictures(*files: str | os.PathLike[str] | None) -> None:
-    """Raise the `ConfigError` that drawing into one of these files would raise later. A file of None is skipped."""
+    """Raise the errors of `figure` early. None is skipped."""
     for file in files:
         if file is not None:
             check_plot()
@@ -50,7 +50,7 @@ def check_pictures(*files: str | os.PathLike[str] | None) -> None:
 
 @contextlib.contextmanager
 def figure(path: str | os.PathLike[str], *, size: tuple[float, float], kind: str | None = None) -> Iterator[Figure]:
-    """Yield an empty figure of `size` inches; if the block ends without an error, write the figure to `path`.
+    """Yield an empty figure of `size` inches. If the block ends without an error, write the figure to `path`.
 
     kind: one of `PICTURE_TYPES`, or None for the type that the suffix of `path` names.
 

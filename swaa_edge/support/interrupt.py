@@ -1,4 +1,4 @@
-"""Lets Ctrl-C stop a model within one ubatch, even during a C call, and keeps the results so far of a stopped run.
+"""Ctrl-C stops a model within one ubatch, even during a C call. A stopped run keeps its results.
 
 with interruptible(llm): llm.eval(tokens)
 with ends_early(report, lambda: journal.records): measure(report)
@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 
 from swaa_edge.errors import GenerationCancelled, SwaaError
 
-#: What ended a run: None if it is complete, "interrupted", or an error.
+#: Why a run ended early: "interrupted" or an error. None means that the run is complete.
 Stopped = SwaaError | Literal["interrupted"] | None
 
 
@@ -25,10 +25,10 @@ class Cancellable(Protocol):
 
 @contextlib.contextmanager
 def interruptible(llm: Cancellable) -> Iterator[None]:
-    """Within this block, Ctrl-C cancels `llm` and raises KeyboardInterrupt; a second Ctrl-C has its usual effect.
+    """Within this block, Ctrl-C cancels `llm` and raises KeyboardInterrupt. A second Ctrl-C has its usual effect.
 
-    During a C call, Python runs no signal handler, and the call can take seconds. So the interpreter is set up to write
-    the number of each signal into a socket as soon as the signal arrives, and a thread reads the socket.
+    A C call can take seconds, and Python runs no signal handler during the call. So the interpreter writes the number
+    of each signal into a socket at once, and a thread reads the socket.
     """
     before = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or before in (signal.SIG_IGN, None):
@@ -44,7 +44,7 @@ def interruptible(llm: Cancellable) -> Iterator[None]:
                 llm.cancel()
 
     def stop(number: int, frame: Any) -> None:
-        # An exception raised here could arise inside llama.cpp's logging callback and be lost.
+        # Don't raise here: inside llama.cpp's logging callback, an exception would be lost.
         pressed.set()
         llm.cancel()
         signal.signal(signal.SIGINT, before)
@@ -73,7 +73,7 @@ class Stoppable(Protocol):
 
 @contextlib.contextmanager
 def ends_early(report: Stoppable, has_results: Callable[[], object]) -> Iterator[None]:
-    """End the block on Ctrl-C, or on a `SwaaError` if there are results; `report.stopped` gets the reason."""
+    """End the block on Ctrl-C, or on a `SwaaError` if there are results. `report.stopped` gets the reason."""
     try:
         yield
     except KeyboardInterrupt:

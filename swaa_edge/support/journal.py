@@ -1,4 +1,4 @@
-"""Saves each result as a JSON line as soon as it arrives, so that an interrupted run can resume where it stopped.
+"""Saves each result at once as a JSON line, so that an interrupted run can resume.
 
 with open_journal("eval", key, file=None, fresh=False) as journal: journal.add(record); journal.discard()
 """
@@ -20,9 +20,9 @@ _MARK = "swaa_edge_journal"
 
 
 class Journal(contextlib.AbstractContextManager):
-    """The records of a run and of its interrupted attempts, in a JSON Lines file; the first line identifies the run.
+    """The records of a run and of its interrupted attempts, in a JSON Lines file. The first line identifies the run.
 
-    path: the file, or None to keep the records only in memory. An incomplete last line is dropped; other damage is an
+    path: the file, or None to keep the records only in memory. An incomplete last line is dropped. Other damage is an
         error.
     key: plain JSON values that identify the run.
 
@@ -45,14 +45,14 @@ class Journal(contextlib.AbstractContextManager):
                 self._write(head)
 
     def _read(self, path: Path, head: Record) -> bool:
-        """Load the records of the file, or return False if there is no earlier run to resume."""
+        """Load the records of an earlier run. Return False if there is no earlier run."""
         data = path.read_bytes() if path.exists() else b""
         complete = data[: data.rfind(b"\n") + 1]
         if not complete and json.dumps(head).startswith(data.decode("utf-8", "replace")):
-            return False  # nothing, or a first line that was interrupted
+            return False  # an empty file, or an incomplete first line
         other = f"{path} is not a journal of swaa-edge {self._command}"
         try:
-            # Not splitlines: a response may contain other characters that it takes for line ends.
+            # splitlines() would also split at other characters that a response may contain.
             first, *records = [json.loads(line) for line in complete.decode("utf-8").split("\n")[:-1]] or [None]
         except ValueError as error:
             raise OutputError(f"{other} ({error}); choose another file") from error
@@ -65,13 +65,13 @@ class Journal(contextlib.AbstractContextManager):
         if wrong := next((at for at, record in enumerate(records, 2) if not isinstance(record, dict)), None):
             raise OutputError(f"{path}:{wrong} is not a journal entry; choose another file")
         if len(complete) < len(data):
-            # The process died in the middle of this line.
+            # Drop the incomplete last line.
             os.truncate(path, len(complete))
         self.records = records
         return True
 
     def add(self, record: Record) -> None:
-        """Add a record, and write it to the file before returning."""
+        """Add a record, and write the record to the file at once."""
         self.records.append(record)
         if self._file:
             with self._as_output_error():
@@ -85,13 +85,13 @@ class Journal(contextlib.AbstractContextManager):
     def _as_output_error(self) -> Any:
         try:
             yield
-        except OutputError:  # is an OSError, too
+        except OutputError:  # a subclass of OSError
             raise
         except OSError as error:
             raise OutputError(f"cannot keep the results in {self.path}: {error.strerror}") from error
 
     def discard(self) -> None:
-        """Delete the file of a complete run if it is in the cache folder; keep a file that the user named."""
+        """Delete the journal of a complete run from the cache folder. A file that the user named is kept."""
         self.close()
         if self._in_cache and self.path is not None:
             self.path.unlink(missing_ok=True)
@@ -105,11 +105,12 @@ class Journal(contextlib.AbstractContextManager):
 
 
 def open_journal(command: str, key: dict[str, Any], file: str | os.PathLike[str] | None, fresh: bool) -> Journal:
-    """Open the journal for a run of `command`: `file`, or by default a file in the user's cache folder.
+    """Open the journal for a run of `command`.
 
-    If the cache folder can't be written, the journal is kept in memory.
-
-    fresh: first delete the journal of an earlier run, but no file that is not a journal of `command`.
+    file: the file, or None for a file in the user's cache folder. If the folder can't be written, the journal is kept
+        in memory.
+    fresh: whether to delete the journal of an earlier run first. A file that is no journal of `command` is kept, and
+        causes an error.
 
     Raises `OutputError`.
     """

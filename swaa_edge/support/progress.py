@@ -23,9 +23,9 @@ _BAR = "{desc} {percentage:3.0f}%|{bar}| {remaining} left"
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """The progress of a run. It counts units of work, each of which takes about the same time.
+    """The progress of a run, in units of work. All units take about the same time.
 
-    total: expected units of work, which may change when an estimate improves.
+    total: expected units of work. The number may change when an estimate improves.
     text: description of the current work, such as "quality, 4,096 tokens".
     """
 
@@ -39,12 +39,12 @@ OnProgress = Callable[[Progress], None]
 
 @contextlib.contextmanager
 def progress_bar(wanted: bool | None) -> Iterator[OnProgress | None]:
-    """Yield an `on_progress` callback that shows the progress of a run on stderr, or None if progress is off.
+    """Yield an `on_progress` callback that shows progress on stderr. Yield None if progress is off.
 
     wanted: as for `progress_stream`.
 
-    On a terminal, the callback shows a bar that disappears at the end. Otherwise it writes a line whenever the text
-    changes. The time left is estimated from the work of this run alone.
+    On a terminal, the callback shows a bar that disappears at the end. Otherwise the callback writes a line whenever
+    the text changes. The time left is estimated from the work of the current run alone.
     """
     stream = progress_stream(wanted)
     if stream is None:
@@ -78,7 +78,7 @@ def progress_bar(wanted: bool | None) -> Iterator[OnProgress | None]:
 
 @contextlib.contextmanager
 def byte_bar(label: str) -> Iterator[Callable[[int, int], None] | None]:
-    """Yield `on_progress(done, total)`, which draws a bar of bytes on stderr, or None if stderr is not a terminal."""
+    """Yield `on_progress(done, total)` for a bar of bytes on stderr. Yield None if stderr is not a terminal."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -92,11 +92,9 @@ def byte_bar(label: str) -> Iterator[Callable[[int, int], None] | None]:
 
 
 class PrefillProgress:
-    """An `on_prefill` callback that shows a bar if `stream` is a terminal, and otherwise writes a line per ubatch.
+    """An `on_prefill` callback: shows a bar if `stream` is a terminal, and otherwise writes a line per ubatch.
 
-    Long prompts take minutes on a laptop, and a silent minute looks like a hang.
-
-    transient: on a terminal, leave no line at the end. By default, a line with the token count and the speed remains.
+    transient: whether to leave no line at the end on a terminal. By default, a line with token count and speed remains.
     """
 
     def __init__(self, stream: TextIO, *, transient: bool = False) -> None:
@@ -123,7 +121,7 @@ class PrefillProgress:
                 self._write(f"prefill {total:,} tokens in {seconds:.1f} s{speed}")
 
     def close(self) -> None:
-        """Remove the bar, if there is one, for example after an interrupted prefill."""
+        """Remove the bar, for example after an interrupted prefill."""
         if self._bar is not None:
             self._bar.close()
         self._bar = None
@@ -134,7 +132,7 @@ class PrefillProgress:
 
 
 def progress_stream(wanted: bool | None) -> TextIO | None:
-    """Return stderr if `wanted` is true, or if it is None and stderr is a terminal; else return None."""
+    """Return stderr if progress is wanted, else None. If `wanted` is None, progress is wanted on a terminal."""
     return sys.stderr if (sys.stderr.isatty() if wanted is None else wanted) else None
 
 
@@ -154,6 +152,6 @@ def _bar(stream: TextIO, **options: object) -> tqdm:
     columns = 0
     with contextlib.suppress(OSError, ValueError):
         columns = os.get_terminal_size(stream.fileno()).columns
-    # miniters: steps take seconds, so each one may redraw the bar. ncols, nrows: tqdm hides a bar where a terminal
-    # reports no size; a bar of its whole width would wrap.
+    # miniters: steps take seconds, so each step may redraw the bar. ncols, nrows: tqdm hides the bar if a terminal
+    # reports no size. A bar as wide as the terminal would wrap.
     return tqdm(file=stream, miniters=1, ncols=(columns or 80) - 1, nrows=24, **options)

@@ -1,11 +1,11 @@
-"""English text that is part of every Python installation, for prompts of any length without a download.
+"""English text for prompts, without a download: the text is part of every Python installation.
 
 text = real_text()
 """
 
 
 def real_text() -> str:
-    """Return the text that `help()` uses for Python's language reference: half a megabyte of prose and code."""
+    """Return Python's language reference, from the texts of `help()`: half a megabyte of prose and code."""
     from pydoc_data.topics import topics
 
     return "\n".join(text for _, text in sorted(topics.items()))

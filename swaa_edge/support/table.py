@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 
 
 def table(rows: Iterable[Sequence[str] | None], *, left: int = 1) -> str:
-    """Return `rows`, the first of which is the heading, as text in columns that are two spaces apart.
+    """Return `rows` as text in columns, two spaces apart.
 
-    rows: rows with equal numbers of cells. A row that is None becomes an empty line.
-    left: number of columns, from the first, that are aligned left; the other columns are aligned right.
+    rows: rows with equal numbers of cells. The first row is the heading. None becomes an empty line.
+    left: number of columns to align left. The other columns are aligned right.
     """
     lines = list(rows)
     widths = [max(map(len, column)) for column in zip(*filter(None, lines), strict=True)]

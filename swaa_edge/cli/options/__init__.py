@@ -1,1 +1,1 @@
-"""Options for SWAA settings, engine, sampling and output, which several commands share."""
+"""Options that several commands share: SWAA settings, engine, sampling and output."""

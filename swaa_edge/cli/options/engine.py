@@ -18,7 +18,7 @@ from swaa_edge.engine.settings import CACHE_TYPES, EngineSettings
 
 
 def engine_options(command: Callable[..., Any], *, lora: bool = True) -> Callable[..., Any]:
-    """Add the options for `EngineSettings` to a command, which receives an `EngineSettings` as `engine`.
+    """Add the engine options to a command. The command receives an `EngineSettings` as `engine`.
 
     lora: whether to add the option --lora.
     """
@@ -37,10 +37,12 @@ def engine_options(command: Callable[..., Any], *, lora: bool = True) -> Callabl
 def sampling_options(
     command: Callable[..., Any], *, default_temp: float = 0.8, default_seed: int | None = None
 ) -> Callable[..., Any]:
-    """Add the sampling options to a command, which receives them as `sampling`, keyword arguments of create_completion.
+    """Add the sampling options to a command. The command receives a dict as `sampling`.
 
-    default_temp: the temperature without --temp.
-    default_seed: the seed without --seed.
+    The dict holds keyword arguments for create_completion.
+
+    default_temp: default of --temp.
+    default_seed: default of --seed. None means a random seed.
     """
 
     @functools.wraps(command)

@@ -1,4 +1,4 @@
-"""The options of `swaa-edge eval`, in groups, and a check of their combinations.
+"""The options of `swaa-edge eval`, in groups, and a check of combinations.
 
 @click.command(cls=Grouped)
 @eval_options
@@ -25,7 +25,7 @@ from swaa_edge.evaluate.scoring import SCORERS
 def eval_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of `eval` to a command.
 
-    The command receives them under the names of the parameters of `evaluate.compare`, except --no-chat as `no_chat`.
+    Parameters have the same names as in `evaluate.compare`. In addition, the command receives `no_chat` and `progress`.
     """
     for option in reversed(_OPTIONS):
         command = option(command)
@@ -33,14 +33,14 @@ def eval_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def file_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of `eval` for questions from files and for resuming."""
+    """Add the options that `eval` and `distill` share."""
     for option in reversed(_FILE_OPTIONS):
         command = option(command)
     return command
 
 
 def check_options(tasks: tuple[str, ...], plot_file: str | None, heatmap_file: str | None, **options: Any) -> None:
-    """Raise `click.UsageError` for an option without a task that uses it, and `ConfigError` for an unknown task."""
+    """Raise `click.UsageError` for an option that no task uses, and `ConfigError` for an unknown task."""
     names, files = split_tasks(tasks)
     for name in ("scorer", "judge", "judge_model", "limit", "skip_long"):
         if options[name] and not files:
@@ -56,7 +56,7 @@ def check_options(tasks: tuple[str, ...], plot_file: str | None, heatmap_file: s
 
 
 class Grouped(click.Command):
-    """A command whose help lists its options in groups; options without a group are in the last group."""
+    """A command whose help lists the options in groups. The last group has all options without a group."""
 
     groups: Mapping[str, str] = {
         "Questions": "tasks prompt_tokens samples depths style beyond needles pairs hops seed haystack max_tokens "

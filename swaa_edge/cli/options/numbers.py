@@ -11,7 +11,7 @@ import click
 
 
 class Numbers(click.ParamType):
-    """Parses comma-separated numbers of type `kind`, each from `least` to `most`."""
+    """Comma-separated numbers of type `kind`, from `least` to `most`."""
 
     def __init__(self, kind: type, least: float, most: float, example: str) -> None:
         self.name, self._kind, self._least, self._most, self._example = "numbers", kind, least, most, example

@@ -1,4 +1,4 @@
-"""Options for the output of a command, and functions that print its results and progress.
+"""Options for output, and functions that print results and progress.
 
 @click.command()
 @json_option
@@ -24,15 +24,15 @@ progress_option = click.option(
 json_option = click.option(
     "--json", "json_file", metavar="FILE", help='Write the results as one JSON document; "-" means stdout.'
 )
-#: For commands whose result goes to stdout anyway.
+#: For commands that always print the result.
 json_flag = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
 force_option = click.option("--force", is_flag=True, help="Overwrite existing output files.")
 
 
 def run_shown(function: Callable[..., Any], *args: Any, progress: bool | None, **options: Any) -> Any:
-    """Call `function` and show its progress and notes on stderr.
+    """Call `function`, and show progress and notes on stderr.
 
-    progress: the value of the option that `progress_option` adds.
+    progress: value of the option --progress.
     """
     with progress_bar(progress) as on_progress:
         return function(*args, on_progress=on_progress, on_note=lambda line: click.echo(line, err=True), **options)
@@ -44,7 +44,7 @@ def print_result(result: Any, as_json: bool) -> None:
 
 
 def raise_stopped(stopped: Stopped) -> None:
-    """Raise the error or interrupt that ended a run early, if any."""
+    """Raise the error or the interrupt that ended a run early. Do nothing after a complete run."""
     if stopped is not None:
         raise stopped if isinstance(stopped, SwaaError) else KeyboardInterrupt
 

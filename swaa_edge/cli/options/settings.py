@@ -1,4 +1,4 @@
-"""A click option for a field of a settings class, with the default value of the field.
+"""Makes a click option for a field of a settings class.
 
 setting = functools.partial(setting_option, CalibrateSettings)
 @setting("--seed", int, "N", "Seed of the retrieval tasks.")
@@ -13,11 +13,11 @@ import click
 
 
 def setting_option(settings: type, flag: str, kind: Any, metavar: str | None, text: str) -> Callable[..., Any]:
-    """Return a click option for the field of `settings` that has the name of the option.
+    """Return a click option for a field of `settings`. The option has the field's default value.
 
-    flag: name of the option, such as --seed.
+    flag: name of the option, such as --seed. The field has the same name.
     kind: click type of the option.
-    text: help text of the option, without the default value.
+    text: help text, without the default value.
     """
     default = getattr(settings, flag.removeprefix("--").replace("-", "_"))
     shown = (

@@ -29,9 +29,6 @@ class Chosen:
 
     base: the configuration from --recipe or --config, or None.
     changes: the values of the other options, by field of `SwaaConfig`.
-
-    Raises `click.UsageError` if options exclude each
-    other, and `ConfigError` for a wrong value.
     """
 
     base: SwaaConfig | None = None
@@ -39,7 +36,10 @@ class Chosen:
 
     @property
     def config(self) -> SwaaConfig | None:
-        """The one configuration that the options describe, or None if no option was given."""
+        """The configuration from all options, or None if no option was given.
+
+        Raises `click.UsageError` if the window is missing, and `ConfigError` for a wrong value.
+        """
         if self.base is not None:
             return dataclasses.replace(self.base, recipe=CUSTOM, **self.changes) if self.changes else self.base
         if not self.changes:
@@ -50,7 +50,10 @@ class Chosen:
 
 
 def raw_swaa_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the SWAA options to a command, and pass it a `Chosen` as `chosen`."""
+    """Add the SWAA options to a command. The command receives a `Chosen` as `chosen`.
+
+    The command raises `click.UsageError` if --recipe and --config are both given, and `ConfigError` for a wrong value.
+    """
 
     @functools.wraps(command)
     def with_chosen(*args: Any, recipe: str | None, config_file: str | None, **kwargs: Any) -> Any:
@@ -66,7 +69,7 @@ def raw_swaa_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def swaa_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the SWAA options to a command, and pass their configuration to it as `swaa` (None if no option is given)."""
+    """Add the SWAA options to a command. The command receives `Chosen.config` as `swaa`."""
 
     @functools.wraps(command)
     def with_config(*args: Any, chosen: Chosen, **kwargs: Any) -> Any:
@@ -76,7 +79,7 @@ def swaa_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def swaa_options_or_full(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Do the same as `swaa_options`, and add the option --full-attention, which passes `swaa=FULL_ATTENTION`."""
+    """Do the same as `swaa_options`, and add --full-attention. This option sets `swaa` to `FULL_ATTENTION`."""
 
     @functools.wraps(command)
     def with_choice(*args: Any, swaa: SwaaConfig | None, full_attention: bool, **kwargs: Any) -> Any:
@@ -97,7 +100,7 @@ def _base(recipe: str | None, config_file: str | None) -> SwaaConfig | None:
 
 
 def recipe_table() -> str:
-    """The recipes and their published figures, for the end of a command's help."""
+    """Return a table of the recipes and the published figures, for the end of a help text."""
     rows = [["recipe", "W", "S", "FA layers", "FA decode", "T", "accuracy", "with LoRA", "time"]]
     for name, recipe in RECIPES.items():
         config, decode = recipe.config, "yes" if recipe.config.fa_decode else "no"
