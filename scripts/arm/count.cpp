@@ -4,8 +4,8 @@
 // calls here (--wrap, see CMakeLists.txt), so the library's sources stay unchanged. At the end, the program writes one
 // line to standard error: attention: ops 12, ours 12, reference 12, threads 2
 //
-// The op tests use half of the machine's threads. ARM_CHECK_THREADS sets another number. The reference gets one thread,
-// because the reference takes most of the time, and busy-waiting threads waste time.
+// The op tests use half of the machine's threads. ARM_CHECK_THREADS sets another number. The reference takes most of
+// the time and gets one thread. More threads would waste time by busy-waiting for each other.
 
 #include "ggml-cpu-impl.h"
 #include "ggml-cpu.h"

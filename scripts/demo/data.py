@@ -268,7 +268,7 @@ class Data:
         return chains
 
     def _json(self, length: int, again: bool, fraction: float) -> tuple[list[Piece], list[Ask]]:
-        """Return a JSON object with five tokens per pair, and questions. `again` adds a reordered copy of the object."""
+        """Return a JSON object with five tokens per pair, and questions. `again` adds a reordered copy."""
         rng = self.rng
         count = max(2, min(256, int(length * fraction / 11) if again else self._amount(length // 14)))
         keys = rng.sample(facts.WORDS, count)
