@@ -64,7 +64,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace, ws: Workspace) -> tuple[str, int]:
-    """Run the command in `args`; return the text to print and the number of patches that failed."""
+    """Run the command in `args`. Return the text to print and the number of patches that failed."""
     if args.command == "fetch":
         return fetch(ws), 0
     if args.command == "apply":

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from gpu import building
 from gpu.runner import CheckError
 
-#: Instruction sets to check. Each comes with the oldest of qemu's processors that supports the set, so that any other
-#: instruction crashes. Without such a processor, `max` is used.
+#: Instruction sets to check, and qemu's oldest processor for each set. Any other instruction crashes on this processor.
+#: `max` is used if qemu has no such processor.
 LEVELS = {
     "armv8-a": "cortex-a53",
     "armv8.2-a+fp16+dotprod": "cortex-a76",

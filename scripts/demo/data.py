@@ -239,7 +239,7 @@ class Data:
     def _with_numbers(self, codes: dict[str, str], pieces: Sequence[Sequence[int]]) -> list[Piece]:
         """Place the facts in the first half of a document, and the final number of each name in the second half.
 
-        The second half then has a value that follows from several facts every few tokens.
+        Every few tokens, the second half then has a value that follows from several facts.
         """
         rng, one = self.rng, lambda text: self.encode(f" {text}")[0]
         placed: list[Piece] = [(rng.uniform(0, 0.5), piece) for piece in pieces]

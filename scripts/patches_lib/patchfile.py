@@ -2,8 +2,8 @@
 
 A patch consists of a header with the reason, and a plain unified diff.
 
-Patches are applied in Python. A hunk that does not fit at its line is an error, while `git apply` and `patch` accept
-such hunks. `git apply` also silently skips files if the tree is in a subfolder of another repository.
+Patches are applied in Python. A hunk that does not fit at its line is an error. `git apply` and `patch` would accept
+such hunks at other lines. `git apply` also silently skips files if the tree is in a subfolder of another repository.
 
 Exporting and merging use `git diff --no-index` and `git merge-file`, isolated from the user's configuration. Only
 `refresh` and `check` need git.
