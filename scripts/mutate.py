@@ -2,13 +2,12 @@
 """Break the native code on purpose, one edit at a time, and check that a test fails.
 
 A good test suite must fail if, for example, a window is off by one. Each mutation in mutations.txt is one edit of the
-patched sources. The edit is made in a copy of the tree, which is built incrementally and tested with the oracle's
-tests. A mutant survives if no test fails. A surviving mutant shows that a test is missing, or that the edit has no
-visible effect and should be removed from the list.
+patched sources. The edit is made in a copy of the tree. The copy is built incrementally and tested with the oracle's
+tests. A mutant survives if no test fails. Then a test is missing, or the edit has no visible effect and should be
+removed from the list.
 
-Run this script after changing the oracle's tests in tests/patches/; `make test` only checks that every mutation applies
-to the sources (tests/scripts/test_mutate.py). The CUDA and Metal kernels have separate mutations, which `make test`
-runs.
+Run this script after changing the oracle's tests in tests/patches/. `make test` only checks that every mutation applies
+to the sources (tests/scripts/test_mutate.py). `make test` also runs separate mutations of the CUDA and Metal kernels.
 
     scripts/mutate.py                       # all; about two minutes each
     scripts/mutate.py --only sinks --list
@@ -34,14 +33,14 @@ from patches_lib.workspace import mirror, walk
 ROOT = Path(__file__).resolve().parent.parent
 TREE = ROOT / "vendor" / "llama.cpp-patched"
 TESTS = ["tests/patches/test_oracle.py", "tests/patches/test_semantics.py", "tests/patches/test_reuse.py"]
-# The tests that run the engine; the others of these files pass with any mutant.
+# The tests that run the engine. The other tests in these files pass with any mutant.
 SELECTED = "test_grid or test_semantics or test_reuse"
 TIMEOUT_SECONDS = 1800
 
 
 @dataclass(frozen=True)
 class Mutation:
-    """An edit that replaces `old` by `new` in `file`, where `old` must occur exactly once."""
+    """An edit that replaces `old` by `new` in `file`. `old` must occur exactly once."""
 
     name: str
     file: str
@@ -52,7 +51,7 @@ class Mutation:
 def read_mutations(path: Path = ROOT / "scripts" / "mutations.txt") -> list[Mutation]:
     """Read a file in the format of scripts/mutations.txt.
 
-    Raises ValueError, with the line number, for an incomplete mutation.
+    Raises ValueError with the line number if a mutation is incomplete.
     """
     found, part = [], []
     for number, line in enumerate([*path.read_text(encoding="utf-8").splitlines(), ""], start=1):
@@ -108,7 +107,7 @@ class Lab:
         run_logged(" ".join(command[:2]), self.models.parent / "build.log", command, env=environment)
 
     def test(self) -> tuple[str, str]:
-        """Run the tests; return ("passed" or "failed", first failed test).
+        """Run the tests. Return ("passed" or "failed", first failed test).
 
         Raises RuntimeError if the tests could not run.
         """
@@ -132,7 +131,8 @@ class Lab:
 def try_mutation(lab: Lab, mutation: Mutation) -> dict:
     """Test one mutation.
 
-    Returns a dict: "name", "outcome" (killed, survived or not built), "by" (the test that failed) and "seconds".
+    Returns a dict with "name", "outcome" (killed, survived or not built), "by" (failed test or build error) and
+    "seconds".
     """
     path, start = lab.tree / mutation.file, time.monotonic()
     original = path.read_text(encoding="utf-8")
@@ -149,10 +149,7 @@ def try_mutation(lab: Lab, mutation: Mutation) -> dict:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Return the exit status.
-
-    The status is 0 if every mutant was killed, 1 if one survived or could not be tested, and 2 for wrong arguments.
-    """
+    """Return the exit status: 0 if every mutant was killed, and 1 otherwise. Wrong arguments exit with 2."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", metavar="TEXT", default="", help="try only mutations with TEXT in their name")
     parser.add_argument(

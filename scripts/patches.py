@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Fetch the pinned llama.cpp, apply our patch series to it, write edits back to the series, and verify it.
 
-Our C/C++ code is in whole files (patches/src/); the patches contain only call sites. The commands keep the source tree
-that is built consistent with these files and patches. The script uses only the standard library, since CMake runs it
-before anything is installed; refresh and check also need git. patches/README.md explains the workflow.
+Our C/C++ code is in whole files (patches/src/). The patches contain only call sites. The commands keep the built source
+tree consistent with these files and patches. CMake runs this script before anything is installed, so the script uses
+only the standard library. The commands refresh and check also need git. patches/README.md explains the workflow.
 
     scripts/patches.py apply      # fetches what is missing, makes or updates vendor/llama.cpp-patched
 """
@@ -64,7 +64,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace, ws: Workspace) -> tuple[str, int]:
-    """Run the command in `args`; return the text to print and the number of patches that failed."""
+    """Run the command in `args`. Return the text to print and the number of patches that failed."""
     if args.command == "fetch":
         return fetch(ws), 0
     if args.command == "apply":

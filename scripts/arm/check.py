@@ -1,16 +1,20 @@
 #!/usr/bin/env python3
 """Build the CPU attention kernels for 64-bit Arm, run the op tests under qemu, and report which instructions ran.
 
-The check needs Debian's g++-aarch64-linux-gnu and qemu-user, and CMake, but no Arm machine. Every case compares our
-kernels with upstream's reference. The check fails if a case fails, if no case runs, if upstream's kernels compute an
-op, or if a vector instruction in our kernels never runs. The check builds the current patches/ in a source tree of its
-own.
+The check needs no Arm machine, but CMake and Debian's packages g++-aarch64-linux-gnu and qemu-user. The current
+patches/ are built in a separate source tree. Every case compares our kernels with upstream's reference.
+
+The check fails in these cases:
+
+- A case fails, or no case runs.
+- Upstream's kernels compute an op.
+- A vector instruction in our kernels never runs.
 
     scripts/arm/check.py                           # block tables, and a selection of upstream's cases
     scripts/arm/check.py --march all               # armv8-a, with fp16 and dotprod, with bf16 and i8mm
     scripts/arm/check.py --filter 'hs=64,.*nb=1,'  # only cases whose parameters match
 
-Exit code 0: all checks passed; 1: a check failed; 2: a program is missing.
+The exit code is 0 if all checks passed, 1 if a check failed, and 2 if a program is missing.
 """
 
 from __future__ import annotations
@@ -80,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def check(given: argparse.Namespace, found: tools.Tools) -> dict[str, Any]:
-    """Build and run the tests for every -march in `given`, and judge the results; return the document for `--json`."""
+    """Build, run and judge the tests for every -march in `given`. Return the document for `--json`."""
     work = given.work.resolve()
     facts = commit(ROOT, "patches")
     export(ROOT, work / "tree")
@@ -110,7 +114,7 @@ def check(given: argparse.Namespace, found: tools.Tools) -> dict[str, Any]:
 
 
 def needed(path: str) -> bool:
-    """Return whether ggml's CPU library or test-backend-ops needs the file at `path` in a llama.cpp tree."""
+    """Return whether ggml's CPU library or test-backend-ops needs this file of a llama.cpp tree."""
     in_ggml_src = path.startswith("ggml/src/") and path.count("/") == 2
     ours = path.startswith("tests/test-kv-") and path.endswith(".h")
     single = path in ("LICENSE", "ggml/CMakeLists.txt", "tests/test-backend-ops.cpp")
@@ -118,10 +122,10 @@ def needed(path: str) -> bool:
 
 
 def export(root: Path, tree: Path) -> None:
-    """Write the patched files that ggml and its op tests need to the folder `tree`.
+    """Write the patched sources of ggml and the op tests to the folder `tree`.
 
-    This tree is separate from vendor/llama.cpp-patched, so it lacks edits made only there. Raises `CheckError` if
-    upstream can't be fetched or a patch does not apply.
+    Edits that were made only in vendor/llama.cpp-patched are not included. Raises `CheckError` if upstream can't be
+    fetched or a patch does not apply.
     """
     cache = os.environ.get("SWAA_EDGE_CACHE")
     try:
@@ -137,7 +141,7 @@ def export(root: Path, tree: Path) -> None:
 
 
 def selection(regex: str | None, everything: bool) -> dict[str, str | None]:
-    """Map each op to a regular expression for the parameters of its cases (None: all cases), slowest op first."""
+    """Return {op: regular expression for the cases' parameters}, slowest op first. None selects all cases."""
     return {BLOCKS: regex, PLAIN: regex or (None if everything else SELECTION)}
 
 
@@ -148,9 +152,9 @@ def run_op(program: Program, op: str, params: str | None, threads: int) -> dict[
 
 
 def judge(level: Mapping[str, Any], filtered: bool) -> list[str]:
-    """Return one line for each check that failed for one -march.
+    """Return one line per failed check of one -march.
 
-    filtered: whether only a part of the cases ran, so that some instructions of the kernels may not have run.
+    filtered: whether only some cases ran. Then fmla is the only vector instruction that must run.
     """
     march, wrong = level["march"], []
     if level["vector"] != "neon":

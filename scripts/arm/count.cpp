@@ -1,11 +1,11 @@
-// Counts the attention ops of test-backend-ops: how many ran, how many in our kernels, on how many threads.
+// Counts the attention ops of test-backend-ops, the ops that our kernels computed, and the threads.
 //
-// Why: the op tests also pass if upstream's kernels compute every op, as with GGML_CPU_FATTN=0. The linker redirects the
-// calls here (--wrap, see CMakeLists.txt), so that no source of the library changes. At the end, one line on standard
-// error: attention: ops 12, ours 12, reference 12, threads 2
+// The op tests also pass if upstream's kernels compute every op, as with GGML_CPU_FATTN=0. The linker redirects the
+// calls here (--wrap, see CMakeLists.txt), so the library's sources stay unchanged. At the end, the program writes one
+// line to standard error: attention: ops 12, ours 12, reference 12, threads 2
 //
-// The op tests use half of the machine's threads; ARM_CHECK_THREADS sets another number. The reference gets one thread:
-// it takes most of the time, and threads that busy-wait for each other waste it.
+// The op tests use half of the machine's threads. ARM_CHECK_THREADS sets another number. The reference takes most of
+// the time and gets one thread. More threads would waste time by busy-waiting for each other.
 
 #include "ggml-cpu-impl.h"
 #include "ggml-cpu.h"
@@ -16,12 +16,12 @@
 
 namespace {
 
-// Counted by the first thread of each op.
+// The first thread of each op counts the op.
 struct counts {
     std::atomic<long> ops{0}, ours{0}, reference{0}, threads{0};
 
     counts() {
-        setvbuf(stdout, nullptr, _IOLBF, 0); // a run that is killed or crashes has printed all its cases
+        setvbuf(stdout, nullptr, _IOLBF, 0); // after a crash, all finished cases are printed
     }
     ~counts() {
         fprintf(stderr, "attention: ops %ld, ours %ld, reference %ld, threads %ld\n", ops.load(), ours.load(),

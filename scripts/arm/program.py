@@ -1,6 +1,6 @@
-"""Builds test-backend-ops for one -march, finds our kernels in it, and runs its cases under qemu.
+"""Builds test-backend-ops for one -march, and runs the cases under qemu.
 
-qemu logs each block of code when it first translates the block. The log shows which instructions of a kernel ran.
+qemu logs each block of code before the block first runs. The log shows which instructions of our kernels ran.
 
     program = Program(tools, tree, Path("build/arm/armv8-a"), "armv8-a"); program.build(jobs=2)
     program.vector()                  # "neon": the vector type the kernels were compiled for
@@ -29,22 +29,22 @@ from gpu.runner import CheckError
 
 from arm.tools import Tools, processor
 
-#: Our op with a block table, and upstream's.
+#: Our op with a block table, and upstream's op.
 BLOCKS, PLAIN = "FLASH_ATTN_EXT_KV_BLOCKS", "FLASH_ATTN_EXT"
-#: About 200 of upstream's 5,308 cases, of every head size and cache type: each takes qemu about a second.
+#: Selects about 200 of upstream's 5,308 cases, with every head size and cache type. A case takes about a second.
 SELECTION = r"kv=113,nb=(1|75),mask=1,sinks=1|kv=(17|64|96|128|256|1025),"
 _COUNTS = re.compile(r"^attention: ops (\d+), ours (\d+), reference (\d+), threads (\d+)$", re.MULTILINE)
 HERE = Path(__file__).resolve().parent
 TOOLCHAIN = HERE.parent.parent / "cmake" / "aarch64-linux-gnu.cmake"
 _OBJECTS = HERE.parent / "gpu" / "objects.py"
-# A code section in the linker's map; a long name is on a line of its own.
+# A code section in the linker's map. A long name has its own line.
 _SECTION = re.compile(r"^ \.text\S*\s+0x([0-9a-f]+)\s+0x([0-9a-f]+)\s+\S*?\(?(fattn[\w-]*\.cpp)\.o\)?$", re.MULTILINE)
 _INSTRUCTION = re.compile(r"^\s*([0-9a-f]+):\t(?:[0-9a-f]{8} *\t)?(\S+)(?:[ \t]+(.*))?$", re.MULTILINE)
 # Vector multiply-adds, and the instructions that only newer processors have.
 _NOTABLE = ("fmla", "fmlal", "sdot", "usdot", "smmla", "usmmla", "bfdot", "bfmmla", "bfmlalb", "bfmlalt", "bfcvtn")
 
 
-#: Our kernels' code in a program: {address: (source, instruction)}; like "fmla v0.4s, v1.4s, v2.4s".
+#: Our kernels' code as {address: (source, instruction)}. An instruction looks like "fmla v0.4s, v1.4s, v2.4s".
 Code = Mapping[int, tuple[str, str]]
 
 
@@ -73,8 +73,8 @@ class Program:
     def build(self, jobs: int) -> None:
         """Configure the build, and compile the files that changed.
 
-        Object files that do not depend on -march are shared with builds for other values of -march. Raises
-        `CheckError`, which names the compiler's first errors.
+        Builds for other values of -march share the object files that do not depend on -march. Raises `CheckError` with
+        the compiler's first errors.
         """
         objects = (sys.executable, _OBJECTS, self.folder.parent / "objects", self.tree, self.folder)
         launcher = ";".join(map(str, objects))
@@ -97,7 +97,7 @@ class Program:
         run_logged(f"{what} for {self.march}", self.folder / f"{what}.log", [*map(str, command)])
 
     def vector(self) -> str | None:
-        """Return the kernels' macro FATTN_SIMD_NAME, as the preprocessor defines it with the options of the build."""
+        """Return the value of the kernels' macro FATTN_SIMD_NAME in this build, such as "neon"."""
         commands = json.loads((self.folder / "compile_commands.json").read_text())
         entry = next((entry for entry in commands if entry["file"].endswith("fattn/fattn-tile.cpp")), None)
         if entry is None:
@@ -132,12 +132,14 @@ class Program:
         return read_code(done.stdout, parts)
 
     def run_op(self, op: str, params: str | None, threads: int) -> dict[str, Any]:
-        """Run the cases of `op` whose parameters match the expression `params`, or all cases if `params` is None.
+        """Run the cases of `op`.
 
-        The result has the fields of `gpu.operators.read_ops` and six more fields:
-        ops, ours, reference, threads: the program's own counts, all None if the program ended early.
-        addresses: the addresses of our instructions that ran.
-        seconds: the time that the run took.
+        params: regular expression that selects cases by their parameters. None selects all cases.
+
+        The result has the fields of `gpu.operators.read_ops`, `params` and these fields:
+        ops, ours, reference, threads: counts by the program, or None if the program ended early.
+        addresses: addresses of our instructions that ran.
+        seconds: duration of the run.
 
         Raises `CheckError` if qemu cannot run the program.
         """
@@ -168,13 +170,13 @@ class Program:
 
 
 def read_map(text: str) -> list[Part]:
-    """Address ranges of our sources in a linker's map, sorted; empty and discarded ranges are omitted."""
+    """Return the sorted address ranges of our sources in a linker's map. Empty and discarded ranges are omitted."""
     found = (Part(int(start, 16), int(size, 16), source) for start, size, source in _SECTION.findall(text))
     return sorted({part for part in found if part.size and part.start})
 
 
 def read_code(text: str, parts: list[Part]) -> Code:
-    """Instructions of a disassembly that lie in these ranges, by address."""
+    """Return the instructions of a disassembly in these ranges, by address."""
     starts = [part.start for part in parts]
     code = {}
     for place, name, operands in _INSTRUCTION.findall(text):
@@ -186,7 +188,7 @@ def read_code(text: str, parts: list[Part]) -> Code:
 
 
 def count(code: Code, ran: Collection[int]) -> dict[str, dict[str, Any]]:
-    """For each source file, count its instructions, those that ran, and both numbers for each notable instruction."""
+    """Count all instructions and executed instructions, per source file and per notable instruction."""
     found: dict[str, dict[str, Any]] = {}
     for address, (source, text) in sorted(code.items(), key=lambda item: item[1]):
         row = found.setdefault(source, {"instructions": 0, "ran": 0, "notable": {}})
@@ -201,7 +203,7 @@ def count(code: Code, ran: Collection[int]) -> dict[str, dict[str, Any]]:
 
 
 def read(op: str, output: str, errors: str, code: int) -> dict[str, Any]:
-    """Parse the output of test-backend-ops; the total is 0 if the filter matches no case of `op`."""
+    """Parse the output of test-backend-ops. The total is 0 if no case of `op` matches the filter."""
     counts = _COUNTS.search(errors)
     counted = map(int, counts.groups()) if counts else [None] * 4
     return read_ops(op, output, errors, code) | dict(zip(("ops", "ours", "reference", "threads"), counted, strict=True))

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from gpu import building
 from gpu.runner import CheckError
 
-#: The instruction sets to check, and the oldest of qemu's processors that supports each: an instruction beyond the
-#: set, compiled in by mistake, crashes there. `max` where qemu has none.
+#: Instruction sets to check, and qemu's oldest processor for each set. Any other instruction crashes on this processor.
+#: `max` is used if qemu has no such processor.
 LEVELS = {
     "armv8-a": "cortex-a53",
     "armv8.2-a+fp16+dotprod": "cortex-a76",
@@ -48,7 +48,7 @@ def processor(march: str) -> str:
 def compiler(which: Callable[[str], str | None], tool: str) -> str | None:
     """Return the path of the cross compiler `tool` (gcc or g++), or None.
 
-    A compiler without a version in its name is preferred; otherwise, the newest version is chosen.
+    A name without a version is preferred. Otherwise, the newest version is returned.
     """
     names = [f"aarch64-linux-gnu-{tool}", *(f"aarch64-linux-gnu-{tool}-{version}" for version in _VERSIONS)]
     return next(filter(None, map(which, names)), None)
@@ -57,9 +57,9 @@ def compiler(which: Callable[[str], str | None], tool: str) -> str | None:
 def find(which: Callable[[str], str | None] | None = None) -> Tools:
     """Find all tools.
 
-    which: function that returns the path of a program, given its name.
+    which: function that returns a program's path by name, such as shutil.which.
 
-    Raises `MissingTools`, which names the packages to install.
+    Raises `MissingTools` with the packages to install.
     """
     which = which or functools.partial(shutil.which, path=building.search_path())
     cc, cxx, objdump = compiler(which, "gcc"), compiler(which, "g++"), which("aarch64-linux-gnu-objdump")

@@ -1,1 +1,1 @@
-"""Makes the demo model: its training data, its training, and the page of its results (docs/results.md)."""
+"""The demo model's training data, training, and page of results (docs/results.md)."""

@@ -1,9 +1,9 @@
-"""Makes training sequences of the demo model: documents with facts in prose, then questions and answers about them.
+"""Makes the demo model's training sequences: a document with facts in prose, then questions with answers.
 
     tokens, weights, tags = Data(tokenizer, text, seed=1).batch(2048, 4, Mix(copy=0.03, hops=0.03, again=0.12))
 
-`swaa_edge.evaluate.facts` makes the facts, questions and answers, as it does for `eval`. The tasks are also the same:
-needle, multi (several needles), chain and kv. Even with the same seed, training and `eval` have unrelated samples.
+`swaa_edge.evaluate.facts` makes the facts, questions and answers, as for `eval`. The tasks are also the same: needle,
+multi (several needles), chain and kv. Training and `eval` have unrelated samples, even with the same seed.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from demo.tokenizer import ASSISTANT, BOS, END, USER
 from swaa_edge.evaluate import facts
 from swaa_edge.evaluate.haystack import Haystack
 
-#: Categories of predictions, for the log: a value repeated in a document, one that follows from others, the answers.
+#: Categories of predictions in the log: repeated values, derived values, and answers by task and style.
 ASKED = [f"{task}/{style}" for task in ("needle", "multi", "chain", "kv") for style in facts.STYLES]
 TAGS = ["recital", "derived", *ASKED]
-#: Weight of a prose token in the loss; a token of an answer has 1.
+#: Loss weight of a prose token. A token of an answer has weight 1.
 PROSE_WEIGHT = 0.05
 
 Ask = tuple[str, Callable[[facts.Style], facts.Question]]
@@ -37,7 +37,7 @@ class Mix:
 
     copy: probability of a sequence that only repeats names and numbers.
     hops: probability of a sequence of linked facts without prose.
-    again: probability that a document repeats its facts, so that it contains a value to learn every few tokens.
+    again: probability that a document repeats its facts. Such a document has a value to learn every few tokens.
     """
 
     copy: float
@@ -67,7 +67,7 @@ class Row:
 
 
 class Data:
-    """Generates training sequences from a seed; the random generator `rng` is the only state."""
+    """Generates training sequences from a seed. The random generator `rng` is the only state."""
 
     def __init__(self, tokenizer, text: str, seed: int) -> None:
         self.rng = random.Random(seed)
@@ -76,9 +76,9 @@ class Data:
         self.special = {name: tokenizer.convert_tokens_to_ids(name) for name in (BOS, USER, ASSISTANT, END)}
         self.numbers = {self.encode(f" {number}")[0] for number in range(10, 100)}
         self.names = {self.encode(f" {word}")[0] for word in facts.WORDS}
-        #: By name and number at the end of a chain of codes: the facts it follows from.
+        #: {(name, final number): facts that determine the number}.
         self._derived: dict[tuple[int, int], set[tuple[int, int]]] = {}
-        # The token before a value: in a fact, and in the JSON object.
+        # Tokens before a value, in a fact and in a JSON object.
         self._before = {self.encode(" is")[0], self.encode('{"fox": 4')[2]}
 
     def batch(self, length: int, count: int, mix: Mix) -> tuple[torch.Tensor, ...]:
@@ -118,7 +118,7 @@ class Data:
     def _rounds(self, asks: Sequence[Ask], limit: int) -> Row:
         """Return questions and answers that follow a document.
 
-        The first question is always added. A further question is added only if it fits into `limit` tokens.
+        The first question is always added. Further questions must fit into `limit` tokens.
         """
         rng, rounds = self.rng, Row()
         asked: set[str] = set()
@@ -141,7 +141,7 @@ class Data:
         return rounds
 
     def _copying(self, length: int) -> Row:
-        """Return a sequence that repeats pairs of name and number, in the same order or each time in a new order."""
+        """Return a sequence that repeats pairs of name and number. Half of the sequences change the order each time."""
         rng, row = self.rng, self._begun()
         names, numbers = sorted(self.names), sorted(self.numbers)
         chosen = rng.sample(names, min(len(names), rng.randint(3, length // 5)))
@@ -160,8 +160,8 @@ class Data:
     def _hops(self, length: int) -> Row:
         """Return a sequence that gives each name a code and then states each name's code or final number.
 
-        A code is a number or, for half of the names, another name, whose number is then the final number. Each
-        statement has four tokens.
+        For half of the names, the code and the final number are the same number. For the other names, the code is a
+        name from the first half. The code of that name is then the final number. Each statement has four tokens.
         """
         rng, row = self.rng, self._begun()
         code, number, is_ = (self.encode(text)[0] for text in (" code", " number", " is"))
@@ -180,7 +180,7 @@ class Data:
         return row.cut(length)
 
     def _document_weights(self, document: Sequence[int], kind: str) -> tuple[list[float], list[int]]:
-        """Return loss weights and tags. A value has weight 1 only if earlier facts determine it."""
+        """Return loss weights and tags. A value has weight 1 only if earlier facts determine the value."""
         weights, tags = [PROSE_WEIGHT] * len(document), [0] * len(document)
         seen: set[tuple[int, int]] = set()
         for place in range(2, len(document)):
@@ -202,13 +202,13 @@ class Data:
         return max(1, round(math.exp(self.rng.uniform(0, math.log(max(most, 1) + 0.5)))))
 
     def _place(self, pieces: Sequence[Sequence[int]]) -> list[Piece]:
-        """Return each piece with a random depth, in the whole document or in one part of it."""
+        """Return each piece with a random depth. The depths may be limited to one part of the document."""
         low = self.rng.random() * 0.9 if self.rng.random() < 0.3 else 0.0
         high = 1.0 if low == 0 else min(1.0, low + self.rng.uniform(0.02, 0.5))
         return [(self.rng.uniform(low, high), piece) for piece in pieces]
 
     def _codes(self, length: int, again: bool, fraction: float) -> tuple[list[Piece], list[Ask]]:
-        """Return facts of seven tokens each, some of which form chains, and questions about these facts."""
+        """Return facts of seven tokens each, and questions about the facts. Some facts may form chains."""
         rng = self.rng
         times = rng.choice((2, 3)) if again else 1
         derive = again and rng.random() < 0.6
@@ -239,7 +239,7 @@ class Data:
     def _with_numbers(self, codes: dict[str, str], pieces: Sequence[Sequence[int]]) -> list[Piece]:
         """Place the facts in the first half of a document, and the final number of each name in the second half.
 
-        So in the second half, every few tokens there is a value that follows from several facts.
+        Every few tokens, the second half then has a value that follows from several facts.
         """
         rng, one = self.rng, lambda text: self.encode(f" {text}")[0]
         placed: list[Piece] = [(rng.uniform(0, 0.5), piece) for piece in pieces]
@@ -253,7 +253,7 @@ class Data:
         return placed
 
     def _chains(self, codes: dict[str, str], many: bool) -> list[list[str]]:
-        """Replace some codes by names that have codes; return the resulting chains, from first name to number."""
+        """Replace some codes by names that have codes. Return the resulting chains, from first name to number."""
         rng, spare, chains = self.rng, list(codes), []
         rng.shuffle(spare)
         quarter = max(1, len(codes) // 4)
@@ -268,7 +268,7 @@ class Data:
         return chains
 
     def _json(self, length: int, again: bool, fraction: float) -> tuple[list[Piece], list[Ask]]:
-        """Return a JSON object with five tokens per pair, and questions. `again` adds the object again, reordered."""
+        """Return a JSON object with five tokens per pair, and questions. `again` adds a reordered copy."""
         rng = self.rng
         count = max(2, min(256, int(length * fraction / 11) if again else self._amount(length // 14)))
         keys = rng.sample(facts.WORDS, count)

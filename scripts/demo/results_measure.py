@@ -1,11 +1,16 @@
-"""Measures the figures of docs/results.md: calibrates, fine-tunes, and evaluates all configurations on the same
-questions.
+"""Measures the figures of docs/results.md: calibrates, fine-tunes and evaluates.
 
     document = measure(samples=200, threads=2)      # python scripts/demo/results.py measure
 
-The steps are the commands that a user would run: `calibrate` chooses layers, `distill` collects responses under full
-attention, `finetune` trains, `convert --lora` merges and quantizes, and `eval` evaluates. Results are kept in build/,
-so a finished step is not repeated.
+The steps correspond to commands:
+
+- `calibrate` chooses layers.
+- `distill` collects responses under full attention.
+- `finetune` trains.
+- `convert --lora` merges and quantizes.
+- `eval` evaluates all configurations on the same questions.
+
+Results are kept in build/, so a finished step is not repeated.
 """
 
 from __future__ import annotations
@@ -43,13 +48,13 @@ from swaa_edge.support.machine import machine
 from swaa_edge.support.progress import progress_bar
 
 BUILD = Path(__file__).resolve().parents[2] / "build"
-#: Seeds: calibrate and distill see other questions than those of the table.
+#: Seeds. `calibrate` and `distill` see other questions than `eval`.
 EVALUATED, CALIBRATED, LEARNED = 41, 42, 43
-#: Documents per task for the training examples of an adapter; the configurations that get one.
+#: Number of training documents per task, and the configurations that get an adapter.
 DOCUMENTS = 120
 TUNED = ("sinks + FA decode", "quarter 1::4", "all three")
-#: The style of all responses: under FA decode only tokens after the prompt see the whole prompt, so the adapter learns
-#: to answer in a sentence even if the question asks for the answer alone.
+#: Style of all responses. Under FA decode, only tokens after the prompt see the whole prompt. So the adapter learns to
+#: answer in a sentence, even if the question asks for the answer alone.
 SPOKEN = "spoken"
 SETTINGS = dataclasses.asdict(
     Settings(
@@ -68,8 +73,9 @@ SETTINGS = dataclasses.asdict(
 def configurations(chosen: Sequence[int]) -> dict[str, Configuration]:
     """Return the configurations to evaluate, by name.
 
-    They are full attention, a bare window, and each combination of one, two or three strategies. Five more keep full
-    attention in a quarter of the layers: every fourth layer from each of four offsets, and the layers in `chosen`.
+    The first are full attention, a bare window, and each combination of strategies. Five more keep full attention in a
+    quarter of the layers. Four of the five use every fourth layer, from different offsets. The last uses the layers in
+    `chosen`.
     """
     parts: dict[str, dict[str, Any]] = {
         "sinks": {"sink_count": SINKS},
@@ -85,7 +91,7 @@ def configurations(chosen: Sequence[int]) -> dict[str, Configuration]:
 
 
 def measure(samples: int, threads: int) -> dict[str, Any]:
-    """Calibrate, fine-tune, and evaluate every configuration on `samples` questions per task; return the document."""
+    """Calibrate, fine-tune, and evaluate every configuration on `samples` questions per task. Return the document."""
     engine, n_layers = EngineSettings(n_threads=threads, n_gpu_layers=0), read_model(MODEL).n_layers
     models: dict[str, Path] = {}  # by the label of an adapter
 
@@ -149,7 +155,7 @@ def measure(samples: int, threads: int) -> dict[str, Any]:
 
 
 def _at_once(questions: Sequence[Sample], answers: Sequence[dict[str, Any]], name: str) -> float:
-    """Return the fraction of the questions in the style "direct" whose response begins with the answer."""
+    """Return the fraction of direct questions whose response begins with the answer."""
     direct = {sample.id: sample.answers[0] for sample in questions if sample.style == "direct"}
     mine = [row for row in answers if row["config"] == name and row["sample"] in direct]
     return sum(row["reply"].strip().startswith(direct[row["sample"]]) for row in mine) / len(mine)
@@ -171,18 +177,18 @@ class Tuning:
     The model answers the spoken question about each document. A correct response becomes the training example for both
     questions about the document.
 
-    samples: samples of the retrieval tasks in the styles "direct" and "spoken", which provide the documents.
+    samples: samples of the retrieval tasks, in the styles "direct" and "spoken".
     """
 
     def __init__(self, folder: Path, samples: Sequence[Sample], engine: EngineSettings) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._base = folder, _hf_directory(folder / MODEL.stem)
         self._data, self.counts = self._examples(samples, engine)
-        #: The outcome of the training, by configuration.
+        #: Training outcomes by configuration.
         self.outcomes: dict[str, dict[str, Any]] = {}
 
     def model(self, name: str, swaa: SwaaConfig) -> Path:
-        """Return the path of a GGUF file: the demo model, fine-tuned under `swaa`."""
+        """Fine-tune the demo model under `swaa`. Return the path of the GGUF file."""
         from swaa_edge.convert import hf
 
         key = {"swaa": swaa.to_dict(), "data": self._data.name, "settings": SETTINGS}
@@ -200,7 +206,7 @@ class Tuning:
         return target
 
     def _examples(self, samples: Sequence[Sample], engine: EngineSettings) -> tuple[Path, dict[str, Any]]:
-        """Return the path of the file of training examples, and the counts of kept and dropped responses."""
+        """Return the path of the training examples, and the counts of kept and dropped responses."""
         questions, asked = _questions(samples)
         key = digest({"questions": questions, "max_tokens": ANSWER})
         source, responses, file = (self._folder / f"{kind}-{key}.jsonl" for kind in ("questions", "responses", "data"))
@@ -220,7 +226,7 @@ class Tuning:
 
 
 def _hf_directory(folder: Path) -> Path:
-    """Convert the shipped GGUF file to a Hugging Face model directory, so that no other file is needed."""
+    """Convert the shipped GGUF file to a Hugging Face model directory."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     if not (folder / "model.safetensors").is_file():
@@ -228,7 +234,7 @@ def _hf_directory(folder: Path) -> Path:
         recipe = json.loads((MODEL.parent / "train-recipe.json").read_text(encoding="utf-8"))
         special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
         shape = {"vocab_size": len(tokenizer), **special, **recipe["model"]}
-        # transformers neither reads the head size from a GGUF file nor saves a model read from one.
+        # transformers can't read the head size from a GGUF file, and can't save a model that was read from a GGUF file.
         read = Qwen3ForCausalLM.from_pretrained(MODEL.parent, gguf_file=MODEL.name, config=Qwen3Config(**shape))
         model = Qwen3ForCausalLM(Qwen3Config(**shape))
         model.load_state_dict(read.state_dict())
@@ -238,7 +244,7 @@ def _hf_directory(folder: Path) -> Path:
 
 
 def _questions(samples: Sequence[Sample]) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
-    """Return one record per document with its spoken question, and {record id: the questions in both styles}."""
+    """Return a record with the spoken question per document, and {record id: questions in both styles}."""
     records: list[dict[str, Any]] = []
     asked: dict[str, list[str]] = {}
     with Prompts(MODEL) as prompts, open_vocabulary(MODEL) as vocabulary:

@@ -1,4 +1,4 @@
-"""Writes the text of docs/results.md: tables and sentences with the figures that results.py measured."""
+"""Writes the text of docs/results.md, with the figures that results.py measured."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ training examples. The SHA-256 of the model file begins with `{sha256}`.
 """
 
 
-#: Rows that correspond to a preset, with this model's window and sinks.
+#: Rows that correspond to a recipe, with this model's window and sinks.
 _RECIPES = {"sinks + FA decode": "fast", "quarter 1::4": "balanced", "all three": "quality"}
 _TASKS, _STYLES = ("needle", "multi-needle", "kv", "chain"), ("direct", "spoken")
 
@@ -157,7 +157,7 @@ def _sentences(rows: dict[str, Any]) -> list[str]:
 
 
 def _tuned(tuning: dict[str, Any], rows: dict[str, Any]) -> list[str]:
-    """Return lines about the training examples, and a table of each recipe's accuracy before and after fine-tuning."""
+    """Return lines about the training examples, and a table of accuracy before and after fine-tuning."""
     settings, data = tuning["settings"], tuning["data"]
     text = (
         f"Under full attention, `distill` asked the model a spoken question about each of {data['records']} "
@@ -192,7 +192,7 @@ def _tuned(tuning: dict[str, Any], rows: dict[str, Any]) -> list[str]:
 
 
 def tuned_name(name: str) -> str:
-    """Return the name of the row for a configuration after fine-tuning."""
+    """Return the row's name for a fine-tuned configuration."""
     return f"{name} + LoRA"
 
 

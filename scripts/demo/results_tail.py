@@ -2,7 +2,7 @@
 
     document = measure_tail(samples=50, threads=2)      # python scripts/demo/results.py measure-tail
 
-The questions are a subset of those in the main table of docs/results.md: the first ones of each task.
+The questions are the first questions of each task in the main table of docs/results.md.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from swaa_edge.support.journal import Journal
 from swaa_edge.support.machine import machine
 from swaa_edge.support.progress import progress_bar
 
-#: Recipes by the layers that keep full attention, and the tails they are measured with.
+#: The layers with full attention of each recipe, and the tails to measure.
 RECIPES = {"fast": "none", "balanced": "1::4", "quality": "1::2"}
 TAILS = {"fast": (1, TAIL, 2 * TAIL), "balanced": (TAIL,), "quality": (TAIL,)}
 
@@ -42,7 +42,7 @@ def configurations() -> dict[str, Configuration]:
 
 
 def measure_tail(samples: int, threads: int) -> dict[str, Any]:
-    """Ask every configuration `samples` questions per task; return the document. Resumes an interrupted run."""
+    """Ask every configuration `samples` questions per task. Return the document. Resumes an interrupted run."""
     engine = EngineSettings(n_threads=threads, n_gpu_layers=0)
 
     def load(swaa: Configuration, n_ctx: int) -> SwaaLlama:

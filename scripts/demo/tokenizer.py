@@ -6,7 +6,7 @@ from swaa_edge.evaluate.facts import WORDS
 
 BOS, END, USER, ASSISTANT = "<|begin|>", "<|end|>", "<|user|>", "<|assistant|>"
 SIZE = 3072
-#: llama.cpp's name for the split of text before BPE.
+#: llama.cpp's name of the pre-tokenizer.
 PRE_TOKENIZER = "gpt-2"
 #: Type of the shipped model's weights.
 QUANTIZED = "Q8_0"

@@ -28,7 +28,7 @@ from demo.data import TAGS, Data, Mix
 from demo.text import sources, training_text
 from demo.tokenizer import PRE_TOKENIZER, QUANTIZED, make_tokenizer
 
-#: The trained model's directory; the converter names the model after it.
+#: Name of the trained model's directory. The converter also gives the model this name.
 NAME = "swaa-edge-demo"
 CONTEXT = 2048
 MODEL = {
@@ -43,7 +43,7 @@ MODEL = {
     "tie_word_embeddings": True,
 }
 SEED = 1
-#: (steps, tokens of a sequence, of a batch): short sequences first: their steps are cheap and their answers near.
+#: (steps, tokens per sequence, tokens per batch). Short sequences come first: steps are cheap, and answers are near.
 CURRICULUM = (
     (300, 64, 4096),
     (150, 128, 4096),
@@ -54,21 +54,22 @@ CURRICULUM = (
 )
 PEAK_RATE, WARMUP, HORIZON, DECAY = 2e-3, 100, 1700, 800
 SAVED_EVERY = 100
-#: Dimensions of a head that rotate fastest with the position; they distinguish neighbours.
+#: Number of a head's fastest rotating dimensions. These dimensions distinguish neighbours.
 FAST = 4
-#: How far each head of the first layer initially looks back: to a value's name in a fact or in JSON (1, 2), and from
-#: the start of an answer to the subject of the question (3; 5 with two subjects).
+#: How many tokens each head of the first layer initially looks back. 1 and 2 lead from a value to the name, in a fact
+#: or in JSON. 3 leads from the start of an answer to the subject of the question, or 5 with two subjects.
 LOOK_BACK = (1, 2, 3, 5)
 
 
 def look_back(model: Qwen3ForCausalLM) -> None:
     """Initialize each head of the first layer to look a fixed number of tokens back.
 
-    Retrieval needs a pair of heads ("induction heads", arXiv 2209.11895): one head copies a nearby earlier token into
-    each position, and a head in a later layer searches for the copied token. Neither head is useful without the other,
-    so with random weights both form late in the training. This function provides the first head: it adds a constant
-    component to every embedding, lets the query and key projections read this component, and rotates the query back by
-    RoPE's own angles. All weights remain trainable.
+    Retrieval needs a pair of heads ("induction heads", arXiv 2209.11895). One head copies a nearby earlier token into
+    each position. A head in a later layer searches for the copied token. Neither head is useful alone, so with random
+    weights both form late in the training.
+
+    This function provides the first head. Every embedding gets a constant component. The query and key projections read
+    the constant component. RoPE's own angles rotate the query back. All weights remain trainable.
     """
     attention, size = model.model.layers[0].self_attn, MODEL["head_dim"]
     with torch.no_grad():
@@ -84,13 +85,16 @@ def look_back(model: Qwen3ForCausalLM) -> None:
             query[size // 2 : size // 2 + FAST] = -torch.sin(back * angles)
             rows = slice(head * size, (head + 1) * size)
             attention.q_proj.weight[rows, 0] = query
-        # Scores up to 4 x sqrt(head_dim), so that one token gets nearly all of the attention.
+        # Scores reach 4 x sqrt(head_dim), so one token gets nearly all of the attention.
         attention.q_norm.weight.fill_(2.0)
         attention.k_norm.weight.fill_(2.0)
 
 
 def lessons(step: int) -> Mix:
-    """Return the mix of training sequences: first copying (one look-up), then linked facts (two), then documents."""
+    """Return the mix of training sequences.
+
+    Copying (one look-up) comes first, then linked facts (two look-ups), then documents.
+    """
     if step < 150:
         return Mix(1.0, 0.0, 0.0)
     if step < 300:
@@ -111,7 +115,10 @@ def rate(step: int) -> float:
 
 
 def loss_of(model, tokens, weights, tags, values):
-    """Return the weighted loss, the loss on prose in nats per token, and counts of answers and correct ones by tag."""
+    """Return the weighted loss, the loss on prose in nats per token, and the counts.
+
+    The counts have the shape [2, tags]: answers and correct answers.
+    """
     hidden = model.model(tokens[:, :-1], use_cache=False).last_hidden_state
     targets, weights, tags = tokens[:, 1:], weights[:, 1:], tags[:, 1:]
     counted = weights > 0
@@ -127,7 +134,7 @@ def loss_of(model, tokens, weights, tags, values):
 
 
 class Training:
-    """The training and its state, which is saved in a folder: the model, its optimizers and its data."""
+    """Trains the demo model. The model, the optimizers and the data's state are saved in `folder`."""
 
     def __init__(self, folder: Path, seed: int) -> None:
         self.folder, self.log, self.state = folder, folder / "log.jsonl", folder / "state.pt"
@@ -217,7 +224,7 @@ class Training:
 
 
 def install(folder: Path) -> None:
-    """Convert and quantize the trained model, and write it to the package with its log and recipe."""
+    """Convert and quantize the trained model. Write the model, the log and the recipe to the package."""
     from swaa_edge.convert import hf
     from swaa_edge.demo import MODEL as TARGET
 

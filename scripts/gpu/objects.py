@@ -27,7 +27,7 @@ from pathlib import Path
 
 
 def launch(cache: Path, tree: Path, build: Path, command: Sequence[str]) -> int:
-    """Run `command`, unless its object file is in the cache. Return the exit code."""
+    """Run `command`, unless the cache has the object file. Return the exit code."""
     target, depfile = _after(command, "-o"), _after(command, "-MF")
     if target is None or depfile is None or "-c" not in command:
         return subprocess.run(command, check=False).returncode

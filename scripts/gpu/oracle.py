@@ -3,8 +3,8 @@
 `prepare` computes the oracle's logits during packing, with torch and transformers. `check` and `same_bits` run on the
 GPU machine.
 
-The archive holds only some rows of logits per case. These are all decoded rows, the first rows after edges such as the
-window's end, and a sample of the others.
+Not all rows of logits are packed. The archive holds each case's decoded rows, the first rows after edges such as the
+window's end, and a sample of the other rows.
 
 A GPU multiplies in TF32 or half precision. The archive therefore also holds logits under full attention. The error of
 full attention shows how much of a case's error is rounding.

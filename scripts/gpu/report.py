@@ -13,7 +13,7 @@ from typing import Any
 
 #: Ratios of the whole request that the SWAA authors published. vLLM, Qwen3-4B, 128k tokens in, 512 out.
 PUBLISHED = {"stream": 8.0, "memory": 1.79, "fast": 1.71, "balanced": 1.45, "quality": 1.26}
-#: SWAA off against the unpatched library.
+#: Accepted ratios of SWAA off to the unpatched library.
 OFF_RATIO = (0.98, 1.02)
 
 

@@ -1,6 +1,6 @@
 """Verifies the patch series.
 
-The check is meant for CI: it reads upstream's files from the sdist, so edits in the source trees don't affect it.
+The check is meant for CI. Upstream's files are read from the sdist, not from the source trees.
 
     print(check(Workspace(Path("."))))      # PatchError: one line per problem
 """
@@ -21,10 +21,12 @@ KNOWN = {"README.md", "UPSTREAM", "series", "src"}
 
 
 def check(ws: Workspace) -> str:
-    """Check that every patch fits exactly and exports byte-identically, and that the series lists all patches.
+    """Check the series and our own files. Return a summary.
 
-    Also check that no file in patches/src/ replaces an upstream file, that each begins with a comment, and that every
-    source file is compiled.
+    Every patch must fit exactly, export byte-identically and be listed in patches/series. A file in patches/src/ must
+    begin with a comment, and must not replace an upstream file. Every source file must be compiled.
+
+    Raises `PatchError` with one line per problem.
     """
     names = ws.names()
     if not names:
@@ -83,7 +85,7 @@ def _describes_itself(path: str, data: bytes) -> bool:
 
 
 def _is_built(path: str, tree: Mapping[str, bytes], ours: Mapping[str, bytes]) -> bool:
-    """Return whether a CMakeLists.txt above the file lists it (by name or glob), or one of our files includes it."""
+    """Return whether the file is listed in a CMakeLists.txt above, by name or glob, or included by one of our files."""
     name = re.escape(PurePosixPath(path).name)
     for folder in PurePosixPath(path).parents:
         lists = tree.get((folder / "CMakeLists.txt").as_posix(), b"").decode("utf-8", "replace")

@@ -1,7 +1,7 @@
 """Moves the series to another upstream release, or removes a patch from the series.
 
-A patch's context lines do not show where it belongs in a changed file. The old and the new version of every upstream
-file are known, so each patch is moved by a three-way merge of the old file, the new file and the patched old file.
+A patch's context lines do not show where a hunk belongs in a changed file. So each patch is moved by a three-way merge
+of the old file, the patched old file and the new file.
 
     print(against(ws, "0.3.40")); print(onto(ws, "0.3.40")); print(drop(ws, "0003-x.patch"))
 """
@@ -22,7 +22,7 @@ from patches_lib.workspace import Workspace, export_all, fetch, read, some, stac
 class Verdict:
     """The outcome for one patch.
 
-    moved: True if a hunk did not fit at its line, so that merging was tried.
+    moved: whether a hunk did not fit at its line, and a merge was tried.
     failed: hunks and files that don't apply.
     """
 
@@ -45,9 +45,9 @@ def carry(
     """Apply every patch except those in `out` to another upstream release.
 
     old: the result of `stack` for the current release.
-    new: function that returns the content of a file of the other release.
+    new: function from a path to the file's content in the other release.
 
-    Returns the stack for the other release, without the hunks that did not fit, and a verdict per patch.
+    Returns the stack for the other release and a verdict per patch. The stack lacks the hunks that did not fit.
     """
     base = {path: new(path) for path in old}
     versions = {path: [data] for path, data in base.items() if data is not None}
@@ -95,7 +95,7 @@ def _other(ws: Workspace, version: str) -> tuple[Pin, dict[str, bytes]]:
 
 
 def against(ws: Workspace, version: str) -> tuple[str, int]:
-    """Return a report on which patches apply to another release, and the number of patches that fail."""
+    """Try the patches on another release. Return a report and the number of patches that fail."""
     fetch(ws)
     patches = ws.series()
     if not patches:
@@ -109,7 +109,7 @@ def against(ws: Workspace, version: str) -> tuple[str, int]:
 
 
 def onto(ws: Workspace, version: str) -> str:
-    """Rewrite the series and the pin for another release. Hunks that fail are left out; the result lists them."""
+    """Rewrite the series and the pin for another release. Hunks that fail are left out, and listed in the result."""
     patches = _unedited_series(ws)
     pin, files = _other(ws, version)
     versions, verdicts = carry(patches, stack(patches, ws.upstream), files.get)
@@ -128,7 +128,10 @@ def onto(ws: Workspace, version: str) -> str:
 
 
 def drop(ws: Workspace, name: str) -> str:
-    """Remove one patch from the series and export the later ones; fails if a later patch changes the same lines."""
+    """Remove one patch from the series and export the later patches again.
+
+    Raises `PatchError` if a later patch needs the removed patch.
+    """
     patches = _unedited_series(ws)
     if name not in ws.names():
         raise PatchError(f"--drop {name}: no such patch in patches/series")
@@ -148,7 +151,7 @@ def _unedited_series(ws: Workspace) -> list[Patch]:
 
 
 def _rewrite(ws: Workspace, patches: Sequence[Patch], versions: Mapping[str, Sequence[bytes]]) -> None:
-    """Write these patches; a patch without hunks is deleted and removed from the series."""
+    """Write these patches. A patch without hunks is deleted and removed from the series."""
     empty = {p.name for i, p in enumerate(patches) if all(states[i] == states[i + 1] for states in versions.values())}
     steps = {index for index, patch in enumerate(patches) if patch.name in empty}
     slim = {path: [s for i, s in enumerate(states) if i - 1 not in steps] for path, states in versions.items()}

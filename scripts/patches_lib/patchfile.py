@@ -1,10 +1,12 @@
 """Parses, applies, exports and merges patches, on bytes in memory.
 
-A patch consists of a header that gives its reason, and a plain unified diff. This module applies patches in Python,
-without `git apply` or `patch`. Both programs accept hunks at other lines (offsets) or with other context (fuzz), and
-`git apply` silently skips files if the tree is in a subfolder of another repository. In this module, a hunk that does
-not fit at its line is an error. Exporting and merging use `git diff --no-index` and `git merge-file`, isolated from the
-user's configuration, so only `refresh` and `check` need git.
+A patch consists of a header with the reason, and a plain unified diff.
+
+Patches are applied in Python. A hunk that does not fit at its line is an error. `git apply` and `patch` would accept
+such hunks at other lines. `git apply` also silently skips files if the tree is in a subfolder of another repository.
+
+Exporting and merging use `git diff --no-index` and `git merge-file`, isolated from the user's configuration. Only
+`refresh` and `check` need git.
 
     patch = parse("0001-x.patch", data); new = apply_hunks(old, patch.files["src/a.c"], "src/a.c")
 """
@@ -29,7 +31,7 @@ NO_NEWLINE = b"\\ No newline at end of file\n"
 
 
 class PatchError(Exception):
-    """An error in the patch series; the message is one line that names what is wrong and what would be right."""
+    """An error in the patch series. The message says what is wrong and what would be right."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Patch:
 
 
 def make_header(subject: str, why: str, goes_away_when: str) -> bytes:
-    """Make the header of a new patch; in a long field, the text continues on indented lines."""
+    """Make the header of a new patch. Long fields continue on indented lines."""
     wrap = textwrap.TextWrapper(110, subsequent_indent="  ", break_on_hyphens=False)
     fields = zip(HEADER, (subject, why, goes_away_when), strict=True)
     header = "".join(wrap.fill(f"{key}: {value}") + "\n" for key, value in fields).encode() + b"\n"
@@ -73,7 +75,7 @@ def check_header(name: str, header: bytes) -> None:
 
 
 def parse(name: str, data: bytes) -> Patch:
-    """Parse a patch strictly: any line that belongs neither to the header nor to a well-formed hunk is an error."""
+    """Parse a patch. Any line outside the header and well-formed hunks is an error."""
     begin = 0 if data.startswith(b"diff --git ") else data.find(b"\ndiff --git ") + 1 or len(data)
     check_header(name, data[:begin])
     if begin == len(data):
@@ -130,12 +132,12 @@ def _parse_hunk(head: re.Match[bytes], lines: list[bytes], at: int, where: str) 
     if (len(old), len(new)) != (old_count, new_count):
         stated = f"the hunk header gives {old_count},{new_count} lines"
         raise PatchError(f"{where}: {stated}, but the hunk has {len(old)},{len(new)}")
-    # with a count of 0 the number is that of the line before
+    # if a count is 0, the header gives the line before the hunk
     return Hunk(start - (old_count > 0), new_start - (new_count > 0), tuple(old), tuple(new)), used
 
 
 def apply_hunks(data: bytes, hunks: tuple[Hunk, ...], where: str) -> bytes:
-    """Apply hunks without fuzz or offset; raises a PatchError that names the hunk that does not fit."""
+    """Apply hunks without fuzz or offset. Raises `PatchError` if a hunk does not fit."""
     lines, out, at = split_lines(data), [], 0
     for number, hunk in enumerate(hunks, 1):
         out += lines[at : hunk.start]
@@ -147,7 +149,7 @@ def apply_hunks(data: bytes, hunks: tuple[Hunk, ...], where: str) -> bytes:
 
 
 def apply_some(data: bytes, hunks: Iterable[Hunk], where: str) -> bytes:
-    """Apply only these hunks of a diff, with line numbers in the new file as if the diff had no others."""
+    """Apply only these hunks of a diff. The line numbers in the new file are adjusted."""
     shifted, shift = [], 0
     for hunk in hunks:
         shifted.append(replace(hunk, new_start=hunk.start + shift))
@@ -156,12 +158,15 @@ def apply_some(data: bytes, hunks: Iterable[Hunk], where: str) -> bytes:
 
 
 def split_lines(data: bytes) -> list[bytes]:
-    """Split into lines that keep their newline; bytes.splitlines would also split at a lone carriage return."""
+    """Split into lines with newlines. bytes.splitlines would also split at a lone carriage return."""
     return re.findall(rb"[^\n]*\n|[^\n]+", data)
 
 
 def export(header: bytes, files: dict[str, tuple[bytes, bytes]]) -> bytes:
-    """Make a patch, without hashes and dates, from a dict of path to (old content, new content); sorts it by path."""
+    """Make a patch, sorted by path, without hashes and dates.
+
+    files: {path: (old content, new content)}.
+    """
     parts = []
     with tempfile.TemporaryDirectory() as folder:
         for path, (old, new) in sorted(files.items()):
@@ -184,7 +189,7 @@ def _diff(folder: Path, path: str, old: bytes, new: bytes, context: int) -> byte
 
 
 def diff_hunks(old: bytes, new: bytes, path: str, context: int = CONTEXT) -> tuple[Hunk, ...]:
-    """Return the hunks that lead from one content to another, as `export` would write them."""
+    """Return the hunks from `old` to `new`, as in `export`."""
     with tempfile.TemporaryDirectory() as folder:
         body = _diff(Path(folder), path, old, new, context) if old != new else b""
     return parse_diff("diff", body).get(path, ())
@@ -207,7 +212,7 @@ def merge(ours: bytes, base: bytes, theirs: bytes) -> bytes | None:
 
 
 def git(folder: Path, *args: str) -> subprocess.CompletedProcess[bytes]:
-    """Run git in a scratch folder, isolated from the user's configuration and any repository around it."""
+    """Run git in a scratch folder, isolated from the user's configuration and other repositories."""
     if not shutil.which("git"):
         raise PatchError("git is not on PATH; install git")
     env = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}

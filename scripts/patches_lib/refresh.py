@@ -1,7 +1,7 @@
-"""Writes each edit of the patched tree back into its patch and exports the series again.
+"""Writes edits of the patched tree back into the patches, and exports the series again.
 
 An edit is made on top of the whole series, but may belong to an earlier patch. A three-way merge moves the edit into
-that patch, before the later patches of the series. This works even if several patches change the same file.
+the earlier patch. This also works if several patches change the same file.
 
     print(refresh(ws, into="0003-x.patch", paths=["src/llama-graph.cpp"]))
 """
@@ -17,7 +17,7 @@ from patches_lib.workspace import Workspace, apply, digest, export_all, fetch, r
 
 
 def edits_of(ws: Workspace, applied: Mapping[str, str]) -> dict[str, bytes | None]:
-    """Return the local edits that are not in patches/, as {path: content in the tree}; for a deleted file, None."""
+    """Return {path: content in the tree} of local edits that are not in patches/. Deleted files have None."""
     want, edits = wanted(ws), {}
     for path in ws.edited(applied):
         have, now = read(ws.tree / path), want[path] if path in want else ws.upstream(path)
@@ -39,8 +39,8 @@ def refresh(
     that changes the file.
 
     into: name of the patch that gets the edits of upstream files.
-    new, header: name and header of a new patch that gets these edits.
-    paths: write only the edits of upstream files in these files, folders or line ranges (FILE:FIRST-LAST).
+    new, header: name and header of a new patch for the edits of upstream files.
+    paths: files, folders or line ranges (FILE:FIRST-LAST). Other edits of upstream files are not written.
     """
     fetch(ws)
     if not ws.tree.is_dir():

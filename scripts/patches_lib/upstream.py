@@ -1,7 +1,7 @@
-"""Finds or downloads the sdist of the pinned upstream, checks its hash, and unpacks its source tree.
+"""Downloads the sdist of the pinned upstream, checks the hash and unpacks the source tree.
 
-Only this module uses the network. The module needs only Python and a pip. CMake runs this module in build isolation,
-where `python -m pip` is often missing or uses the wrong environment, so several pips are tried.
+Only this module uses the network. The module needs only Python and pip. CMake runs the module in build isolation.
+There, `python -m pip` is often missing or uses the wrong environment, so several pips are tried.
 
     pin = read_pin(Path("patches/UPSTREAM")); files = read_tree(get_sdist(pin, Path("vendor")), pin)
 """
@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 
 from patches_lib.patchfile import PatchError
 
-# Two thirds of the sdist, none of it built: test vocabularies, manuals, pictures, upstream's housekeeping.
+# Two thirds of the sdist, not needed for a build: test vocabularies, manuals, pictures, upstream's housekeeping.
 SKIP = (".git", ".git/*", ".github/*", ".devops/*", ".gemini/*", ".pi/*", "benches/*", "docs/*", "media/*", "skills/*")
 SKIP += ("models/*.gguf", "models/*.gguf.*")
 
@@ -31,7 +31,7 @@ SKIP += ("models/*.gguf", "models/*.gguf.*")
 class Pin:
     name: str
     version: str
-    sha256: str  # of the sdist; "" accepts any, to inspect another release
+    sha256: str  # of the sdist; "" accepts any hash, to inspect another release
     tree: str  # folder inside the sdist
 
     @property
@@ -49,12 +49,12 @@ def read_pin(path: Path) -> Pin:
 
 
 def get_sdist(pin: Pin, cache: Path) -> Path:
-    """Return the path of the sdist in the cache folder, after `get_file` has provided it."""
+    """Return the path of the sdist in the cache folder. A missing sdist is downloaded."""
     return get_file(pin, cache / pin.sdist, "sdist, about 75 MB", "patches/UPSTREAM")
 
 
 def get_file(pin: Pin, path: Path, what: str, pinned_in: str) -> Path:
-    """Download the file `path` of the pinned release (an sdist or a wheel) if it is missing, and check its hash."""
+    """Return `path`, an sdist or wheel, after checking the hash. A missing file is downloaded."""
     if path.exists():
         _check_hash(path, pin, "delete it to download it again")
         return path
@@ -85,12 +85,12 @@ def sha256_of(path: Path) -> str:
 
 
 def _pip_download(pin: Pin, folder: Path, kind: str) -> None:
-    # With the hash in a requirements file pip checks it before it runs the sdist's build backend for its metadata.
+    # With a requirements file, pip checks the hash before running the sdist's build backend.
     requirement = f"{pin.name}=={pin.version}" + (f" --hash=sha256:{pin.sha256}" if pin.sha256 else "")
     (folder / "requirements.txt").write_text(requirement + "\n")
     args = ["download", "--no-deps", kind, pin.name, "--disable-pip-version-check", "--no-input"]
     args += ["--progress-bar", "off", "--dest", str(folder), "-r", str(folder / "requirements.txt")]
-    # The isolation variables of an outer pip would hide this pip from its own interpreter.
+    # The isolation variables of an outer pip would hide the inner pip.
     hide = ("PYTHONPATH", "PYTHONNOUSERSITE", "_PYPROJECT_HOOKS_", "PEP517_", "PIP_BUILD_TRACKER", "PIP_REQ_TRACKER")
     hide += ("PIP_REQUIRE_VIRTUALENV", "PIP_CONSTRAINT")
     env = {key: value for key, value in os.environ.items() if not key.startswith(hide)}
@@ -107,7 +107,7 @@ def _pip_download(pin: Pin, folder: Path, kind: str) -> None:
 def _find_pip(env: dict[str, str]) -> list[str]:
     """Return the first pip that runs.
 
-    Tries the pip of this interpreter, the pip of its base interpreter, the pip on PATH and the pip bundled with Python.
+    Tries this interpreter's pip, the base interpreter's pip, the pip on PATH and the pip bundled with Python.
     """
     pythons = [sys.executable, getattr(sys, "_base_executable", None), shutil.which("python3"), shutil.which("python")]
     candidates = [[python, "-m", "pip"] for python in pythons if python]
@@ -127,7 +127,7 @@ def _find_pip(env: dict[str, str]) -> list[str]:
 
 
 def read_tree(sdist: Path, pin: Pin) -> dict[str, tuple[bytes, bool]]:
-    """Read every file to keep into a dict from path to (content, is executable), about 60 MB in all."""
+    """Return {path: (content, is executable)} of the sdist's files, except those in SKIP. About 60 MB."""
     files = {}
     prefix = PurePosixPath(pin.sdist.removesuffix(".tar.gz"), pin.tree)
     try:
@@ -149,7 +149,7 @@ def read_tree(sdist: Path, pin: Pin) -> dict[str, tuple[bytes, bool]]:
 
 
 def unpack(files: dict[str, tuple[bytes, bool]], target: Path) -> None:
-    """Write the files to the folder `target`, which appears only when it is complete."""
+    """Write the files to the folder `target`. The folder appears only when all files are written."""
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
     try:

@@ -1,9 +1,13 @@
 """Keeps the patched tree consistent with the series: fetch and apply.
 
-Each file has three versions: the one that patches/ defines, the one last written to the tree (its hash is stored in a
-stamp file beside the tree), and the one now in the tree. Comparing the three versions distinguishes a local edit from a
-change in patches/, so neither is lost. A file is written only if its content changes, so ninja rebuilds only changed
-files.
+Each file has three versions:
+
+- the version that patches/ defines;
+- the version last written to the tree, known by the hash in a stamp file beside the tree;
+- the version now in the tree.
+
+Comparing the versions distinguishes local edits from changes in patches/, so no change is lost. Unchanged files are not
+written again, so ninja rebuilds only changed files.
 
     print(apply(Workspace(Path("."))))
 """
@@ -22,7 +26,7 @@ from pathlib import Path
 from patches_lib.patchfile import NAME, Patch, PatchError, apply_hunks, export, parse
 from patches_lib.upstream import SKIP, get_sdist, read_pin, read_tree, unpack
 
-# A new file in the tree is ours if it looks like source; others are leftovers of builds and editors.
+# New files in the tree with these endings are ours. Other new files are leftovers of builds and editors.
 SOURCE = (".c", ".cc", ".cpp", ".h", ".hpp", ".cu", ".cuh", ".m", ".mm", ".metal", ".comp", ".cmake", ".txt", ".py")
 
 
@@ -72,7 +76,7 @@ class Workspace:
         return stamp["files"]
 
     def _stamp(self) -> dict:
-        # Without a stamp (first or interrupted run) nothing was applied; files that already fit count as unedited.
+        # Without a stamp (first or interrupted run), nothing was applied. Files that already fit count as unedited.
         data = read(self.tree_stamp)
         try:
             return json.loads(data) if data else {"pin": self.pin.sha256, "files": {}}
@@ -94,7 +98,7 @@ class Workspace:
         return changed | {n for n in tree if n not in pristine and n not in applied and n.endswith(SOURCE)}
 
     def drop_tree_of_other_upstream(self) -> None:
-        """Delete a patched tree that was made from another pin; raises PatchError if the tree has local edits."""
+        """Delete a patched tree of another pin. Raises `PatchError` if the tree has local edits."""
         stamp = self._stamp()
         if not self.tree.is_dir() or stamp["pin"] == self.pin.sha256:
             return
@@ -116,7 +120,12 @@ class Workspace:
 
 
 def stack(patches: Sequence[Patch], base: Callable[[str], bytes | None]) -> dict[str, list[bytes]]:
-    """Apply the patches strictly; returns {path: [content before the first patch, after it, after the second, ...]}."""
+    """Apply the patches without fuzz or offset. Return every version of each changed file.
+
+    The result is {path: [upstream's content, content after the first patch, after the second, ...]}.
+
+    base: function from a path to upstream's content.
+    """
     versions: dict[str, list[bytes]] = {}
     for index, patch in enumerate(patches):
         for path, hunks in patch.files.items():
@@ -133,9 +142,9 @@ def stack(patches: Sequence[Patch], base: Callable[[str], bytes | None]) -> dict
 
 
 def export_all(patches: Sequence[Patch], versions: Mapping[str, Sequence[bytes]]) -> dict[str, bytes]:
-    """Export every patch from the result of `stack`, as {name: content}.
+    """Export the result of `stack` as {patch name: content}.
 
-    Checks that the exported patches reproduce this result when they are applied.
+    Raises `PatchError` if a patch would be empty, or if the exported patches give another result when applied.
     """
     exported = {}
     for index, patch in enumerate(patches):
@@ -151,7 +160,7 @@ def export_all(patches: Sequence[Patch], versions: Mapping[str, Sequence[bytes]]
 
 
 def wanted(ws: Workspace) -> dict[str, bytes]:
-    """Return {path: content} of every file that patches/ adds to upstream or changes in it."""
+    """Return {path: content} of the files that patches/ adds or changes."""
     ours = ws.ours()
     for path in ours:
         if (ws.pristine / path).exists():
@@ -160,7 +169,7 @@ def wanted(ws: Workspace) -> dict[str, bytes]:
 
 
 def fetch(ws: Workspace) -> str:
-    """Unpack the pinned upstream into vendor/llama.cpp, unless it exists."""
+    """Unpack the pinned upstream into vendor/llama.cpp, unless the folder is up to date."""
     stamp = f"{ws.pin.sha256} {digest(repr(SKIP).encode())[:12]}\n".encode()
     if ws.pristine.is_dir() and read(ws.pristine_stamp) == stamp:
         return f"{ws.pristine}: {ws.pin.name} {ws.pin.version} is unpacked"
@@ -181,7 +190,7 @@ def apply(ws: Workspace, discard: bool = False, keep: bool = False) -> str:
     want = wanted(ws)
     if not ws.tree.is_dir():
         ws.tree_stamp.unlink(missing_ok=True)
-        # New mtimes, not the pristine ones: objects of an earlier tree may be newer than those.
+        # Files get new mtimes, because objects of an earlier tree may be newer than the pristine files.
         unpack({name: (path.read_bytes(), executable(path)) for name, path in walk(ws.pristine).items()}, ws.tree)
     applied = ws.applied()
     target = {path: want[path] if path in want else ws.upstream(path) for path in ws.edited(applied)}
@@ -225,7 +234,7 @@ def executable(path: Path) -> bool:
 
 
 def write(path: Path, data: bytes, runs: bool = False) -> bool:
-    """Replace a file atomically; returns False and keeps the modification time if the content is already the same."""
+    """Replace a file atomically. Return False, without writing, if the content is already the same."""
     if read(path) == data:
         return False
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -240,7 +249,7 @@ def write(path: Path, data: bytes, runs: bool = False) -> bool:
 def mirror(files: Mapping[str, bytes], folder: Path) -> None:
     """Make `folder` contain exactly these files.
 
-    Unchanged files keep their modification time, so builds don't recompile them.
+    Unchanged files keep the modification time, so builds recompile only changed files.
     """
     for name, path in walk(folder).items():
         if name not in files:
