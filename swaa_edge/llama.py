@@ -53,23 +53,22 @@ class SwaaLlama(llama_cpp.Llama):
     """llama_cpp.Llama under SWAA, with all methods and arguments of llama_cpp.Llama and the arguments below.
 
     model_path: a path or a `ModelFile`.
-    swaa: a SwaaConfig to run under, None for the settings in the model file, or False for full attention.
-    on_prefill(done, total): called in the evaluating thread while a prompt is evaluated, first with done = 0 and then
-        after each ubatch. done and total are numbers of tokens, without those of a reused prefix.
-    flash_attn: on by default, since SWAA is fast only with it.
-    swa_full: True makes layers that need only a window keep K and V of the whole context instead of a ring, so that
-        every prefix can be reused; None means False under SWAA, and llama_cpp's default without SWAA.
-    ring_snapshots: number of copies of the ring to keep; each copy allows one prompt to be reused after a long
-        response.
-    n_ctx: context size in tokens, which is rounded up to a multiple of 256, as in llama.cpp.
-    lora_path: path of a GGUF adapter (`convert --lora DIR --adapter-only`). The adapter's recipe, if any, applies if
-        neither `swaa` nor the model file holds settings; settings that differ from the recipe raise a `ConfigError`.
-    lora_scale: factor of the adapter's contribution, as in llama.cpp; 0 runs the model without the adapter.
+    swaa: a SwaaConfig, None for the settings in the model file, or False for full attention.
+    on_prefill(done, total): called during a prefill, at the start and after each ubatch. Both numbers count tokens and
+        leave out a reused prefix. The call comes from the evaluating thread.
+    flash_attn: on by default, because SWAA is slow without flash attention.
+    swa_full: True stores K and V of the whole context in every layer, so that every prefix can be reused. False stores
+        a ring in layers that need only a window. None means False under SWAA, and llama_cpp's default otherwise.
+    ring_snapshots: number of copies of the ring. After a long response, each copy lets one prompt be reused.
+    n_ctx: context size in tokens, rounded up to a multiple of 256.
+    lora_path: path of a GGUF adapter (`convert --lora DIR --adapter-only`). If neither `swaa` nor the model file holds
+        settings, the adapter's recipe applies. Settings that differ from the recipe raise a `ConfigError`.
+    lora_scale: factor of the adapter's contribution; 0 runs the model without the adapter.
+    last_timings: the `Timings` of the last generation.
 
-    These errors are raised before any model is loaded: `ModelFileError` for a file that is missing, truncated or not a
-    GGUF, or has wrong SWAA keys; `UnsupportedModelError` for an architecture without support for SWAA; `ConfigError`
-    for settings that contradict each other; `NativeLibraryError` (at import) if the library doesn't fit. `last_timings`
-    holds the `Timings` of the last generation.
+    Before a model is loaded, the constructor raises `ModelFileError` for a missing or damaged file and for wrong SWAA
+    keys, `UnsupportedModelError` for an architecture without support for SWAA, and `ConfigError` for settings that
+    contradict each other. The import raises `NativeLibraryError` if the library doesn't fit.
     """
 
     def __init__(
@@ -106,7 +105,7 @@ class SwaaLlama(llama_cpp.Llama):
             swa_full = False
         try:
             super().__init__(path, flash_attn=flash_attn, swa_full=swa_full, **kwargs)
-            # Upstream turns this on for a draft model, for every token of the prompt, without the memory for it.
+            # With a draft model, upstream turns this on for the whole prompt, without the memory for it.
             self._logits_all = bool(kwargs.get("logits_all", False))
             self._abort.attach(self.ctx)
             self._swaa = labelled(native.model_config(self.model), resolved.config)
@@ -114,7 +113,7 @@ class SwaaLlama(llama_cpp.Llama):
             self._facts = states.facts_of(self, self._swaa, self._ours["kv_overrides"])
             self._shrink_buffers()
         except BaseException as error:
-            # The traceback keeps this object alive for as long as the caller keeps the error.
+            # The traceback keeps this object alive, so its memory is freed here.
             self.close()
             clear = load_failure(error, path, lora_path)
             if clear is error:
@@ -122,12 +121,12 @@ class SwaaLlama(llama_cpp.Llama):
             raise clear from error
 
     def _shrink_buffers(self) -> None:
-        # Upstream's batch has room for n_ctx sequences in each row; there is one.
+        # Upstream's batch has room for n_ctx sequences in each row. One sequence is used.
         self._batch.close()
         batch = llama_cpp._internals.LlamaBatch(n_tokens=self.n_batch, embd=0, n_seq_max=1, verbose=self.verbose)
         self._batch = self._stack.enter_context(contextlib.closing(batch))
         if not self._logits_all:
-            # Upstream's n_batch rows are never written, but read by index; this has all rows in four bytes.
+            # Upstream reads rows by index that nobody writes. This array has all rows in four bytes.
             self.scores = np.broadcast_to(np.float32(np.nan), (self.input_ids.size, self._n_vocab))
 
     @property
@@ -152,37 +151,34 @@ class SwaaLlama(llama_cpp.Llama):
 
     @property
     def eval_logits(self) -> deque[list[float]]:
-        """The logits of all tokens if logits_all is set, as in llama_cpp; otherwise one row of undefined values."""
+        """The logits of all tokens if logits_all is set. Otherwise, one row of undefined values."""
         rows = self._scores if self._logits_all else self._scores[-1:]
         return deque(rows.tolist(), maxlen=self._n_ctx if self._logits_all else 1)
 
     # Evaluation
 
     def eval(self, tokens: Sequence[int], decode_from: int | None = None, on_logits: OnLogits | None = None) -> None:
-        """Evaluate `tokens`, which follow the tokens evaluated before, each as a prompt token or as a generated token.
+        """Evaluate `tokens` after the tokens that were evaluated before.
 
-        In `generate` and the methods that use it, tokens that are fed back (including drafted tokens) are generated
-        tokens. If `eval` is called directly, the token that `sample` just returned is a generated token. If `sample`
-        wasn't called, a single token after others is also a generated token, because the caller may have its own
-        sampler. All other tokens are a prompt, the new tokens of one turn, and the last T tokens of a prompt are its
-        tail.
+        Each token is a generated token or a prompt token. Inside `generate`, all tokens after the prompt are generated
+        tokens, drafts included. Outside, a token that `sample` just returned is a generated token. So is a single token
+        after others, because the caller may use another sampler. All other tokens are the prompt of a new turn. The
+        last T tokens of a prompt are its tail.
 
-        decode_from: the position of the decode boundary, or None to infer the boundary. Generated tokens and the tail
-            lie at `decode_from` or after it, and the rest of the prompt lies before it. A prompt that is split over
-            several calls needs `decode_from`; with `native.NEVER`, a prompt has no tail.
+        decode_from: the position of the decode boundary, or None to infer the boundary. The tail and the generated
+            tokens start at the boundary. If a prompt is split over several calls, each call needs `decode_from`. With
+            `native.NEVER`, a prompt has no tail.
+        on_logits(rows): called after each ubatch with the logits of its tokens, float32 [tokens, n_vocab]. The next
+            ubatch overwrites these logits. Without `on_logits`, logits_all or a draft, only the last token has logits.
 
-        on_logits(rows): called after each ubatch with the logits of its tokens, float32 [tokens, n_vocab]; takes less
-            memory than logits_all. The logits are overwritten after `on_logits` returns. Without `on_logits`,
-            logits_all or a draft, only the last token of each ubatch has logits.
+        To continue from an earlier position, lower `n_tokens` before the call, as with `llama_cpp.Llama`. If the ring
+        no longer holds what this position needs, `eval` raises an error and changes nothing.
 
-        To continue from an earlier position, lower `n_tokens` before the call, as with `llama_cpp.Llama`. If a ring
-        makes this impossible, an error is raised and nothing is changed.
-
-        Raises `GenerationError` if the tokens don't fit, if they can't follow the first `n_tokens` or if the engine
-        fails, and `GenerationCancelled` after `cancel`. The tokens evaluated before the error stay valid, and the
-        object stays usable.
+        Raises `GenerationError` if the tokens don't fit the context, if the engine fails, or if the ring can't continue
+        from `n_tokens`. Raises `GenerationCancelled` after `cancel`. After an error, the object and all tokens that
+        were already evaluated stay usable.
         """
-        self._ctx.n_ctx()  # raises if this is closed
+        self._ctx.n_ctx()  # raises an error on a closed object
         room = min(self._n_ctx, self.input_ids.size)
         if self.n_tokens + len(tokens) > room:
             raise GenerationError(
@@ -193,8 +189,8 @@ class SwaaLlama(llama_cpp.Llama):
             if self.n_tokens + len(tokens) == 0:
                 raise GenerationError("the prompt is empty; give at least one token")
         elif turn:
-            # The first was sampled, the others are a draft, which may be taken back in part. A ring can take back a
-            # ubatch, so the draft is cut to that.
+            # The first token was sampled, and the rest is a draft. A rejected draft must be removed from the cache, but
+            # a ring can only remove one ubatch. So the draft is limited to one ubatch.
             tokens = tokens[: self.context_params.n_ubatch]
         self._kv_cache.cut(self.n_tokens)
         tail_count = self._swaa.tail_count if self._swaa else 0
@@ -232,10 +228,9 @@ class SwaaLlama(llama_cpp.Llama):
             upstream.close()
 
     def sample(self, *args: Any, idx: int | None = None, **kwargs: Any) -> int:
-        """Sample a token as llama_cpp does, and remember the token so that `eval` recognizes it when it is fed back.
+        """Sample a token as llama_cpp does, and remember it. `eval` then recognizes the token as generated.
 
-        Raises `GenerationError` if there are no logits because nothing was evaluated since a load, a reset or
-        `load_state`.
+        Raises `GenerationError` if nothing was evaluated since the last load, reset or `load_state`.
         """
         self._phases.check_row(idx, self.n_tokens)
         token = super().sample(*args, idx=idx, **kwargs)
@@ -243,7 +238,7 @@ class SwaaLlama(llama_cpp.Llama):
         return token
 
     def _create_completion(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        # A cancel that comes while a long prompt is tokenized must still count when generate() starts.
+        # generate() must not clear a cancel that comes while a long prompt is being tokenized.
         self._forget_cancel()
         self._completions += 1
         try:
@@ -267,8 +262,8 @@ class SwaaLlama(llama_cpp.Llama):
     def cancel(self) -> None:
         """Make the running evaluation or generation raise `GenerationCancelled` within one ubatch.
 
-        Any thread may call this. If no evaluation is running, the next direct `eval` stops, but a new generation
-        doesn't.
+        Any thread may call this. If nothing is running, `cancel` stops the next direct `eval`, but not the next
+        generation.
         """
         if not self.verbose:
             _LOG.setLevel(logging.CRITICAL)  # llama.cpp logs what it aborts
@@ -288,38 +283,41 @@ class SwaaLlama(llama_cpp.Llama):
     def shift(self, n_discard: int | None = None, n_keep: int | None = None) -> None:
         """Make room in the context: discard the `n_discard` tokens after the first `n_keep`, and move the rest down.
 
-        K and V stay as they were computed, so the remaining tokens still carry information from the discarded ones.
-        n_discard defaults to half of the tokens after the first n_keep, and n_keep to the number of sinks, but at least
-        1. Don't call this while `generate` runs.
+        K and V are not recomputed, so the remaining tokens still carry information from the discarded tokens. Don't
+        call this while `generate` runs.
 
-        Raises `GenerationError` if the numbers are out of range, or if the model or its ring can't make this shift;
-        nothing is changed then.
+        n_discard: by default, half of the tokens after the first n_keep.
+        n_keep: by default, the number of sinks, but at least 1.
+
+        Raises `GenerationError` if a number is out of range, or if the model or its ring can't shift. The object is
+        then unchanged.
         """
         n_discard, n_keep = self._kv_cache.check_shift(self.n_tokens, n_discard, n_keep)
         if not self._kv_cache.shift(self.n_tokens, n_discard, n_keep):
-            self.reset()  # another sequence shares the cells: only a caller of the C functions can bring that about
+            self.reset()  # another sequence shares the cells, which only a caller of the C functions can cause
             raise GenerationError(f"the engine can't move tokens: {native.last_error()}")
         start, end = n_keep + n_discard, self.n_tokens
         self.n_tokens = end - n_discard
         for array in (self.input_ids, self.scores) if self._logits_all else (self.input_ids,):
             array[n_keep : self.n_tokens] = array[start:end]
         self._phases.shift(n_discard)
-        # The logits in the engine were computed before; they are valid to sample from, but not those of this prompt.
+        # The engine's logits are still valid to sample from, but they belong to the prompt before the shift.
         self._requires_eval = True
 
     def save_state(self) -> Any:
-        """Save the state as llama_cpp does, but smaller: it holds one copy of K and V, and logits only with logits_all.
+        """Save the state as llama_cpp does, but in less memory.
 
-        The state can be pickled and kept in llama_cpp's caches. The state records its model, settings and adapter.
-        Raises `StateError` if the engine fails.
+        The state has one copy of K and V, and logits only with logits_all. It also records the model, the settings and
+        the adapter. It can be pickled and kept in llama_cpp's caches. Raises `StateError` if the engine fails.
         """
         return states.save(self, self._facts)
 
     def load_state(self, state: Any) -> None:
-        """Restore a state that `save_state` saved, in this object or in another one with the same model and settings.
+        """Restore a state that `save_state` saved, here or in another object with the same model and settings.
 
-        Raises `StateError` for a state of another model, other settings or another adapter, or one that doesn't fit the
-        context or is damaged; this object is then unchanged, or reset if only the load reveals the damage.
+        Raises `StateError` for a state of another model, of other settings or of another adapter, for a state that
+        doesn't fit the context, and for a damaged state. The object is then unchanged. But if the damage shows only
+        while the state is loaded, the object is reset.
         """
         states.check(self, state, self._facts)
         self.reset()
@@ -327,8 +325,8 @@ class SwaaLlama(llama_cpp.Llama):
         states.load(self, state)
 
     def set_cache(self, cache: Any) -> None:
-        """Set the cache of states, as in llama_cpp. Other models and settings may share the cache; this object doesn't
-        find their entries."""
+        """Set the cache of states, as in llama_cpp. Objects with other models and settings may share the cache, because
+        each object finds only its own entries."""
         super().set_cache(None if cache is None else states.OwnStates(cache, self._facts))
 
     # Copies and the end
@@ -338,7 +336,7 @@ class SwaaLlama(llama_cpp.Llama):
         return super().__getstate__() | self._ours
 
     def close(self) -> None:
-        """Free the model, its context and all buffers; a second call does nothing."""
+        """Free the model, its context and all buffers. A second call does nothing."""
         if not hasattr(self, "_stack"):
             return
         self._sampler = None
