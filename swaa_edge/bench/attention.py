@@ -57,7 +57,7 @@ def bench_attention(
     model, decode: as in `bench`.
     configs: SWAA configurations to time, with our kernels and with llama.cpp's. None times only full attention.
     prompt_tokens: prompt lengths, or None for the `LENGTHS` (with quick: `QUICK_LENGTHS`) that fit the context.
-    quick: start no round that would end after 270 seconds, and skip llama.cpp's kernels on a q8_0 cache.
+    quick: end within 270 seconds by skipping rounds, and skip llama.cpp's kernels on a q8_0 cache.
     repeat: rounds per length, or None for 3 (5 with quick).
     engine: settings for loading the model. If n_threads is None, all cores are used. Cache type and GPU layers are
         ignored.

@@ -33,8 +33,8 @@ class Haystack:
     def prose(self, rng: random.Random, count: int) -> list[list[int]]:
         """Return consecutive sentences from a random place, `count` tokens in total. The last sentence may be cut.
 
-        The first sentence of the text follows the last sentence. With the same seed, a larger `count` only adds tokens
-        at the end.
+        After the last sentence of the text, the prose continues with the first sentence. With the same seed, a larger
+        `count` only adds tokens at the end.
         """
         place = rng.randrange(len(self.sentences))
         run: list[list[int]] = []

@@ -40,7 +40,7 @@ def plot_heatmap(document: dict[str, Any], path: Path_, kind: str | None = None)
 
 
 def plot_both(document: dict[str, Any], path: Path_, kind: str | None = None) -> None:
-    """Draw the plot of accuracy and the heat maps into one picture."""
+    """Draw one picture with two parts: the plot of accuracy above, and the heat maps below."""
     points, names = _points(document), _mapped(document)
     width, height = _map_size(document, names)
     with figure(path, size=(max(8.5, width), 4.8 + height), kind=kind) as canvas:
