@@ -3,8 +3,8 @@
 `prepare` computes the oracle's logits during packing, with torch and transformers. `check` and `same_bits` run on the
 GPU machine.
 
-Not all rows of logits are packed. For each case, the archive holds the decoded rows, a sample of the other rows, and the
-first rows after each edge. An edge is, for example, the end of the window.
+Not all rows of logits are packed. For each case, the archive holds the decoded rows, a sample of the other rows, and
+the first rows after each edge. An edge is, for example, the end of the window.
 
 A GPU multiplies in TF32 or half precision. The archive therefore also holds logits under full attention. The error of
 full attention shows how much of a case's error is rounding.

@@ -66,7 +66,7 @@ class CalibrateSettings:
         """Return how many layers keep full attention. Raises `ConfigError` if a setting doesn't fit `n_layers`."""
         count = self.keep if isinstance(self.keep, int) else max(1, round(self.keep * n_layers))
         if count >= n_layers:
-            raise ConfigError(f"keep = {self.keep} must be less than the model's {n_layers} layers, so that a layer slides")
+            raise ConfigError(f"keep = {self.keep} keeps all {n_layers} layers in full attention; keep fewer")
         if self.candidates is not None and (self.method != "greedy" or not count <= self.candidates <= n_layers):
             raise ConfigError(
                 f"candidates = {self.candidates} needs the method greedy, and must be from {count} (the layers to "

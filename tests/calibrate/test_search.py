@@ -200,7 +200,7 @@ def test_progress_counts_up_to_its_total(monkeypatch, method, candidates, held_o
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"keep": 6}, "keep = 6 must be less than the model's 6 layers, so that a layer slides"),
+        ({"keep": 6}, "keep = 6 keeps all 6 layers in full attention; keep fewer"),
         (
             {"keep": 3, "candidates": 4},
             r"candidates = 4 needs the method greedy, and must be from 3 \(the layers to keep\) to 6",

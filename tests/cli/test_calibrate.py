@@ -189,7 +189,7 @@ def test_progress_is_a_line_per_choice(fake, file):
     [
         (["--keep", "0"], 1, "Error: keep = 0 must be a number of layers, at least 1, or a fraction such as 0.25"),
         (["--keep", "half"], 2, "Error: Invalid value for '--keep': 'half' must be a number of layers, or a fraction"),
-        (["--keep", "4"], 1, "Error: keep = 4 must be less than the model's 4 layers, so that a layer slides"),
+        (["--keep", "4"], 1, "Error: keep = 4 keeps all 4 layers in full attention; keep fewer"),
         (
             ["--candidates", "2"],
             1,
