@@ -60,7 +60,7 @@ class Measured:
 
 
 class Counter:
-    """Counts the evaluated prompts of a run, and reports progress. total: expected number of prompts."""
+    """Counts the prompts of a run that are done, and reports progress. total: expected number of prompts."""
 
     def __init__(self, on_progress: OnProgress | None = None, total: int = 0) -> None:
         self._report, self._done, self._total = on_progress, 0, total
@@ -146,8 +146,8 @@ def read_answers(llm: SwaaLlama, cases: Iterable[Case], on_rows: OnRows, tail_co
         are overwritten after the call.
     tail_count: number of tail tokens (default: as in the model's settings).
 
-    Cases about one document should follow one another: shared prompt tokens stay in the engine's cache and are evaluated
-    only once. The tail can begin inside the document. Only prompts of equal length share the document's part of a tail.
+    Cases about one document should follow one another: shared prompt tokens stay in the engine's cache and are not
+    evaluated again. A tail can begin inside the document. Only prompts of equal length share this part of the document.
     """
     if tail_count is None:
         tail_count = llm.swaa.tail_count if llm.swaa else 0
