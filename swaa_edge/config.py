@@ -1,6 +1,6 @@
 """SWAA settings: which layers slide, how far they see, and which layers decode with full attention.
 
-Every tool and the engine take the settings as one frozen, hashable object, which is validated when it is created.
+Every tool and the engine take the settings as one object.
 
     SwaaConfig(window_size=2048, sink_count=64, fa_layers="1::2", fa_decode=True).sliding_layers(28)
 """
@@ -20,7 +20,7 @@ from swaa_edge.layers import SPEC_HELP, LayerSpec, layer_spec, selected_layers, 
 
 #: The label of a configuration that isn't one of `RECIPES`.
 CUSTOM = "custom"
-#: Longest label in characters. Labels are names for people, so a longer one is a mistake or an attack.
+#: Longest label in characters. A longer label is a mistake or an attack.
 LABEL_LIMIT = 255
 # The paper's spelling of each setting (arXiv 2512.10411), and ours.
 _PAPER_SPELLING = {
@@ -37,19 +37,18 @@ class SwaaConfig:
 
     window_size: the window W in tokens, including the current token; from 1 to 2**31 - 1.
     sink_count: the number S of first tokens that stay visible in every sliding layer; from 0 to 2**31 - 1.
-    fa_layers: the layers that keep full attention (FA): a list of layer indices from 0, a slice
-        "start:stop:step" over the layers with Python's rules (negative numbers count from the end), "none" or "all".
-        Start and stop may be fractions of the number of layers, rounded up: ":1/4" is the first quarter. A list can't
-        hold negative indices. The value is stored as text or as a sorted tuple.
-    fa_decode: the sliding layers that decode with full attention, given as True (all), False (none) or the layers in
-        any form that `fa_layers` takes; FA layers in the list are ignored. The value is stored as a bool, text or
-        tuple.
-    tail_count: the number T of tokens at the end of a prompt that attend like decode tokens, so that a question at the
-        end sees the whole document; from 0 to 2**31 - 1. The tail has no effect in layers without FA decode.
+    fa_layers: the layers that keep full attention (FA): a list of indices, a slice, "none" or "all". Indices in a list
+        start at 0 and can't be negative. A slice "start:stop:step" follows Python's rules, so negative numbers count
+        from the end. Start and stop may be fractions of the number of layers, rounded up: ":1/4" is the first quarter.
+        Stored as text or as a sorted tuple.
+    fa_decode: the sliding layers that decode with full attention: True (all), False (none) or a value as for
+        `fa_layers`. FA layers in the list are ignored. Stored as a bool, text or tuple.
+    tail_count: the number T of tokens at the end of a prompt (the tail) that attend like decode tokens; from 0 to
+        2**31 - 1. A question in the tail sees the whole document. The tail has no effect in layers without FA decode.
     recipe: name of the preset, or "custom"; ignored when settings are compared.
     adapter: name of the fine-tune that is merged into the weights, if any; ignored when settings are compared.
 
-    Raises `ConfigError`, whose message names the setting, its value and the limit.
+    Raises `ConfigError` with a message that names the setting, its value and the limit.
     """
 
     window_size: int
@@ -74,12 +73,11 @@ class SwaaConfig:
 
     @property
     def reach(self) -> int:
-        """Window and sinks together: the length in tokens of the longest prompt that every layer sees completely."""
+        """Window plus sinks, in tokens. Every layer sees all of a prompt of this length or less."""
         return self.window_size + self.sink_count
 
     def sliding_layers(self, n_layers: int) -> list[bool]:
-        """Return one bool per layer of a model with `n_layers` layers: true for a sliding layer, false for a
-        full-attention layer.
+        """Return one bool per layer: true for a sliding layer, false for a full-attention layer.
 
         Raises `ConfigError` if `fa_layers` names a layer that the model doesn't have.
         """
@@ -87,7 +85,7 @@ class SwaaConfig:
         return [layer not in full for layer in range(n_layers)]
 
     def fa_decode_layers(self, n_layers: int) -> list[bool]:
-        """Return one bool per layer, true for layers that slide in prefill but use full attention in decode.
+        """Return one bool per layer: true if the layer slides in prefill but has full attention in decode.
 
         Raises `ConfigError` if `fa_layers` or `fa_decode` names a layer that the model doesn't have.
         """
@@ -98,7 +96,7 @@ class SwaaConfig:
         return [slides and layer in full for layer, slides in enumerate(sliding)]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the settings as plain JSON values, which `from_dict` reads back."""
+        """Return the settings as plain JSON values. `from_dict` reads the result."""
         settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
 
@@ -114,13 +112,13 @@ class SwaaConfig:
         recipe: str = CUSTOM,
         adapter: str | None = None,
     ) -> SwaaConfig:
-        """Create settings from one bool per layer, the form that GGUF files and the engine use.
+        """Create settings from one bool per layer, as in GGUF files and in the engine.
 
-        sliding: for each layer, whether it slides.
-        fa_decode: for each layer, whether it decodes with full attention (FA); ignored for layers that don't slide.
+        sliding: true for each layer that slides.
+        fa_decode: true for each layer that decodes with full attention (FA). FA layers are ignored.
 
-        In the result, `fa_layers` and `fa_decode` are tuples of layer indices; but `fa_decode` is a bool if all sliding
-        layers agree.
+        In the result, `fa_layers` is a tuple of layer indices. `fa_decode` is a bool if all sliding layers agree, and a
+        tuple of layer indices otherwise.
         """
         decode = tuple(layer for layer, slides in enumerate(sliding) if slides and fa_decode[layer])
         return cls(
@@ -135,11 +133,10 @@ class SwaaConfig:
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> SwaaConfig:
-        """Create settings from a mapping whose keys are our field names, the SWAA paper's names, or a mix without
-        contradictions.
+        """Create settings from a mapping. Its keys are our field names or the SWAA paper's names.
 
-        The paper's keys are sliding_window_size, keep_first, force_fa_decode and non_sliding_layers. Only the window
-        size is required. Raises `ConfigError`.
+        The paper's names are sliding_window_size, keep_first, force_fa_decode and non_sliding_layers. Only the window
+        size is required. Raises `ConfigError`, also if two keys contradict each other.
         """
         if not isinstance(settings, Mapping):
             raise ConfigError(f"SWAA settings must be a JSON object, not {shown(settings)}")
@@ -164,8 +161,7 @@ class SwaaConfig:
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> SwaaConfig:
-        """Read settings from a JSON file that holds one object, with the keys that `from_dict` takes. Raises
-        `ConfigError`."""
+        """Read settings from a JSON file with one object. Keys are as in `from_dict`. Raises `ConfigError`."""
         try:
             with open(path, encoding="utf-8") as file:
                 return cls.from_dict(json.load(file, object_pairs_hook=_without_duplicates))
@@ -178,17 +174,17 @@ class SwaaConfig:
 
     @classmethod
     def from_recipe(cls, name: str) -> SwaaConfig:
-        """Return the preset called `name`, one of `RECIPES`. Raises `ConfigError` for an unknown name."""
+        """Return the preset called `name` in `RECIPES`. Raises `ConfigError` for an unknown name."""
         if not isinstance(name, str) or name not in RECIPES:
             raise ConfigError(_unknown(f"recipe {shown(name)}", name, list(RECIPES)))
         return RECIPES[name].config
 
     @classmethod
     def from_gguf(cls, path: str | os.PathLike[str]) -> SwaaConfig:
-        """Read the settings in a GGUF file, with `fa_layers` as an explicit tuple of layers.
+        """Read the settings in a GGUF file. In the result, `fa_layers` is a tuple of layer indices.
 
-        Raises `ModelFileError` if the file is not a valid GGUF or its SWAA keys are missing or wrong.
-        For a file without SWAA keys, `swaa_edge.metadata.read_swaa` returns None instead.
+        Raises `ModelFileError` if the file is not a valid GGUF, or if its SWAA keys are missing or wrong. For a file
+        without SWAA keys, `swaa_edge.metadata.read_swaa` returns None instead.
         """
         from swaa_edge.metadata import read_swaa  # metadata builds on this module
 
@@ -198,10 +194,10 @@ class SwaaConfig:
         return config
 
 
-#: The configuration that turns SWAA off: plain full attention in every layer, whatever the file's keys.
+#: Turns SWAA off: every layer has full attention. SWAA keys in the file are ignored.
 FULL_ATTENTION: Literal[False] = False
 
-#: What a model can be run under: settings, or `FULL_ATTENTION`.
+#: Settings, or `FULL_ATTENTION`.
 Configuration = SwaaConfig | Literal[False]
 
 
@@ -211,7 +207,7 @@ def _unknown(what: str, key: Any, valid: list[str]) -> str:
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # json silently keeps the last of two equal keys, which would hide a contradiction.
+    # json keeps only the last of two equal keys. A contradiction would stay hidden.
     settings = dict(pairs)
     if len(settings) != len(pairs):
         twice = next(key for index, (key, _) in enumerate(pairs) if key in dict(pairs[:index]))
@@ -248,13 +244,12 @@ TAIL = 128
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """A preset and its published figures (Qwen3-4B, arXiv 2512.10411), which are printed but not used in any
-    computation.
+    """A preset and its published figures (Qwen3-4B, arXiv 2512.10411). The figures are only printed.
 
-    The figures were published for the same settings without a tail, and are None for `front`, which is ours.
+    The figures were published for the same settings without a tail. The paper doesn't have the preset `front`, so all
+    figures of `front` are None.
 
-    accuracy: accuracy in percent on LongMemEval with 24k tokens, first of the thinking model and then of the instruct
-        model.
+    accuracy: accuracies in percent on LongMemEval with 24k tokens: "thinking model/instruct model".
     accuracy_lora: the same accuracies with the authors' LoRA adapter.
     seconds: time for a prompt of 128k tokens and 512 generated tokens.
     """
@@ -265,7 +260,7 @@ class Recipe:
     seconds: float | None
 
 
-# The same figures for full attention.
+# The paper's figures for full attention.
 FULL_ATTENTION_ACCURACY = "73.0/62.0"
 FULL_ATTENTION_SECONDS = 3.44
 
@@ -282,7 +277,7 @@ def _preset(
     return Recipe(SwaaConfig(2048, 100, fa_layers, fa_decode, tail_count, name), accuracy, accuracy_lora, seconds)
 
 
-#: The presets by name, most accurate first; `front`, whose accuracy wasn't published, costs as much as `balanced`.
+#: The presets by name, most accurate first. `front` has no published accuracy and costs as much as `balanced`.
 #: Accuracies marked S=10 were measured with 10 sinks.
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {

@@ -13,7 +13,7 @@ from typing import Any
 
 from swaa_edge.errors import ConfigError
 
-#: Upper limit of windows, sink counts and layers, since positions are int32 in the engine.
+#: Upper limit of windows, sink counts and layers. Positions are int32 in the engine.
 INT32_MAX = 2**31 - 1
 
 #: A valid layer list: "none", "all", slice text, or a sorted tuple of indices.
@@ -26,7 +26,7 @@ _SLICE = re.compile(rf"{_BOUND}:{_BOUND}(?::[+-]?[0-9]*)?")
 
 
 def shown(value: Any) -> str:
-    """Return the text of a value for an error message, at most 60 characters long."""
+    """Return at most 60 characters of text for a value in an error message."""
     try:
         text = repr(value)
     except ValueError:  # Python refuses to print integers of thousands of digits
@@ -39,8 +39,10 @@ def _is_whole(value: Any) -> bool:
 
 
 def whole_number(name: str, value: Any, least: int) -> int:
-    """Return `value` as an int from `least` to INT32_MAX. Raises `ConfigError` for any other value, including a
-    bool."""
+    """Return `value` as an int.
+
+    Raises `ConfigError` unless `value` is a whole number from `least` to INT32_MAX. A bool is not a whole number.
+    """
     if not _is_whole(value):
         raise ConfigError(f"{name} = {shown(value)} must be a whole number from {least} to {INT32_MAX}")
     if not least <= value <= INT32_MAX:
@@ -49,8 +51,10 @@ def whole_number(name: str, value: Any, least: int) -> int:
 
 
 def layer_spec(name: str, value: Any) -> LayerSpec:
-    """Return `value` as text ("none", "all" or a slice) or as a sorted tuple of layer indices; [] becomes "none".
-    Raises `ConfigError`."""
+    """Return `value` as text ("none", "all" or a slice) or as a sorted tuple of layer indices.
+
+    An empty list becomes "none". Raises `ConfigError` if `value` is not a layer list.
+    """
     if isinstance(value, str):
         text = "".join(value.split())
         if text in ("none", "all") or (_SLICE.fullmatch(text) and _as_slice(text, 1) is not None):
@@ -73,8 +77,7 @@ def layer_spec(name: str, value: Any) -> LayerSpec:
 
 
 def _as_slice(text: str, n_layers: int) -> slice | None:
-    """Return the slice in `text` for a model of `n_layers` layers, or None if the text isn't a valid slice (step 0, a
-    lone sign, a denominator of 0, too many digits)."""
+    """Convert text to a slice. Return None for step 0, a lone sign, a denominator of 0 or too many digits."""
     try:
         parts = slice(*(_index(part, n_layers) if part else None for part in text.split(":")))
         range(0)[parts]
@@ -84,7 +87,7 @@ def _as_slice(text: str, n_layers: int) -> slice | None:
 
 
 def _index(text: str, n_layers: int) -> int:
-    """Return a whole number as it is, and a fraction as that part of `n_layers`, rounded away from zero."""
+    """Convert one bound of a slice. A fraction of `n_layers` is rounded away from zero."""
     if "/" not in text:
         return int(text)
     size = math.ceil(abs(Fraction(text)) * n_layers)
@@ -92,8 +95,7 @@ def _index(text: str, n_layers: int) -> int:
 
 
 def selected_layers(name: str, spec: LayerSpec, n_layers: int) -> frozenset[int]:
-    """Return the layers that `spec` selects in a model of `n_layers` layers. Raises `ConfigError` if the model lacks
-    one of them."""
+    """Return the layers that `spec` selects. Raises `ConfigError` if the model doesn't have one of the layers."""
     if not _is_whole(n_layers) or n_layers < 1:
         raise ConfigError(f"n_layers = {shown(n_layers)} must be a whole number of at least 1")
     if isinstance(spec, str):

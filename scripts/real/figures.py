@@ -1,8 +1,8 @@
-"""Computes the figures of docs/results-real.md from the raw results: means, with bootstrap intervals over documents.
+"""Computes the figures of docs/results-real.md from the raw results: means with bootstrap intervals.
 
     figures = Figures(document); figures.excess(2048, "sinks + FA decode @ 256", 128, "passages")
 
-Questions about one document are not independent, so each bootstrap sample draws whole documents, with replacement.
+Questions about one document are not independent. Bootstrap samples therefore draw whole documents, with replacement.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FULL = "full @ None"
 
 
 class Value(NamedTuple):
-    """A value, and the two ends of its 95 % interval."""
+    """A value with a 95 % interval."""
 
     value: float
     low: float
@@ -28,7 +28,7 @@ class Value(NamedTuple):
 
 
 class Figures:
-    """The figures of one JSON document of results that measure.py wrote."""
+    """The figures of one JSON document from measure.py."""
 
     def __init__(self, document: dict[str, Any]) -> None:
         self.document = document
@@ -52,26 +52,26 @@ class Figures:
         return [int(tail) for tail in self.rows[length, row]["pairs"]]
 
     def cells(self, length: int, window: int) -> list[tuple[str, int]]:
-        """Return the row and tail of each line of the table for this window.
+        """Return the row and tail of each line of the table for a window.
 
-        Full attention comes first, then rows with fewer strategies before rows with more, and calibrated rows last.
+        Full attention comes first, and calibrated rows come last. Other rows are sorted by the number of strategies.
         """
         rows = [row for (at, row), about in self.rows.items() if at == length and about["window"] == window]
         rows.sort(key=lambda row: (row.startswith("calibrated"), row.count(" + "), not row.startswith("naive")))
         return [(row, tail) for row in (FULL, *rows) for tail in self.tails(length, row)]
 
     def decodes(self, length: int, row: str) -> bool:
-        """Return whether the row has FA decode, without which a tail has no effect."""
+        """Return whether the row has FA decode. Without FA decode, a tail has no effect."""
         swaa = self.rows[length, row]["swaa"]
         return bool(swaa and swaa["fa_decode"])
 
     def untrained(self, length: int, row: str) -> bool:
-        """Return whether the row is a configuration of SWAA without an adapter."""
+        """Return whether the row has SWAA but no adapter."""
         about = self.rows[length, row]
         return row != FULL and not about.get("adapter")
 
     def named(self, length: int, config: str, window: int | None) -> str | None:
-        """Return the row of this configuration and window, or None if it was not measured."""
+        """Return the key of a row, or None if the row was not measured."""
         row = f"{config} @ {window}"
         return row if (length, row) in self.rows else None
 
@@ -82,9 +82,9 @@ class Figures:
         return _value(nll.sum() / tokens.sum(), nll[draws].sum(axis=1) / tokens[draws].sum(axis=1))
 
     def excess(self, length: int, row: str, tail: int, task: str) -> Value:
-        """Return the loss that the row adds to full attention's, as a fraction of the loss that a bare window adds.
+        """Return the loss that a row adds, as a fraction of the loss that a bare window adds.
 
-        The bare window has the same size as the row's.
+        Both losses are added to the loss of full attention. Row and bare window have the same window size.
         """
         naive = f"naive @ {self.rows[length, row]['window']}"
         full, bare, own = (self._nll(length, name, at, task) for name, at in ((FULL, 0), (naive, 0), (row, tail)))
@@ -93,13 +93,13 @@ class Figures:
         return _value((own - full).sum() / (bare - full).sum(), over)
 
     def apart(self, length: int, one: tuple[str, int], other: tuple[str, int], task: str) -> Value:
-        """Return the loss of `one` minus the loss of `other`, in nats per token; each is a row and a tail."""
+        """Return the loss of `one` minus the loss of `other`, in nats per token. one, other: row and tail."""
         over, tokens = self._nll(length, *one, task) - self._nll(length, *other, task), self._tokens(length, task)
         draws = _draws(len(over))
         return _value(over.sum() / tokens.sum(), over[draws].sum(axis=1) / tokens[draws].sum(axis=1))
 
     def exact(self, length: int, row: str, tail: int, task: str) -> Value:
-        """Return the fraction of the scored tokens that the model predicts correctly."""
+        """Return the fraction of scored tokens that are predicted correctly."""
         hits, tokens = (
             np.array([sum(each) for each in self._cell(length, row, tail, task)["hits"]]),
             self._tokens(length, task),
@@ -108,9 +108,10 @@ class Figures:
         return _value(hits.sum() / tokens.sum(), hits[draws].sum(axis=1) / tokens[draws].sum(axis=1))
 
     def facts(self, length: int, row: str, tail: int) -> tuple[int, int, Value]:
-        """Score the row on the facts for which full attention gives the correct value.
+        """Score a row on the facts that full attention gets right.
 
-        Returns how many of these facts the row gets right, how many there are, and the fraction with Wilson's interval.
+        Returns the number of facts that the row gets right, the number of facts, and the fraction. The interval is
+        Wilson's.
         """
         known = self._right(length, FULL, 0)
         own = [mine for mine, full in zip(self._right(length, row, tail), known, strict=True) if full]
@@ -121,16 +122,17 @@ class Figures:
         return sum(map(len, self._scored[length, task]))
 
     def prefill(self, length: int, row: str) -> float:
-        """Return the speed-up of the prefill over full attention: the median over the documents."""
+        """Return the prefill's speed-up over full attention (median over the documents)."""
         return statistics.median(self.rows[length, row]["prefill"])
 
     def pairs(self, length: int, row: str, tail: int) -> float:
         return self.rows[length, row]["pairs"][str(tail)]
 
     def text(self, length: int, row: str) -> dict[str, Any] | None:
-        """Return the row's perplexity and KL divergence, or None if they were not measured.
+        """Return the row's perplexity and KL divergence, or None if nothing was measured.
 
-        The text is all prompt, so FA decode has no effect, and the values are those of the same row without FA decode.
+        All tokens of the text are prompt tokens, so FA decode has no effect. The values are from the same row without
+        FA decode.
         """
         config, _, window = row.partition(" @ ")
         plain = " + ".join(part for part in config.split(" + ") if part != "FA decode") or "naive"
@@ -147,7 +149,7 @@ class Figures:
         return self._cells[length, row, tail, task]
 
     def _nll(self, length: int, row: str, tail: int, task: str) -> np.ndarray:
-        """Return the loss of each document in nats, summed over its questions."""
+        """Return each document's loss in nats, summed over the questions."""
         return np.array([sum(each) for each in self._cell(length, row, tail, task)["nll"]])
 
     def _tokens(self, length: int, task: str) -> np.ndarray:
@@ -156,7 +158,7 @@ class Figures:
 
 @functools.cache
 def _draws(count: int) -> np.ndarray:
-    """Return the bootstrap samples: [DRAWS, count] document numbers, drawn with replacement from a fixed seed."""
+    """Draw bootstrap samples of document numbers, [DRAWS, count], with replacement. The seed is fixed."""
     return np.random.default_rng(0).integers(0, count, (DRAWS, count))
 
 

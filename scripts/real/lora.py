@@ -1,12 +1,13 @@
-"""Trains LoRA adapters for the rows of docs/results-real.md: on the model's own responses, under the SWAA mask.
+"""Trains LoRA adapters for docs/results-real.md on the model's own responses, under the SWAA mask.
 
     train(real_model(), corpus(), threads=2)
     trained()["fast-128"].gguf
 
-The adapters learn from facts hidden in documents that no row is measured on. For each document, the model answers six
-questions under full attention (`swaa-edge distill`), and its correct responses become one conversation about the
-document, so that each document is read only once per training step (`swaa-edge finetune`). Everything is kept in
-build/real-lora/, so the same call resumes an interrupted run.
+The training documents have hidden facts, and no row is measured on these documents. For each document, the model
+answers six questions under full attention (`swaa-edge distill`). The correct responses become one conversation per
+document. `swaa-edge finetune` therefore reads a document only once per training step.
+
+Everything is kept in build/real-lora/, so the same call resumes an interrupted run.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ from swaa_edge.support.atomic import atomic_output
 from swaa_edge.support.progress import progress_bar
 
 FOLDER = Path(__file__).resolve().parents[2] / "build" / "real-lora"
-#: Characters of a document, which are about 900 tokens, and the fraction of its sentences between which facts stand.
+#: Characters of a document (about 900 tokens), and the fraction of the document, from the start, that can have facts.
 CHARACTERS, FAR = 3400, 0.8
-#: Place of the first document in each text, and number of documents per text. Earlier places are measured.
+#: Number of the first document in each text, and documents per text. Earlier documents are measured.
 TEXTS = {"docstrings": 24, "debian": 48}
 PER_TEXT = 24
-#: Responses per question and their length in tokens; the model's answers are one short sentence.
+#: Responses per question, and maximum tokens of a response. The model answers with one short sentence.
 DISTILL = {"samples": 2, "max_tokens": 40, "seed": 71}
 TRAIN = {
     "epochs": 2.0,
@@ -62,7 +63,7 @@ class Adapter:
 
 
 def trained() -> dict[str, Adapter]:
-    """Return the adapters in build/real-lora/, by the names in the rows of `tuned`; without those that are missing."""
+    """Return the adapters in build/real-lora/ by name. The names are those of the rows of `tuned`."""
     found = {}
     for row in tuned():
         folder = FOLDER / str(row.adapter)
@@ -100,7 +101,7 @@ def train(model: RealModel, texts: Mapping[str, str], threads: int) -> None:
 
 
 def ask_about(name: str, text: str) -> Iterator[dict[str, str]]:
-    """Yield the records of `distill`: documents made from `text`, and questions about the facts hidden in them."""
+    """Yield records for `distill`: documents made from `text` with hidden facts, and questions about the facts."""
     for number in range(TEXTS[name], TEXTS[name] + PER_TEXT):
         rng = random.Random(f"lora/{name}/{number}")
         sentences = re.split(r"(?<=[.!?])\s+", text[number * CHARACTERS : (number + 1) * CHARACTERS])[1:]
@@ -115,7 +116,7 @@ def ask_about(name: str, text: str) -> Iterator[dict[str, str]]:
 
 
 def conversations(responses: Path) -> Iterator[dict[str, list[dict[str, str]]]]:
-    """Yield one record of `finetune` per document: a conversation with all of its kept responses."""
+    """Yield one record for `finetune` per document: a conversation with all kept responses."""
     records = [json.loads(line) for line in responses.read_text(encoding="utf-8").splitlines()]
     for _, about in itertools.groupby(records, lambda record: record["id"].rpartition("/")[0]):
         messages = []

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measure how each strategy of SWAA changes accuracy and speed on a real model, and write docs/results-real.md.
+"""Measure how SWAA's strategies change the accuracy and speed of a real model. Write docs/results-real.md.
 
 scripts/real/measure.py --plan     # prints the plan and its expected time
 scripts/real/measure.py --quick    # measures for about a minute; prints a table and writes no file
@@ -8,7 +8,8 @@ scripts/real/measure.py --train    # trains the LoRA adapters, for about an hour
 scripts/real/measure.py --write    # writes docs/results-real.md from docs/results/real.json
 scripts/real/measure.py --check    # fails if docs/results-real.md is stale
 
-The model is SmolLM2-135M-Instruct, which scripts/real/fetch.py fetches. The texts come from this machine (corpus.py).
+The model is SmolLM2-135M-Instruct; fetch it first with scripts/real/fetch.py. The texts come from this machine
+(corpus.py).
 """
 
 from __future__ import annotations
@@ -65,10 +66,7 @@ def train(threads: int) -> None:
 
 
 def dumped(document: dict) -> str:
-    """Return the document as JSON in which each element of a top-level list is one line.
-
-    This keeps the file short and its diffs readable.
-    """
+    """Return the document as JSON. Each element of a top-level list is one line, so that diffs are readable."""
     lines = []
     for key, value in document.items():
         text = json.dumps(value)

@@ -1,4 +1,4 @@
-"""Writes the text of docs/results-real.md: tables of the figures that measure.py measured, and sentences with them.
+"""Writes the text of docs/results-real.md: tables of the measured figures, and sentences about the figures.
 
 text = page(document)
 """
@@ -21,7 +21,7 @@ _CALLED = {row: name for name, row in RECIPES.items()}
 def page(document: dict[str, Any]) -> str:
     """Return the text of docs/results-real.md.
 
-    document: the results that measure.py wrote.
+    document: the results from measure.py.
     """
     figures, settings = Figures(document), document["settings"]
     return _PAGE.format(
@@ -170,9 +170,9 @@ def _plus_minus(value: Value) -> str:
 
 
 def _summary(figures: Figures) -> Iterator[str]:
-    """Yield a summary for each length and window, and a last line about each strategy alone.
+    """Yield a summary for each length and window, and then a line about each strategy alone.
 
-    The summary gives the loss that a bare window adds and the best configuration.
+    A summary gives the loss that a bare window adds, and the best configuration.
     """
     for length in figures.lengths:
         for window in figures.windows(length):
@@ -209,7 +209,7 @@ def _with(tail: int) -> str:
 
 
 def _tails(figures: Figures, tails: list[int]) -> Iterator[str]:
-    """Yield one line of the table for each task of each row that was measured with every T."""
+    """Yield the lines of the table: the tasks of each row that was measured with every T."""
     yield f"| configuration | tokens | window | asked | {' | '.join(f'T {tail}' for tail in tails)} |"
     yield "|" + "---|" * (4 + len(tails))
     for (length, row), about in figures.rows.items():
@@ -250,7 +250,7 @@ def _calibrated(figures: Figures) -> Iterator[str]:
 def _verdicts(figures: Figures, lengths: list[int]) -> Iterator[str]:
     """Yield sentences that compare the layers chosen by `greedy` with periodic layers of the same number.
 
-    A choice is better than the other if the interval of their difference excludes 0.
+    Two choices count as different if the interval of the difference excludes 0.
     """
     for size, rival in (("quarter", RECIPES["balanced"]), ("half", RECIPES["quality"])):
         for length in lengths:
@@ -275,7 +275,7 @@ def _verdicts(figures: Figures, lengths: list[int]) -> Iterator[str]:
 
 
 def _lora(figures: Figures) -> Iterator[str]:
-    """Yield a description of the training and, for each adapter, its row beside the same row without an adapter."""
+    """Yield a description of the training, and a table of the rows with an adapter and without the adapter."""
     tuned = [(length, row, about) for (length, row), about in figures.rows.items() if about.get("adapter")]
     if not tuned:
         return
@@ -315,7 +315,7 @@ def _lora(figures: Figures) -> Iterator[str]:
 
 
 def _without_lora(row: str) -> str:
-    """Return the row without the adapter: "fast + LoRA @ 128, fast-0" becomes "fast @ 128"."""
+    """Return the row without the adapter. "fast + LoRA @ 128, fast-0" becomes "fast @ 128"."""
     return row.partition(",")[0].replace(" + LoRA", "")
 
 

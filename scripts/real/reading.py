@@ -1,10 +1,9 @@
-"""Runs the engine for measure.py: prefills each document once per configuration and then asks all its questions.
+"""Runs the engine for measure.py: prefills a document once per configuration, then asks all questions.
 
     measure_stage(stage, documents, load, journal, on_progress)
 
-All rows of a stage stay loaded, and each document is measured under every row before the next document, so that the
-times are comparable. The journal gets one record per document and row; an interrupted run loses at most the record that
-it was measuring.
+All rows of a stage stay loaded. A document is measured under every row before the next document, so that times are
+comparable. The journal gets one record per document and row. An interrupted run loses at most one record.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ from swaa_edge.support.journal import Journal, Record
 if TYPE_CHECKING:
     from swaa_edge.llama import SwaaLlama
 
-#: load(row, n_ctx): the model under the row's configuration. The caller closes it.
+#: load(row, n_ctx): returns the model for a row. The caller closes the model.
 LoadRow = Callable[[Row, int], "SwaaLlama"]
-#: on_document(record): called for each record that is new.
+#: on_document(record): called for each new record.
 OnDocument = Callable[[Record], object]
 
 
@@ -39,20 +38,20 @@ def place(length: int, row: Row, document: Document) -> tuple[int, str, str]:
 
 
 def measured(records: Sequence[Record]) -> dict[tuple[int, str, str], Record]:
-    """Return the records that contain answers, by the key from `place`."""
+    """Return the records with answers, by the key from `place`."""
     return {(each["length"], each["row"], each["document"]): each for each in records if each["answers"]}
 
 
 def measure_stage(
     stage: Stage, documents: Sequence[Document], load: LoadRow, journal: Journal, on_document: OnDocument | None = None
 ) -> None:
-    """Measure each row on each document, unless the journal has the record. Raises KeyboardInterrupt after Ctrl-C."""
+    """Measure each row on each document, except for records in the journal. Raises KeyboardInterrupt on Ctrl-C."""
     with contextlib.ExitStack() as stack:
         llms: dict[str, SwaaLlama] = {}
         for document in documents:
             known = measured(journal.records)
             left = [row for row in stage.rows if place(stage.length, row, document) not in known]
-            # An earlier stage asked full attention; it is read again, for its time beside those of this stage.
+            # An earlier stage already asked full attention. Another prefill gives a time to compare the rows with.
             if left and left[0] is not FULL:
                 left.insert(0, FULL)
             for row in left:
@@ -68,9 +67,9 @@ def measure_stage(
 
 
 def _read(llm: SwaaLlama, row: Row, document: Document, asked: bool) -> Record:
-    """Prefill the document. Returns the seconds of the prefill and, for each tail, the results of all questions.
+    """Prefill the document. Return the seconds of the prefill, and the results of all questions for each tail.
 
-    asked: False to skip the questions.
+    asked: whether to ask the questions.
     """
     from swaa_edge.native import NEVER
 
@@ -83,8 +82,10 @@ def _read(llm: SwaaLlama, row: Row, document: Document, asked: bool) -> Record:
 
 
 def ask(llm: SwaaLlama, document: Document, tail_count: int) -> list[tuple[float, int]]:
-    """Return two figures per question: the summed loss of the scored tokens in nats, and the number of these tokens
-    that the model predicts correctly."""
+    """Return two figures per question: the loss in nats, and the number of correct predictions.
+
+    Both figures are sums over the scored tokens.
+    """
     losses: list[float] = []
     hits: list[bool] = []
 

@@ -1,4 +1,4 @@
-"""Measures the stages, the calibration and the perplexity for docs/results-real.md, as one JSON document.
+"""Measures the stages, the calibration and the perplexity for docs/results-real.md. Makes one JSON document.
 
     document = measure_all(threads=2, committed=None)      # scripts/real/measure.py
 
@@ -52,19 +52,19 @@ from swaa_edge.support.machine import machine
 from swaa_edge.support.table import table
 
 BUILD = Path(__file__).resolve().parents[2] / "build"
-#: Layers that calibration keeps, as many as the periodic patterns 1::4 and 1::2 have.
+#: Number of layers to keep in calibration: the same as for the periodic patterns 1::4 and 1::2.
 KEPT = {"quarter": 8, "half": 15}
-#: Length of the documents that calibration reads, their number, place in the text, passages per document, and tail.
+#: The calibration's documents: length, number, place in the text, passages per document. Also tail and candidates.
 CALIBRATION = {"length": 1024, "documents": 2, "part": 70, "asked": 2, "tail": 32, "candidates": 16}
 
 
 class Real:
-    """The model, the texts that it is measured on, and the engine's settings."""
+    """The model, the texts and the engine's settings."""
 
     def __init__(self, threads: int) -> None:
         self.path = real_model().q8_0
         self.model = read_model(self.path)
-        # swa_full: every row reuses the document's prefix, also those whose cache would be a ring.
+        # Every row reuses the document's prefix. A ring could drop the prefix, so swa_full turns rings off.
         self.engine = EngineSettings(n_threads=threads, n_gpu_layers=0, swa_full=True)
         self.texts = corpus()
         self.adapters = trained()
@@ -80,13 +80,13 @@ class Real:
         return engine.load(self.path, swaa=row.swaa, n_ctx=n_ctx)
 
     def documents(self, length: int, count: int, prompts: Prompts, asked: int = 5) -> list[Document]:
-        """Return `count` documents, made in turn from Python's reference and from Debian's manuals."""
+        """Make documents from Python's reference and Debian's manuals, in turn."""
         read = {name: text for name, text in self.texts.items() if name != "docstrings"}
         return build(length, count, prompts, read, 4 if length == 8192 else asked)
 
 
 def plan_table(threads: int) -> str:
-    """Return the plan as a table, with the time that each row is expected to take on `threads` threads."""
+    """Return the plan as a table, with each row's expected time on `threads` threads."""
     rows: list[Sequence[str]] = [("prompt", "window", "configuration", "tails", "documents", "minutes")]
     total = 0.0
     chosen = {f"{size} {method}": range(count) for size, count in KEPT.items() for method in ("greedy", "nll")}
@@ -116,9 +116,9 @@ def expected(stage: Stage) -> float:
 
 
 def _calibration_seconds() -> float:
-    """Return the seconds that both calibrations are expected to take on one thread.
+    """Return the expected seconds of both calibrations on one thread.
 
-    The method nll ranks all 30 layers. The method greedy adds layers from the best candidates and exchanges one layer.
+    The method nll ranks all 30 layers. The method greedy adds layers from the candidates, and exchanges one layer.
     """
     keep, pool = KEPT["half"], CALIBRATION["candidates"]
     choices = 30 + sum(pool - at for at in range(keep)) + 2 * keep + 33
@@ -127,7 +127,7 @@ def _calibration_seconds() -> float:
 
 
 def measure_quick(threads: int, asked: int = 3) -> dict[str, Any]:
-    """Measure one length with few samples, and return the document.
+    """Measure one length with few samples. Return the document.
 
     asked: as in `tasks.build`.
     """
@@ -140,11 +140,11 @@ def measure_quick(threads: int, asked: int = 3) -> dict[str, Any]:
 
 
 def measure_all(threads: int, committed: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Measure everything that is missing from the journals, and return the document.
+    """Measure everything that is missing in the journals. Return the document.
 
-    committed: the document of an earlier run, whose texts are compared with those of this machine.
+    committed: the document of an earlier run. A warning is printed if the texts of that run were different.
 
-    After Ctrl-C, the document has the rows that are complete, and its "complete" is false.
+    After Ctrl-C, the document has only complete rows, and "complete" is false.
     """
     real = Real(threads)
     hashes = fingerprints(real.texts)
@@ -189,9 +189,10 @@ def measure_all(threads: int, committed: Mapping[str, Any] | None) -> dict[str, 
 def _calibrate(
     real: Real, documents: Sequence[Document], key: Mapping[str, Any], found: dict[str, tuple[list[int], float]]
 ) -> None:
-    """Add to `found` the layers that calibration chose and the loss with them, by the names of size and method.
+    """Calibrate with each size and method.
 
-    documents: the documents for calibration, which are not used in any stage.
+    documents: documents that no stage uses.
+    found: gets the chosen layers and the loss with these layers, by size and method.
     """
     cases = [document.case(question) for document in documents for question in document.questions]
     cases = [Case(f"{at}", case.prompt, case.answer) for at, case in enumerate(cases)]
@@ -228,7 +229,7 @@ def _finished(stopped: Stopped) -> None:
 def _document(
     real: Real, documents: Mapping[int, Sequence[Document]], stages: Sequence[Stage], records: Sequence[Record]
 ) -> dict[str, Any]:
-    """Return the raw results as plain JSON values, without rows that were not measured on all documents."""
+    """Return the raw results as plain JSON values. Rows that lack a document are left out."""
     known, times = measured(records), ratios(records)
     rows, cells = [], []
     unique = {
@@ -282,8 +283,7 @@ def _document(
 def ratios(records: Sequence[Record]) -> dict[tuple[int, str], list[float]]:
     """Return each row's prefill speed-ups over full attention, one per document, by length and row.
 
-    The time of full attention is that of its latest record for the document, measured shortly before the row.
-
+    Each row's time is compared with full attention's latest time on the document. Full attention ran shortly before.
     """
     found: dict[tuple[int, str], list[float]] = {}
     full: dict[tuple[int, str], float] = {}
@@ -296,7 +296,7 @@ def ratios(records: Sequence[Record]) -> dict[tuple[int, str], list[float]]:
 
 
 def _pairs(row: Row, tail: int, length: int, real: Real) -> float:
-    """Return the number of query-key pairs that a prefill computes, as a fraction of full attention's."""
+    """Return the query-key pairs that a prefill computes, as a fraction of full attention's pairs."""
     swaa = dataclasses.replace(row.swaa, tail_count=tail) if row.swaa else None
     return round(1 / bound(Line(0.0, 1.0), swaa, length, length, [1] * real.model.n_layers), 4)
 

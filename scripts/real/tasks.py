@@ -1,15 +1,15 @@
-"""Makes documents of real English text, and the questions that measure.py asks about them.
+"""Makes documents of real English text with questions, for measure.py.
 
     documents = build(2048, 20, prompts, texts); documents[0].case(documents[0].questions[0])
 
-passages: the prompt ends with the first tokens of a passage from far back in the document; the passage's next tokens
+passages: the prompt ends with the first tokens of a passage from far back in the document. The passage's next tokens
     are scored.
-shuffled: the same with a planted passage of shuffled tokens, which the model can only predict by copying.
-facts: the question is about a sentence hidden in the document, and is asked through the chat template. In the response
-    "The secret code of fence is 706", only the tokens of 706 are scored.
+shuffled: the same with a planted passage of shuffled tokens. The model can predict such a passage only by copying.
+facts: the question is about a hidden sentence, and is asked through the chat template. In the response "The secret code
+    of fence is 706", only the tokens of 706 are scored.
 
 A prompt consists of the beginning of the chat template, a document and a question. All questions about a document share
-this prefix.
+the tokens before the question.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from swaa_edge.generate.prompts import Prompts
 
 TASKS = ("passages", "shuffled", "facts")
-#: Tokens of a passage that the question repeats, and those that are scored.
+#: Tokens of a passage: first those that the question repeats, then those that are scored.
 CUE, SCORED = 24, 40
-#: Tokens of a context that are kept free for a question and its answer.
+#: Tokens of a context for a question and its answer.
 RESERVED = 96
-#: Characters of text per token of a document; prose needs about four.
+#: Characters of text per token of a document. Prose needs about four.
 CHARACTERS = 6
 SEED = 71
 _NAMES = (
@@ -78,9 +78,9 @@ _YEARS = tuple(map(str, range(1700, 1990)))
 
 @dataclass(frozen=True)
 class Fact:
-    """A kind of fact: a sentence that gives a name a value, and the question about it.
+    """A kind of fact: a sentence with a name and a value, and the question about the value.
 
-    lead: the sentence up to the value, with {} for the name; the response begins with it too.
+    lead: the sentence up to the value, with {} for the name. The response begins with the same words.
     end: the text after the value.
     question: the question, with {} for the name.
     names: the possible names.
@@ -94,7 +94,7 @@ class Fact:
     values: Sequence[str]
 
 
-#: One of each kind per document: of two facts of one kind, the model confuses names even under full attention.
+#: A document has at most one fact of each kind. With two, the model confuses the names even under full attention.
 FACTS = (
     Fact("The secret code of {} is", ".", "What is the secret code of {}?", WORDS, _NUMBERS),
     Fact("The price of the {} is", " dollars.", "What is the price of the {}?", WORDS, _NUMBERS),
@@ -110,7 +110,8 @@ class Question:
     """A question about a document.
 
     tail: the tokens of the prompt after the document.
-    answer: the tokens of the correct response, of which only the last `scored` are scored.
+    answer: the tokens of the correct response.
+    scored: number of tokens at the end of the answer that are scored.
     """
 
     task: str
@@ -123,7 +124,7 @@ class Question:
 class Document:
     """A document with its questions.
 
-    tokens: the beginning of the chat template, then the document; the prompts of all `questions` begin with them.
+    tokens: the beginning of the chat template, and then the document. All prompts begin with these tokens.
     """
 
     name: str
@@ -137,13 +138,13 @@ class Document:
 def build(
     length: int, count: int, prompts: Prompts, texts: Mapping[str, str], asked: int = 5, part: int = 0
 ) -> list[Document]:
-    """Make `count` documents for contexts of `length` tokens, from `texts` in turn; no part of a text is used twice.
+    """Make `count` documents for contexts of `length` tokens, from `texts` in turn. Documents don't share any text.
 
-    asked: number of questions per document for each of the tasks passages and shuffled. The task facts has one question
-        more, up to the number of `FACTS`.
+    asked: number of passages, and of shuffled passages, per document. A document has `asked` + 1 facts, but no more
+        than one of each kind.
     part: number of document-sized parts to skip at the start of each text.
 
-    At least an eighth of the context follows each text that a question asks about.
+    At least an eighth of the context lies between the text that a question is about and the end of the document.
     """
     documents = []
     for number, name in zip(range(count), itertools.cycle(texts), strict=False):
@@ -154,7 +155,7 @@ def build(
 
 
 def digest(documents: Sequence[Document]) -> str:
-    """Return a sha256 that changes if any token of a document or question changes."""
+    """Return a sha256 of all tokens of the documents and questions."""
     return hashlib.sha256(repr(documents).encode()).hexdigest()
 
 
@@ -184,7 +185,7 @@ def _shuffled(rng: random.Random, hay: Haystack) -> list[int]:
 
 
 def _fact(rng: random.Random, kind: Fact, prompts: Prompts) -> tuple[list[int], Question]:
-    """Return the tokens of the sentence to hide, and the question about this sentence."""
+    """Return the tokens of a sentence to hide, and the question about the sentence."""
     name, value = rng.choice(kind.names), rng.choice(kind.values)
     lead, scored = prompts.tokenize(kind.lead.format(name)), prompts.tokenize(f" {value}")
     question = kind.question.format(name)
@@ -197,9 +198,9 @@ def _fact(rng: random.Random, kind: Fact, prompts: Prompts) -> tuple[list[int], 
 def _planted(
     rng: random.Random, hay: Haystack, count: int, pieces: Sequence[Sequence[int]], passages: int, beyond: int
 ) -> tuple[list[int], list[list[int]]]:
-    """Return a document of `count` tokens with `pieces` between its sentences, and some passages of its prose.
+    """Return a document of `count` tokens with `pieces` between the sentences, and passages of the document's prose.
 
-    Pieces and passages don't overlap, and end at least `beyond` tokens before the end of the document.
+    Pieces and passages don't overlap. At least `beyond` tokens follow each piece and each passage.
     """
     sentences = hay.prose(rng, count - sum(map(len, pieces)))
     starts = [0, *itertools.accumulate(map(len, sentences))]

@@ -4,8 +4,8 @@
     losses.of([]).loss - losses.of(range(28)).loss      # the loss that sliding in all layers adds
 
 The loss is the negative log likelihood of the answers' tokens, in nats per token. A prompt is evaluated as prefill and
-its answer as decode, so FA decode lowers the loss as it would in normal use. FA decode helps all tokens of an answer
-except the first. The last prompt token predicts the first answer token, and sees the whole prompt only with a tail.
+its answer as decode, so FA decode lowers the loss as in normal use. FA decode helps all answer tokens except the first.
+The last prompt token predicts the first answer token. Only with a tail does the last prompt token see the whole prompt.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from swaa_edge.support.progress import OnProgress, Progress
 if TYPE_CHECKING:
     from swaa_edge.llama import SwaaLlama
 
-#: load(swaa, n_ctx): the model under this configuration. The caller closes it.
+#: load(swaa, n_ctx): returns a model. The caller closes the model.
 Load = Callable[[Configuration, int], "SwaaLlama"]
 OnRows = Callable[[np.ndarray, Sequence[int]], object]
 
@@ -47,9 +47,9 @@ class Measured:
         return math.fsum(self.nll) / self.tokens
 
     def above(self, other: Measured) -> tuple[float, float | None]:
-        """Return this loss minus that of `other` on the same cases, and the standard error of the difference.
+        """Return this loss minus the loss of `other` on the same cases, and the standard error of the difference.
 
-        The standard error assumes that the cases are independent, and is None if there is only one case.
+        The standard error assumes independent cases. For a single case, the standard error is None.
         """
         differences = [mine - theirs for mine, theirs in zip(self.nll, other.nll, strict=True)]
         count, total = len(differences), math.fsum(differences)
@@ -60,25 +60,25 @@ class Measured:
 
 
 class Counter:
-    """Counts the prompts of all measurements in a run, and reports progress. total: expected number of prompts."""
+    """Counts the prompts of a run that are done, and reports progress. total: expected number of prompts."""
 
     def __init__(self, on_progress: OnProgress | None = None, total: int = 0) -> None:
         self._report, self._done, self._total = on_progress, 0, total
 
     def advance(self, layers: str, prompts: int) -> None:
-        """Count `prompts` more prompts as done. layers: names of the full-attention layers that are being measured."""
+        """Count more prompts as done. layers: text from `label` for the choice of layers that is being measured."""
         self._done += prompts
         if self._report:
             self._report(Progress(self._done, max(self._total, self._done), f"full attention in layers: {layers}"))
 
 
 class Losses:
-    """Losses of `cases` under `swaa` for any choice of full-attention layers; each choice is measured once.
+    """Losses of `cases` under `swaa` for any choice of full-attention layers. Each choice is measured once.
 
     journal: stores the loss of each case, and supplies the losses of an earlier run.
 
     The constructor raises `ConfigError` if `cases` is empty. The method `of` raises the errors of loading and running a
-    model, and Ctrl-C stops it within one ubatch.
+    model. Ctrl-C stops a measurement within one ubatch.
     """
 
     def __init__(
@@ -119,12 +119,12 @@ class Losses:
 
 
 def with_layers(swaa: SwaaConfig, fa_layers: Iterable[int]) -> SwaaConfig:
-    """Return `swaa` with its full-attention layers replaced by `fa_layers`."""
+    """Return `swaa` with other full-attention layers."""
     return dataclasses.replace(swaa, fa_layers=sorted(fa_layers), recipe=CUSTOM)
 
 
 def label(fa_layers: Collection[int], n_layers: int) -> str:
-    """Return text for a choice of FA layers: a list, "all", "none", or "all but 3" if only layer 3 slides."""
+    """Return text for a choice of FA layers: "all", "none", "all but 3" or a list such as "1,3,5"."""
     if len(fa_layers) in (0, n_layers):
         return "all" if fa_layers else "none"
     if n_layers > 2 and len(fa_layers) == n_layers - 1:
@@ -140,18 +140,18 @@ def answer_nll(llm: SwaaLlama, case: Case) -> float:
 
 
 def read_answers(llm: SwaaLlama, cases: Iterable[Case], on_rows: OnRows, tail_count: int | None = None) -> None:
-    """Evaluate each prompt and its answer, and pass the logits that predict the answer's tokens to `on_rows`.
+    """Evaluate each prompt and its answer. `on_rows` gets the logits that predict the answer's tokens.
 
-    on_rows(rows, tokens): function that is called several times per case. Row i of the logits [n, n_vocab] predicts
-        token i, and the rows are overwritten after the call.
-    tail_count: number of tail tokens to use instead of the number in the model's settings.
+    on_rows(rows, tokens): called several times per case. Row i of the logits [n, n_vocab] predicts token i. The rows
+        are overwritten after the call.
+    tail_count: number of tail tokens (default: as in the model's settings).
 
-    Prompt tokens that are still in the engine's cache are not evaluated again, so cases about one document should
-    follow one another. Cases whose prompts are equally long share the document's part of the tail too.
+    Cases about one document should follow one another: shared prompt tokens stay in the engine's cache and are not
+    evaluated again. A tail can begin inside the document. Only prompts of equal length share this part of the document.
     """
     if tail_count is None:
         tail_count = llm.swaa.tail_count if llm.swaa else 0
-    held = math.inf  # the boundary of what the engine holds; at first it holds no tail
+    held = math.inf  # the decode boundary of the prompt in the cache; at first, the cache holds no tail
     for case in cases:
         boundary = max(len(case.prompt) - tail_count, 0)
         shared = _shared(llm, case.prompt)
@@ -159,14 +159,16 @@ def read_answers(llm: SwaaLlama, cases: Iterable[Case], on_rows: OnRows, tail_co
             shared = min(shared, boundary, held)
         _read_answer(llm, case, on_rows, boundary, shared)
         held = boundary
-    # No later prompt may reuse what saw more than a prompt does.
+    # Tokens from the boundary on may have seen more than prompt tokens see. No later prompt may reuse these tokens.
     llm.n_tokens = min(llm.n_tokens, held)
 
 
 def _read_answer(llm: SwaaLlama, case: Case, on_rows: OnRows, boundary: int, shared: int) -> None:
-    """Evaluate a prompt, whose first `shared` tokens the engine holds, and its answer. on_rows: as in `read_answers`.
+    """Evaluate a prompt and its answer.
 
+    on_rows: as in `read_answers`.
     boundary: the prompt's decode boundary.
+    shared: number of tokens at the start of the prompt that are in the engine's cache.
     """
     from swaa_edge.native import can_continue
 
@@ -189,7 +191,7 @@ def _read_answer(llm: SwaaLlama, case: Case, on_rows: OnRows, boundary: int, sha
 
 
 def _shared(llm: SwaaLlama, prompt: Sequence[int]) -> int:
-    """Return how many tokens at the start of the prompt are in the engine's cache, without the last prompt token."""
+    """Count the tokens at the start of the prompt that are in the engine's cache. The last token never counts."""
     length = min(llm.n_tokens, len(prompt) - 1)
     differs = llm.input_ids[:length] != np.asarray(prompt[:length], np.intc)
     return int(differs.argmax()) if differs.any() else length

@@ -4,11 +4,13 @@
     report = search(load, SwaaConfig(2048, 100, fa_decode=True), 28, cases, settings)
     report.chosen            # (2, 5, 9, ...)
 
-The method nll ranks each layer by the loss added when only this layer slides (after arXiv 2606.27791). The method keep
-ranks each layer by the loss saved when only this layer keeps full attention. The method keep is useful if a model can
-compensate for any single sliding layer, because nll then measures no difference. The method greedy starts with all
-layers sliding and repeatedly adds the FA layer that lowers the loss most, so it accounts for layers that work together.
-As a last step, greedy replaces chosen layers by others as long as this lowers the loss.
+The method nll ranks each layer by the loss added when only this layer slides (after arXiv 2606.27791). Some models can
+compensate for any single sliding layer, so nll measures no difference. Use the method keep for such models: keep ranks
+each layer by the loss saved when only this layer has full attention.
+
+The method greedy starts with all layers sliding. In each step, greedy adds the FA layer that lowers the loss most.
+Unlike the rankings, greedy accounts for layers that work together. Finally, greedy replaces chosen layers by others as
+long as the loss falls.
 """
 
 from __future__ import annotations
@@ -37,15 +39,16 @@ def search(
     journal: Journal | None = None,
     on_progress: OnProgress | None = None,
 ) -> Report:
-    """Choose the FA layers of a model with `n_layers` layers; all other settings are those of `swaa`.
+    """Choose the FA layers of a model with `n_layers` layers. Other settings come from `swaa`.
 
-    settings: of these, only method, keep, candidates and swaps are used.
-    held_out: cases on which the chosen layers are compared with the patterns of `patterns`, with the FA
-        layers of `swaa`, with all layers and with no layer. If held_out is empty, nothing is compared.
+    settings: only method, keep, candidates and swaps are used.
+    held_out: cases for a comparison of the chosen layers with other choices: `patterns`, the FA layers of `swaa`, all
+        layers and no layer. If empty, nothing is compared.
     journal: stores losses, and supplies the losses of an earlier run.
 
-    After KeyboardInterrupt, or an error after the first measurement, the report has the results so far, and
+    Ctrl-C, or an error after the first measurement, ends the search early. The report then has the results so far, and
     `Report.stopped` holds the reason.
+
     Raises `ConfigError` if the settings don't fit `n_layers`, and the errors of loading and running a model.
     """
     keep, journal = settings.layers_to_keep(n_layers), journal or Journal(None, {})
@@ -70,9 +73,9 @@ def search(
 
 
 def patterns(n_layers: int, keep: int) -> dict[str, frozenset[int]]:
-    """Return the choices of about `keep` layers that need no calibration, by --fa-layers value.
+    """Return choices of about `keep` layers that need no calibration, by --fa-layers value.
 
-    They are the first `keep` layers, and every k-th layer from each possible first layer.
+    The choices are the first `keep` layers, and every k-th layer from each possible first layer.
     """
     period = max(1, round(n_layers / keep))
     periodic = {f"{first}::{period}": frozenset(range(first, n_layers, period)) for first in range(period)}
@@ -80,7 +83,7 @@ def patterns(n_layers: int, keep: int) -> dict[str, frozenset[int]]:
 
 
 def _choices(n_layers: int, keep: int, settings: CalibrateSettings) -> int:
-    """Return how many choices of layers the method measures; for greedy, assume that no replacement lowers the loss."""
+    """Count the choices of layers that the method measures, if greedy finds no replacement that lowers the loss."""
     if settings.method != "greedy":
         return 3 + n_layers
     pool = settings.candidates or n_layers
@@ -115,8 +118,8 @@ def _greedy(report: Report, losses: Losses, sliding: Measured, settings: Calibra
         report.rows += rows[:1] if len(chosen) < report.keep else rows
     report.chosen, report.loss = tuple(sorted(chosen)), current
     if report.keep == 1:
-        return  # nothing is better than the only layer chosen
-    # Each exchange lowers the loss, so this ends.
+        return  # the first step has already tried every single layer
+    # Each exchange lowers the loss, so the loop ends.
     while found := _exchange(losses, chosen, pool, current, settings.swaps):
         rest, rows, current = found
         report.rows = [*(row for row in report.rows if row.layer in rest), *rows]
@@ -127,9 +130,9 @@ def _greedy(report: Report, losses: Losses, sliding: Measured, settings: Calibra
 def _exchange(
     losses: Losses, chosen: Sequence[int], pool: Iterable[int], current: Measured, swaps: int
 ) -> tuple[list[int], list[Ranked], Measured] | None:
-    """Replace one of the `swaps` weakest chosen layers by a layer that lowers the loss; return None if none does.
+    """Replace one of the `swaps` weakest chosen layers. Return None if no replacement lowers the loss.
 
-    Returns the chosen layers that stay, the candidates for the replacement (best first), and the loss with the first.
+    Returns the layers that stay, the candidates for the replacement (best first), and the loss with the best candidate.
     """
     if not swaps:
         return None
@@ -145,7 +148,7 @@ def _exchange(
 def _best_addition(
     losses: Losses, chosen: Sequence[int], pool: Iterable[int], current: Measured
 ) -> tuple[list[Ranked], Measured]:
-    """Return the gain of adding each layer of `pool` to the chosen ones, best first, and the loss with the best."""
+    """Add each layer of `pool` to the chosen layers. Return the gains, best first, and the loss with the best layer."""
     found = {layer: losses.of({*chosen, layer}) for layer in pool if layer not in chosen}
     order = sorted(found, key=lambda layer: (found[layer].loss, layer))
     return [Ranked(layer, *current.above(found[layer])) for layer in order], found[order[0]]

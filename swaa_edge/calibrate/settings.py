@@ -14,9 +14,9 @@ from swaa_edge.errors import ConfigError
 Method = Literal["nll", "keep", "greedy"]
 METHODS = get_args(Method)
 
-#: Default length of a sample in tokens, if the model was trained for as many.
+#: Default length of a sample in tokens, unless the model's context length is smaller.
 PROMPT_TOKENS = 8192
-#: Default number of samples per retrieval task, and of windows of a text.
+#: Default number of samples per retrieval task, and default number of windows of a text.
 SAMPLES, WINDOWS = 4, 16
 
 
@@ -25,18 +25,18 @@ class CalibrateSettings:
     """Settings for choosing layers, and for the samples to measure.
 
     method: one of the methods in `swaa_edge.calibrate.search`.
-    keep: how many layers keep full attention, as a number, or as a fraction of all layers.
-    candidates: for greedy, the number of layers to try, from the top of the ranking by the method `keep` (default: all
-        layers).
-    swaps: for greedy, the number of chosen layers that the last step tries to replace, starting with the weakest.
-    compare: compare the choice with the first layers and with periodic patterns, on held-out samples.
+    keep: the layers that keep full attention, as a number (int) or as a fraction of all layers (float).
+    candidates: number of layers that the method greedy tries (default: all layers). These layers are the top of the
+        ranking by the method keep.
+    swaps: number of chosen layers that the last step of greedy tries to replace, weakest first.
+    compare: compare the chosen layers with the first layers and with periodic layers, on held-out samples.
     task: names of the retrieval tasks that provide the samples, separated by commas.
-    text: path of a UTF-8 text that provides the samples instead of the retrieval tasks ("-" means stdin).
-    samples: number of samples per retrieval task (default: `SAMPLES`), or number of windows to cut from the text
-        (default: `WINDOWS`).
-    prompt_tokens: length of a sample in tokens, answer included (default: `PROMPT_TOKENS`, or the model's context
-        length if that is smaller).
-    answer_tokens: number of tokens at the end of each window of the text on which the loss is measured.
+    text: path of a UTF-8 text that replaces the retrieval tasks ("-" means stdin).
+    samples: number of samples per retrieval task (default: `SAMPLES`), or number of windows of the text (default:
+        `WINDOWS`).
+    prompt_tokens: length of a sample in tokens, answer included. Default: `PROMPT_TOKENS` or the model's context
+        length, whichever is smaller.
+    answer_tokens: number of tokens at the end of each window of the text. The loss is measured on these tokens.
     seed: seed of the retrieval tasks.
     chat: use the model's chat template in the retrieval tasks.
 

@@ -24,15 +24,17 @@ OnLogits = Callable[[np.ndarray], object]
 
 
 def evaluate(llm: SwaaLlama, part: Part, on_logits: OnLogits | None = None) -> None:
-    """Evaluate the tokens of `part`, which follow the first `llm.n_tokens` tokens. on_logits and errors are as in
-    `SwaaLlama.eval`."""
+    """Evaluate the tokens of `part` after the first `llm.n_tokens` tokens.
+
+    `on_logits` and the errors are as in `SwaaLlama.eval`.
+    """
     tokens, phase = part.tokens, part.phase
     done, started, timings = 0, time.perf_counter(), llm.last_timings
     report = llm.on_prefill if phase is Phase.PREFILL else None
-    # Each drafted token is judged by the logits before it, so all of them must be from one llama_decode.
+    # The logits before a drafted token judge the token. All these logits must come from one llama_decode.
     drafted = phase is Phase.DECODE and len(tokens) > 1 and llm._phases.turn is not None
     every_row = llm._logits_all or drafted or on_logits is not None
-    # Whatever stops this, the logits in the engine are no longer those of the last token.
+    # If anything stops the evaluation, the engine no longer has the last token's logits.
     llm._requires_eval = True
     try:
         with decoding_from(llm, part.decode_from):
@@ -60,13 +62,13 @@ def evaluate(llm: SwaaLlama, part: Part, on_logits: OnLogits | None = None) -> N
         _recover(llm)
         raise
     finally:
-        # generate() times its own decode, sampling included.
+        # generate() measures the decode time itself, with sampling.
         timings.add(phase, done, time.perf_counter() - started, with_decode_time=llm._phases.turn is None)
 
 
 @contextlib.contextmanager
 def decoding_from(llm: SwaaLlama, position: int) -> Iterator[None]:
-    """Set the decode boundary of all sequences to `position` within this block."""
+    """Set the decode boundary of all sequences to `position` within the block."""
     if llm.swaa is None:
         yield
         return
@@ -79,14 +81,15 @@ def decoding_from(llm: SwaaLlama, position: int) -> Iterator[None]:
 
 
 def failure(llm: SwaaLlama, error: RuntimeError, tokens: Sequence[int]) -> RuntimeError:
-    """Translate `error`, which was raised while `tokens` were evaluated, into an error of ours."""
+    """Return our error for an error that was raised while `tokens` were evaluated."""
     if llm._abort:
         return GenerationCancelled("cancelled")
     return decode_failure(error, tokens, n_vocab=llm._n_vocab, n_ctx=llm._n_ctx)
 
 
 def _chunks(tokens: Sequence[int], n_batch: int, size: int) -> Iterator[Sequence[int]]:
-    # The ubatches that llama_decode would make of upstream's batches, so that results stay the same to the bit.
+    # Upstream passes batches to llama_decode, which splits them into ubatches. The same ubatches here give the same
+    # results to the bit.
     for start in range(0, len(tokens), n_batch):
         end = min(start + n_batch, len(tokens))
         for first in range(start, end, size):
@@ -96,7 +99,7 @@ def _chunks(tokens: Sequence[int], n_batch: int, size: int) -> Iterator[Sequence
 def _decode(llm: SwaaLlama, tokens: Sequence[int], every_row: bool) -> None:
     """Run one llama_decode.
 
-    every_row: whether to compute the logits of every token, instead of only the last token's.
+    every_row: compute the logits of every token. Otherwise only the last token gets logits.
     """
     past, count = llm.n_tokens, len(tokens)
     llm._phases.rows = 0
@@ -115,9 +118,9 @@ def _logits(llm: SwaaLlama, count: int) -> np.ndarray:
 
 
 def _recover(llm: SwaaLlama) -> None:
-    """Cut the cache back to the tokens that were evaluated completely."""
+    """Remove the tokens from the cache that were not evaluated completely."""
     llm._forget_cancel()
     llm._phases.sampled = None
-    # An aborted batch can leave ubatches behind, and a recurrent state can't be cut back at all.
+    # An aborted batch can leave ubatches in the cache. A recurrent state can't drop tokens.
     if not llm._ctx.kv_cache_seq_rm(-1, llm.n_tokens, -1):
         llm.reset()
