@@ -7,12 +7,13 @@ The training documents have hidden facts, and no row is measured on these docume
 answers six questions under full attention (`swaa-edge distill`). The correct responses become one conversation per
 document. `swaa-edge finetune` therefore reads a document only once per training step.
 
-Everything is kept in build/real-lora/, so the same call resumes an interrupted run.
+Everything is kept in build/real-lora-*/, so the same call resumes an interrupted run.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import json
 import random
@@ -32,7 +33,7 @@ from swaa_edge.generate.prompts import asked
 from swaa_edge.support.atomic import atomic_output
 from swaa_edge.support.progress import progress_bar
 
-FOLDER = Path(__file__).resolve().parents[2] / "build" / "real-lora"
+BUILD = Path(__file__).resolve().parents[2] / "build"
 #: Characters of a document (about 900 tokens), and the fraction of the document, from the start, that can have facts.
 CHARACTERS, FAR = 3400, 0.8
 #: Number of the first document in each text, and documents per text. Earlier documents are measured.
@@ -62,11 +63,17 @@ class Adapter:
     training: Mapping[str, Any]
 
 
+def folder_of_these_settings() -> Path:
+    """Return the folder of the adapters. Other settings give another folder, so no adapter is used by mistake."""
+    settings = [CHARACTERS, FAR, TEXTS, PER_TEXT, DISTILL, TRAIN, [row.swaa.to_dict() for row in tuned()]]
+    return BUILD / f"real-lora-{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]}"
+
+
 def trained() -> dict[str, Adapter]:
-    """Return the adapters in build/real-lora/ by name. The names are those of the rows of `tuned`."""
+    """Return the adapters that are trained, by name. The names are those of the rows of `tuned`."""
     found = {}
     for row in tuned():
-        folder = FOLDER / str(row.adapter)
+        folder = folder_of_these_settings() / str(row.adapter)
         if (gguf := folder.with_suffix(".gguf")).exists():
             training = json.loads((folder / "swaa_training.json").read_text(encoding="utf-8"))
             found[str(row.adapter)] = Adapter(gguf, training)
@@ -74,7 +81,7 @@ def trained() -> dict[str, Adapter]:
 
 
 def train(model: RealModel, texts: Mapping[str, str], threads: int) -> None:
-    """Train the adapters that are missing in build/real-lora/.
+    """Train the adapters that are missing.
 
     texts: the texts of `corpus`.
     threads: CPU threads.
@@ -82,8 +89,9 @@ def train(model: RealModel, texts: Mapping[str, str], threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    questions, responses, data = (FOLDER / f"{name}.jsonl" for name in ("questions", "responses", "conversations"))
+    parent = folder_of_these_settings()
+    parent.mkdir(parents=True, exist_ok=True)
+    questions, responses, data = (parent / f"{name}.jsonl" for name in ("questions", "responses", "conversations"))
     _write(questions, (record for name in TEXTS for record in ask_about(name, texts[name])))
     with progress_bar(True) as bar:
         if not responses.exists():
@@ -93,7 +101,7 @@ def train(model: RealModel, texts: Mapping[str, str], threads: int) -> None:
                 raise KeyboardInterrupt
         _write(data, conversations(responses))
         for row in tuned():
-            folder = FOLDER / str(row.adapter)
+            folder = parent / str(row.adapter)
             if not (folder / "adapter_config.json").exists():
                 _say(f"training {row.adapter}")
                 finetune(model.hf, data, folder, row.swaa, on_note=_say, on_progress=bar, **TRAIN)
