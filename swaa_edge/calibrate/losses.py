@@ -157,7 +157,11 @@ def read_answers(llm: SwaaLlama, cases: Iterable[Case], on_rows: OnRows, tail_co
         shared = _shared(llm, case.prompt)
         if boundary != held:
             shared = min(shared, boundary, held)
-        _read_answer(llm, case, on_rows, boundary, shared)
+        try:
+            _read_answer(llm, case, on_rows, boundary, shared)
+        except BaseException:
+            llm.reset()
+            raise
         held = boundary
     # Tokens from the boundary on may have seen more than prompt tokens see. No later prompt may reuse these tokens.
     llm.n_tokens = min(llm.n_tokens, held)

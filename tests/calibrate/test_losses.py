@@ -134,6 +134,21 @@ def test_questions_share_the_tail_of_their_document(load, monkeypatch):
 
 
 @pytest.mark.native
+def test_an_interrupted_case_leaves_no_tail_behind(load):
+    document = random_tokens(100, 5)
+    swaa = SwaaConfig(24, 2, fa_decode=True, tail_count=40)
+    warm = load(swaa, 512)
+
+    def interrupt(rows, tokens):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        read_answers(warm, [Case("a", document, random_tokens(3, 1))], interrupt)
+    longer = Case("b", (*document, *random_tokens(60, 2)), random_tokens(6, 3))
+    assert answer_nll(warm, longer) == pytest.approx(answer_nll(load(swaa, 512), longer), abs=0.02)
+
+
+@pytest.mark.native
 def test_the_prompt_is_prefill_up_to_its_last_token(load):
     """Otherwise FA decode would show the first answer token more than it sees in use."""
     prompt, answer = random_tokens(200, 5), random_tokens(1, 6)
