@@ -55,7 +55,9 @@ def search(
     rivals: dict[str, frozenset[int]] = {}
     if held_out:
         own = selected_layers("fa_layers", swaa.fa_layers, n_layers)
-        rivals = patterns(n_layers, keep) | ({label(own, n_layers): own} if own else {})
+        rivals = patterns(n_layers, keep)
+        if own and own not in rivals.values():
+            rivals[label(own, n_layers)] = own
     prompts = _choices(n_layers, keep, settings) * len(cases) + (3 + len(rivals)) * len(held_out)
     counter = Counter(on_progress, prompts)
     losses = Losses(load, swaa, n_layers, cases, journal, counter)

@@ -141,6 +141,13 @@ def test_the_choice_is_compared_with_patterns_on_other_samples(monkeypatch):
     assert [row["error"] for row in table] == pytest.approx([0] * 8), "both cases differ equally"
 
 
+def test_settings_that_are_a_pattern_are_compared_once(monkeypatch):
+    engine = FakeEngine(monkeypatch, additive)
+    swaa = SwaaConfig(64, 4, fa_layers=":1/3", fa_decode=True)
+    report = search(engine.load, swaa, N, CASES, keep=2, held_out=[Case("c", (7,), (8, 8))])
+    assert [row["layers"] for row in report.to_dict()["held_out"]["table"]].count([0, 1]) == 1
+
+
 def test_patterns():
     assert patterns(8, 2) == {":2": frozenset({0, 1})} | {f"{i}::4": frozenset({i, i + 4}) for i in range(4)}
     assert patterns(28, 7).keys() == {":7", "0::4", "1::4", "2::4", "3::4"}
