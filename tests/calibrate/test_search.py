@@ -144,7 +144,7 @@ def test_the_choice_is_compared_with_patterns_on_other_samples(monkeypatch):
 def test_settings_that_are_a_pattern_are_compared_once(monkeypatch):
     engine = FakeEngine(monkeypatch, additive)
     swaa = SwaaConfig(64, 4, fa_layers=":1/3", fa_decode=True)
-    report = search(engine.load, swaa, N, CASES, keep=2, held_out=[Case("c", (7,), (8, 8))])
+    report = search(engine.load, swaa, N, CASES, keep=2, held_out=[Case("c", (7, 1, 2), (8, 8))])
     assert [row["layers"] for row in report.to_dict()["held_out"]["table"]].count([0, 1]) == 1
 
 
