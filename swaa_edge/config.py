@@ -39,7 +39,7 @@ class SwaaConfig:
     sink_count: the number S of first tokens that stay visible in every sliding layer; from 0 to 2**31 - 1.
     fa_layers: the layers that keep full attention (FA): a list of indices, a slice, "none" or "all". Indices in a list
         start at 0 and can't be negative. A slice "start:stop:step" follows Python's rules, so negative numbers count
-        from the end. Start and stop may be fractions of the number of layers, rounded up: ":1/4" is the first quarter.
+        from the end. Start and stop may be fractions of the number of layers: ":1/4" is the first quarter, rounded up.
         Stored as text or as a sorted tuple.
     fa_decode: the sliding layers that decode with full attention: True (all), False (none) or a value as for
         `fa_layers`. FA layers in the list are ignored. Stored as a bool, text or tuple.
@@ -277,7 +277,7 @@ def _preset(
     return Recipe(SwaaConfig(2048, 100, fa_layers, fa_decode, tail_count, name), accuracy, accuracy_lora, seconds)
 
 
-#: The presets by name, most accurate first. `front` has no published accuracy and costs as much as `balanced`.
+#: The presets by name, most accurate first. `front` has no published accuracy and costs about as much as `balanced`.
 #: Accuracies marked S=10 were measured with 10 sinks.
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {

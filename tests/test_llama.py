@@ -286,7 +286,7 @@ def test_logits_that_do_not_exist(load):
         llm.sample()
     llm.eval(PROMPT)
     for idx in (63, 65, -1):
-        with pytest.raises(GenerationError, match=f"no logits to sample from at idx = {idx}"):
+        with pytest.raises(GenerationError, match=f"no logits at idx = {idx}; set logits_all"):
             llm.sample(idx=idx)
     assert llm.sample(temp=0, idx=64) == llm.sample(temp=0)
     llm.reset()

@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from swaa_edge.config import FULL_ATTENTION, TAIL, Configuration, SwaaConfig
+from swaa_edge.support.journal import digest
 
 SINKS = 16
 TAILS = (0, 1, 16, 64, 128, 256)
@@ -44,6 +45,7 @@ class Row:
 
     swaa: the configuration. Only a configuration for an adapter has a tail.
     adapter: name of the LoRA adapter.
+    trained_as: digest of the adapter's file.
     window: the window size in tokens, or None for full attention.
     """
 
@@ -51,6 +53,7 @@ class Row:
     swaa: Configuration
     tails: Sequence[int] = (0,)
     adapter: str | None = None
+    trained_as: str = ""
 
     @property
     def window(self) -> int | None:
@@ -59,6 +62,11 @@ class Row:
     @property
     def key(self) -> str:
         return f"{self.name} @ {self.window}" + (f", {self.adapter}" if self.adapter else "")
+
+    @property
+    def identity(self) -> str:
+        """A digest of the configuration and of the adapter. A record of other settings under the same name differs."""
+        return digest({"swaa": self.swaa.to_dict() if self.swaa else None, "adapter": self.trained_as})
 
 
 @dataclasses.dataclass(frozen=True)

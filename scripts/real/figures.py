@@ -40,10 +40,14 @@ class Figures:
 
     @property
     def lengths(self) -> list[int]:
-        return sorted({length for length, _ in self.rows})
+        """The prompt lengths that have results."""
+        return sorted({length for length, _ in self.rows if self.windows(length)})
 
     def windows(self, length: int) -> list[int]:
-        return sorted({row["window"] for (at, _), row in self.rows.items() if at == length and row["window"]})
+        """Return the windows that have results. Every figure needs full attention and the bare window."""
+        found = {row["window"] for (at, _), row in self.rows.items() if at == length and row["window"]}
+        needed = {window: ((length, FULL), (length, f"naive @ {window}")) for window in found}
+        return sorted(window for window in found if all(row in self.rows for row in needed[window]))
 
     def documents(self, length: int) -> int:
         return len(self._scored[length, "passages"])
@@ -64,6 +68,11 @@ class Figures:
         """Return whether the row has FA decode. Without FA decode, a tail has no effect."""
         swaa = self.rows[length, row]["swaa"]
         return bool(swaa and swaa["fa_decode"])
+
+    def has(self, length: int, row: str, tail: int) -> bool:
+        """Return whether the row was measured with this tail."""
+        about = self.rows.get((length, row))
+        return about is not None and about["window"] in self.windows(length) and tail in self.tails(length, row)
 
     def untrained(self, length: int, row: str) -> bool:
         """Return whether the row has SWAA but no adapter."""

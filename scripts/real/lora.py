@@ -1,7 +1,7 @@
 """Trains LoRA adapters for docs/results-real.md on the model's own responses, under the SWAA mask.
 
     train(real_model(), corpus(), threads=2)
-    trained()["fast-128"].gguf
+    trained(corpus())["fast-128"].gguf
 
 The training documents have hidden facts, and no row is measured on these documents. For each document, the model
 answers six questions under full attention (`swaa-edge distill`). The correct responses become one conversation per
@@ -19,18 +19,20 @@ import json
 import random
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from real.cells import tuned
 from real.fetch import RealModel
+from real.reading import finished
 from real.tasks import FACTS
 from swaa_edge.convert.lora_to_gguf import convert_adapter
 from swaa_edge.engine.settings import EngineSettings
-from swaa_edge.finetune import distill, finetune
+from swaa_edge.finetune import Settings, distill, finetune
 from swaa_edge.generate.prompts import asked
 from swaa_edge.support.atomic import atomic_output
+from swaa_edge.support.journal import digest
 from swaa_edge.support.progress import progress_bar
 
 BUILD = Path(__file__).resolve().parents[2] / "build"
@@ -56,27 +58,40 @@ class Adapter:
     """A trained adapter.
 
     gguf: path of the adapter as a GGUF file.
+    sha256: hash of this file.
     training: the content of its swaa_training.json.
     """
 
     gguf: Path
+    sha256: str
     training: Mapping[str, Any]
 
 
-def folder_of_these_settings() -> Path:
-    """Return the folder of the adapters. Other settings give another folder, so no adapter is used by mistake."""
-    settings = [CHARACTERS, FAR, TEXTS, PER_TEXT, DISTILL, TRAIN, [row.swaa.to_dict() for row in tuned()]]
-    return BUILD / f"real-lora-{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]}"
+def folder_of(texts: Mapping[str, str]) -> Path:
+    """Return the folder of the adapters for these texts. Other texts or settings give another folder.
+
+    texts: the texts of `corpus`.
+    """
+    settings = {
+        "questions": _questions(texts),
+        "distill": DISTILL,
+        "finetune": dataclasses.asdict(Settings(**TRAIN)),
+        "rows": [row.swaa.to_dict() for row in tuned()],
+    }
+    return BUILD / f"real-lora-{digest(settings)[:8]}"
 
 
-def trained() -> dict[str, Adapter]:
-    """Return the adapters that are trained, by name. The names are those of the rows of `tuned`."""
+def trained(texts: Mapping[str, str]) -> dict[str, Adapter]:
+    """Return the adapters that are trained, by name. The names are those of the rows of `tuned`.
+
+    texts: the texts of `corpus`.
+    """
     found = {}
     for row in tuned():
-        folder = folder_of_these_settings() / str(row.adapter)
+        folder = folder_of(texts) / str(row.adapter)
         if (gguf := folder.with_suffix(".gguf")).exists():
             training = json.loads((folder / "swaa_training.json").read_text(encoding="utf-8"))
-            found[str(row.adapter)] = Adapter(gguf, training)
+            found[str(row.adapter)] = Adapter(gguf, hashlib.sha256(gguf.read_bytes()).hexdigest(), training)
     return found
 
 
@@ -89,16 +104,15 @@ def train(model: RealModel, texts: Mapping[str, str], threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
-    parent = folder_of_these_settings()
+    parent = folder_of(texts)
     parent.mkdir(parents=True, exist_ok=True)
     questions, responses, data = (parent / f"{name}.jsonl" for name in ("questions", "responses", "conversations"))
-    _write(questions, (record for name in TEXTS for record in ask_about(name, texts[name])))
+    _write(questions, _questions(texts))
     with progress_bar(True) as bar:
         if not responses.exists():
             engine = EngineSettings(n_threads=threads, n_gpu_layers=0)
             found = distill(model.q8_0, questions, responses, engine=engine, on_note=_say, on_progress=bar, **DISTILL)
-            if found.stopped:
-                raise KeyboardInterrupt
+            finished(found.stopped)
         _write(data, conversations(responses))
         for row in tuned():
             folder = parent / str(row.adapter)
@@ -106,6 +120,10 @@ def train(model: RealModel, texts: Mapping[str, str], threads: int) -> None:
                 _say(f"training {row.adapter}")
                 finetune(model.hf, data, folder, row.swaa, on_note=_say, on_progress=bar, **TRAIN)
             convert_adapter(model.hf, folder, folder.with_suffix(".gguf"), force=True)
+
+
+def _questions(texts: Mapping[str, str]) -> list[dict[str, str]]:
+    return [record for name in TEXTS if name in texts for record in ask_about(name, texts[name])]
 
 
 def ask_about(name: str, text: str) -> Iterator[dict[str, str]]:
@@ -137,7 +155,7 @@ def conversations(responses: Path) -> Iterator[dict[str, list[dict[str, str]]]]:
         yield {"messages": messages}
 
 
-def _write(path: Path, records: Iterator[dict[str, Any]]) -> None:
+def _write(path: Path, records: Iterable[dict[str, Any]]) -> None:
     with atomic_output(path, force=True) as file:
         file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
 

@@ -27,6 +27,7 @@ if __name__ == "__main__":
 
 from real.page import page
 from swaa_edge.errors import SwaaError
+from swaa_edge.support.atomic import atomic_output
 
 DATA = ROOT / "docs" / "results" / "real.json"
 PAGE = ROOT / "docs" / "results-real.md"
@@ -48,13 +49,22 @@ def quick(threads: int) -> None:
 def measure(threads: int) -> int:
     from real.run import measure_all
 
-    document = measure_all(threads, _committed() if DATA.is_file() else None)
-    DATA.write_text(dumped(document), encoding="utf-8")
-    print(f"{DATA.relative_to(ROOT)} written; next: {Path(sys.argv[0]).name} --write", file=sys.stderr)
+    before = _committed() if DATA.is_file() else None
+    document = measure_all(threads, before)
     if not document["complete"]:
         print("interrupted; the same command without options continues", file=sys.stderr)
-        return 130
-    return 0
+    if _worse(document, before):
+        print(f"{DATA.relative_to(ROOT)} has more rows, and is unchanged", file=sys.stderr)
+    else:
+        with atomic_output(DATA, force=True) as file:
+            file.write_text(dumped(document), encoding="utf-8")
+        print(f"{DATA.relative_to(ROOT)} written; next: {Path(sys.argv[0]).name} --write", file=sys.stderr)
+    return 0 if document["complete"] else 130
+
+
+def _worse(document: dict, before: dict | None) -> bool:
+    """Return whether an interrupted run has nothing to write, or fewer rows than the results of an earlier run."""
+    return not document["complete"] and len(document["rows"]) < max(len(before["rows"]) if before else 0, 1)
 
 
 def train(threads: int) -> None:

@@ -34,6 +34,7 @@ def page(document: dict[str, Any]) -> str:
         sinks=settings["sinks"],
         corpus=", ".join(f"{name} `{sha256[:16]}`" for name, sha256 in document["corpus"].items()),
         summary="\n".join(_summary(figures)),
+        progress="" if document["complete"] else "Some rows of the plan are not measured yet.\n\n",
         tables="\n\n".join(_tables(figures)),
         tails="\n".join(_tails(figures, settings["tails"])),
         calibrated="\n".join(_calibrated(figures)) or _MISSING,
@@ -70,8 +71,8 @@ the prompt than the window reaches.
   The configurations took turns on each document, on {machine[cpu]} ({threads} threads). Such a small model spends much
   of its time outside attention.
 
-Brackets and ± give 95 % intervals by bootstrap over the documents; for facts they give Wilson intervals. For KL, ± is
-one standard error.
+{progress}Brackets and ± give 95 % intervals by bootstrap over the documents; for facts they give Wilson intervals. For
+KL, ± is one standard error.
 
 {summary}
 
@@ -190,6 +191,8 @@ def _summary(figures: Figures) -> Iterator[str]:
                 120,
                 subsequent_indent="  ",
             )
+    if not figures.lengths:
+        return
     length = figures.lengths[0]
     window = figures.windows(length)[0]
     parts = []
@@ -213,7 +216,7 @@ def _tails(figures: Figures, tails: list[int]) -> Iterator[str]:
     yield f"| configuration | tokens | window | asked | {' | '.join(f'T {tail}' for tail in tails)} |"
     yield "|" + "---|" * (4 + len(tails))
     for (length, row), about in figures.rows.items():
-        if figures.tails(length, row) != list(tails):
+        if figures.tails(length, row) != list(tails) or about["window"] not in figures.windows(length):
             continue
         for task in ("passages", "shuffled"):
             cells = [_percent(figures.excess(length, row, tail, task), ".1%") for tail in tails]
@@ -276,17 +279,21 @@ def _verdicts(figures: Figures, lengths: list[int]) -> Iterator[str]:
 
 def _lora(figures: Figures) -> Iterator[str]:
     """Yield a description of the training, and a table of the rows with an adapter and without the adapter."""
-    tuned = [(length, row, about) for (length, row), about in figures.rows.items() if about.get("adapter")]
+    tuned = [
+        (length, row, about)
+        for (length, row), about in figures.rows.items()
+        if about.get("adapter") and figures.has(length, _without_lora(row), about["swaa"]["tail_count"])
+    ]
     if not tuned:
         return
     training = next(iter(figures.document["lora"].values()))
     settings = training["settings"]
     yield textwrap.fill(
         f"For each row, `finetune` trained a LoRA adapter (rank {settings['lora_rank']}) under the row's mask and "
-        f"tail: {training['data']['examples']} conversations about shorter documents, {settings['epochs']:g} epochs, "
-        f"{training['steps']} optimizer steps. The responses are the model's own correct answers to questions about "
-        "hidden facts (`distill`). No such document appears in any table. Below each row is the same configuration "
-        "without an adapter.",
+        f"tail, with {training['data']['examples']} conversations about shorter documents in {settings['epochs']:g} "
+        f"epochs, {training['steps']} optimizer steps each. The responses are the model's own correct answers to "
+        "questions about hidden facts (`distill`). No such document appears in any table. Below each row is the same "
+        "configuration without an adapter.",
         120,
     )
     yield ""

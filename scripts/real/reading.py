@@ -20,7 +20,7 @@ from real.cells import FULL, Row, Stage
 from real.tasks import Document
 from swaa_edge.calibrate.losses import read_answers
 from swaa_edge.evaluate.perplexity import nll
-from swaa_edge.support.interrupt import interruptible
+from swaa_edge.support.interrupt import Stopped, interruptible
 from swaa_edge.support.journal import Journal, Record
 
 if TYPE_CHECKING:
@@ -32,14 +32,21 @@ LoadRow = Callable[[Row, int], "SwaaLlama"]
 OnDocument = Callable[[Record], object]
 
 
-def place(length: int, row: Row, document: Document) -> tuple[int, str, str]:
-    """Return the key of a record: the prompt length, the row's key and the document's name."""
-    return length, row.key, document.name
+def finished(stopped: Stopped) -> None:
+    """Raise the reason for which a run ended early, if it did. stopped: as in the reports of swaa_edge."""
+    if stopped == "interrupted":
+        raise KeyboardInterrupt
+    if stopped:
+        raise stopped
 
 
-def measured(records: Sequence[Record]) -> dict[tuple[int, str, str], Record]:
-    """Return the records with answers, by the key from `place`."""
-    return {(each["length"], each["row"], each["document"]): each for each in records if each["answers"]}
+def answers_of(records: Sequence[Record], length: int, row: Row, document: Document) -> Record | None:
+    """Return the record of this row and document, or None if it lacks a tail of the row or has other settings."""
+    about = {"length": length, "row": row.key, "identity": row.identity, "document": document.name}
+    for each in reversed(records):
+        if about.items() <= each.items() and set(map(str, row.tails)) <= each["answers"].keys():
+            return each
+    return None
 
 
 def measure_stage(
@@ -49,18 +56,17 @@ def measure_stage(
     with contextlib.ExitStack() as stack:
         llms: dict[str, SwaaLlama] = {}
         for document in documents:
-            known = measured(journal.records)
-            left = [row for row in stage.rows if place(stage.length, row, document) not in known]
+            left = [row for row in stage.rows if not answers_of(journal.records, stage.length, row, document)]
             # An earlier stage already asked full attention. Another prefill gives a time to compare the rows with.
             if left and left[0] is not FULL:
                 left.insert(0, FULL)
             for row in left:
                 if row.key not in llms:
                     llms[row.key] = stack.enter_context(contextlib.closing(load(row, stage.length)))
-                asked = place(stage.length, row, document) not in known
+                asked = not answers_of(journal.records, stage.length, row, document)
                 with interruptible(llms[row.key]):
                     record = _read(llms[row.key], row, document, asked)
-                record |= {"length": stage.length, "row": row.key, "document": document.name}
+                record |= {"length": stage.length, "row": row.key, "identity": row.identity, "document": document.name}
                 journal.add(record)
                 if on_document:
                     on_document(record)

@@ -34,7 +34,7 @@ from real.cells import (
 from real.corpus import corpus, fingerprints
 from real.fetch import real_model
 from real.lora import trained
-from real.reading import measure_stage, measured, place
+from real.reading import answers_of, finished, measure_stage
 from real.tasks import CUE, SCORED, SEED, TASKS, Document, build, digest
 from swaa_edge import SwaaConfig, SwaaLlama
 from swaa_edge.bench.bound import Line, bound
@@ -46,8 +46,8 @@ from swaa_edge.engine.settings import EngineSettings
 from swaa_edge.evaluate import perplexity
 from swaa_edge.files.model import read_model
 from swaa_edge.generate.prompts import Prompts
-from swaa_edge.support.interrupt import Stopped
 from swaa_edge.support.journal import Journal, Record
+from swaa_edge.support.journal import digest as journal_digest
 from swaa_edge.support.machine import machine
 from swaa_edge.support.table import table
 
@@ -67,7 +67,7 @@ class Real:
         # Every row reuses the document's prefix. A ring could drop the prefix, so swa_full turns rings off.
         self.engine = EngineSettings(n_threads=threads, n_gpu_layers=0, swa_full=True)
         self.texts = corpus()
-        self.adapters = trained()
+        self.adapters = trained(self.texts)
         self.threads = threads
 
     def load(self, swaa: Configuration, n_ctx: int) -> SwaaLlama:
@@ -162,13 +162,17 @@ def measure_all(threads: int, committed: Mapping[str, Any] | None) -> dict[str, 
     BUILD.mkdir(exist_ok=True)
     found: dict[str, tuple[list[int], float]] = {}
     texts: dict[int, list[dict[str, Any]]] = {}
-    with Journal(BUILD / "real-answers.jsonl", key) as journal:
+    with _journal("answers", key) as journal:
 
         def measure(stages: Sequence[Stage]) -> None:
             for stage in stages:
                 measure_stage(stage, documents[stage.length], real.load_row, journal, _say)
 
-        adapted = [row for row in tuned() if row.adapter in real.adapters]
+        adapted = [
+            dataclasses.replace(row, trained_as=real.adapters[row.adapter].sha256)
+            for row in tuned()
+            if row.adapter in real.adapters
+        ]
         stages, complete = [*first_stages(), Stage(2048, DOCUMENTS[2048], adapted)], False
         with contextlib.suppress(KeyboardInterrupt):
             measure(stages)
@@ -198,12 +202,12 @@ def _calibrate(
     cases = [Case(f"{at}", case.prompt, case.answer) for at, case in enumerate(cases)]
     base = SwaaConfig(CALIBRATION["length"] // 8, SINKS, "none", True, CALIBRATION["tail"])
     key = {"model": key["model"], "cases": digest(documents), "settings": CALIBRATION}
-    with Journal(BUILD / "real-calibration.jsonl", key) as journal:
+    with _journal("calibration", key) as journal:
         for size, keep in KEPT.items():
             for method, candidates in (("greedy", CALIBRATION["candidates"]), ("nll", None)):
                 settings = CalibrateSettings(method, keep, candidates)
                 report = search(real.load, base, real.model.n_layers, cases, settings, journal=journal)
-                _finished(report.stopped)
+                finished(report.stopped)
                 found[f"{size} {method}"] = (list(report.chosen), round(report.loss.loss, 4))
 
 
@@ -212,45 +216,43 @@ def _perplexity(
 ) -> list[dict[str, Any]]:
     configs = {row.key: row.swaa for row in texts_of(length, chosen)}
     key = {**key, "configs": {name: config and config.to_dict() for name, config in configs.items()}}
-    with Journal(BUILD / f"real-perplexity-{length}.jsonl", key) as journal:
+    with _journal(f"perplexity-{length}", key) as journal:
         report = perplexity.measure(real.load, configs, tokens, length, windows=TEXTS[length], journal=journal)
-    _finished(report.stopped)
+    finished(report.stopped)
     names = ("windows", "tokens", "ppl", "kl", "kl_error", "nll_increase", "nll_increase_error", "same_top")
     return [{"row": row["config"]} | {name: row[name] for name in names} for row in report.rows()]
 
 
-def _finished(stopped: Stopped) -> None:
-    if stopped == "interrupted":
-        raise KeyboardInterrupt
-    if stopped:
-        raise stopped
+def _journal(name: str, key: dict[str, Any]) -> Journal:
+    """Open a journal in build/. Each key has its own file, so no run meets the journal of another run."""
+    return Journal(BUILD / f"real-{name}-{journal_digest(key)[:8]}.jsonl", key)
 
 
 def _document(
     real: Real, documents: Mapping[int, Sequence[Document]], stages: Sequence[Stage], records: Sequence[Record]
 ) -> dict[str, Any]:
     """Return the raw results as plain JSON values. Rows that lack a document are left out."""
-    known, times = measured(records), ratios(records)
+    times = ratios(records)
     rows, cells = [], []
-    unique = {
-        (stage.length, row.key): (stage.length, row)
-        for stage in stages
-        for row in stage.rows
-        if all(place(stage.length, row, document) in known for document in documents[stage.length])
-    }
-    for length, row in unique.values():
+    complete: dict[tuple[int, str], tuple[int, Row, list[Record]]] = {}
+    for stage in stages:
+        for row in stage.rows:
+            answers = [answers_of(records, stage.length, row, document) for document in documents[stage.length]]
+            if all(answers):
+                complete[stage.length, row.key] = stage.length, row, answers
+    for length, row, answered in complete.values():
         name = {"length": length, "row": row.key}
         swaa = row.swaa.to_dict() if row.swaa else None
         about = {
             "config": row.name,
             "window": row.window,
             "swaa": swaa,
-            "prefill": times.get((length, row.key)),
+            "prefill": times.get((length, row.key, row.identity)),
             "adapter": row.adapter,
         }
         rows.append(name | about | {"pairs": {str(tail): _pairs(row, tail, length, real) for tail in row.tails}})
         for tail in map(str, row.tails):
-            found = [known[place(length, row, document)]["answers"][tail] for document in documents[length]]
+            found = [record["answers"][tail] for record in answered]
             for task in TASKS:
                 own = [
                     [answer for answer, question in zip(answers, each.questions, strict=True) if question.task == task]
@@ -261,7 +263,7 @@ def _document(
     asked = [
         {"length": length, "task": task, "scored": [[q.scored for q in d.questions if q.task == task] for d in each]}
         for length, each in documents.items()
-        if any(length == measured_length for measured_length, _ in unique)
+        if any(length == row_length for row_length, _ in complete)
         for task in TASKS
     ]
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=BUILD.parent, capture_output=True, text=True, check=False)
@@ -280,18 +282,19 @@ def _document(
     }
 
 
-def ratios(records: Sequence[Record]) -> dict[tuple[int, str], list[float]]:
-    """Return each row's prefill speed-ups over full attention, one per document, by length and row.
+def ratios(records: Sequence[Record]) -> dict[tuple[int, str, str], list[float]]:
+    """Return each row's prefill speed-ups over full attention, one per document, by length, row and identity.
 
     Each row's time is compared with full attention's latest time on the document. Full attention ran shortly before.
     """
-    found: dict[tuple[int, str], list[float]] = {}
+    found: dict[tuple[int, str, str], list[float]] = {}
     full: dict[tuple[int, str], float] = {}
     for record in records:
         if record["row"] == FULL.key:
             full[record["length"], record["document"]] = record["seconds"]
         base = full[record["length"], record["document"]]
-        found.setdefault((record["length"], record["row"]), []).append(round(base / record["seconds"], 3))
+        name = record["length"], record["row"], record["identity"]
+        found.setdefault(name, []).append(round(base / record["seconds"], 3))
     return found
 
 

@@ -146,23 +146,26 @@ def read_answers(llm: SwaaLlama, cases: Iterable[Case], on_rows: OnRows, tail_co
         are overwritten after the call.
     tail_count: number of tail tokens (default: as in the model's settings).
 
+    The cache must not hold a tail, so call `reset` first if the model evaluated anything else. After an error, the
+    cache is empty.
+
     Cases about one document should follow one another: shared prompt tokens stay in the engine's cache and are not
     evaluated again. A tail can begin inside the document. Only prompts of equal length share this part of the document.
     """
     if tail_count is None:
         tail_count = llm.swaa.tail_count if llm.swaa else 0
     held = math.inf  # the decode boundary of the prompt in the cache; at first, the cache holds no tail
-    for case in cases:
-        boundary = max(len(case.prompt) - tail_count, 0)
-        shared = _shared(llm, case.prompt)
-        if boundary != held:
-            shared = min(shared, boundary, held)
-        try:
+    try:
+        for case in cases:
+            boundary = max(len(case.prompt) - tail_count, 0)
+            shared = _shared(llm, case.prompt)
+            if boundary != held:
+                shared = min(shared, boundary, held)
             _read_answer(llm, case, on_rows, boundary, shared)
-        except BaseException:
-            llm.reset()
-            raise
-        held = boundary
+            held = boundary
+    except BaseException:
+        llm.reset()
+        raise
     # Tokens from the boundary on may have seen more than prompt tokens see. No later prompt may reuse these tokens.
     llm.n_tokens = min(llm.n_tokens, held)
 

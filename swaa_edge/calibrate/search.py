@@ -80,7 +80,9 @@ def patterns(n_layers: int, keep: int) -> dict[str, frozenset[int]]:
     The choices are the first `keep` layers, and every k-th layer from each possible first layer.
     """
     period = max(1, round(n_layers / keep))
-    periodic = {f"{first}::{period}": frozenset(range(first, n_layers, period)) for first in range(period)}
+    periodic = {
+        f"{first}::{period}": frozenset(range(first, n_layers, period)) for first in range(period) if period > 1
+    }
     return {f":{keep}": frozenset(range(keep))} | periodic
 
 

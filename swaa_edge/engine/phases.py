@@ -151,9 +151,9 @@ class PhaseTracker:
         """Raise `GenerationError` if the engine holds no logits for token `idx`. None is the last of `n_tokens`."""
         back = 1 if idx is None else n_tokens - idx
         if not 0 < back <= self.rows or n_tokens == 0:
-            raise GenerationError(
-                f"there are no logits to sample from{'' if idx is None else f' at idx = {idx}'}; evaluate tokens first"
-            )
+            if idx is not None and self.rows:
+                raise GenerationError(f"there are no logits at idx = {idx}; set logits_all, or eval with on_logits")
+            raise GenerationError("there are no logits to sample from; evaluate tokens first")
 
     def shift(self, n_discard: int) -> None:
         """Move the sampled token down by `n_discard` positions, as a context shift does."""

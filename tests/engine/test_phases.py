@@ -109,7 +109,7 @@ def test_rows_of_logits():
     for idx in (6, 10, -1):
         with pytest.raises(GenerationError) as caught:
             tracker.check_row(idx, 10)
-        assert str(caught.value) == f"there are no logits to sample from at idx = {idx}; evaluate tokens first"
+        assert str(caught.value) == f"there are no logits at idx = {idx}; set logits_all, or eval with on_logits"
     with pytest.raises(GenerationError, match="no logits to sample from; evaluate tokens first"):
         tracker.check_row(None, 0)
 

@@ -36,16 +36,18 @@ def test_responses_about_one_document_are_one_conversation(tmp_path):
 
 def test_adapters_of_other_settings_are_not_used(tmp_path, monkeypatch):
     monkeypatch.setattr(lora, "BUILD", tmp_path)
-    assert lora.trained() == {}
+    texts = {"docstrings": TEXT, "debian": TEXT}
+    assert lora.trained(texts) == {}
     row = tuned()[0]
-    folder = lora.folder_of_these_settings() / row.adapter
+    folder = lora.folder_of(texts) / row.adapter
     folder.mkdir(parents=True)
     (folder / "swaa_training.json").write_text('{"steps": 3}')
-    assert lora.trained() == {}, "an adapter that is still being trained has no GGUF file"
+    assert lora.trained(texts) == {}, "an adapter that is still being trained has no GGUF file"
     folder.with_suffix(".gguf").touch()
-    assert lora.trained()[row.adapter].training == {"steps": 3}
+    assert lora.trained(texts)[row.adapter].training == {"steps": 3}
+    assert lora.trained(texts | {"debian": TEXT[1:]}) == {}
     monkeypatch.setitem(lora.TRAIN, "learning_rate", 1e-5)
-    assert lora.trained() == {}
+    assert lora.trained(texts) == {}
 
 
 @pytest.mark.parametrize("row", tuned(), ids=lambda row: row.adapter)

@@ -107,8 +107,7 @@ def test_a_run_that_was_interrupted_loses_one_document_and_asks_nothing_twice(en
     state["stop_at"] = None
     with Journal(path, {}) as journal:
         reading.measure_stage(STAGE, documents, engine["load"], journal)
-        known = reading.measured(journal.records)
-    assert len(known) == 9
+        assert all(reading.answers_of(journal.records, 1024, row, each) for row in STAGE.rows for each in documents)
     assert len(state["asked"]) == 3 * 4 - sum(len(record["answers"]) for record in journal.records[:kept]) == 7
     state["loaded"].clear()
     with Journal(path, {}) as journal:
@@ -127,14 +126,28 @@ def test_full_attention_is_read_again_beside_later_rows_but_not_asked_again(engi
     assert names == [FULL, "sinks @ 64"] * 3
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"swaa": dataclasses.replace(STAGE.rows[2].swaa, sink_count=5)}, {"trained_as": "new"}, {"tails": (0, 8, 16)}],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_record_of_other_settings_under_the_same_name_is_not_used(change, engine, documents):
+    journal = Journal(None, {})
+    reading.measure_stage(STAGE, documents, engine["load"], journal)
+    changed = dataclasses.replace(STAGE.rows[2], **change)
+    assert changed.key == STAGE.rows[2].key
+    assert reading.answers_of(journal.records, 1024, STAGE.rows[2], documents[0])
+    assert reading.answers_of(journal.records, 1024, changed, documents[0]) is None
+
+
 def test_a_ratio_is_of_the_full_attention_read_last():
     def record(row, seconds, document="a"):
-        return {"length": 1, "row": row, "document": document, "seconds": seconds}
+        return {"length": 1, "row": row, "document": document, "seconds": seconds, "identity": "i"}
 
     records = [record(FULL, 4.0), record("x", 2.0), record(FULL, 6.0, "b"), record("x", 2.0, "b"), record(FULL, 8.0)]
     found = run.ratios([*records, record("y", 2.0)])
-    assert found[1, "x"] == [2.0, 3.0]
-    assert found[1, "y"] == [4.0]
+    assert found[1, "x", "i"] == [2.0, 3.0]
+    assert found[1, "y", "i"] == [4.0]
 
 
 def test_ctrl_c_ends_a_short_run_without_a_file(monkeypatch, capsys):
@@ -146,14 +159,18 @@ def test_ctrl_c_ends_a_short_run_without_a_file(monkeypatch, capsys):
     assert capsys.readouterr().err == "interrupted\n"
 
 
-@pytest.mark.parametrize("complete", [False, True])
-def test_a_run_writes_what_is_complete_and_says_whether_it_is_all(complete, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("rows", "complete", "written"), [(3, True, True), (1, True, True), (2, False, True), (1, False, False)]
+)
+def test_an_interrupted_run_never_replaces_more_rows(rows, complete, written, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(measure, "ROOT", tmp_path)
     monkeypatch.setattr(measure, "DATA", tmp_path / "real.json")
-    monkeypatch.setattr(run, "measure_all", lambda *_: {"rows": [{"row": "full"}], "complete": complete})
+    measure.DATA.write_text(json.dumps({"rows": [{}, {}]}))
+    monkeypatch.setattr(run, "measure_all", lambda *_: {"rows": [{"row": "new"}] * rows, "complete": complete})
     assert measure.main([]) == (0 if complete else 130)
-    assert json.loads((tmp_path / "real.json").read_text())["rows"] == [{"row": "full"}]
-    assert ("continues" in capsys.readouterr().err) is not complete
+    assert ("new" in measure.DATA.read_text()) is written
+    error = capsys.readouterr().err
+    assert ("continues" in error) is not complete and ("unchanged" in error) is not written
 
 
 def test_other_texts_than_those_of_the_committed_results_are_named(monkeypatch, capsys):

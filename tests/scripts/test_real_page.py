@@ -20,7 +20,7 @@ def made(loss=None, length=2048, stages=None):
     texts = [{"row": row.key, "kl": 0.25, "kl_error": 0.01} for row in cells.texts_of(length, CHOSEN)]
     training = {"settings": {"lora_rank": 16, "epochs": 2.0}, "data": {"examples": 43}, "steps": 44}
     lora = {row.adapter: training for row in cells.tuned()}
-    return document | {"calibration": calibration, "perplexity": {str(length): texts}, "lora": lora}
+    return document | {"calibration": calibration, "perplexity": {str(length): texts}, "lora": lora, "complete": True}
 
 
 def usual(row, tail, task, at):
@@ -37,8 +37,17 @@ def test_the_page_is_what_its_data_give():
 
 
 def test_a_page_of_the_first_rows_only():
-    document = made(stages=cells.first_stages()[:1]) | {"calibration": {}, "perplexity": {}}
+    document = made(stages=cells.first_stages()[:1]) | {"calibration": {}, "perplexity": {}, "complete": False}
     assert "Not measured yet." in page(document) and "sinks + 0:8 + FA decode" in page(document)
+    assert "Some rows of the plan are not measured yet." in page(document)
+
+
+def test_a_page_is_written_from_any_rows():
+    """An interrupted run can end after any row; an adapter's row can come before the same row without the adapter."""
+    rows = [*cells.first_stages()[0].rows, *cells.tuned(), *cells.others(2048, CHOSEN)]
+    for count in (1, 2, 3, 5, len(cells.first_stages()[0].rows) + 3, len(rows) - 5):
+        text = page(made(stages=[cells.Stage(2048, 3, rows[:count])]) | {"complete": False})
+        assert ("| full |" in text) is (count > 1), "full attention needs a bare window beside it"
 
 
 def test_a_stale_page_is_noticed(tmp_path, monkeypatch):
@@ -105,7 +114,7 @@ def test_an_adapter_stands_beside_the_same_row_without_it():
     words = " ".join(section.split())
     assert "sinks + FA decode with T = 128 changes the loss on far passages by -0.250 nats per token [-0.250" in words
     assert "sinks + FA decode with T = 0 changes the loss on far passages by +0.000" in words
-    assert "43 conversations about shorter documents, 2 epochs, 44 optimizer steps" in words
+    assert "43 conversations about shorter documents in 2 epochs, 44 optimizer steps each" in words
     summary = " ".join(text.partition("## 2,048 tokens")[0].split())
     assert "LoRA with T" not in summary, "the best configuration is one without training"
 

@@ -47,7 +47,7 @@ def results(stages, documents, loss):
                     for tail in row.tails
                 }
                 seconds = 2.0 if row is FULL else 1.0
-                name = {"length": stage.length, "row": row.key, "document": document.name}
+                name = {"length": stage.length, "row": row.key, "identity": row.identity, "document": document.name}
                 records.append({**name, "seconds": seconds, "answers": answers})
     model = SimpleNamespace(name="tiny", n_layers=30)
     path = SimpleNamespace(name="tiny.gguf", read_bytes=lambda: b"")
