@@ -83,7 +83,8 @@ def patterns(n_layers: int, keep: int) -> dict[str, frozenset[int]]:
     periodic = {
         f"{first}::{period}": frozenset(range(first, n_layers, period)) for first in range(period) if period > 1
     }
-    return {f":{keep}": frozenset(range(keep))} | periodic
+    front = frozenset(range(keep))
+    return periodic if front in periodic.values() else {f":{keep}": front} | periodic
 
 
 def _choices(n_layers: int, keep: int, settings: CalibrateSettings) -> int:

@@ -153,6 +153,7 @@ def test_patterns():
     assert patterns(28, 7).keys() == {":7", "0::4", "1::4", "2::4", "3::4"}
     assert [len(layers) for layers in patterns(36, 10).values()] == [10, 9, 9, 9, 9]
     assert patterns(5, 4) == {":4": frozenset(range(4))}, "every layer is no pattern"
+    assert patterns(4, 1).keys() == {"0::4", "1::4", "2::4", "3::4"}, "the first layer is 0::4"
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt(), GenerationError("out of memory")])

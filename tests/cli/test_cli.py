@@ -133,7 +133,7 @@ def test_a_wrong_command_line_is_one_line_and_exit_code_2(args, message):
         (["annotate", "a", "-o", "b", "--window", "0"], "Error: window_size = 0 is out of range: 1 to 2147483647\n"),
         (
             ["annotate", "a", "-o", "b", "--window", "8", "--fa-layers", "x"],
-            'Error: fa_layers = \'x\' is not a list of layers, slice text such as "1::2", "none" or "all"\n',
+            'Error: fa_layers = \'x\' is not a list of layers, slice text such as "1::2" or ":1/4", "none" or "all"\n',
         ),
         (
             ["annotate", "a", "-o", "b", "--config", "none.json"],
