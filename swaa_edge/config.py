@@ -246,8 +246,8 @@ TAIL = 128
 class Recipe:
     """A preset and its published figures (Qwen3-4B, arXiv 2512.10411). The figures are only printed.
 
-    The figures were published for the same settings without a tail. The paper doesn't have the preset `front`, so all
-    figures of `front` are None.
+    The figures were published for the same settings without a tail. The paper doesn't have the preset `early`, so all
+    figures of `early` are None.
 
     accuracy: accuracies in percent on LongMemEval with 24k tokens: "thinking model/instruct model".
     accuracy_lora: the same accuracies with the authors' LoRA adapter.
@@ -277,7 +277,7 @@ def _preset(
     return Recipe(SwaaConfig(2048, 100, fa_layers, fa_decode, tail_count, name), accuracy, accuracy_lora, seconds)
 
 
-#: The presets by name, most accurate first. `front` has no published accuracy and costs about as much as `balanced`.
+#: The presets by name, most accurate first. `early` has no published accuracy and costs about as much as `balanced`.
 #: Accuracies marked S=10 were measured with 10 sinks.
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
@@ -285,7 +285,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         for preset in (
             _preset("quality", "1::2", True, "68.8/50.6", "73.2/58.8", 2.72),
             _preset("balanced", "1::4", True, "53.2/31.4 (S=10)", "68.8/47.0", 2.37),
-            _preset("front", ":1/4", True),
+            _preset("early", ":1/4", True),
             _preset("fast", "none", True, "50.0/17.8", "62.2/42.6", 2.01),
             _preset("memory", "1::2", False, "25.8/36.4 (S=10)", "63.6/54.6", 1.92),
             _preset("stream", "none", False, "16.0/15.6 (S=10)", "18.8/23.8", 0.43),

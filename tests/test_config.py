@@ -248,7 +248,7 @@ def test_the_recipes():
     assert table == {
         "quality": (2048, 100, "1::2", True, 2.72),
         "balanced": (2048, 100, "1::4", True, 2.37),
-        "front": (2048, 100, ":1/4", True, None),
+        "early": (2048, 100, ":1/4", True, None),
         "fast": (2048, 100, "none", True, 2.01),
         "memory": (2048, 100, "1::2", False, 1.92),
         "stream": (2048, 100, "none", False, 0.43),

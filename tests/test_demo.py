@@ -50,7 +50,7 @@ def test_what_the_demo_shows_is_so(tmp_path, monkeypatch):
         "naive",
         "quality",
         "balanced",
-        "front",
+        "early",
         "fast",
         "memory",
         "stream",

@@ -16,7 +16,7 @@ from typing import Any
 
 from gpu.runner import CheckError, OutOfTime, Result, Runner
 
-RECIPES = ("quality", "balanced", "front", "fast", "memory", "stream")
+RECIPES = ("quality", "balanced", "early", "fast", "memory", "stream")
 _LONG, _LENGTHS = 131072, (8192, 32768, 131072)
 
 

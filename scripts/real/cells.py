@@ -26,7 +26,7 @@ TEXTS = {2048: 5, 4096: 2, 8192: 2}
 RECIPES = {
     "quality": "sinks + 1::2 + FA decode",
     "balanced": "sinks + 1::4 + FA decode",
-    "front": "sinks + 0:8 + FA decode",
+    "early": "sinks + 0:8 + FA decode",
     "fast": "sinks + FA decode",
     "memory": "sinks + 1::2",
     "stream": "sinks",

@@ -116,10 +116,13 @@ def train(model: RealModel, texts: Mapping[str, str], threads: int) -> None:
         _write(data, conversations(responses))
         for row in tuned():
             folder = parent / str(row.adapter)
+            gguf = folder.with_suffix(".gguf")
+            if gguf.exists():
+                continue
             if not (folder / "adapter_config.json").exists():
                 _say(f"training {row.adapter}")
                 finetune(model.hf, data, folder, row.swaa, on_note=_say, on_progress=bar, **TRAIN)
-            convert_adapter(model.hf, folder, folder.with_suffix(".gguf"), force=True)
+            convert_adapter(model.hf, folder, gguf)
 
 
 def _questions(texts: Mapping[str, str]) -> list[dict[str, str]]:

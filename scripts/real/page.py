@@ -27,7 +27,7 @@ def page(document: dict[str, Any]) -> str:
     return _PAGE.format(
         model=document["model"] | {"sha256": document["model"]["sha256"][:16]},
         machine=document["machine"],
-        threads=document["threads"],
+        threads=" or ".join(map(str, document["threads"])) + (" thread" if document["threads"] == [1] else " threads"),
         commit=document["commit"][:12],
         cue=settings["cue"],
         scored=settings["scored"],
@@ -68,7 +68,7 @@ the prompt than the window reaches.
   text are prompt tokens, so FA decode and the tail have no effect.
 - *pairs*: the number of query-key pairs that the prefill computes, as a fraction of full attention's.
 - *prefill*: the speed-up over full attention for prefilling the document without a tail: the median over the documents.
-  The configurations took turns on each document, on {machine[cpu]} ({threads} threads). Such a small model spends much
+  The configurations took turns on each document, on {machine[cpu]} ({threads}). Such a small model spends much
   of its time outside attention.
 
 {progress}Brackets and ± give 95 % intervals by bootstrap over the documents; for facts they give Wilson intervals. For
@@ -99,7 +99,7 @@ each T:
 scripts/real/fetch.py && scripts/real/measure.py --train && scripts/real/measure.py && scripts/real/measure.py --write
 ```
 
-Commit `{commit}`; model sha256 `{model[sha256]}`.
+Data written at commit `{commit}`; model sha256 `{model[sha256]}`.
 Texts: {corpus}. Other versions of Python and of Debian's packages contain other texts, so their figures differ.
 """
 

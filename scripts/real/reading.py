@@ -50,9 +50,17 @@ def answers_of(records: Sequence[Record], length: int, row: Row, document: Docum
 
 
 def measure_stage(
-    stage: Stage, documents: Sequence[Document], load: LoadRow, journal: Journal, on_document: OnDocument | None = None
+    stage: Stage,
+    documents: Sequence[Document],
+    load: LoadRow,
+    journal: Journal,
+    on_document: OnDocument | None = None,
+    threads: int = 1,
 ) -> None:
-    """Measure each row on each document, except for records in the journal. Raises KeyboardInterrupt on Ctrl-C."""
+    """Measure each row on each document, except for records in the journal. Raises KeyboardInterrupt on Ctrl-C.
+
+    threads: number of CPU threads of the models, for the records.
+    """
     with contextlib.ExitStack() as stack:
         llms: dict[str, SwaaLlama] = {}
         for document in documents:
@@ -66,7 +74,8 @@ def measure_stage(
                 asked = not answers_of(journal.records, stage.length, row, document)
                 with interruptible(llms[row.key]):
                     record = _read(llms[row.key], row, document, asked)
-                record |= {"length": stage.length, "row": row.key, "identity": row.identity, "document": document.name}
+                about = {"length": stage.length, "row": row.key, "identity": row.identity, "document": document.name}
+                record |= {**about, "threads": threads}
                 journal.add(record)
                 if on_document:
                     on_document(record)

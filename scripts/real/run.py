@@ -135,7 +135,7 @@ def measure_quick(threads: int, asked: int = 3) -> dict[str, Any]:
     with Prompts(real.path) as prompts:
         documents = real.documents(stage.length, stage.documents, prompts, asked)
     with Journal(None, {}) as journal:
-        measure_stage(stage, documents, real.load_row, journal, _say)
+        measure_stage(stage, documents, real.load_row, journal, _say, threads)
         return _document(real, {stage.length: documents}, [stage], journal.records)
 
 
@@ -166,7 +166,7 @@ def measure_all(threads: int, committed: Mapping[str, Any] | None) -> dict[str, 
 
         def measure(stages: Sequence[Stage]) -> None:
             for stage in stages:
-                measure_stage(stage, documents[stage.length], real.load_row, journal, _say)
+                measure_stage(stage, documents[stage.length], real.load_row, journal, _say, threads)
 
         adapted = [
             dataclasses.replace(row, trained_as=real.adapters[row.adapter].sha256)
@@ -272,7 +272,7 @@ def _document(
     return {
         "model": about,
         "machine": machine(),
-        "threads": real.threads,
+        "threads": sorted({record["threads"] for *_, answered in complete.values() for record in answered}),
         "commit": commit.stdout.strip(),
         "corpus": fingerprints(real.texts),
         "settings": settings,

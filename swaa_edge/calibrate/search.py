@@ -81,10 +81,10 @@ def patterns(n_layers: int, keep: int) -> dict[str, frozenset[int]]:
     """
     period = max(1, round(n_layers / keep))
     periodic = {
-        f"{first}::{period}": frozenset(range(first, n_layers, period)) for first in range(period) if period > 1
+        f"{start}::{period}": frozenset(range(start, n_layers, period)) for start in range(period) if period > 1
     }
-    front = frozenset(range(keep))
-    return periodic if front in periodic.values() else {f":{keep}": front} | periodic
+    first = frozenset(range(keep))
+    return periodic if first in periodic.values() else {f":{keep}": first} | periodic
 
 
 def _choices(n_layers: int, keep: int, settings: CalibrateSettings) -> int:

@@ -151,8 +151,10 @@ class PhaseTracker:
         """Raise `GenerationError` if the engine holds no logits for token `idx`. None is the last of `n_tokens`."""
         back = 1 if idx is None else n_tokens - idx
         if not 0 < back <= self.rows or n_tokens == 0:
-            if idx is not None and self.rows:
+            if idx is not None and self.rows and 0 <= idx < n_tokens:
                 raise GenerationError(f"there are no logits at idx = {idx}; set logits_all, or eval with on_logits")
+            if idx is not None and n_tokens:
+                raise GenerationError(f"idx = {idx} is out of range: 0 to {n_tokens - 1}")
             raise GenerationError("there are no logits to sample from; evaluate tokens first")
 
     def shift(self, n_discard: int) -> None:

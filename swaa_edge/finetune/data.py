@@ -42,8 +42,8 @@ class Example:
     """A record of the data file as tokens.
 
     tokens: the tokens of the whole conversation.
-    generated: for each token, whether the token belongs to a response. Only response tokens count in the loss, and
-        only response tokens get the mask of decode.
+    generated: for each token, whether the token belongs to a response. Only response tokens count in the loss. They
+        see the same tokens as in decode.
     source: the record's place in the file, for error messages.
     """
 

@@ -42,6 +42,11 @@ def test_a_page_of_the_first_rows_only():
     assert "Some rows of the plan are not measured yet." in page(document)
 
 
+@pytest.mark.parametrize(("threads", "said"), [([1], "(1 thread)"), ([2], "(2 threads)"), ([1, 2], "(1 or 2 threads)")])
+def test_the_page_names_the_threads_of_the_measurements(threads, said):
+    assert said in page(made() | {"threads": threads})
+
+
 def test_a_page_is_written_from_any_rows():
     """An interrupted run can end after any row; an adapter's row can come before the same row without the adapter."""
     rows = [*cells.first_stages()[0].rows, *cells.tuned(), *cells.others(2048, CHOSEN)]

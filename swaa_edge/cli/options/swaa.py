@@ -117,7 +117,7 @@ def recipe_table() -> str:
     note = (
         "Accuracy in percent on LongMemEval at 24k tokens, reasoning/instruct model; time for a prompt of 128k tokens "
         "and 512 generated ones. Both were published for Qwen3-4B (arXiv 2512.10411), without a tail (--tail 0). The "
-        "recipe front is ours; docs/results-real.md compares it with the others on a small model."
+        "recipe early is ours; docs/results-real.md has its figures on a small model."
     )
     # \b keeps click from re-wrapping the table.
     return f"\b\n{table(rows)}\n\n{note}"

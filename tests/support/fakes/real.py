@@ -48,7 +48,7 @@ def results(stages, documents, loss):
                 }
                 seconds = 2.0 if row is FULL else 1.0
                 name = {"length": stage.length, "row": row.key, "identity": row.identity, "document": document.name}
-                records.append({**name, "seconds": seconds, "answers": answers})
+                records.append({**name, "seconds": seconds, "answers": answers, "threads": 2})
     model = SimpleNamespace(name="tiny", n_layers=30)
     path = SimpleNamespace(name="tiny.gguf", read_bytes=lambda: b"")
     real = SimpleNamespace(path=path, model=model, texts={"python": TEXT}, threads=2)
